@@ -1,0 +1,76 @@
+"""A Llama-style SentencePiece model as a fast tokenizer with SentencePiece's and llama.cpp's ids.
+
+transformers 5 orders the merges by token id when it reads a `tokenizer.model`; SentencePiece merges
+by score. In Llama-2 the runs of spaces have small ids and the lowest scores, so code, tables and
+indentation get other ids than the model was trained on. Here merges follow the scores.
+"""
+
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+
+SPACE = "\u2581"
+_BPE = 2
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
+
+
+def read(model_file: Path) -> sentencepiece_model_pb2.ModelProto | None:
+    """The parsed model, or None for the other kinds under this name (tiktoken, Unigram)."""
+    proto = sentencepiece_model_pb2.ModelProto()
+    try:
+        proto.ParseFromString(model_file.read_bytes())
+    except DecodeError:
+        return None
+    return proto if proto.pieces and proto.trainer_spec.model_type == _BPE else None
+
+
+def rewrites_text(proto: sentencepiece_model_pb2.ModelProto) -> bool:
+    """True if the model normalises its input (NFKC, collapsed spaces); llama.cpp does not."""
+    spec = proto.normalizer_spec
+    return bool(spec.precompiled_charsmap) or spec.remove_extra_whitespaces
+
+
+def build(proto: sentencepiece_model_pb2.ModelProto) -> Tokenizer:
+    """The same pieces and ids as a `tokenizers.Tokenizer`, without BOS or EOS of its own."""
+    vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
+    unknown = next(piece.piece for piece in proto.pieces if piece.type == _UNKNOWN)
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=_merges(proto, vocabulary),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    prefix = proto.normalizer_spec.add_dummy_prefix
+    spaces = normalizers.Replace(" ", SPACE)
+    tokenizer.normalizer = (
+        normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefix else spaces
+    )
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(steps + [decoders.Strip(" ", 1, 0)] if prefix else steps)
+    tokenizer.add_tokens(
+        [
+            AddedToken(piece.piece, normalized=False, special=piece.type != _USER_DEFINED)
+            for piece in proto.pieces
+            if piece.type in (_UNKNOWN, _CONTROL, _USER_DEFINED)
+        ]
+    )
+    return tokenizer
+
+
+def _merges(
+    proto: sentencepiece_model_pb2.ModelProto, vocabulary: dict[str, int]
+) -> list[tuple[str, str]]:
+    """Every way to make a piece of two others, best score first, as SentencePiece merges."""
+    normal = [index for index, piece in enumerate(proto.pieces) if piece.type == _NORMAL]
+    merges: list[tuple[str, str]] = []
+    for index in sorted(normal, key=lambda i: (-proto.pieces[i].score, i)):
+        piece = proto.pieces[index].piece
+        halves = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
+        known = [(a, b) for a, b in halves if a in vocabulary and b in vocabulary]
+        merges += sorted(known, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
+    return merges

@@ -1,0 +1,251 @@
+"""Load and save tokenizers so that training, evaluation and llama.cpp see the same ids.
+
+The guard, in one place: a folder with `tokenizer.model` gets merges ordered by score, the pad token
+is never EOS (a collator that masks padding would teach the model never to stop), and
+`tokenizer.model`, which GGUF conversion needs, is copied along.
+"""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from slimtune.console import InputError, ResourceError
+from slimtune.models import sentencepiece_bpe
+
+SENTENCEPIECE_FILE = "tokenizer.model"
+JSON_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
+_ADDED_FILE = "added_tokens.json"
+_COMPANIONS = [SENTENCEPIECE_FILE, JSON_FILE, CONFIG_FILE, TEMPLATE_FILE, _ADDED_FILE]
+_UNBOUNDED = int(1e30)  # transformers' own "no limit"
+_PAD_CANDIDATES = [
+    "<pad>",
+    "[PAD]",
+    "<|pad|>",
+    "<|finetune_right_pad_id|>",
+    "<|reserved_special_token_0|>",
+    "<|fim_pad|>",
+    "<|endoftext|>",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def load(folder_or_id: str | Path) -> PreTrainedTokenizerFast:
+    """The guarded tokenizer of a model folder or Hub id.
+
+    `tokenizer.model` decides where it is a SentencePiece BPE; otherwise `tokenizer.json` is taken
+    as it is. Raises InputError (no tokenizer, gated or unknown id) or ResourceError (offline).
+    """
+    folder = _folder(str(folder_or_id))
+    model_file = folder / SENTENCEPIECE_FILE
+    proto = sentencepiece_bpe.read(model_file) if model_file.is_file() else None
+    if proto is not None:
+        return from_sentencepiece(model_file)
+    if not (folder / JSON_FILE).is_file():
+        raise InputError(
+            f"{folder}: no usable tokenizer",
+            f"neither {JSON_FILE} nor a SentencePiece BPE {SENTENCEPIECE_FILE} is there",
+            f"copy {SENTENCEPIECE_FILE} or {JSON_FILE} from the original model into the folder",
+        )
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exception for a broken file
+        raise _broken(folder / JSON_FILE, error) from error
+    return _guard_padding(tokenizer)
+
+
+def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
+    """A fast tokenizer with SentencePiece's own ids.
+
+    Token names, chat template and tokens added later come from the files beside `model_file`.
+    """
+    proto = sentencepiece_bpe.read(model_file)
+    if proto is None:
+        raise InputError(
+            f"{model_file}: not a SentencePiece BPE model",
+            "Unigram and tiktoken vocabularies merge by other rules",
+            f"give a Llama-style {SENTENCEPIECE_FILE}, or a folder with {JSON_FILE}",
+        )
+    if sentencepiece_bpe.rewrites_text(proto):
+        raise InputError(
+            f"{model_file}: the model rewrites its input text (NFKC or collapsed spaces)",
+            "llama.cpp does not, so the same prompt would get other ids after export",
+            "train it with normalization_rule_name=identity and remove_extra_whitespaces=false",
+        )
+    folder = model_file.parent
+    config = _read_json(folder / CONFIG_FILE)
+    backend = sentencepiece_bpe.build(proto)
+    _add_tokens(backend, folder, config)
+    spec = proto.trainer_spec
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        vocab_file=str(model_file),
+        bos_token=_name(config, "bos_token") or spec.bos_piece,
+        eos_token=_name(config, "eos_token") or spec.eos_piece,
+        unk_token=_name(config, "unk_token") or spec.unk_piece,
+        pad_token=_name(config, "pad_token"),
+        add_bos_token=config.get("add_bos_token", True),
+        add_eos_token=False,
+        clean_up_tokenization_spaces=False,
+        model_max_length=config.get("model_max_length") or _UNBOUNDED,
+        chat_template=_chat_template(folder, config),
+        name_or_path=str(folder),
+    )
+    return _guard_padding(tokenizer)
+
+
+def save(
+    tokenizer: PreTrainedTokenizerFast, folder: Path, source: str | Path | None = None
+) -> None:
+    """Write tokenizer.json, its config, chat_template.jinja, and the tokenizer.model it came from.
+
+    `source` is the folder to take `tokenizer.model` from where the tokenizer does not know its own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(str(folder))
+    own = tokenizer.init_kwargs.get("vocab_file")
+    _settle_config(folder / CONFIG_FILE, tokenizer.add_bos_token if own else None)
+    model_file = Path(own) if own else Path(source or folder) / SENTENCEPIECE_FILE
+    target = folder / SENTENCEPIECE_FILE
+    if model_file.is_file() and model_file.resolve() != target.resolve():
+        shutil.copyfile(model_file, target)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerFast, embedding_rows: int) -> None:
+    """InputError if a token id has no row in the embedding (spare rows are harmless)."""
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= embedding_rows:
+        raise InputError(
+            f"{tokenizer.name_or_path or 'tokenizer'}: {highest + 1} ids, {embedding_rows} rows",
+            "the last ids have no row: a token was added, or these are another model's files",
+            "use the tokenizer files that came with the weights",
+        )
+
+
+def _folder(folder_or_id: str) -> Path:
+    """The local folder itself, or a download of just the tokenizer files of a Hub id."""
+    folder = Path(folder_or_id).expanduser()
+    if folder.is_dir():
+        return folder
+    if _looks_local(folder):
+        raise InputError(
+            f"{folder_or_id}: no such model folder",
+            f"looked for {folder.absolute()}",
+            "check the path, or run the script that writes this folder first",
+        )
+    try:
+        return Path(snapshot_download(folder_or_id, allow_patterns=_COMPANIONS))
+    except GatedRepoError as error:
+        raise InputError(
+            f"{folder_or_id}: access is gated",
+            "the model's owner wants its licence accepted by a signed-in account",
+            "accept it on the model's page, run `hf auth login`, or give a local folder",
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise InputError(
+            f"{folder_or_id}: no such model",
+            f"{folder.absolute()} is no folder, and the Hub knows no model of this name",
+            "check the path or id, or run the script that writes this folder first",
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ResourceError(
+            f"{folder_or_id}: cannot be downloaded",
+            f"{folder.absolute()} is no folder, and the Hub cannot be reached",
+            "check the path, go online once, or give a local model folder",
+        ) from error
+
+
+def _looks_local(path: Path) -> bool:
+    """A Hub id is OWNER/NAME; anything else, or one whose OWNER is a folder here, is a path."""
+    return path.is_absolute() or len(path.parts) != 2 or Path(path.parts[0]).is_dir()
+
+
+def _guard_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Keep a pad token that is not EOS, else take <unk> or a spare special one; add nothing."""
+    pad, eos = tokenizer.pad_token, tokenizer.eos_token
+    vocabulary = tokenizer.get_vocab()
+    if pad is not None and pad != eos and pad in vocabulary:
+        return tokenizer
+    spare = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    candidates = [tokenizer.unk_token, *_PAD_CANDIDATES, *spare, tokenizer.bos_token]
+    usable = [name for name in candidates if name in vocabulary and name not in (eos, None)]
+    if not usable:
+        raise InputError(
+            f"{tokenizer.name_or_path}: no token can serve as padding",
+            "EOS is the only special token, and padding with EOS teaches a model never to stop",
+            f'name a "pad_token" other than EOS in {CONFIG_FILE}',
+        )
+    tokenizer.pad_token = usable[0]
+    logger.info("pad token: %s (was %s)", usable[0], pad)
+    return tokenizer
+
+
+def _add_tokens(backend: Tokenizer, folder: Path, config: dict) -> None:
+    """Tokens added after the SentencePiece pieces keep their ids, or the folder is refused."""
+    added: dict[int, dict] = {
+        index: {"content": name} for name, index in _read_json(folder / _ADDED_FILE).items()
+    }
+    listed = _read_json(folder / JSON_FILE).get("added_tokens", [])
+    added |= {token["id"]: token for token in listed}
+    added |= {int(i): token for i, token in config.get("added_tokens_decoder", {}).items()}
+    for index in sorted(index for index in added if index >= backend.get_vocab_size()):
+        name, special = added[index]["content"], added[index].get("special", True)
+        backend.add_tokens([AddedToken(name, normalized=False, special=special)])
+        if backend.token_to_id(name) != index:
+            raise InputError(
+                f"{folder}: added token {name!r} should have id {index}",
+                f"after the pieces of {SENTENCEPIECE_FILE} it gets {backend.token_to_id(name)}",
+                f"use the {SENTENCEPIECE_FILE} that belongs to this {CONFIG_FILE}",
+            )
+
+
+def _chat_template(folder: Path, config: dict) -> str | None:
+    file = folder / TEMPLATE_FILE
+    return file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+
+
+def _name(config: dict, key: str) -> str | None:
+    """A token's text; older files write an object with its "content"."""
+    value = config.get(key)
+    return value["content"] if isinstance(value, dict) else value
+
+
+def _settle_config(config_file: Path, add_bos: bool | None) -> None:
+    """Name the class that takes tokenizer.json as it is, and say aloud who writes BOS.
+
+    transformers drops `add_bos_token`, which GGUF conversion reads. Where tokenizer.json has its
+    own post-processor (`add_bos` None: Llama-3, Qwen) the key would overrule it: it stays away.
+    """
+    config = _read_json(config_file) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if add_bos is not None:
+        config |= {"add_bos_token": add_bos, "add_eos_token": False}
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
+    config_file.write_text(text + "\n", encoding="utf-8")
+
+
+def _read_json(file: Path) -> dict:
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _broken(file, error) from error
+
+
+def _broken(file: Path, error: Exception) -> InputError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InputError(f"{file}: cannot be read", reason, "copy it again from the original model")

@@ -1,0 +1,197 @@
+"""The tokenizer guard: ids equal SentencePiece's and llama.cpp's, pad is never EOS, nothing is lost on saving."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from slimtune.console import InputError
+from slimtune.models import tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+SHARED = Path(__file__).parents[4] / "shared" / "data"
+WORLD = [
+    "Once upon a time there was a small house.",
+    "def area(r):\n    return 3.14 * r ** 2",
+    "今天天气很好，我们去公园散步。",
+    "  two spaces, then a\ttab and    four spaces",
+] * 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with nothing but a tiny Llama-style `tokenizer.model`."""
+    folder = tmp_path_factory.mktemp("spm")
+    text = folder / "text.txt"
+    text.write_text("\n".join(WORLD), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=420,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        split_digits=True,
+        minloglevel=2,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(folder) -> sentencepiece.SentencePieceProcessor:
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+
+
+TEXTS = [*WORLD[:4], "    indented", "a  b   c", "\n\n", "unseen: żółć 🦙", " leading", "trailing "]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_ids_and_decoding_equal_sentencepiece(folder, reference, text):
+    tokenizer = tokenizers.load(folder)
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert ids == reference.encode(text)
+    assert tokenizer.decode(ids) == text
+
+
+def test_bos_once_and_special_tokens_are_parsed(folder):
+    tokenizer = tokenizers.load(folder)
+    assert tokenizer("").input_ids == [1]
+    assert tokenizer("</s><s>", add_special_tokens=False).input_ids == [2, 1]
+
+
+def test_llama_cpp_reference_cases():
+    cases, model = SHARED / "llama-spm-cases", SHARED / "llama2-tokenizer"
+    if not cases.is_dir() or not model.is_dir():
+        pytest.skip("needs ../shared/data/llama-spm-cases and llama2-tokenizer")
+    tokenizer = tokenizers.load(model)
+    text = (cases / "cases.inp").read_text(encoding="utf-8")
+    inputs = text.split("\n__ggml_vocab_test__\n")[:46]
+    expected = (cases / "cases.out").read_text(encoding="utf-8").split("\n")[:46]
+    got = [tokenizer(case, add_special_tokens=False).input_ids for case in inputs]
+    assert got == [[int(i) for i in line.split()] for line in expected]
+    assert tokenizer("<s>[INST]", add_special_tokens=False).input_ids[:2] == [1, 518]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral"])
+def test_saved_folder_gives_equal_ids_in_plain_transformers(folder, tmp_path, model_type):
+    tokenizer = tokenizers.load(folder)
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}"
+    tokenizers.save(tokenizer, tmp_path / "out")
+    (tmp_path / "out" / "config.json").write_text(json.dumps({"model_type": model_type}))
+    plain = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=False)
+    again = tokenizers.load(tmp_path / "out")
+    for text in TEXTS:
+        assert plain(text).input_ids == tokenizer(text).input_ids == again(text).input_ids
+    assert plain.chat_template == again.chat_template == tokenizer.chat_template
+    assert plain.pad_token == again.pad_token == "<unk>"
+    assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["add_bos_token"] is True
+
+
+def test_tokenizer_model_is_copied_along(folder, tmp_path):
+    tokenizers.save(tokenizers.load(folder), tmp_path)
+    original = (folder / "tokenizer.model").read_bytes()
+    assert (tmp_path / "tokenizer.model").read_bytes() == original
+
+
+def test_source_names_the_tokenizer_model_of_a_foreign_tokenizer(folder, tmp_path):
+    foreign = _json_only(["<s>", "</s>"], bos_token="<s>", eos_token="</s>")
+    tokenizers.save(foreign, tmp_path, source=folder)
+    assert (tmp_path / "tokenizer.model").is_file()
+
+
+def test_pad_equal_to_eos_in_the_config_is_replaced(folder, tmp_path):
+    shutil.copyfile(folder / "tokenizer.model", tmp_path / "tokenizer.model")
+    config = {"eos_token": {"content": "</s>"}, "pad_token": "</s>", "model_max_length": 512}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = tokenizers.load(tmp_path)
+    assert tokenizer.eos_token == "</s>" and tokenizer.pad_token == "<unk>"
+    assert tokenizer.model_max_length == 512
+
+
+def test_added_tokens_keep_their_ids_and_may_be_eos(folder, tmp_path):
+    shutil.copyfile(folder / "tokenizer.model", tmp_path / "tokenizer.model")
+    config = {
+        "eos_token": "<|im_end|>",
+        "added_tokens_decoder": {
+            "420": {"content": "<|im_start|>", "special": True},
+            "421": {"content": "<|im_end|>", "special": True},
+        },
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = tokenizers.load(tmp_path)
+    assert tokenizer("<|im_end|>", add_special_tokens=False).input_ids == [421]
+    assert tokenizer.eos_token_id == 421 and len(tokenizer) == 422
+
+
+def test_added_token_with_an_impossible_id_is_refused(folder, tmp_path):
+    shutil.copyfile(folder / "tokenizer.model", tmp_path / "tokenizer.model")
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<extra>": 32000}))
+    with pytest.raises(InputError, match="should have id 32000"):
+        tokenizers.load(tmp_path)
+
+
+def test_tokenizer_json_alone_loads_as_it_is_with_a_guarded_pad(tmp_path):
+    names = ["<|begin|>", "<|eot|>", "<|finetune_right_pad_id|>"]
+    original = _json_only(names, bos_token="<|begin|>", eos_token="<|eot|>", pad_token="<|eot|>")
+    original.save_pretrained(tmp_path)
+    tokenizer = tokenizers.load(tmp_path)
+    assert tokenizer.pad_token == "<|finetune_right_pad_id|>"
+    assert tokenizer("hello").input_ids == original("hello").input_ids
+    assert len(tokenizer) == len(original)
+
+
+def test_no_token_left_for_padding_is_refused(tmp_path):
+    _json_only(["<|eot|>"], eos_token="<|eot|>").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="no token can serve as padding"):
+        tokenizers.load(tmp_path)
+
+
+def test_normalising_sentencepiece_model_is_refused(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(WORLD), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(tmp_path / "tokenizer"),
+        model_type="bpe",
+        vocab_size=150,
+        minloglevel=2,
+    )
+    with pytest.raises(InputError, match="rewrites its input"):
+        tokenizers.load(tmp_path)
+
+
+def test_vocabulary_must_fit_the_embedding(folder):
+    tokenizer = tokenizers.load(folder)
+    tokenizers.check_vocabulary(tokenizer, 420)
+    tokenizers.check_vocabulary(tokenizer, 512)
+    with pytest.raises(InputError, match="420 ids, 419 rows"):
+        tokenizers.check_vocabulary(tokenizer, 419)
+
+
+@pytest.mark.parametrize("path", ["no/such/folder", "/no/such", "tests/missing"])
+def test_missing_folder_is_an_input_error_without_asking_the_hub(path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[3])
+    with pytest.raises(InputError, match="no such model folder"):
+        tokenizers.load(path)
+
+
+def test_folder_without_tokenizer_and_broken_json(tmp_path):
+    with pytest.raises(InputError, match="no usable tokenizer"):
+        tokenizers.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": ')
+    with pytest.raises(InputError, match="cannot be read"):
+        tokenizers.load(tmp_path)
+
+
+def _json_only(names: list[str], **special: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE without merges, as Llama-3 and Qwen ship theirs: `tokenizer.json` only."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(alphabet)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.add_special_tokens(names)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
