@@ -24,8 +24,8 @@ from slimtune.models.headers import (
     DTYPE_NAMES,
     Spec,
     TensorInfo,
-    damaged,
     read_header,
+    read_tensor,
     write_header,
 )
 
@@ -90,13 +90,7 @@ class Checkpoint:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows start..stop (all by default) in a buffer of their own; safe from many threads."""
-        info = self.tensors[name]
-        if not info.shape:
-            return _read_bytes(info, 0, info.nbytes).view(info.dtype).reshape(())
-        stop = info.shape[0] if stop is None else stop
-        row = math.prod(info.shape[1:]) * info.dtype.itemsize
-        rows = _read_bytes(info, start * row, (stop - start) * row).view(info.dtype)
-        return rows.reshape(stop - start, *info.shape[1:])
+        return read_tensor(self.tensors[name], start, stop)
 
     def require_full_precision(self, purpose: str) -> None:
         """InputError if the weights are quantised (bitsandbytes, GPTQ, fp8), unfit to `purpose`."""
@@ -225,20 +219,6 @@ def _is_companion(file: Path) -> bool:
     hidden = file.name.startswith(".")
     weights = file.suffix in _NOT_COMPANIONS or file.name.endswith(".index.json")
     return file.is_file() and not hidden and not weights and file.name not in _NOT_COMPANION_NAMES
-
-
-def _read_bytes(info: TensorInfo, start: int, count: int) -> torch.Tensor:
-    data = torch.empty(count, dtype=torch.uint8)
-    view = memoryview(data.numpy())
-    # A handle per read: no shared file position, so threads need no lock; Windows has no pread.
-    with info.file.open("rb", buffering=0) as file:
-        file.seek(info.offset + start)
-        while view:
-            got = file.readinto(view)
-            if not got:
-                raise damaged(info.file, "it became shorter while it was read")
-            view = view[got:]
-    return data
 
 
 def _write_all(file: FileIO, view: memoryview) -> None:

@@ -1,4 +1,4 @@
-"""The header of one safetensors file: read and checked, or written for tensors still to come.
+"""One safetensors file: its header read and checked, or written for tensors to come; rows read.
 
 Format: huggingface.co/docs/safetensors (u64 header length, JSON header, little-endian data).
 """
@@ -79,6 +79,30 @@ def write_header(file: Path, spec: Spec) -> dict[str, TensorInfo]:
         handle.write(struct.pack("<Q", len(encoded)) + encoded)
         handle.truncate(8 + len(encoded) + position)
     return read_header(file)
+
+
+def read_tensor(info: TensorInfo, start: int = 0, stop: int | None = None) -> torch.Tensor:
+    """Rows start..stop of a tensor (all by default) in their own buffer; safe from many threads."""
+    if not info.shape:
+        return _read_bytes(info, 0, info.nbytes).view(info.dtype).reshape(())
+    stop = info.shape[0] if stop is None else stop
+    row = math.prod(info.shape[1:]) * info.dtype.itemsize
+    rows = _read_bytes(info, start * row, (stop - start) * row).view(info.dtype)
+    return rows.reshape(stop - start, *info.shape[1:])
+
+
+def _read_bytes(info: TensorInfo, start: int, count: int) -> torch.Tensor:
+    data = torch.empty(count, dtype=torch.uint8)
+    view = memoryview(data.numpy())
+    # A handle per read: no shared file position, so threads need no lock; Windows has no pread.
+    with info.file.open("rb", buffering=0) as file:
+        file.seek(info.offset + start)
+        while view:
+            got = file.readinto(view)
+            if not got:
+                raise damaged(info.file, "it became shorter while it was read")
+            view = view[got:]
+    return data
 
 
 def _tensor_info(file: Path, data: int, entry: dict) -> TensorInfo:

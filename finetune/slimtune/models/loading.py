@@ -1,0 +1,165 @@
+"""One verb pair for models, `load` and `save`: the type of numbers by hardware, 4 bits, adapters.
+
+What is loaded is always an ordinary transformers model (or peft's wrapper around one); what is
+saved loads again with AutoModelForCausalLM.from_pretrained and no code of ours.
+"""
+
+import importlib.util
+import logging
+import os
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from slimtune.console import InputError, ResourceError
+from slimtune.models import tokenizers
+from slimtune.models.adapters import Adapter
+from slimtune.models.checkpoints import Checkpoint
+from slimtune.models.hub import resolve
+
+_log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    reference: str | Path,
+    *,
+    adapter: Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: bool = False,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel | PeftModel:
+    """A model in evaluation mode from a folder or Hub id, with `adapter` on top if one is given.
+
+    `device` is auto, cpu or cuda; `dtype` auto, float32, bfloat16 or float16 (what is computed
+    with); `quantize` keeps the linear layers in 4 bits (nf4, double quantisation, QLoRA
+    arXiv:2305.14314). Adapter and weights are checked against each other before anything is loaded.
+    Raises InputError (not a model, weights that do not fit its config, adapter of another base) and
+    ResourceError (no GPU, no bitsandbytes, out of memory, Hub out of reach).
+    """
+    folder = resolve(reference)
+    checkpoint = Checkpoint(folder)
+    if adapter is not None:
+        Adapter(adapter).require_base(checkpoint)
+    place, numbers = choose_device(device), choose_dtype(device, dtype)
+    _log.info("%s: %s", folder, explain_compute(device, dtype, quantize))
+    options = {"dtype": numbers, "device_map": {"": place}}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if quantize:
+        options["quantization_config"] = _four_bits(numbers)
+    model = _from_pretrained(folder, options)
+    return model if adapter is None else PeftModel.from_pretrained(model, str(adapter))
+
+
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    source: Path | None = None,
+) -> None:
+    """Writes model and tokenizer as an ordinary model folder: safetensors, config, tokenizer files.
+
+    The weights keep the type they have in memory. `source` is the folder the tokenizer came from:
+    its tokenizer.model is copied along.
+    """
+    model.save_pretrained(folder)
+    tokenizers.save(tokenizer, folder, source)
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """auto is the GPU where there is one; under `accelerate launch` each process has its own."""
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ResourceError(
+            "device: cuda, but torch finds no GPU",
+            f"torch {torch.__version__} {'has no CUDA' if not torch.version.cuda else 'sees none'}",
+            "set device to auto, or install torch's CUDA build and check `nvidia-smi`",
+        )
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def choose_dtype(device: str = "auto", dtype: str = "auto") -> torch.dtype:
+    """float32 on a CPU (4-bit with bf16 is 28 times slower on AVX2), on a GPU bf16, else fp16."""
+    if dtype != "auto":
+        return DTYPES[dtype]
+    if choose_device(device).type == "cpu":
+        return torch.float32
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float16
+
+
+def explain_compute(device: str = "auto", dtype: str = "auto", quantize: bool = False) -> str:
+    """One line: where and in what numbers a model would compute, and why."""
+    place, numbers = choose_device(device), choose_dtype(device, dtype)
+    name = str(numbers).removeprefix("torch.")
+    if dtype != "auto":
+        reason = "as set"
+    elif place.type == "cpu":
+        reason = "16-bit numbers are slow on CPUs"
+    else:
+        reason = (
+            f"{torch.cuda.get_device_name(place)} {'has' if name == 'bfloat16' else 'lacks'} bf16"
+        )
+    weights = "weights in 4 bits (nf4), " if quantize else ""
+    where = (
+        f"{place.type} (no GPU found)" if (device, place.type) == ("auto", "cpu") else place.type
+    )
+    return f"{where}, {weights}{name}: {reason}"
+
+
+def _four_bits(numbers: torch.dtype) -> BitsAndBytesConfig:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ResourceError(
+            "4-bit weights need bitsandbytes",
+            "the package is not installed",
+            "pip install -r requirements.txt, or leave out --use-quantization",
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=numbers,
+    )
+
+
+def _from_pretrained(folder: Path, options: dict) -> PreTrainedModel:
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(
+            f"{folder}: the model does not fit into memory",
+            str(error).splitlines()[0],
+            "use --use-quantization, a smaller model, or device cpu",
+        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise InputError(
+            f"{folder}: transformers cannot load this model",
+            str(error).splitlines()[0],
+            "compare its config.json with the original model's",
+        ) from error
+    # transformers fills what is missing with random numbers and only warns.
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise InputError(
+            f"{folder}: {len(missing)} weights missing, first {missing[0]}",
+            "its config.json describes them, its safetensors files do not hold them",
+            "copy the model again, or run the stage that wrote it again",
+        )
+    return model

@@ -1,0 +1,133 @@
+"""Models load in the hardware's numbers, in 4 bits, with adapters; wrong folders are explained."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from slimtune.console import InputError, ResourceError
+from slimtune.models import loading
+
+torch.set_num_threads(1)
+IDS = torch.arange(12).reshape(2, 6)
+
+
+def build(folder, *, hidden=64, tied=False, dtype=torch.float32, base=True):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=96, hidden_size=hidden, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(dtype)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def adapt(base, folder):
+    model = get_peft_model(
+        LlamaForCausalLM.from_pretrained(base), LoraConfig(r=4, target_modules=["q_proj"])
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_16_bit_model_computes_in_float32_on_a_cpu(tmp_path, tied):
+    model = build(tmp_path, tied=tied, dtype=torch.bfloat16)
+    loaded = loading.load(tmp_path, device="cpu")
+    assert loaded.dtype == torch.float32
+    assert not loaded.training
+    expected = model.state_dict()
+    assert all(torch.equal(t, expected[n].float()) for n, t in loaded.state_dict().items())
+    assert loading.load(tmp_path, device="cpu", dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_four_bits_run_forward_and_backward_on_a_cpu(tmp_path):
+    model = build(tmp_path)
+    loaded = loading.load(tmp_path, device="cpu", quantize=True)
+    layer = loaded.model.layers[0].mlp.up_proj
+    assert layer.weight.dtype == torch.uint8
+    assert layer.weight.quant_state.nested, "double quantisation"
+    assert layer.compute_dtype == torch.float32
+    exact, near = model(IDS).logits, loaded(IDS).logits
+    assert 0 < (exact - near).norm() / exact.norm() < 0.3
+    trained = get_peft_model(loaded, LoraConfig(r=4, target_modules=["q_proj"]))
+    trained(IDS, labels=IDS).loss.backward()
+    assert any(p.grad is not None and p.grad.any() for p in trained.parameters())
+
+
+def test_an_adapter_acts_as_it_did_in_training(tmp_path):
+    build(tmp_path / "base")
+    trained = adapt(tmp_path / "base", tmp_path / "adapter")
+    loaded = loading.load(tmp_path / "base", adapter=tmp_path / "adapter", device="cpu")
+    assert isinstance(loaded, PeftModel)
+    assert torch.equal(loaded(IDS).logits, trained(IDS).logits)
+    with loaded.disable_adapter():
+        assert not torch.allclose(loaded(IDS).logits, trained(IDS).logits)
+
+
+def test_an_adapter_of_another_base_names_both(tmp_path):
+    build(tmp_path / "base")
+    build(tmp_path / "other", hidden=128)
+    adapt(tmp_path / "base", tmp_path / "adapter")
+    with pytest.raises(InputError) as error:
+        loading.load(tmp_path / "other", adapter=tmp_path / "adapter")
+    assert str(tmp_path / "other") in error.value.what
+    assert str(tmp_path / "base") in error.value.cure
+
+
+@pytest.mark.parametrize("lost", ["adapter_config.json", "adapter_model.safetensors"])
+def test_half_an_adapter_is_refused(tmp_path, lost):
+    build(tmp_path / "base")
+    adapt(tmp_path / "base", tmp_path / "adapter")
+    (tmp_path / "adapter" / lost).unlink()
+    with pytest.raises(InputError, match=lost):
+        loading.load(tmp_path / "base", adapter=tmp_path / "adapter")
+
+
+def test_weights_that_are_missing_are_never_replaced_by_random_ones(tmp_path):
+    build(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(InputError, match="layers.2"):
+        loading.load(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"intermediate_size": 64}, {"model_type": "unheard-of"}])
+def test_a_config_that_does_not_fit_is_an_input_error(tmp_path, change):
+    build(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError, match="cannot load"):
+        loading.load(tmp_path)
+
+
+def test_a_gpu_that_is_not_there_is_a_resource_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ResourceError, match="no GPU"):
+        loading.choose_device("cuda")
+    assert loading.choose_device("auto").type == "cpu"
+    assert "float32" in loading.explain_compute()
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_computes_in_bf16_only_where_it_has_it(monkeypatch, native, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert loading.choose_dtype("auto") == expected
+
+
+def test_save_writes_what_the_hub_library_loads(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(loading.tokenizers, "save", lambda *given: calls.append(given))
+    model = build(tmp_path / "base")
+    loading.save(model, "tokenizer", tmp_path / "saved", tmp_path / "base")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+    assert calls == [("tokenizer", tmp_path / "saved", tmp_path / "base")]
+    assert not list((tmp_path / "saved").glob("*.bin"))
