@@ -1,14 +1,15 @@
-"""Words to the user: errors with exit codes, progress, and the closing "wrote ... / next: ..." lines.
+"""Words to the user: errors with exit codes, progress, the closing "wrote / next" lines.
 
-Results go to stdout, progress and log to stderr. Every error the user can cause is a `SlimTuneError`: three lines
-(what and where, why, what to do) and an exit code of its own; anything else is a bug of ours and exits 1.
+Results go to stdout, progress and log to stderr. Every error the user can cause is a
+`SlimTuneError`: three lines (what and where, why, what to do) and an exit code of its own;
+anything else is a bug of ours and exits 1.
 """
 
-import os
+import logging
 import sys
-import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -63,3 +64,73 @@ class LockedError(SlimTuneError):
     """Another run is writing the same output (exit 6)."""
 
     exit_code = ExitCode.LOCKED
+
+
+def start_logging() -> None:
+    """Library words to stderr as plain lines; UTF-8 on both streams whatever the locale."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("slimtune")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+
+
+def note(text: str) -> None:
+    """A word on progress, to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def wrote(*paths: Path, numbers: Mapping[str, object], next: str) -> None:
+    """The last words of a script: what it wrote, the key numbers, the next command."""
+    for path in paths:
+        print(f"wrote  {near(path)}")
+    for name, value in numbers.items():
+        print(f"       {name}: {value}")
+    print(f"next:  {next}", flush=True)
+
+
+def would_write(*paths: Path, estimates: Mapping[str, object]) -> None:
+    """The last words of a `--dry-run`: what would be written, and what it would take."""
+    for path in paths:
+        print(f"would write  {near(path)}")
+    for name, value in estimates.items():
+        print(f"             {name}: {value}")
+    print("dry run: settings and inputs are fine, nothing was written", flush=True)
+
+
+def near(path: Path | str) -> str:
+    """A path as short as it can be said from the working directory."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table to stdout: the first column to the left, numbers to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for index, header in enumerate(headers):
+        shown.add_column(header, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*row)
+    console = Console(file=sys.stdout)
+    # A pipe reports 80 columns; a table cut there loses figures.
+    console.width = (
+        max(console.width, console.measure(shown).maximum) if console.is_terminal else 200
+    )
+    console.print(shown)
+
+
+def size(count: float) -> str:
+    """Bytes in words: `size(11_900_000) == "11.9 MB"`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")

@@ -1,0 +1,21 @@
+"""Stage folders and files: written whole or not at all, each with the record of how it was made.
+
+Lock -> NAME.partial -> run.json last -> fsync -> rename. `run.json` present and matching <=> the
+stage finished. The chain of records is the lineage from which the report is filled.
+"""
+
+from slimtune.artifacts.lineage import lineage, require
+from slimtune.artifacts.records import peak_memory, run_of, sha256
+from slimtune.artifacts.stages import Stage, refuse_finished, stage_files, stage_folder
+
+__all__ = [
+    "Stage",
+    "lineage",
+    "peak_memory",
+    "refuse_finished",
+    "require",
+    "run_of",
+    "sha256",
+    "stage_files",
+    "stage_folder",
+]

@@ -1,0 +1,76 @@
+"""The tail of every script: read the settings, run `main`, exit with what happened."""
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from slimtune.config import Config
+from slimtune.console import ExitCode, ResourceError, SlimTuneError, start_logging
+from slimtune.settings import read
+
+# Before any Hugging Face import: no progress bars of theirs, no prompts, no thread warnings.
+_ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "BITSANDBYTES_NOWELCOME": "1",
+}
+
+
+def run(main: Callable[[Config], None], doc: str) -> None:
+    """Run a script's `main` with its settings and exit with 0 or the code of its error."""
+    start_logging()
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    sys.exit(_run(main, doc, sys.argv[1:]))
+
+
+def _run(main: Callable[[Config], None], doc: str, arguments: list[str]) -> int:
+    script = Path(main.__code__.co_filename).stem
+    try:
+        config, print_only = read(script, doc, arguments)
+        if print_only:
+            from slimtune.settings.rendering import config_yaml
+
+            print(config_yaml(config, script=script), end="")
+        else:
+            main(config)
+        return ExitCode.OK
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        known = error if isinstance(error, SlimTuneError) else _resources(error) or _bug(error)
+        print(f"error: {known}", file=sys.stderr, flush=True)
+        return known.exit_code
+
+
+def _resources(error: Exception) -> SlimTuneError | None:
+    """What the machine lacks, in our words: memory or disk."""
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return ResourceError(
+            "out of memory",
+            str(error).splitlines()[0] if str(error) else "the system refused an allocation",
+            "lower --batch-size or --max-length, add --use-quantization, or see --dry-run",
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return ResourceError(
+            f"disk full: {error.filename or 'no space left'}",
+            "nothing half-written was left under a final name",
+            "free some space and run the command again",
+        )
+    return None
+
+
+def _bug(error: Exception) -> SlimTuneError:
+    return SlimTuneError(
+        f"unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+        "this is a bug of SlimTune, not of yours",
+        "run it again with --debug and report the traceback",
+    )

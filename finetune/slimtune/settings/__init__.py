@@ -1,0 +1,167 @@
+"""Settings from config.yaml and the command line, checked against the schema, all mistakes at once.
+
+Order: defaults < config.yaml < flags. File and flags pass the same YAML 1.2 reader. Paths in the
+file are relative to the file's folder, paths in flags to the working directory, defaults to the
+project.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from slimtune.config import Config, Options
+from slimtune.console import SettingsError
+from slimtune.settings.flags import flags_of, is_list, read_flags, section_fields
+from slimtune.settings.yaml_file import Given, Mistake, SettingPath, Written, read_yaml
+
+PROJECT = Path(__file__).resolve().parents[3]
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+class SettingsErrors(SettingsError):
+    """Every mistake of one reading, so that the user mends them in one go."""
+
+    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+        super().__init__(mistakes[0].what, mistakes[0].why, mistakes[0].cure)
+        self.mistakes = tuple(mistakes)
+
+    def __str__(self) -> str:
+        return "\n".join(str(SettingsError(m.what, m.why, m.cure)) for m in self.mistakes)
+
+
+def read(script: str, doc: str, arguments: Sequence[str]) -> tuple[Config, bool]:
+    """The settings of a run of `script`, and whether they are only to be printed.
+
+    Raises SettingsError naming every unknown name, malformed value and contradiction.
+    """
+    options, flags = read_flags(script, doc, arguments)
+    file = _config_file(options.config)
+    written = read_yaml(file) if file else Written()
+    mistakes = [*written.mistakes, *_unknown_names(written), *flags.mistakes]
+    given = _merge(written, flags)
+    config, wrong_values = _validate(given, script)
+    if mistakes or wrong_values:
+        raise SettingsErrors([*mistakes, *wrong_values])
+    config = _resolve(config, given, file.resolve().parent if file else PROJECT)
+    config._options = Options(
+        overwrite=options.overwrite,
+        resume=options.resume,
+        dry_run=options.dry_run,
+        debug=options.debug,
+    )
+    return config, options.print_config
+
+
+def _config_file(named: str | None) -> Path | None:
+    file = Path(named) if named else PROJECT / "config.yaml"
+    if file.is_file():
+        return file
+    if named:
+        raise SettingsError(
+            f"{named}: no such settings file",
+            f"looked for {file.resolve()}",
+            "name an existing file, or leave --config out to use the project's config.yaml",
+        )
+    return None
+
+
+def _unknown_names(written: Written) -> list[Mistake]:
+    mistakes = []
+    for section, fields in written.sections.items():
+        if section not in Config.model_fields:
+            mistakes.append(
+                _unknown(written.lines[section], section, section, "section", Config.model_fields)
+            )
+            continue
+        known = section_fields(section)
+        for name, given in fields.items():
+            if name not in known:
+                full = f"{section}.{name}"
+                mistakes.append(_unknown(given.where, name, full, "setting", known))
+    return mistakes
+
+
+def _unknown(where: str, name: str, shown: str, kind: str, known: Any) -> Mistake:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    cure = f"did you mean `{near[0]}`?" if near else f"it has: {', '.join(known)}"
+    return Mistake(f"{where}: {shown}", f"there is no such {kind}", cure)
+
+
+def _merge(*sources: Written) -> dict[SettingPath, Given]:
+    return {
+        (section, name): given
+        for source in sources
+        for section, fields in source.sections.items()
+        if section in Config.model_fields
+        for name, given in fields.items()
+        if name in section_fields(section)
+    }
+
+
+def _validate(given: dict[SettingPath, Given], script: str) -> tuple[Config | None, list[Mistake]]:
+    values: dict[str, dict[str, Any]] = {}
+    for (section, name), one in given.items():
+        values.setdefault(section, {})[name] = one.value
+    try:
+        return Config.model_validate(values), []
+    except ValidationError as error:
+        return None, [_mistake(one, given, script) for one in error.errors()]
+
+
+def _mistake(error: Any, given: dict[SettingPath, Given], script: str) -> Mistake:
+    section, *rest = error["loc"]
+    why = error["msg"].removeprefix("Value error, ")
+    why = why[0].lower() + why[1:]
+    if not rest:
+        return Mistake(f"{section}: settings that contradict each other", why, "change one of them")
+    name, one = str(rest[0]), given[section, str(rest[0])]
+    flag = next((f for f, path in flags_of(script).items() if path == (section, name)), None)
+    what = f"{one.where}: {_as_written(one.value)} is no {section}.{name}"
+    example = _as_written(section_fields(section)[name].default)
+    place = f"--{flag} {example}" if one.where.startswith("--") else f"{name}: {example}"
+    return Mistake(what, why, f"for example {place}")
+
+
+def _as_written(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "[]"
+    return str(value) if value != "" else '""'
+
+
+def _resolve(config: Config, given: dict[SettingPath, Given], default_folder: Path) -> Config:
+    """All paths absolute: from the folder of the source that gave them."""
+    sections = {}
+    for section in Config.model_fields:
+        values = {}
+        for name, field in section_fields(section).items():
+            value = getattr(getattr(config, section), name)
+            one = given.get((section, name))
+            values[name] = _absolute(value, field, one.folder if one else default_folder)
+        sections[section] = type(getattr(config, section)).model_construct(**values)
+    return Config.model_construct(**sections)
+
+
+def _absolute(value: Any, field: FieldInfo, folder: Path) -> Any:
+    if isinstance(value, Path):
+        return Path(folder / value.expanduser())
+    if "model" in field.metadata:
+        return _model(value, folder)
+    if is_list(field) and "model" in getattr(field.annotation.__args__[0], "__metadata__", ()):
+        return [_model(one, folder) for one in value]
+    return value
+
+
+def _model(reference: str, folder: Path) -> str:
+    """An existing folder or file, or what can be no Hub id, is a path; the rest is a Hub id."""
+    path = folder / Path(reference).expanduser()
+    known_roots = ("models/", "data/", "finetune/", "./", "../")
+    if path.exists() or not _HUB_ID.match(reference) or reference.startswith(known_roots):
+        return str(path.resolve())
+    return reference

@@ -1,0 +1,142 @@
+"""The schema as command-line flags: flat, dashed, the words users know."""
+
+import argparse
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from slimtune.config import SCRIPTS, Config
+from slimtune.console import SettingsError
+from slimtune.settings.yaml_file import Given, Mistake, SettingPath, Written, scalar
+
+_RUN = {
+    "config": "settings file (default: the project's config.yaml)",
+    "print-config": "show the settings that this run would use, and stop",
+    "dry-run": "check everything and estimate; write nothing",
+    "overwrite": "replace finished output",
+    "resume": "go on where a stopped run ended",
+    "debug": "show the traceback of an error",
+}
+
+
+def section_fields(section: str) -> dict[str, FieldInfo]:
+    """The fields of a section of the schema by name."""
+    return Config.model_fields[section].annotation.model_fields
+
+
+def fields_of(script: str) -> Iterator[tuple[str, str, FieldInfo]]:
+    """(section, name, field) of every setting that a script shows, its own section first."""
+    for entry in SCRIPTS[script]:
+        section, _, only = entry.partition(".")
+        for name, field in section_fields(section).items():
+            if not only or name == only:
+                yield section, name, field
+
+
+def flags_of(script: str) -> dict[str, SettingPath]:
+    """Flag without dashes -> (section, field). The first field of a name owns the plain flag."""
+    flags: dict[str, SettingPath] = {}
+    for section, name, field in fields_of(script):
+        flag = (field.json_schema_extra or {}).get("flag") or name.replace("_", "-")
+        if flag in flags:
+            flag = f"{section.replace('_', '-')}-{flag}"
+        flags[flag] = (section, name)
+    return flags
+
+
+def is_list(field: FieldInfo) -> bool:
+    """Whether a field holds a list, which a flag writes with commas."""
+    return get_origin(field.annotation) is list
+
+
+def read_flags(
+    script: str, doc: str, arguments: Sequence[str]
+) -> tuple[argparse.Namespace, Written]:
+    """The options of this run and the settings given as flags; unknown flags are mistakes."""
+    flags = flags_of(script)
+    options, unknown = _parser(script, doc, flags).parse_known_args(arguments)
+    written = Written(mistakes=list(_unknown(unknown, [*_RUN, *flags])))
+    for flag, (section, name) in flags.items():
+        text = getattr(options, f"{section}.{name}")
+        if text is not None:
+            value = _value(text, section_fields(section)[name])
+            given = Given(value, f"--{flag}", Path.cwd())
+            written.sections.setdefault(section, {})[name] = given
+    return options, written
+
+
+def _value(text: str, field: FieldInfo) -> Any:
+    """Text stays text where the schema wants text: `--output-name 1e3` names a file."""
+    if is_list(field):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return text if field.annotation in (str, Path) else scalar(text)
+
+
+def _unknown(words: Sequence[str], known: Sequence[str]) -> Iterator[Mistake]:
+    for word in words:
+        if word.startswith("-"):
+            flag = word.lstrip("-").partition("=")[0]
+            yield Mistake(
+                f"--{flag}: unknown flag", "this script has no such setting", _nearest(flag, known)
+            )
+        elif not words[max(0, words.index(word) - 1)].startswith("-"):
+            yield Mistake(f"{word}: unexpected word", "every value needs its flag", "see --help")
+
+
+def _nearest(flag: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(flag, known, n=1)
+    return f"did you mean --{near[0]}?" if near else "see --help for all flags"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise SettingsError(
+            f"command line: {message}", "a flag takes one value", f"see {self.prog} --help"
+        )
+
+
+def _parser(script: str, doc: str, flags: dict[str, SettingPath]) -> _Parser:
+    parser = _Parser(
+        prog=f"{script}.py",
+        usage=f"python finetune/{script}.py [--flag value ...]",
+        description=doc,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    groups: dict[str, Any] = {}
+    for flag, (section, name) in flags.items():
+        if section not in groups:
+            groups[section] = parser.add_argument_group(f"{section} settings")
+        field = section_fields(section)[name]
+        help = f"{' '.join(field.description.split())} [{_shown(field.default)}]"
+        switch = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
+        groups[section].add_argument(
+            f"--{flag}",
+            dest=f"{section}.{name}",
+            help=help.replace("%", "%%"),
+            metavar=_metavar(field),
+            **switch,
+        )
+    run = parser.add_argument_group("this run")
+    for flag, help in _RUN.items():
+        kind = {"metavar": "FILE"} if flag == "config" else {"action": "store_true"}
+        run.add_argument(f"--{flag}", help=help, **kind)
+    return parser
+
+
+def _metavar(field: FieldInfo) -> str:
+    if field.annotation is bool:
+        return "true|false"
+    choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
+    return "|".join(choices) or ("A,B" if is_list(field) else "VALUE")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return {None: "none", "": "empty"}.get(value, str(value))

@@ -1,0 +1,134 @@
+"""Settings: one reader for file and flags, every mistake named at once, paths where they belong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from slimtune.config import SCRIPTS, Config
+from slimtune.console import SettingsError
+from slimtune.settings import PROJECT, read, rendering
+from slimtune.settings.flags import fields_of, flags_of
+from slimtune.settings.yaml_file import scalar
+
+
+def config_of(tmp_path: Path, text: str, *flags: str, script: str = "train_lora") -> Config:
+    file = tmp_path / "config.yaml"
+    file.write_text(text, encoding="utf-8")
+    return read(script, "", ["--config", str(file), *flags])[0]
+
+
+def mistakes_of(tmp_path: Path, text: str, *flags: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        config_of(tmp_path, text, *flags)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-4", 1e-4), ("1.5", 1.5), ("7", 7), ("true", True), ("no", "no"), ("null", None)]
+    + [("2026-01-01", "2026-01-01"), ("12:30", "12:30"), ("1_000", "1_000"), ("-.5", -0.5)],
+)
+def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
+    assert scalar(text) == value
+    assert type(scalar(text)) is type(value)
+
+
+def test_a_number_is_a_number_in_file_and_flag(tmp_path: Path) -> None:
+    assert config_of(tmp_path, "training: {learning_rate: 1e-4}").training.learning_rate == 1e-4
+    assert config_of(tmp_path, "", "--learning-rate", "1e-4").training.learning_rate == 1e-4
+
+
+def test_flags_beat_the_file_and_the_file_beats_the_default(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "lora: {rank: 4, alpha: 5}", "--lora-r", "2")
+    assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (2, 5, 0.0)
+
+
+def test_all_mistakes_are_named_at_once_with_line_and_suggestion(tmp_path: Path) -> None:
+    text = mistakes_of(
+        tmp_path, "\nlora: {rnak: 8}\ntraning: {}\n", "--learning-rate", "abc", "--lora-rr", "3"
+    )
+    assert "config.yaml:2: lora.rnak" in text and "did you mean `rank`" in text
+    assert "config.yaml:3: traning" in text and "did you mean `training`" in text
+    assert "--learning-rate: abc" in text
+    assert "--lora-rr" in text and "did you mean --lora-r?" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("lora: {rank: 1, rank: 2}", "written twice"),
+        ("lora: 3", "holds no settings"),
+        ("lora: [", "cannot be read as YAML"),
+        ("training: {epochs: .nan}", "training.epochs"),
+        ("data: {validation_ratio: 0.6, test_ratio: 0.6}", "below 1"),
+        ("model: {prompt_template: lama2}", "llama2"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tmp_path: Path, text: str, word: str) -> None:
+    assert word in mistakes_of(tmp_path, text)
+
+
+def test_a_missing_settings_file_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"nowhere\.yaml"):
+        read("train_lora", "", ["--config", "nowhere.yaml"])
+
+
+def test_paths_belong_to_the_file_or_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    config = config_of(tmp_path, "training: {train_data: a.jsonl}", "--output-dir", "out")
+    assert config.training.train_data == tmp_path / "a.jsonl"
+    assert config.lora.output_dir == elsewhere / "out"
+    assert config.model.base_model == str(tmp_path / "models/sample/base")
+
+
+def test_a_hub_id_stays_one_unless_a_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "model: {base_model: meta-llama/Llama-2-7b-chat-hf}"
+    assert config_of(tmp_path, text).model.base_model == "meta-llama/Llama-2-7b-chat-hf"
+    (tmp_path / "meta-llama/Llama-2-7b-chat-hf").mkdir(parents=True)
+    assert config_of(tmp_path, text).model.base_model == str(
+        tmp_path / "meta-llama/Llama-2-7b-chat-hf"
+    )
+
+
+def test_a_list_is_written_with_commas(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "", "--lora-target-modules", "q_proj, v_proj")
+    assert config.lora.target_modules == ["q_proj", "v_proj"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_of_a_script_leads_to_one_setting(script: str) -> None:
+    flags = flags_of(script)
+    assert len(set(flags.values())) == len(flags) == len(list(fields_of(script)))
+
+
+def test_flags_of_the_guide() -> None:
+    assert flags_of("knowledge_distillation")["epochs"] == ("distillation", "epochs")
+    assert flags_of("train_pruned_distilled")["epochs"] == ("training", "epochs")
+    assert flags_of("evaluate_model")["output-dir"] == ("evaluation", "merged_dir")
+    assert flags_of("convert_to_gguf")["model-path"] == ("gguf", "model_path")
+    assert flags_of("train_lora")["use-quantization"] == ("model", "use_quantization")
+
+
+def test_the_shipped_config_is_the_rendered_schema() -> None:
+    cure = "run PYTHONPATH=finetune python -m slimtune.settings.rendering"
+    shipped = (PROJECT / "config.yaml").read_text(encoding="utf-8")
+    assert shipped == rendering.config_yaml(Config()), cure
+    schema = (PROJECT / "config.schema.json").read_text(encoding="utf-8")
+    assert schema == rendering.schema_json(), cure
+    assert "lora" in json.loads(schema)["properties"]
+
+
+def test_the_printed_config_reads_back_as_it_was(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "", "--lora-r", "3", "--val-data", "v.jsonl")
+    printed = rendering.config_yaml(config, script="train_lora")
+    assert "gguf:" not in printed
+    again = config_of(tmp_path, printed)
+    assert (again.lora, again.training, again.model) == (config.lora, config.training, config.model)
