@@ -1,4 +1,4 @@
-"""The tokenizer guard: ids equal SentencePiece's and llama.cpp's, pad is never EOS, nothing is lost on saving."""
+"""The tokenizer guard: SentencePiece ids as llama.cpp gives them, pad never EOS, nothing lost."""
 
 import json
 import shutil
@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from slimtune.console import InputError
-from slimtune.models import tokenizers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from slimtune.console import InputError
+from slimtune.models import tokenizers
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 WORLD = [

@@ -1,0 +1,17 @@
+"""One prompt for training, evaluation, llama.cpp and Ollama: templates, the renderer, token ids."""
+
+from slimtune.prompts.encoding import IGNORED, Encoded, encode, encode_prompt
+from slimtune.prompts.rendering import Message, names, pieces, render, resolve, template
+
+__all__ = [
+    "IGNORED",
+    "Encoded",
+    "Message",
+    "encode",
+    "encode_prompt",
+    "names",
+    "pieces",
+    "render",
+    "resolve",
+    "template",
+]

@@ -1,0 +1,119 @@
+"""Conversations as token ids and labels: the ids that llama.cpp and Ollama make of the same text.
+
+The decision about spaces. SentencePiece puts a dummy space before a text, and llama.cpp (like the
+fast tokenizer of `models.tokenizers`) before every text that follows a special token. So a prompt
+is tokenised as one text, `<s>` and `</s>` parsed as tokens, BOS exactly once at its start. An
+answer is what the prompt's ids continue with: no dummy space of its own, because the model, too,
+speaks right after the prompt's last id. Tokenising prompt + answer as one text gives these very
+ids as long as no token crosses the seam, which holds for the shipped templates: in llama2 the
+answer starts with a space and SentencePiece never merges across one; in alpaca and chatml it
+follows a newline, and answers are trimmed.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any, TypedDict
+
+from slimtune.console import SettingsError
+from slimtune.prompts.rendering import Message, pieces
+
+IGNORED = -100  # the label that torch's cross entropy leaves out
+
+Tokenizer = Callable[..., Any]  # a transformers tokenizer; this room must not import it
+
+
+class Encoded(TypedDict):
+    input_ids: list[int]
+    labels: list[int]
+
+
+def encode(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    template: str,
+    max_length: int | None = None,
+) -> Encoded | None:
+    """Ids of the whole conversation, and labels: the id inside an answer or its EOS, else -100.
+
+    Beyond `max_length` ids the oldest prompt goes, right after BOS; the last answer is never cut.
+    None if that answer with BOS and one id of prompt does not fit: the caller drops and counts it.
+    """
+    tokens = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
+    parts = pieces(messages, template, **tokens)
+    if parts and not parts[-1][0].strip():
+        del parts[-1]  # the newline that a template puts after the last EOS
+    ids: list[int] = []
+    labels: list[int] = []
+    fresh_ids = _ids(tokenizer, [text for text, _ in parts])
+    for (_, supervised), fresh in zip(parts, fresh_ids, strict=True):
+        if supervised:
+            _require_end(tokenizer, fresh)
+        ids += fresh
+        labels += fresh if supervised else [IGNORED] * len(fresh)
+    if max_length is None or len(ids) <= max_length:
+        return Encoded(input_ids=ids, labels=labels)
+    return _shorten(ids, labels, max_length, bos=int(ids[0] == tokenizer.bos_token_id))
+
+
+def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message], template: str) -> list[int]:
+    """Ids up to where the assistant must speak: the prefix that `encode` has before that answer.
+
+    A last assistant message, the reference answer of a row, is left out.
+    """
+    asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    answered = [*asked, Message(role="assistant", content=".")]
+    tokens = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
+    parts = pieces(answered, template, **tokens)
+    last = max(index for index, (_, supervised) in enumerate(parts) if supervised)
+    return sum(_ids(tokenizer, [text for text, _ in parts[:last]]), [])
+
+
+def _ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """The ids each text adds to those before it; alone where a token would cross the seam."""
+    so_far: list[int] = []
+    fresh: list[list[int]] = []
+    joint = tokenizer(list(accumulate(texts)), add_special_tokens=False, verbose=False).input_ids
+    for text, ids in zip(texts, joint, strict=True):
+        if ids[: len(so_far)] == so_far:
+            new = ids[len(so_far) :]
+        else:
+            new = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        fresh.append(new)
+        so_far = so_far + new
+    opening = tokenizer("").input_ids[:1]
+    if opening == [tokenizer.bos_token_id] and so_far[:1] != opening:
+        fresh[0] = opening + fresh[0]  # the template writes no BOS: llama.cpp would add it
+    return fresh
+
+
+def _require_end(tokenizer: Tokenizer, answer: list[int]) -> None:
+    """SettingsError unless the answer ends with EOS or another added token: else it never stops."""
+    last = answer[-1] if answer else None
+    if last is None or last not in (tokenizer.eos_token_id, *tokenizer.added_tokens_decoder):
+        raise SettingsError(
+            "prompt template: answers have no end",
+            "no EOS follows an answer, so the model would never learn to stop",
+            "write eos_token after each answer, or choose llama2, alpaca or chatml",
+        )
+
+
+def _shorten(ids: list[int], labels: list[int], max_length: int, bos: int) -> Encoded | None:
+    """BOS and the last ids; the rest of an earlier answer cut in two is no longer supervised."""
+    start = len(ids) - (max_length - bos)
+    if start >= _last_answer(labels):
+        return None
+    kept = labels[start:]
+    if labels[start - 1] != IGNORED:
+        whole = kept.index(IGNORED)
+        kept = [IGNORED] * whole + kept[whole:]
+    return Encoded(input_ids=ids[:bos] + ids[start:], labels=[IGNORED] * bos + kept)
+
+
+def _last_answer(labels: list[int]) -> int:
+    """Where the last run of supervised labels starts; their number if there is none."""
+    start = len(labels)
+    while start and labels[start - 1] == IGNORED:
+        start -= 1
+    while start and labels[start - 1] != IGNORED:
+        start -= 1
+    return start or len(labels)

@@ -1,0 +1,138 @@
+"""Prompt templates and the one renderer: messages to text, and the text cut around each answer."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NoReturn, TypedDict
+
+from jinja2 import Template, TemplateError, TemplateSyntaxError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from slimtune.console import InputError, SettingsError
+
+_FOLDER = Path(__file__).parent / "templates"
+_OWN = "tokenizer"
+
+
+class Message(TypedDict):
+    role: str
+    content: str
+
+
+def names() -> list[str]:
+    """The templates that ship with SlimTune; `tokenizer`, a model's own, comes on top."""
+    return sorted(file.stem for file in _FOLDER.glob("*.jinja"))
+
+
+def template(name: str) -> str:
+    """The jinja source of a shipped template; SettingsError with the list for an unknown name."""
+    if name not in names():
+        raise SettingsError(
+            f"prompt template {name!r}: unknown",
+            f"known are {', '.join([*names(), _OWN])} ({_OWN}: the model's own chat template)",
+            f"choose one of {', '.join(names())}",
+        )
+    return (_FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def resolve(name: str, own: str | None) -> str:
+    """The jinja source of `name`, where `tokenizer` means `own`, the model's chat template."""
+    if name != _OWN:
+        return template(name)
+    if own is None:
+        raise SettingsError(
+            f"prompt template {_OWN!r}: this model has none",
+            "its folder holds no chat_template.jinja and its tokenizer names no template",
+            f"choose one of {', '.join(names())}",
+        )
+    return own
+
+
+def render(
+    messages: Sequence[Message],
+    template: str,
+    *,
+    bos_token: str | None,
+    eos_token: str | None,
+    add_generation_prompt: bool = False,
+) -> str:
+    """The conversation as one text, by a template's jinja source, in jinja's sandbox.
+
+    Raises InputError if the template refuses the messages, SettingsError if it is no valid jinja.
+    """
+    try:
+        return _compile(template).render(
+            messages=messages,
+            bos_token=bos_token or "",
+            eos_token=eos_token or "",
+            add_generation_prompt=add_generation_prompt,
+        )
+    except TemplateError as error:
+        roles = ", ".join(str(message["role"]) for message in messages)
+        raise InputError(
+            f"a conversation of roles: {roles or '(none)'}",
+            f"the prompt template refuses it: {error}",
+            "let turns alternate user, assistant; at most one system message, first",
+        ) from error
+
+
+def pieces(
+    messages: Sequence[Message], template: str, *, bos_token: str | None, eos_token: str | None
+) -> list[tuple[str, bool]]:
+    """The rendered conversation as (text, supervised), cut at the start and end of each answer.
+
+    An answer starts where the model is asked to speak and ends with its EOS; joined, the texts are
+    `render(messages)`. Raises SettingsError if the template shows a turn differently once another
+    follows it, for then no cut is the one the model meets later.
+    """
+    tokens = {"bos_token": bos_token, "eos_token": eos_token}
+    whole = render(messages, template, **tokens)
+    parts, done = [], 0
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = render(messages[:index], template, **tokens, add_generation_prompt=True)
+        through = render(messages[: index + 1], template, **tokens)
+        if not (whole.startswith(through) and through.startswith(before)):
+            _refuse_template()
+        start, end = len(before), _answer_end(through, len(before), eos_token)
+        parts += [(whole[done:start], False), (whole[start:end], True)]
+        done = end
+    return [*parts, (whole[done:], False)] if done < len(whole) else parts
+
+
+def _answer_end(text: str, start: int, eos_token: str | None) -> int:
+    """Where the answer that starts at `start` ends: after its EOS, before blanks that follow it."""
+    found = text.rfind(eos_token, start) if eos_token else -1
+    if found >= 0 and not text[found + len(eos_token or "") :].strip():
+        return found + len(eos_token or "")
+    return max(start, len(text.rstrip()))
+
+
+def _refuse_template() -> NoReturn:
+    raise SettingsError(
+        "prompt template: earlier turns change when later ones are added",
+        "the text learned in training would not be the text met when serving",
+        f"choose one of {', '.join(names())}",
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    """What chat templates call to refuse a conversation."""
+    raise TemplateError(message)
+
+
+@lru_cache(maxsize=16)
+def _compile(source: str) -> Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = _raise_exception
+    try:
+        return environment.from_string(source)
+    except TemplateSyntaxError as error:
+        raise SettingsError(
+            f"prompt template, line {error.lineno}: not valid jinja",
+            str(error.message),
+            f"repair chat_template.jinja, or choose one of {', '.join(names())}",
+        ) from error
