@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from slimtune.console import InputError
-from slimtune.models.checkpoints import Checkpoint
+from slimtune.models.checkpoints import EMBEDDING, OUTPUT, Checkpoint
 from slimtune.models.folders import read_json
 from slimtune.models.headers import TensorInfo, read_header, read_tensor
 
@@ -43,7 +43,8 @@ class Pair:
 class Adapter:
     """A LoRA adapter folder as peft writes it, read from headers.
 
-    `pairs` maps the base's weight name to its pair; `others` are the tensors that are no such pair.
+    `pairs` maps the base's weight name to its pair; `others` are the tensors that are neither in a
+    pair nor a copy of its weight (`replaced`).
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -71,10 +72,22 @@ class Adapter:
             if module + _B in self.tensors
         }
 
+    @cached_property
+    def replaced(self) -> dict[str, TensorInfo]:
+        """Weights of which peft saved its own copy because LoRA works on top of it (lm_head)."""
+        copies = (weight.removesuffix(".weight") for weight in self.pairs)
+        names = {module: f"{_PREFIX}{module}.base_layer.weight" for module in copies}
+        return {
+            f"{module}.weight": self.tensors[name]
+            for module, name in names.items()
+            if name in self.tensors
+        }
+
     @property
     def others(self) -> list[str]:
         pairs = {w.removesuffix(".weight") for w in self.pairs}
-        used = {_PREFIX + module + part for module in pairs for part in (_A, _B)}
+        parts = (_A, _B, ".base_layer.weight")
+        used = {_PREFIX + module + part for module in pairs for part in parts}
         return sorted(self.tensors.keys() - used)
 
     @property
@@ -96,9 +109,12 @@ class Adapter:
 
     def require_base(self, base: Checkpoint) -> None:
         """InputError, naming both, unless every pair fits a weight of `base`."""
+        shapes = base.shapes
+        if base.tied:
+            shapes.setdefault(OUTPUT, shapes.get(EMBEDDING, ()))
         for weight, pair in self.pairs.items():
             needed = (pair.b.shape[0], pair.a.shape[1])
-            found = base.shapes.get(weight)
+            found = shapes.get(weight)
             if found is None or (found != needed and "quantization_config" not in base.config):
                 raise InputError(
                     f"{self.folder}: this adapter is for another base than {base.folder}",

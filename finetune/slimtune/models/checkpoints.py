@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from io import FileIO
 from pathlib import Path
@@ -40,6 +40,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 
+EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+CHUNK_BYTES = 16 << 20
 FULL_PRECISION = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 _NOT_COMPANIONS = {
@@ -79,10 +81,14 @@ class Checkpoint:
         return sum(info.nbytes for info in self.tensors.values())
 
     @property
+    def tied(self) -> bool:
+        """Whether the output layer is the embedding itself."""
+        return self.config.get("tie_word_embeddings", False)
+
+    @property
     def parameters(self) -> int:
         """Parameter count; an output layer tied to the embedding counts once, stored or not."""
-        tied = self.config.get("tie_word_embeddings", False)
-        names = self.tensors.keys() - ({"lm_head.weight"} if tied else set())
+        names = self.tensors.keys() - ({OUTPUT} if self.tied else set())
         return sum(math.prod(self.tensors[name].shape) for name in names)
 
     def dtype(self, name: str) -> torch.dtype:
@@ -91,6 +97,10 @@ class Checkpoint:
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows start..stop (all by default) in a buffer of their own; safe from many threads."""
         return read_tensor(self.tensors[name], start, stop)
+
+    def rows(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
+        """The tensor in pieces of at most CHUNK_BYTES: (first row, rows); a scalar is one piece."""
+        return tensor_rows(self.tensors[name])
 
     def require_full_precision(self, purpose: str) -> None:
         """InputError if the weights are quantised (bitsandbytes, GPTQ, fp8), unfit to `purpose`."""
@@ -173,6 +183,16 @@ class CheckpointWriter:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
             self.close()
+
+
+def tensor_rows(info: TensorInfo) -> Iterator[tuple[int, torch.Tensor]]:
+    """`Checkpoint.rows` for a tensor of any file."""
+    if not info.shape:
+        yield 0, read_tensor(info)
+        return
+    step = max(1, CHUNK_BYTES * info.shape[0] // max(1, info.nbytes))
+    for start in range(0, info.shape[0], step):
+        yield start, read_tensor(info, start, min(start + step, info.shape[0]))
 
 
 def pack_shards(sizes: Mapping[str, int], shard_bytes: int) -> dict[str, str]:

@@ -33,7 +33,7 @@ def resolve(reference: str | Path) -> Path:
 
 
 def is_hub_id(reference: str) -> bool:
-    """Whether it is an `owner/name` of the Hub: `models/pruned` is not where there is a `models/`."""
+    """Whether it is an owner/name of the Hub: models/pruned is not where there is a models/."""
     return bool(_HUB_ID.fullmatch(reference)) and not Path(reference).parent.is_dir()
 
 
