@@ -12,6 +12,9 @@ _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, all of them; InputError with the cure otherwise."""
+    # The single file first, as transformers does: an index may be left over from an older save.
+    if (folder / SINGLE_FILE).is_file():
+        return [folder / SINGLE_FILE]
     if (folder / INDEX_FILE).is_file():
         names = sorted(set(read_json(folder / INDEX_FILE)["weight_map"].values()))
         missing = [name for name in names if not (folder / name).is_file()]
@@ -22,8 +25,6 @@ def weight_files(folder: Path) -> list[Path]:
                 "download or copy the missing files again, or run the stage that wrote them again",
             )
         return [folder / name for name in names]
-    if (folder / SINGLE_FILE).is_file():
-        return [folder / SINGLE_FILE]
     raise _no_weights(folder)
 
 

@@ -156,3 +156,11 @@ def test_companions_are_everything_but_weights_and_the_run_record(tmp_path):
     assert set(copy_companions(source, target, without={"config.json"})) == kept - {"config.json"}
     assert {file.name for file in target.iterdir()} == kept - {"config.json"}
     assert copy_companions(source, target, only={"config.json"}) == ["config.json"]
+
+
+def test_an_index_left_over_from_an_older_save_is_ignored_as_transformers_does(tmp_path):
+    write(tmp_path, TENSORS, shard_bytes=1)
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    assert set(Checkpoint(tmp_path).files.values()) == {"model.safetensors"}

@@ -1,0 +1,1 @@
+"""Models: checkpoints by the row, loading, merging, tokenizers, llama.cpp, memory estimates."""

@@ -1,0 +1,1 @@
+"""Pruning: which neurons matter, what is cut, and how the rest makes up for it."""

@@ -1,0 +1,25 @@
+"""After a cut: what stays is solved anew, so that it makes up for what went."""
+
+import torch
+
+RIDGE = 1e-3
+
+
+def refit(weight: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """W_new^T = (G_SS + l I)^-1 G_S: W^T,  l = RIDGE * mean(diag G_SS): ridge regression.
+
+    The columns S that stay of a linear layer are chosen so that its outputs on the calibration
+    inputs change least: argmin |X W^T - X_S W_new^T|^2 + l |W_new|^2.
+
+    weight: (out, in), the old W. gram: (in, in), G = X^T X over calibration inputs X (tokens, in),
+    best in float64. kept: (size,), the columns S. Returns (out, size) in the type of `weight`.
+    Raises torch.linalg.LinAlgError if G is not finite.
+    Compare SparseGPT (arXiv:2301.00774), which solves the same problem for single weights.
+    """
+    rows = gram[kept].double()
+    square = rows[:, kept]
+    ridge = RIDGE * square.diagonal().mean()
+    system = square + ridge * torch.eye(len(kept), dtype=torch.float64, device=gram.device)
+    factor = torch.linalg.cholesky(system)
+    solved = torch.cholesky_solve(rows @ weight.double().T, factor)
+    return solved.T.to(weight.dtype).contiguous()
