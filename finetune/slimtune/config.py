@@ -169,7 +169,7 @@ class Distillation(Section):
     )
     top_k: Positive = setting(
         32,
-        "Teacher probabilities kept per token; the rest is one bucket. 4 bytes each on disk.",
+        "Teacher probabilities kept per token; the rest is one bucket. 6 bytes each on disk.",
     )
     temperature: Annotated[float, Field(gt=0)] = setting(
         1.0, "Above 1 the teacher's small probabilities count more; 1 measured best."

@@ -1,0 +1,1 @@
+"""Fast exact training on modest hardware: padding-free batches, losses only where they count."""

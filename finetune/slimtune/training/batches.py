@@ -1,0 +1,98 @@
+"""Rows to token ids, and token ids to padding-free batches.
+
+A batch is one row of tokens: the samples one after another, each counting its positions from 0,
+and `lengths` to tell them apart. Nothing is padded, so nothing is computed for padding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from slimtune.console import InputError
+from slimtune.prompts import IGNORED, encode
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Token ids of a conversation, and labels: the id where it is learned, IGNORED elsewhere.
+
+    `index` is the sample's place among its kind: teacher probabilities are looked up by it.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    index: int = 0
+
+    @property
+    def supervised(self) -> int:
+        """Positions that are learned: the first token of a sample never is, nothing predicts it."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The samples of a file of rows, and how many rows were shortened or did not fit at all."""
+
+    samples: list[Sample]
+    shortened: int
+    dropped: int
+
+
+def encode_rows(rows: Sequence[Row], tokenizer: Any, template: str, max_length: int) -> Encoded:
+    """Samples of at most `max_length` tokens under the prompt template.
+
+    Raises InputError when a row would teach nothing or no row is left.
+    """
+    samples: list[Sample] = []
+    shortened = dropped = 0
+    for row in rows:
+        encoded = encode(tokenizer, row["messages"], template)
+        if encoded is not None and len(encoded["input_ids"]) > max_length:
+            shortened += 1
+            encoded = encode(tokenizer, row["messages"], template, max_length)
+        if encoded is None:
+            shortened, dropped = shortened - 1, dropped + 1
+            continue
+        sample = Sample(encoded["input_ids"], encoded["labels"], len(samples))
+        if not sample.supervised:
+            raise InputError(
+                f"{row['source']['file']}:{row['source']['line']}: nothing to learn in this row",
+                "no token of an answer is left to supervise",
+                "run prepare_data.py on the file: it rejects such rows",
+            )
+        samples.append(sample)
+    if not samples:
+        raise InputError(
+            "training rows: none is left",
+            f"{dropped} of {len(rows)} rows have answers longer than {max_length} tokens",
+            "raise --max-length",
+        )
+    return Encoded(samples, shortened, dropped)
+
+
+def encode_text(passages: Sequence[str], tokenizer: Any, max_length: int) -> list[Sample]:
+    """Plain text as samples that are learned at every position, cut to `max_length` tokens."""
+    samples = []
+    for passage in passages:
+        ids = tokenizer(passage).input_ids[: max_length - 1] + [tokenizer.eos_token_id]
+        samples.append(Sample(ids, list(ids), len(samples)))
+    return samples
+
+
+def collate(samples: Sequence[Sample]) -> dict[str, Any]:
+    """A padding-free batch: input_ids, position_ids, labels (1, tokens); lengths; sample indices.
+
+    The first label of each sample is IGNORED, else a sample would be predicted from the one before.
+    """
+    lengths = [len(sample.input_ids) for sample in samples]
+    return {
+        "input_ids": torch.tensor([[i for sample in samples for i in sample.input_ids]]),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "labels": torch.tensor([[i for s in samples for i in [IGNORED, *s.labels[1:]]]]),
+        "lengths": lengths,
+        "indices": [sample.index for sample in samples],
+    }

@@ -1,0 +1,61 @@
+"""Adapters on a frozen base: LoRA (arXiv:2106.09685), QLoRA on 4-bit weights (arXiv:2305.14314)."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import PreTrainedModel, set_seed
+
+from slimtune.config import Lora
+from slimtune.console import QualityError, SettingsError
+
+
+def attach(
+    model: PreTrainedModel, settings: Lora, *, seed: int, quantized: bool = False
+) -> PeftModel:
+    """`model` with trainable adapters; its own weights are frozen.
+
+    Raises SettingsError naming the linear layers there are when a target module is none of them.
+    """
+    if quantized:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    set_seed(seed)
+    targets = settings.target_modules
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if _is_linear(m)}
+        raise SettingsError(
+            f"lora.target_modules: {', '.join(targets)}",
+            "no layer of the model has such a name",
+            f"its linear layers are {', '.join(sorted(linear))}; all-linear takes all of them",
+        ) from error
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear)
+
+
+def save(model: PeftModel, folder: Path, base: str) -> None:
+    """Write the adapter; raises QualityError when it would not change the base at all."""
+    updates = [p.detach().abs().max() for n, p in model.named_parameters() if ".lora_B." in n]
+    if not any(update > 0 for update in updates):
+        raise QualityError(
+            "the trained adapter changes nothing",
+            "all its B matrices are still zero",
+            "train longer or raise --learning-rate",
+        )
+    model.peft_config["default"].base_model_name_or_path = base
+    model.save_pretrained(folder)
+
+
+def counts(model: PeftModel) -> tuple[int, int]:
+    """(trainable, all) parameters."""
+    return model.get_nb_trainable_parameters()

@@ -1,0 +1,199 @@
+"""The trainer: exactly the losses of a padded run, and no failure in silence."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import FAMILIES, tiny_model, tiny_samples
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from slimtune.config import Lora, Training
+from slimtune.console import QualityError, SettingsError
+from slimtune.prompts import IGNORED
+from slimtune.training import lora
+from slimtune.training.batches import collate
+from slimtune.training.fitting import fit, refuse_forgotten_checkpoints
+from slimtune.training.trainer import SlimTrainer
+
+
+@pytest.fixture
+def settings() -> Training:
+    return Training(epochs=2, batch_size=4, learning_rate=1e-2, evaluations_per_epoch=1)
+
+
+def pad(samples: list) -> dict[str, torch.Tensor]:
+    width = max(len(s.input_ids) for s in samples)
+
+    def filled(values: list[int], with_: int) -> list[int]:
+        return values + [with_] * (width - len(values))
+
+    return {
+        "input_ids": torch.tensor([filled(s.input_ids, 0) for s in samples]),
+        "attention_mask": torch.tensor([filled([1] * len(s.input_ids), 0) for s in samples]),
+        "labels": torch.tensor([filled(s.labels, IGNORED) for s in samples]),
+    }
+
+
+def step_losses(trainer: Trainer) -> list[float]:
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def arguments(folder: Path, **changes: object) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=4,
+        num_train_epochs=2,
+        learning_rate=1e-2,
+        logging_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        seed=3,
+        **changes,
+    )
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_equal_the_padded_trainers(tmp_path: Path, family: str, accumulation: int) -> None:
+    samples = tiny_samples(18)
+    args = arguments(tmp_path, gradient_accumulation_steps=accumulation)
+    padded_model = lora.attach(tiny_model(family, "sdpa"), Lora(rank=4), seed=0)
+    padded = Trainer(padded_model, args, train_dataset=samples, data_collator=pad)
+    reference = step_losses(padded)
+    packed_model = lora.attach(tiny_model(family), Lora(rank=4), seed=0)
+    ours = step_losses(SlimTrainer(packed_model, args, train_dataset=samples))
+    assert len(ours) == len(reference) > 3
+    assert ours == pytest.approx(reference, abs=1e-5)
+    assert reference[0] != pytest.approx(reference[-1], abs=1e-3)
+
+
+def test_full_training_moves_tied_embeddings_as_the_padded_trainer_does(tmp_path: Path) -> None:
+    samples, args = tiny_samples(12), arguments(tmp_path)
+    padded_model, packed_model = tiny_model("llama_tied", "sdpa"), tiny_model("llama_tied")
+    reference = step_losses(Trainer(padded_model, args, train_dataset=samples, data_collator=pad))
+    ours = step_losses(SlimTrainer(packed_model, args, train_dataset=samples))
+    assert ours == pytest.approx(reference, abs=1e-5)
+    torch.testing.assert_close(
+        packed_model.lm_head.weight, padded_model.lm_head.weight, rtol=1e-3, atol=1e-5
+    )
+
+
+def test_validation_loss_is_the_mean_over_tokens(tmp_path: Path) -> None:
+    model, samples = tiny_model(), tiny_samples(7)
+    trainer = SlimTrainer(model, arguments(tmp_path), eval_dataset=samples)
+    loss = trainer.evaluate()["eval_loss"]
+    total = count = 0
+    for sample in samples:
+        logits = model(torch.tensor([sample.input_ids])).logits[0, :-1]
+        targets = torch.tensor(sample.labels[1:])
+        total += torch.nn.functional.cross_entropy(
+            logits, targets, ignore_index=IGNORED, reduction="sum"
+        ).item()
+        count += sample.supervised
+    assert loss == pytest.approx(total / count, abs=1e-5)
+
+
+def test_samples_do_not_see_each_other() -> None:
+    model, (first, second) = tiny_model().eval(), tiny_samples(2)
+    batch = collate([first, second])
+    del batch["indices"], batch["labels"]
+    with torch.no_grad():
+        together = model(**batch, use_cache=False).logits[0, len(first.input_ids) :]
+        alone = model(torch.tensor([second.input_ids]), use_cache=False).logits[0]
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, settings: Training) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[5] = math.nan
+    with pytest.raises(QualityError, match=r"step \d+: the loss"):
+        fit(model, tiny_samples(40), [], settings, tmp_path / "checkpoints")
+
+
+def test_a_gradient_that_is_no_number_stops_before_the_update(
+    tmp_path: Path, settings: Training
+) -> None:
+    model = lora.attach(tiny_model(), Lora(rank=2), seed=0)
+    weight = next(p for p in model.parameters() if p.requires_grad)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(QualityError, match="step 1: the gradient"):
+        fit(model, tiny_samples(8), [], settings, tmp_path / "checkpoints")
+    assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
+
+
+def test_the_best_checkpoint_is_what_training_ends_with(tmp_path: Path) -> None:
+    wild = Training(epochs=6, batch_size=4, learning_rate=0.3, early_stopping_patience=2)
+    model = lora.attach(tiny_model(), Lora(rank=4), seed=0)
+    validation = tiny_samples(8, seed=9)
+    curve = fit(model, tiny_samples(16), validation, wild, tmp_path / "checkpoints")
+    trainer = SlimTrainer(model, arguments(tmp_path), eval_dataset=validation)
+    best = min(loss for _, loss in curve.validation)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(best, abs=1e-5)
+    assert curve.validation[-1][1] > best
+    assert not (tmp_path / "checkpoints").exists()
+
+
+class _StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_: object) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_a_stopped_run_resumes_to_the_same_weights(
+    tmp_path: Path, settings: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, validation = tiny_samples(16), tiny_samples(4, seed=5)
+
+    def run(folder: Path, **options: object) -> torch.nn.Module:
+        model = lora.attach(tiny_model(), Lora(rank=4, dropout=0.1), seed=0)
+        fit(model, samples, validation, settings, folder, **options)
+        return model
+
+    whole = run(tmp_path / "whole")
+    checkpoints = tmp_path / "checkpoints"
+    original = SlimTrainer.__init__
+
+    def stopping(self: SlimTrainer, *args: object, **kwargs: object) -> None:
+        original(self, *args, **kwargs)
+        self.add_callback(_StopAt(6))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SlimTrainer, "__init__", stopping)
+        run(checkpoints)
+    # A checkpoint cut off while it was written must not be taken.
+    (checkpoints / "checkpoint-7").mkdir()
+    with pytest.raises(SettingsError, match="--resume"):
+        refuse_forgotten_checkpoints(checkpoints, resume=False, overwrite=False)
+    resumed = run(checkpoints, resume=True)
+    for name, weight in whole.named_parameters():
+        assert torch.equal(weight, resumed.get_parameter(name)), name
+
+
+def test_an_adapter_that_changes_nothing_is_refused(tmp_path: Path) -> None:
+    model = lora.attach(tiny_model(), Lora(rank=2), seed=0)
+    with pytest.raises(QualityError, match="changes nothing"):
+        lora.save(model, tmp_path, "base")
+
+
+def test_an_unknown_target_module_names_those_there_are() -> None:
+    with pytest.raises(SettingsError, match="down_proj"):
+        lora.attach(tiny_model(), Lora(target_modules=["q_porj"]), seed=0)
+
+
+def test_the_curve_is_written(tmp_path: Path, settings: Training) -> None:
+    model = lora.attach(tiny_model(), Lora(rank=2), seed=0)
+    curve = fit(model, tiny_samples(8), tiny_samples(4, 1), settings, tmp_path / "checkpoints")
+    curve.write(tmp_path)
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(curve.history)
+    assert curve.metrics()["train_loss_last"] < curve.metrics()["train_loss_first"]

@@ -1,0 +1,51 @@
+"""A tiny world for training tests: random models of each family, samples of uneven length."""
+
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from slimtune.prompts import IGNORED
+from slimtune.training.attention import register
+from slimtune.training.batches import Sample
+
+torch.set_num_threads(1)
+SHAPE = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+FAMILIES = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "llama_tied": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True}),
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None, "head_dim": 8}),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+}
+
+
+def tiny_model(family: str = "llama", attention: str | None = None) -> PreTrainedModel:
+    config_class, model_class, extra = FAMILIES[family]
+    torch.manual_seed(1)
+    config = config_class(**SHAPE, **extra, attn_implementation=attention or register())
+    return model_class(config)
+
+
+def tiny_samples(count: int, seed: int = 0) -> list[Sample]:
+    generator = torch.Generator().manual_seed(seed)
+    samples = []
+    for index in range(count):
+        length = int(torch.randint(6, 20, (1,), generator=generator))
+        ids = torch.randint(3, 60, (length,), generator=generator).tolist()
+        prompt = int(torch.randint(1, length - 2, (1,), generator=generator))
+        samples.append(Sample(ids, [IGNORED] * prompt + ids[prompt:], index))
+    return samples
