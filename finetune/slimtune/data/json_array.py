@@ -54,7 +54,8 @@ class _Window:
 
     def skip(self) -> None:
         """Pass over the next character that is no blank."""
-        self._advance(self._at + len(self.next_character()))
+        character = self.next_character()
+        self._advance(self._at + len(character))
 
     def decode(self) -> Any:
         """The JSON value that starts here; BrokenArray with the line of the fault otherwise."""

@@ -1,0 +1,76 @@
+"""Each shape becomes a conversation, or says in words why the row cannot."""
+
+import pytest
+
+from slimtune.data.formats import FORMATS, BadRow, alpaca, detect, messages, qa, sharegpt
+
+
+def turns(*contents: str) -> list[dict[str, str]]:
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
+
+
+def test_alpaca_joins_instruction_and_input():
+    row = {"instruction": " Translate. ", "input": "cat", "output": "猫\n"}
+    assert alpaca(row) == turns("Translate.\n\ncat", "猫")
+
+
+@pytest.mark.parametrize("empty", ["", "  ", None])
+def test_alpaca_without_input(empty):
+    assert alpaca({"instruction": "Hi", "input": empty, "output": "Ho"}) == turns("Hi", "Ho")
+    assert alpaca({"instruction": "Hi", "output": 4}) == turns("Hi", "4")
+
+
+def test_alpaca_system_and_history_come_first():
+    row = {"instruction": "c", "output": "d", "system": "Be brief.", "history": [["a", "b"]]}
+    system = {"role": "system", "content": "Be brief."}
+    assert alpaca(row) == [system, *turns("a", "b", "c", "d")]
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [("question", "answer"), ("Questions", " Answers "), ("query", "response"), ("问题", "回答")],
+)
+def test_qa_spellings(question, answer):
+    assert qa({question: "Why?", answer: "So."}) == turns("Why?", "So.")
+
+
+def test_messages_and_sharegpt():
+    openai = {"messages": [{"role": "system", "content": "S"}, *turns("a", "b")]}
+    assert messages(openai) == [{"role": "system", "content": "S"}, *turns("a", "b")]
+    said = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    assert sharegpt({"conversations": said}) == turns("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("shape", "row", "reason"),
+    [
+        ("alpaca", {"instruction": "Hi"}, 'no "output"'),
+        ("alpaca", {"instruction": "Hi", "output": "  "}, 'empty "output"'),
+        ("alpaca", {"instruction": "Hi", "output": ["a"]}, '"output" is not text'),
+        ("alpaca", {"instruction": "Hi", "output": True}, '"output" is not text'),
+        ("alpaca", {"instruction": "Hi", "output": "\ud800"}, "half a character"),
+        ("alpaca", {"instruction": "H", "output": "o", "history": [["a"]]}, '"history" is no list'),
+        ("alpaca", {"instruction": "H", "output": "o", "history": 3}, '"history" is no list'),
+        ("qa", {"answer": "So."}, 'no "question"'),
+        ("messages", {"messages": "hello"}, 'no "messages" list'),
+        ("messages", {"messages": []}, "no turns"),
+        ("messages", {"messages": turns("a", "b", "c")}, "last turn is not the assistant's"),
+        ("messages", {"messages": turns("a", "b")[1:]}, "turn 1 is 'assistant'"),
+        ("messages", {"messages": [{"role": "tool", "content": "x"}]}, "unknown role 'tool'"),
+        ("sharegpt", {"conversations": [{"from": "human"}]}, "empty user turn"),
+        ("sharegpt", {"conversations": [{"from": "human", "value": None}]}, "is not text"),
+    ],
+)
+def test_bad_rows_say_why(shape, row, reason):
+    with pytest.raises(BadRow, match=reason):
+        FORMATS[shape](row)
+
+
+def test_detect_by_majority_and_prefers_the_whole_conversation():
+    good = {"instruction": "Hi", "output": "Ho"}
+    assert detect([{"instruction": "no output"}, good, good]) == "alpaca"
+    assert detect([{"question": "a", "answer": "b"}]) == "qa"
+    assert detect([good | {"messages": turns("a", "b", "c", "d")}]) == "messages"
+    assert detect([{"text": "plain"}]) is None
+    assert detect([]) is None
