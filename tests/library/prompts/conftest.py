@@ -1,0 +1,61 @@
+"""Two tiny tokenizers: a SentencePiece BPE (as Llama-2 has) and a byte-level BPE (as Qwen has)."""
+
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from slimtune.models import tokenizers
+
+TEXT = [
+    "Below is an instruction that describes a task. Write a response.",
+    "### Instruction: ### Response: [INST] [/INST] <<SYS>> <</SYS>>",
+    "def area(r):\n    return 3.14 * r ** 2",
+    "今天天气很好，我们去公园散步。",
+] * 30
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_tokenizer(tmp_path_factory) -> PreTrainedTokenizerFast:
+    folder = tmp_path_factory.mktemp("spm")
+    (folder / "text.txt").write_text("\n".join(TEXT), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text.txt"),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=440,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return tokenizers.load(folder)
+
+
+@pytest.fixture(scope="session")
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    """Like Qwen: ChatML tokens, <|im_end|> as EOS, no BOS at all."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        TEXT,
+        trainers.BpeTrainer(
+            vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+
+
+@pytest.fixture(scope="session")
+def llama2_tokenizer() -> PreTrainedTokenizerFast:
+    folder = Path(__file__).parents[4] / "shared" / "data" / "llama2-tokenizer"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/data/llama2-tokenizer")
+    return tokenizers.load(folder)
