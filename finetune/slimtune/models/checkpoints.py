@@ -41,7 +41,7 @@ TOKENIZER_FILES = (
 )
 
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 4 << 20
 FULL_PRECISION = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 _NOT_COMPANIONS = {
