@@ -1,0 +1,119 @@
+"""What is compared and what comes of it: plain records that cross from child process to parent."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to evaluate: a folder, Hub id or .gguf file, with an adapter on top if one is given.
+
+    `tokenizer` is the model folder a GGUF was made from: it encodes the prompts, and the report
+    compares the two. Without it llama.cpp's own tokenizer does.
+    """
+
+    label: str
+    reference: str
+    adapter: str | None = None
+    tokenizer: str | None = None
+
+    @property
+    def kind(self) -> Literal["gguf", "adapter", "model"]:
+        if Path(self.reference).suffix == ".gguf":
+            return "gguf"
+        return "adapter" if self.adapter else "model"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row: the conversation up to the last answer, and that answer as the reference."""
+
+    id: str
+    messages: tuple[Mapping[str, str], ...]
+    reference: str
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Question":
+        """From a canonical row, whose last message is the assistant's."""
+        *asked, answer = row["messages"]
+        return cls(row["id"], tuple(asked), answer["content"])
+
+    @property
+    def conversation(self) -> list[Mapping[str, str]]:
+        return [*self.messages, {"role": "assistant", "content": self.reference}]
+
+    @property
+    def answers(self) -> list[str]:
+        """Every assistant answer of the conversation: what the perplexity is over."""
+        return [m["content"] for m in self.conversation if m["role"] == "assistant"]
+
+    @property
+    def prompt(self) -> str:
+        """The question as a person reads it: bare if it is one message, else with the roles."""
+        if len(self.messages) == 1:
+            return self.messages[0]["content"]
+        return "\n".join(f"{m['role']}: {m['content']}" for m in self.messages)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in what numbers to compute; the words of `slimtune.models.loading.load`."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    quantize: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every candidate of a comparison gets, unchanged."""
+
+    questions: tuple[Question, ...]
+    template: str
+    max_length: int
+    max_new_tokens: int
+    compute: Compute = Compute()
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer: its text, how many tokens (the closing EOS not counted), whether it ended."""
+
+    text: str
+    tokens: int
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class AnswerLoss:
+    """Σ −ln p over the supervised tokens of one row (nats), and how many they are."""
+
+    nats: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model takes: speeds are those of a single sequence, memory is its process's peak."""
+
+    parameters: int
+    bytes_on_disk: int
+    load_seconds: float
+    prompt_tokens_per_second: float
+    generated_tokens_per_second: float
+    seconds: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything a child process found out about one candidate, row by row."""
+
+    candidate: Candidate
+    template: str
+    generations: list[Generation]
+    losses: list[AnswerLoss]
+    shortened: int
+    cost: Cost

@@ -1,0 +1,85 @@
+"""Rows of different lengths in one forward pass: sorted, left-padded, masked, within a budget."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from slimtune.console import ResourceError
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_ALLOCATORS = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
+
+
+def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Row numbers in batches, the longest first; rows x longest of a batch stays within `budget`.
+
+    The longest come first so that memory runs out at once or never. A row beyond the budget goes
+    alone.
+    """
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def run_batched(
+    lengths: Sequence[int], budget: int, run: Callable[[list[int]], list[Result]]
+) -> list[Result]:
+    """`run(rows)` over all rows in batches of at most `budget` tokens; the results in row order.
+
+    A batch that runs out of memory is halved, and all after it. Raises ResourceError where a
+    single row does.
+    """
+    results: dict[int, Result] = {}
+    waiting = by_length(lengths, budget)
+    while waiting:
+        batch = waiting.pop(0)
+        try:
+            results.update(zip(batch, run(batch), strict=True))
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            waiting = [part for rows in [batch, *waiting] for part in _halves(rows, error)]
+        else:
+            log.info("%d of %d rows", len(results), len(lengths))
+    return [results[row] for row in range(len(lengths))]
+
+
+def left_padded(
+    sequences: Sequence[Sequence[int]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids, attention mask and position ids, each (rows, longest), padded on the left.
+
+    With the ends aligned, the next token of every row is at the same place. Without the mask, or
+    without positions counted from each row's own start, a batch answers otherwise than one by one.
+    """
+    longest = max(map(len, sequences))
+    ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in sequences])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in sequences])
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    return ids.to(device), mask.to(device), positions.to(device)
+
+
+def _halves(rows: list[int], error: RuntimeError) -> list[list[int]]:
+    if len(rows) == 1:
+        raise ResourceError(
+            "out of memory with one row at a time",
+            str(error).splitlines()[0],
+            "use a smaller or quantised model, or shorten the rows and answers",
+        ) from error
+    torch.cuda.empty_cache()  # does nothing where CUDA was never used
+    middle = (len(rows) + 1) // 2
+    return [rows[:middle], rows[middle:]]
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(name in said for name in _ALLOCATORS)

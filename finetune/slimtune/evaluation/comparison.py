@@ -1,0 +1,116 @@
+"""Before and after, honestly: any number of models on the same rows, one in memory at a time.
+
+    base = Candidate("base", "models/sample/base")
+    tuned = Candidate("fine-tuned", base.reference, adapter="models/finetuned/lora_adapter")
+    comparison = compare([base, tuned], rows, template=prompts.template("llama2"))
+
+The first candidate is the baseline that the others are judged against. Nothing here imports torch:
+each candidate is loaded in a child process of its own, whose memory ends with it.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from typing import Any
+
+from slimtune.console import InputError, ResourceError, SettingsError, start_logging
+from slimtune.evaluation.answers import Candidate, Compute, Job, Outcome, Question
+from slimtune.evaluation.cautions import cautions
+from slimtune.evaluation.scoring import measure, row_scores
+
+log = logging.getLogger("slimtune")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Questions, what each model answered, the scores of each answer, and the measures over all.
+
+    `scores[m][r]` are those of model m on row r; `measures[m]` is plain data, ready for JSON.
+    """
+
+    questions: tuple[Question, ...]
+    outcomes: list[Outcome]
+    scores: list[list[dict[str, float]]]
+    measures: list[dict[str, Any]]
+    cautions: list[str]
+    settings: dict[str, Any]
+
+    @property
+    def labels(self) -> list[str]:
+        return [outcome.candidate.label for outcome in self.outcomes]
+
+
+def compare(
+    candidates: Sequence[Candidate],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    template: str,
+    max_length: int = 512,
+    max_new_tokens: int = 64,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: bool = False,
+    isolated: bool = True,
+) -> Comparison:
+    """Evaluates every candidate on `rows` (canonical) and judges each against the first.
+
+    `template` is for models whose folder has no chat_template.jinja of its own. Prompts keep their
+    end within max_length - max_new_tokens; reference answers are scored within max_length.
+    `isolated=False` stays in this process, for one small model. Raises SettingsError for two equal
+    labels, InputError for no rows or a model that cannot be loaded, ResourceError for a killed one.
+    """
+    _require_distinct(candidates)
+    questions = tuple(Question.of(row) for row in rows)
+    if not questions:
+        raise InputError("no rows to evaluate on", "the test data is empty", "prepare more rows")
+    compute = Compute(device, dtype, quantize)
+    job = Job(questions, template, max_length, max_new_tokens, compute)
+    run = _in_child if isolated else _here
+    outcomes = [run(candidate, job) for candidate in candidates]
+    scores = [row_scores(outcome, questions) for outcome in outcomes]
+    measures = [
+        measure(outcome, own, outcomes[0], scores[0], questions)
+        for outcome, own in zip(outcomes, scores, strict=True)
+    ]
+    settings = {
+        "rows": len(questions),
+        "max_length": max_length,
+        "max_new_tokens": max_new_tokens,
+        **asdict(compute),
+    }
+    found = cautions(outcomes, measures, questions)
+    return Comparison(questions, outcomes, scores, measures, found, settings)
+
+
+def _here(candidate: Candidate, job: Job) -> Outcome:
+    from slimtune.evaluation.worker import evaluate  # torch and transformers: seconds
+
+    return evaluate(candidate, job)
+
+
+def _in_child(candidate: Candidate, job: Job) -> Outcome:
+    # Spawned, not forked: a fork would share this process's memory and break CUDA.
+    speak = start_logging if log.handlers else None
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=speak) as child:
+        try:
+            return child.submit(_here, candidate, job).result()
+        except BrokenProcessPool as error:
+            raise ResourceError(
+                f"{candidate.label}: the process that evaluated it was ended from outside",
+                "most often the system does so when memory runs out",
+                "use a smaller or quantised model, or a shorter --max-new-tokens",
+            ) from error
+
+
+def _require_distinct(candidates: Sequence[Candidate]) -> None:
+    labels = [candidate.label for candidate in candidates]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise SettingsError(
+            f"two models are called {twice[0]!r}",
+            "tables and CSV columns are named after the models",
+            "give each its own label",
+        )

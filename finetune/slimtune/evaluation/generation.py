@@ -1,0 +1,145 @@
+"""Greedy generation: many prompts in batches, or one as a stream, with the same answers."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerFast
+
+from slimtune.evaluation.answers import Generation
+from slimtune.evaluation.batches import left_padded, run_batched
+
+TOKEN_BUDGET = 8192
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    token_budget: int = TOKEN_BUDGET,
+) -> list[Generation]:
+    """The greedy answer to each prompt (token ids, BOS included), in the order of `prompts`.
+
+    Batches hold at most `token_budget` tokens of prompt and answer together and are halved when
+    memory runs out. The model's own sampling settings are left aside: a comparison wants its first
+    choice. Raises ResourceError where even one prompt does not fit.
+    """
+    ends = end_tokens(model, tokenizer)
+
+    def answer(rows: list[int]) -> list[Generation]:
+        answers = _answers(model, [prompts[row] for row in rows], max_new_tokens, ends)
+        return [_finished(tokenizer, ids, ends) for ids in answers]
+
+    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    return run_batched(lengths, token_budget, answer)
+
+
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+) -> Iterator[str]:
+    """The greedy answer to one prompt, piece by piece; the pieces joined are the whole text.
+
+    A piece is held back while it may change: half a UTF-8 character decodes to U+FFFD.
+    """
+    ids: list[int] = []
+    shown = ""
+    for token in _tokens(model, prompt, max_new_tokens, end_tokens(model, tokenizer)):
+        ids.append(token)
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        if text.startswith(shown) and not text.endswith("\ufffd"):
+            yield text[len(shown) :]
+            shown = text
+    rest = tokenizer.decode(ids, skip_special_tokens=True)
+    yield rest[len(shown) :]
+
+
+def speed(model: PreTrainedModel, prompt: Sequence[int], new_tokens: int) -> tuple[float, float]:
+    """Tokens per second of one sequence: reading `prompt`, then generating on past any EOS."""
+    times = [time.perf_counter()]
+    for _ in _tokens(model, prompt, new_tokens + 1, set()):
+        times.append(time.perf_counter())
+    return len(prompt) / (times[1] - times[0]), new_tokens / (times[-1] - times[1])
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> set[int]:
+    """The ids that end an answer: the tokenizer's EOS and those of generation_config."""
+    configured = model.generation_config.eos_token_id
+    several = configured if isinstance(configured, list) else [configured]
+    return {token for token in [tokenizer.eos_token_id, *several] if token is not None}
+
+
+@torch.inference_mode()
+def _answers(
+    model: PreTrainedModel, prompts: list[Sequence[int]], max_new_tokens: int, ends: set[int]
+) -> list[list[int]]:
+    """Answer ids of one batch; the closing EOS is the last of those that ended."""
+    answers: list[list[int]] = [[] for _ in prompts]
+    active = list(range(len(prompts)))
+    ids, mask, positions = left_padded(prompts, model.device)
+    cache: Cache | None = None
+    for _ in range(max_new_tokens):
+        chosen, cache = _step(model, ids, mask, positions, cache)
+        for row, token in zip(active, chosen.tolist(), strict=True):
+            answers[row].append(token)
+        going = [place for place, row in enumerate(active) if answers[row][-1] not in ends]
+        if not going:
+            break
+        # A finished row is dropped from the batch: it would cost as much as one that goes on.
+        if len(going) < len(active):
+            keep = torch.tensor(going, device=model.device)
+            cache.batch_select_indices(keep)
+            chosen, mask, positions = chosen[keep], mask[keep], positions[keep]
+            active = [active[place] for place in going]
+        ids = chosen[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+    return answers
+
+
+@torch.inference_mode()
+def _tokens(
+    model: PreTrainedModel, prompt: Sequence[int], max_new_tokens: int, ends: set[int]
+) -> Iterator[int]:
+    """The answer ids of one prompt as they are chosen, without the EOS."""
+    ids, mask, positions = left_padded([prompt], model.device)
+    cache: Cache | None = None
+    for _ in range(max_new_tokens):
+        chosen, cache = _step(model, ids, mask, positions, cache)
+        if (token := chosen.item()) in ends:
+            return
+        yield token
+        ids = chosen[:, None]
+        mask = torch.cat([mask, mask.new_ones(1, 1)], dim=1)
+        positions = positions[:, -1:] + 1
+
+
+def _step(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    positions: torch.Tensor,
+    cache: Cache | None,
+) -> tuple[torch.Tensor, Cache]:
+    """The likeliest next token of each row (rows,), and the cache that holds all tokens so far."""
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return output.logits[:, -1].argmax(-1), output.past_key_values
+
+
+def _finished(tokenizer: PreTrainedTokenizerFast, ids: list[int], ends: set[int]) -> Generation:
+    stopped = bool(ids) and ids[-1] in ends
+    kept = ids[:-1] if stopped else ids
+    text = tokenizer.decode(kept, skip_special_tokens=True)
+    return Generation(text.strip(), len(kept), stopped)

@@ -1,0 +1,81 @@
+"""Batched generation says what one-by-one generation says, in whatever batches memory allows."""
+
+import pytest
+import torch
+
+from slimtune.console import ResourceError
+from slimtune.evaluation.batches import by_length, run_batched
+from slimtune.evaluation.generation import generate, stream
+
+
+@pytest.fixture(scope="module")
+def one_by_one(model, prompts):
+    """transformers' own greedy generate, one prompt at a time, without batch or padding."""
+    answers = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        output = model.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=0)
+        answers.append(output[0, len(prompt) :].tolist())
+    return answers
+
+
+def test_batched_equals_one_by_one(model, tokenizer, prompts, one_by_one):
+    answers = generate(model, tokenizer, prompts, max_new_tokens=20, token_budget=300)
+    for answer, ids in zip(answers, one_by_one, strict=True):
+        stopped = ids[-1] == 2
+        kept = ids[:-1] if stopped else ids
+        assert answer.text == tokenizer.decode(kept, skip_special_tokens=True).strip()
+        assert (answer.tokens, answer.stopped) == (len(kept), stopped)
+
+
+def test_some_answers_stop_early_and_some_do_not(one_by_one):
+    """Otherwise the test above would not see a row leave its batch."""
+    stopped = [ids[-1] == 2 for ids in one_by_one]
+    assert any(stopped) and not all(stopped)
+
+
+def test_stream_joins_to_the_batched_answer(model, tokenizer, prompts):
+    answers = generate(model, tokenizer, prompts[:8], max_new_tokens=12)
+    for prompt, answer in zip(prompts[:8], answers, strict=True):
+        pieces = list(stream(model, tokenizer, prompt, max_new_tokens=12))
+        assert "".join(pieces).strip() == answer.text
+        assert len(pieces) > 1 or answer.tokens < 2
+
+
+def test_batches_are_sorted_and_within_the_budget():
+    lengths = [5, 1, 9, 3, 3, 20, 2]
+    batches = by_length(lengths, 12)
+    assert sorted(row for batch in batches for row in batch) == list(range(7))
+    assert batches[0] == [5]  # beyond the budget, so alone
+    for batch in batches[1:]:
+        assert max(lengths[row] for row in batch) * len(batch) <= 12
+
+
+def test_out_of_memory_halves_the_batch_and_keeps_the_order():
+    sizes = []
+
+    def run(rows: list[int]) -> list[int]:
+        sizes.append(len(rows))
+        if len(rows) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [row * 10 for row in rows]
+
+    assert run_batched([1] * 20, 10, run) == [row * 10 for row in range(20)]
+    assert max(sizes[-7:]) <= 3
+
+
+def test_out_of_memory_with_one_row_names_the_cure():
+    def run(rows: list[int]) -> list[int]:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 1 TB")
+
+    with pytest.raises(ResourceError) as error:
+        run_batched([1, 1], 10, run)
+    assert "smaller" in error.value.cure
+
+
+def test_another_error_is_not_taken_for_out_of_memory():
+    def run(rows: list[int]) -> list[int]:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_batched([1, 1], 10, run)
