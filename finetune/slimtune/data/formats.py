@@ -156,5 +156,5 @@ def _listed(row: Row, column: str, role_key: str, text_key: str) -> list[Message
 def _listed_turn(turn: Row, role_key: str, text_key: str) -> Message:
     role = _ROLES.get(str(turn.get(role_key)).lower())
     if role is None:
-        raise BadRow(f"unknown role {turn.get(role_key)!r}")
+        raise BadRow(f"unknown role {str(turn.get(role_key))[:40]!r}")
     return _turn(role, turn.get(text_key, ""))

@@ -123,6 +123,7 @@ def _require_train(
 
 
 def _write_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    with file.open("w", encoding="utf-8", newline="\n") as stream:
+    # A lone surrogate in a rejected row comes out as the JSON escape it came in as.
+    with file.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
         for row in rows:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")

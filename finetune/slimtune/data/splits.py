@@ -15,7 +15,7 @@ def split_of(key: str, ratios: tuple[float, float, float], seed: int) -> str:
     `ratios` are the shares of train, validation and test, of any positive sum. Equal keys fall
     together, whatever other rows there are.
     """
-    digest = hashlib.sha256(f"{seed}\n{key}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}\n{key}".encode(errors="surrogatepass")).digest()
     position = (int.from_bytes(digest[:8]) >> 11) / 2**53 * sum(ratios)
     train, validation, _ = ratios
     if position < train:

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from slimtune.console import InputError, ResourceError
 from slimtune.models import sentencepiece_bpe
+from slimtune.models.hub import is_hub_id
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
@@ -141,7 +142,7 @@ def _folder(folder_or_id: str) -> Path:
     folder = Path(folder_or_id).expanduser()
     if folder.is_dir():
         return folder
-    if _looks_local(folder):
+    if not is_hub_id(folder_or_id):
         raise InputError(
             f"{folder_or_id}: no such model folder",
             f"looked for {folder.absolute()}",
@@ -167,11 +168,6 @@ def _folder(folder_or_id: str) -> Path:
             f"{folder.absolute()} is no folder, and the Hub cannot be reached",
             "check the path, go online once, or give a local model folder",
         ) from error
-
-
-def _looks_local(path: Path) -> bool:
-    """A Hub id is OWNER/NAME; anything else, or one whose OWNER is a folder here, is a path."""
-    return path.is_absolute() or len(path.parts) != 2 or Path(path.parts[0]).is_dir()
 
 
 def _guard_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

@@ -99,6 +99,14 @@ def test_written_files_and_their_rows(tmp_path):
     assert "| rows in | 102 |" in markdown and '| no "output" | 1 |' in markdown
 
 
+def test_half_a_character_is_set_aside_and_written(tmp_path):
+    rows = [alpaca_row(i) for i in range(20)] + [alpaca_row(99, output="\ud83d")]
+    prepared = prepare(saved(tmp_path, rows))
+    write(prepared, tmp_path / "out", "mine")
+    rejected = json.loads((tmp_path / "out/rejected.jsonl").read_text(encoding="utf-8"))
+    assert rejected["row"] == rows[-1]
+
+
 def test_token_numbers(tmp_path):
     def encode(messages):
         length = int(messages[0]["content"].split()[1].rstrip("?")) + 1
