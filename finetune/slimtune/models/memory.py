@@ -1,0 +1,224 @@
+"""How much memory a stage will need, from config.json alone, before torch is even imported.
+
+Parameters are counted exactly from the shapes; activations are what autograd keeps for the backward
+pass, measured once for each kind of training (the tests measure it again). All sizes are in bytes,
+all figures the worst case: every row as long as `max_length`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+Stage = Literal["stream", "inference", "lora", "full"]
+
+# Bytes kept per token and layer = a * hidden + b * KV width + c * FFN, by what trains and by the
+# size of a number. 16-bit training of adapters keeps float32 copies: peft's adapters are float32.
+_ACTIVATIONS = {
+    ("lora", 4): (24, 8, 16),
+    ("lora", 2): (36, 4, 10),
+    ("full", 4): (32, 8, 16),
+    ("full", 2): (20, 4, 8),
+}
+_DROPOUT = {4: (40, 0, 4), 2: (24, 0, 4)}
+# nf4: half a byte, and one scale per 64 weights that is itself kept in 8 bits (arXiv:2305.14314).
+_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+_LOGIT_ROWS = 256  # the loss is computed for so many positions at a time
+_RUNTIME = 500_000_000  # Python, torch, transformers, peft: measured 476 MB
+_STREAMING = 350_000_000  # merge and pruning at 1.1 B parameters: measured 301 and 342 MB
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes in a config.json that memory depends on (Llama, Mistral, Qwen2)."""
+
+    vocabulary: int
+    hidden: int
+    ffn: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    tied: bool
+    bias: frozenset[str]
+
+    @classmethod
+    def of(cls, config: dict) -> "Shape":
+        heads = config["num_attention_heads"]
+        bias = {"q_proj", "k_proj", "v_proj"} if config.get("model_type") == "qwen2" else set()
+        if config.get("attention_bias"):
+            bias |= {"q_proj", "k_proj", "v_proj", "o_proj"}
+        if config.get("mlp_bias"):
+            bias |= {"gate_proj", "up_proj", "down_proj"}
+        return cls(
+            vocabulary=config["vocab_size"],
+            hidden=config["hidden_size"],
+            ffn=config["intermediate_size"],
+            layers=config["num_hidden_layers"],
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            tied=config.get("tie_word_embeddings", False),
+            bias=frozenset(bias),
+        )
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """The linear layers of one decoder layer: name -> (out, in)."""
+        width = self.heads * self.head_dim
+        return {
+            "q_proj": (width, self.hidden),
+            "k_proj": (self.kv_width, self.hidden),
+            "v_proj": (self.kv_width, self.hidden),
+            "o_proj": (self.hidden, width),
+            "gate_proj": (self.ffn, self.hidden),
+            "up_proj": (self.ffn, self.hidden),
+            "down_proj": (self.hidden, self.ffn),
+        }
+
+    @property
+    def linear_parameters(self) -> int:
+        """layers * sum(out * in): what 4-bit loading shrinks."""
+        return self.layers * sum(out * into for out, into in self.linears.values())
+
+    @property
+    def parameters(self) -> int:
+        """Linear layers and biases, two norms a layer and one at the end, embedding and output."""
+        biases = self.layers * sum(self.linears[name][0] for name in self.bias)
+        norms = (2 * self.layers + 1) * self.hidden
+        embeddings = (1 if self.tied else 2) * self.vocabulary * self.hidden
+        return self.linear_parameters + biases + norms + embeddings
+
+    def adapter_parameters(self, rank: int, target_modules: Sequence[str]) -> int:
+        """layers * sum over targets of rank * (in + out)."""
+        chosen = self.linears if "all-linear" in target_modules else target_modules
+        sizes = [sum(self.linears[name]) for name in chosen if name in self.linears]
+        return self.layers * rank * sum(sizes)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes by what needs them; `total` is the predicted peak."""
+
+    weights: int = 0
+    adapter: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    logits: int = 0
+    cache: int = 0
+    runtime: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+    def __str__(self) -> str:
+        parts = [f"{name} {gigabytes(size)}" for name, size in asdict(self).items() if size]
+        return f"{gigabytes(self.total)} ({', '.join(parts)})"
+
+
+def estimate(
+    config: dict,
+    stage: Stage,
+    *,
+    itemsize: int = 4,
+    quantize: bool = False,
+    rank: int = 8,
+    target_modules: Sequence[str] = ("all-linear",),
+    dropout: float = 0.0,
+    batch_size: int = 1,
+    max_length: int = 512,
+    activation_checkpointing: bool = False,
+) -> Estimate:
+    """Peak memory of a stage for the model of `config` (a config.json).
+
+    stream (merge, magnitude pruning, GGUF): the same for every model.
+    inference: weights + KV cache 2 * layers * kv_width * tokens + one row of logits a sequence.
+    lora: weights + adapter, its gradients and AdamW's two moments in float32 + activations.
+    full: weights, gradients and two moments, all of `itemsize` bytes, + activations.
+
+    `itemsize`: bytes of a number computed with, 4 (float32) or 2; `quantize`: nf4 linear layers.
+    """
+    if stage == "stream":
+        return Estimate(runtime=_STREAMING)
+    shape = Shape.of(config)
+    weights = weight_bytes(shape, itemsize, quantize)
+    tokens = batch_size * max_length
+    if stage == "inference":
+        return Estimate(
+            weights=weights,
+            cache=2 * shape.layers * shape.kv_width * tokens * itemsize,
+            logits=batch_size * shape.vocabulary * 4,
+            runtime=_RUNTIME,
+        )
+    adapter = shape.adapter_parameters(rank, target_modules) * 4 if stage == "lora" else 0
+    trained = adapter or weights
+    layer = activation_bytes(shape, stage, itemsize, dropout)
+    kept = shape.layers * layer
+    if activation_checkpointing:
+        kept = shape.layers * shape.hidden * itemsize + layer
+    kept += shape.hidden * itemsize  # the last norm
+    return Estimate(
+        weights=weights,
+        adapter=adapter,
+        gradients=trained,
+        optimizer=2 * trained,
+        activations=tokens * kept,
+        logits=3 * min(tokens, _LOGIT_ROWS) * shape.vocabulary * 4,
+        runtime=_RUNTIME,
+    )
+
+
+def weight_bytes(shape: Shape, itemsize: int, quantize: bool) -> int:
+    """parameters * itemsize; with nf4 the linear layers need 0.516 bytes a weight instead."""
+    if not quantize:
+        return shape.parameters * itemsize
+    rest = shape.parameters - shape.linear_parameters
+    return rest * itemsize + round(shape.linear_parameters * _NF4)
+
+
+def activation_bytes(shape: Shape, stage: Stage, itemsize: int, dropout: float) -> int:
+    """What autograd keeps per token in one decoder layer."""
+    per_hidden, per_kv, per_ffn = _ACTIVATIONS[stage, itemsize]
+    if dropout and stage == "lora":
+        more = _DROPOUT[itemsize]
+        per_hidden, per_kv, per_ffn = per_hidden + more[0], per_kv + more[1], per_ffn + more[2]
+    return per_hidden * shape.hidden + per_kv * shape.kv_width + per_ffn * shape.ffn
+
+
+def available_memory(device: str = "cpu") -> int:
+    """Bytes free for a new process: RAM within the container's limit, or the GPU's own memory."""
+    if device == "cuda":
+        import torch  # only a machine with a GPU pays for this import
+
+        return torch.cuda.mem_get_info()[0]
+    return min(psutil.virtual_memory().available, _container_memory(Path("/sys/fs/cgroup")))
+
+
+def verdict(needed: Estimate, available: int) -> str:
+    """One line for --dry-run: the estimate, what is free, and whether it fits (10 % in reserve)."""
+    fits = needed.total * 1.1 <= available
+    answer = "fits" if fits else "will NOT fit: lower --batch-size or use --use-quantization"
+    return f"memory: about {needed}; {gigabytes(available)} available: {answer}"
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def _container_memory(cgroup: Path) -> int:
+    """What a cgroup (v2) limit leaves, file cache not counted; practically infinite without one."""
+    limit = cgroup / "memory.max"
+    if not limit.is_file() or limit.read_text(encoding="ascii").strip() == "max":
+        return 1 << 62
+    used = int((cgroup / "memory.current").read_text(encoding="ascii"))
+    lines = (cgroup / "memory.stat").read_text(encoding="ascii").splitlines()
+    cache = dict(line.split() for line in lines).get("inactive_file", 0)
+    return int(limit.read_text(encoding="ascii")) - used + int(cache)

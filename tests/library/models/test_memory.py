@@ -1,0 +1,137 @@
+"""Memory is predicted from config.json: parameters exactly, activations as autograd keeps them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from slimtune.models import memory
+from slimtune.models.memory import Estimate, Shape, estimate, verdict
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).resolve().parents[3]
+SHAPES = ROOT.parent / "shared" / "data" / "shapes"
+SMALL = {
+    "model_type": "llama", "vocab_size": 64, "hidden_size": 128, "intermediate_size": 320,
+    "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not SHAPES.is_dir(), reason="../shared/data/shapes is not here")
+def test_parameter_counts_of_real_models_are_exact():
+    lines = (SHAPES / "TABLE.md").read_text(encoding="utf-8").splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len(rows) >= 8
+    for name, *_, count in rows:
+        config = json.loads((SHAPES / f"{name}.json").read_text(encoding="utf-8"))
+        assert Shape.of(config).parameters == int(count.replace(",", "")), name
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}]
+)
+def test_parameter_counts_are_those_of_the_model_itself(changes):
+    model = LlamaForCausalLM(LlamaConfig(**SMALL | changes))
+    assert Shape.of(SMALL | changes).parameters == model.num_parameters()
+    assert estimate(SMALL | changes, "full").weights == 4 * model.num_parameters()
+
+
+@pytest.mark.parametrize("targets", [["all-linear"], ["q_proj", "v_proj"]])
+def test_adapter_parameters_are_pefts(targets):
+    chosen = "all-linear" if targets == ["all-linear"] else targets
+    model = LlamaForCausalLM(LlamaConfig(**SMALL))
+    adapted = get_peft_model(model, LoraConfig(r=6, target_modules=chosen))
+    trainable, _ = adapted.get_nb_trainable_parameters()
+    found = estimate(SMALL, "lora", rank=6, target_modules=targets)
+    assert found.adapter == found.gradients == found.optimizer // 2 == 4 * trainable
+
+
+def kept_for_backward(*, lora, dtype, dropout, checkpointing=False, tokens=96):
+    """Bytes that autograd saves in a forward pass through the decoder layers, counted by hooks."""
+    model = LlamaForCausalLM(LlamaConfig(**SMALL)).to(dtype)
+    decoder = model.model
+    if lora:
+        config = LoraConfig(r=2, target_modules="all-linear", lora_dropout=dropout)
+        model = get_peft_model(model, config)
+        model.enable_input_require_grads()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    model.train()
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    kept = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor keeps it from reuse
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = decoder(torch.randint(0, 64, (1, tokens)), use_cache=False)
+    del output
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("stage", "dropout"), [("lora", 0.0), ("lora", 0.1), ("full", 0.0)])
+def test_activations_are_what_autograd_keeps(stage, dropout, dtype):
+    measured = kept_for_backward(lora=stage == "lora", dtype=dtype, dropout=dropout)
+    options = {"itemsize": dtype.itemsize, "dropout": dropout, "max_length": 96}
+    predicted = estimate(SMALL, stage, **options).activations
+    assert predicted == pytest.approx(measured, rel=0.1)
+
+
+def test_activation_checkpointing_keeps_one_layer_and_the_inputs_of_all():
+    measured = kept_for_backward(lora=True, dtype=torch.float32, dropout=0.0, checkpointing=True)
+    plain = estimate(SMALL, "lora", max_length=96)
+    saved = estimate(SMALL, "lora", max_length=96, activation_checkpointing=True)
+    one_layer = plain.activations // SMALL["num_hidden_layers"]
+    assert saved.activations - one_layer == pytest.approx(measured, rel=0.1)
+    assert saved.activations < 0.5 * plain.activations
+
+
+def test_four_bits_shrink_the_linear_layers_only():
+    llama = SMALL | {"hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 32000}
+    llama |= {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32}
+    half = estimate(llama, "inference", itemsize=2).weights
+    quantised = estimate(llama, "inference", itemsize=2, quantize=True).weights
+    assert half == 2 * 6_738_415_616
+    assert quantised == pytest.approx(3.34e9 + 2 * 262e6, rel=0.01)
+
+
+def test_cache_grows_with_tokens_and_streaming_with_nothing():
+    one = estimate(SMALL, "inference", batch_size=1, max_length=100)
+    eight = estimate(SMALL, "inference", batch_size=8, max_length=100)
+    assert eight.cache == 8 * one.cache == 8 * 100 * 4 * 2 * 2 * 16 * 4
+    assert estimate(SMALL, "stream") == estimate({}, "stream")
+
+
+def test_the_verdict_names_the_parts_and_the_way_out():
+    needed = Estimate(weights=2 * 10**9, cache=10**9)
+    assert needed.total == 3 * 10**9
+    assert verdict(needed, 4 * 10**9).endswith("fits")
+    assert "weights 2.00 GB" in verdict(needed, 10**9)
+    assert "NOT fit" in verdict(needed, 3 * 10**9)
+
+
+def test_a_containers_limit_counts(tmp_path):
+    assert 0 < memory.available_memory() < 1 << 50
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._container_memory(tmp_path) > 1 << 60
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 200\n")
+    assert memory._container_memory(tmp_path) == 500
+
+
+def test_an_estimate_needs_no_torch():
+    code = (
+        "import sys; from slimtune.models.memory import estimate, available_memory;"
+        f"estimate({SMALL}, 'lora'); available_memory(); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "finetune", check=True)
