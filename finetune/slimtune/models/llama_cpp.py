@@ -1,0 +1,250 @@
+"""Runs a GGUF file in llama.cpp, in a child process: llama.cpp may abort or hang, we may not.
+
+    with LlamaCpp(Path("model-Q4_K_M.gguf"), context=1024, slots=8) as model:
+        ids = model.tokenize("[INST] Hello [/INST]")
+        answers = model.generate([ids], max_new_tokens=64)
+
+Nothing listens on a port: parent and child talk through a pipe. Decoding is greedy.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Self
+
+from slimtune.console import InputError, ResourceError, SlimTuneError
+from slimtune.models.llama_engine import Engine, Generation, Speed
+from slimtune.models.llama_library import library
+
+__all__ = ["Generation", "LlamaCpp", "Speed", "require_gguf"]
+log = logging.getLogger(__name__)
+
+_MAGIC = b"GGUF"
+_GOODBYE_SECONDS = 3.0
+
+
+def require_gguf(file: Path) -> None:
+    """Raises InputError if `file` is missing or does not begin like a GGUF file."""
+    if not file.is_file():
+        raise InputError(
+            f"{file}: no such file",
+            f"looked for {file.absolute()}",
+            "check the path, or run python finetune/convert_to_gguf.py first",
+        )
+    with file.open("rb") as handle:
+        magic = handle.read(4)
+    if magic != _MAGIC:
+        raise InputError(
+            f"{file}: not a GGUF file",
+            f"it begins with {magic!r} instead of {_MAGIC!r}",
+            "give the .gguf file that convert_to_gguf.py wrote",
+        )
+
+
+def default_threads() -> int:
+    """Half the processors: llama.cpp's threads spin while they wait for each other.
+
+    One busy neighbour on 2 cores cost two threads 99 % of their speed (1904 -> 3 tokens/s), one
+    thread none.
+    """
+    return max(1, (os.cpu_count() or 1) // 2)
+
+
+class LlamaCpp:
+    """A GGUF ready to answer: `slots` prompts at once, `context` tokens each (0: the model's own).
+
+    Raises InputError for a file that is missing, no GGUF or damaged; ResourceError where xllamacpp
+    is missing, memory does not suffice, or the child says nothing for `patience` seconds. Use it in
+    a `with` block.
+    """
+
+    def __init__(
+        self,
+        gguf: Path | str,
+        *,
+        context: int = 2048,
+        slots: int = 1,
+        threads: int | None = None,
+        patience: float = 600.0,
+    ) -> None:
+        self.gguf, self.patience = Path(gguf), patience
+        require_gguf(self.gguf)
+        library()  # a missing wheel is better told here than by a child
+        self._folder = tempfile.TemporaryDirectory(prefix="llama-cpp-")
+        self._words = Path(self._folder.name) / "stderr"  # what the child says as it dies
+        processes = multiprocessing.get_context("spawn")
+        self._pipe, theirs = processes.Pipe()
+        threads = threads or default_threads()
+        arguments = (theirs, self._words, self.gguf, context, slots, threads)
+        started = time.perf_counter()
+        self._child = processes.Process(target=_serve, args=arguments, daemon=True)
+        self._child.start()
+        theirs.close()
+        try:
+            self.context: int = self._receive()[1]
+        except BaseException:
+            self.close()
+            raise
+        self.load_seconds = time.perf_counter() - started
+
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        """Ids as Ollama gets them: BOS first if the file says so, `</s>` in the text is EOS."""
+        return self._ask("tokenize", text, add_special, parse_special)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str] = ()
+    ) -> list[Generation]:
+        """Greedy answers to prompts given as ids, in the order of the prompts."""
+        answers = dict(self._tell("generate", prompts, max_new_tokens, list(stop)))
+        return [answers[index] for index in range(len(prompts))]
+
+    def stream(
+        self, prompt: Sequence[int], max_new_tokens: int, stop: Sequence[str] = ()
+    ) -> Iterator[str]:
+        """One greedy answer's text as it grows; leaving the loop early ends the generation."""
+        parts = self._tell("stream", prompt, max_new_tokens, list(stop))
+        try:
+            yield from parts
+        except GeneratorExit:
+            self._pipe.send(("cancel", ()))
+            while self._receive()[0] != "done":
+                pass
+            raise
+
+    def nll(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
+        """Negative log-likelihood of each answer token given all before it, nats."""
+        return self._ask("nll", prompt, answer)
+
+    def speed(self, prompt: Sequence[int], new_tokens: int = 64) -> Speed:
+        """Tokens per second of one sequence: reading `prompt`, then writing `new_tokens`."""
+        return self._ask("speed", prompt, new_tokens)
+
+    def close(self) -> None:
+        """Ends the child: asked first, then by its own process id."""
+        self._pipe.close()
+        self._child.join(_GOODBYE_SECONDS)
+        if self._child.is_alive():
+            log.debug("llama.cpp did not end by itself, ending process %s", self._child.pid)
+            self._child.kill()
+            self._child.join()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, verb: str, *arguments: object) -> Any:
+        (result,) = self._tell(verb, *arguments)
+        return result
+
+    def _tell(self, verb: str, *arguments: object) -> Iterator[Any]:
+        try:
+            self._pipe.send((verb, arguments))
+        except ConnectionError as error:
+            raise self._crashed() from error
+        while (message := self._receive())[0] != "done":
+            yield message[1]
+
+    def _receive(self) -> tuple[str, Any]:
+        try:
+            if not self._pipe.poll(self.patience):
+                raise self._silent()
+            kind, content = self._pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            raise self._crashed() from error
+        if kind == "error":
+            raise content
+        return kind, content
+
+    def _silent(self) -> ResourceError:
+        self._child.kill()
+        return ResourceError(
+            f"{self.gguf}: llama.cpp gave no sign of life for {self.patience:.0f} s",
+            "it hangs, or the machine is far too slow for this model",
+            "try a smaller type such as Q4_K_M, fewer prompts, or a free machine",
+        )
+
+    def _crashed(self) -> SlimTuneError:
+        self._child.join(_GOODBYE_SECONDS)
+        code = self._child.exitcode
+        if code == -signal.SIGKILL:
+            return ResourceError(
+                f"{self.gguf}: llama.cpp was killed",
+                "most often the system ends a process like this when memory runs out",
+                "try a smaller type such as Q4_K_M, a shorter context, or fewer prompts at once",
+            )
+        words = self._words.read_text(encoding="utf-8", errors="replace").split("\n")
+        return InputError(
+            f"{self.gguf}: llama.cpp ended with exit code {code}",
+            next((line for line in reversed(words) if line), "it stops so on contradictory files"),
+            "convert the model again with convert_to_gguf.py",
+        )
+
+
+def _serve(
+    pipe: Connection, words: Path, gguf: Path, context: int, slots: int, threads: int
+) -> None:
+    """The child: loads, then answers requests until the parent closes the pipe.
+
+    It leaves by os._exit, because llama.cpp's threads can hang the interpreter's own exit.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.environ["GGML_NO_BACKTRACE"] = "1"  # else an abort starts a debugger first
+    with words.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+    code = 1
+    try:
+        engine = Engine(gguf, context, slots, threads)
+        pipe.send(("done", engine.context))
+        while True:
+            verb, arguments = pipe.recv()
+            if verb != "cancel":
+                _answer(pipe, _VERBS[verb](engine, *arguments))
+    except SlimTuneError as error:
+        pipe.send(("error", error))
+    except (EOFError, ConnectionError):
+        code = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _answer(pipe: Connection, parts: Iterator[object]) -> None:
+    try:
+        for part in parts:
+            pipe.send(("part", part))
+            if pipe.poll():  # only "cancel", or the end of the parent, can come now
+                pipe.recv()
+                break
+    except SlimTuneError as error:
+        pipe.send(("error", error))
+    else:
+        pipe.send(("done", None))
+
+
+def _once(method: Callable[..., object]) -> Callable[..., Iterator[object]]:
+    def call(engine: Engine, *arguments: object) -> Iterator[object]:
+        yield method(engine, *arguments)
+
+    return call
+
+
+_VERBS: dict[str, Callable[..., Iterator[object]]] = {
+    "tokenize": _once(Engine.tokenize),
+    "nll": _once(Engine.nll),
+    "speed": _once(Engine.speed),
+    "generate": Engine.generate,
+    "stream": Engine.stream,
+}

@@ -1,0 +1,258 @@
+"""One GGUF in llama.cpp, in this process: logits, greedy decoding of many prompts side by side.
+
+Use `slimtune.models.llama_cpp`, which keeps this in a child process: llama.cpp aborts the process
+on some files.
+"""
+
+import codecs
+import ctypes
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from slimtune.console import InputError, ResourceError
+from slimtune.models.llama_library import LOG_CALLBACK, library
+
+_ERROR_LEVEL = 4
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A greedy answer without its end token; `end` is eos, stop (a stop string) or length."""
+
+    text: str
+    ids: list[int]
+    end: str
+
+    @property
+    def stopped_at_eos(self) -> bool:
+        return self.end == "eos"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second of one sequence: reading the prompt, then generating."""
+
+    prompt: float
+    generation: float
+
+
+@dataclass
+class _Answer:
+    """A sequence in one slot of the context: what it must still read, and what it has said."""
+
+    pending: list[int]
+    position: int = 0
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
+    )
+
+
+class Engine:
+    """`slots` sequences of `context` tokens each (0: as many as the model knows), f16 cache."""
+
+    def __init__(self, gguf: Path, context: int, slots: int, threads: int) -> None:
+        self.gguf, self.slots = gguf, slots
+        self.lib = library()
+        self.errors: list[str] = []
+        self._callback = LOG_CALLBACK(self._remember)  # ctypes does not keep it alive
+        self.lib.llama_log_set(self._callback, None)
+        self.lib.llama_backend_init()
+        self.model = self._load()
+        self.vocabulary = self.lib.llama_model_get_vocab(self.model)
+        self.size = self.lib.llama_vocab_n_tokens(self.vocabulary)
+        self.handle = self._new_context(context, threads)
+        self.context = self.lib.llama_n_ctx_seq(self.handle)
+        self.room = self.lib.llama_n_batch(self.handle)
+        self.memory = self.lib.llama_get_memory(self.handle)
+        self.batch = self.lib.llama_batch_init(self.room, 0, 1)
+
+    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        """`add_special`: BOS first where the file says so; `parse_special`: `</s>` is EOS."""
+        data = text.encode()
+        ids = (ctypes.c_int32 * (len(data) + 8))()
+        count = self.lib.llama_tokenize(
+            self.vocabulary, data, len(data), ids, len(ids), add_special, parse_special
+        )
+        return list(ids[:count])
+
+    def piece(self, token: int) -> bytes:
+        buffer = ctypes.create_string_buffer(1024)
+        size = self.lib.llama_token_to_piece(self.vocabulary, token, buffer, len(buffer), 0, False)
+        return buffer.raw[: max(size, 0)]
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str]
+    ) -> Iterator[tuple[int, Generation]]:
+        """(prompt's index, answer) in the order they finish; a free slot takes the next prompt."""
+        for prompt in prompts:
+            self._require_room(len(prompt))
+        waiting = deque(enumerate(prompts))
+        running: dict[int, tuple[int, _Answer]] = {}
+        while waiting or running:
+            for slot in set(range(self.slots)) - running.keys():
+                if waiting:
+                    index, prompt = waiting.popleft()
+                    self.lib.llama_memory_seq_rm(self.memory, slot, -1, -1)
+                    running[slot] = (index, _Answer(list(prompt)))
+            for slot, token in self._step({slot: answer for slot, (_, answer) in running.items()}):
+                index, answer = running[slot]
+                if end := self._advance(answer, token, max_new_tokens, stop):
+                    yield index, self._finished(answer, end, stop)
+                    del running[slot]
+
+    def stream(
+        self, prompt: Sequence[int], max_new_tokens: int, stop: Sequence[str]
+    ) -> Iterator[str]:
+        """One answer's text, piece by piece; what may become a stop string is held back."""
+        self._require_room(len(prompt))
+        self.lib.llama_memory_seq_rm(self.memory, 0, -1, -1)
+        answer, shown, end = _Answer(list(prompt)), 0, ""
+        while not end:
+            for _, token in self._step({0: answer}):
+                end = self._advance(answer, token, max_new_tokens, stop)
+            text = self._finished(answer, end, stop).text if end else answer.text
+            safe = len(text) if end else len(text) - _held_back(text, stop)
+            if safe > shown:
+                yield text[shown:safe]
+                shown = safe
+
+    def nll(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
+        """-log p(token | everything before it) of each answer token, in nats."""
+        ids = [*prompt, *answer]
+        self._require_room(len(ids) - 1)
+        self.lib.llama_memory_seq_rm(self.memory, 0, -1, -1)
+        losses: list[float] = []
+        for start in range(0, len(ids), self.room):
+            part = ids[start : start + self.room]
+            wanted = [start + i + 1 >= len(prompt) for i in range(len(part))]
+            self._decode(
+                [(0, start + i, t, w) for i, (t, w) in enumerate(zip(part, wanted, strict=True))]
+            )
+            for i, position in enumerate(range(start, start + len(part))):
+                if wanted[i] and position + 1 < len(ids):
+                    losses.append(_nll(self._logits(i), ids[position + 1]))
+        return losses
+
+    def speed(self, prompt: Sequence[int], new_tokens: int) -> Speed:
+        self._require_room(len(prompt) + new_tokens)
+        self.lib.llama_memory_seq_rm(self.memory, 0, -1, -1)
+        answer = _Answer(list(prompt))
+        times = [time.perf_counter()]
+        produced = 0
+        while produced <= new_tokens:
+            for _, token in self._step({0: answer}):
+                answer.pending = [token]
+                produced += 1
+                times.append(time.perf_counter())
+        return Speed(len(prompt) / (times[1] - times[0]), new_tokens / (times[-1] - times[1]))
+
+    def _step(self, answers: dict[int, _Answer]) -> list[tuple[int, int]]:
+        """Reads all pending tokens that fit a batch; (slot, next token) where none is left."""
+        entries: list[tuple[int, int, int, bool]] = []
+        ready: list[tuple[int, int]] = []
+        for slot, answer in answers.items():
+            taken = answer.pending[: self.room - len(entries)]
+            answer.pending = answer.pending[len(taken) :]
+            for offset, token in enumerate(taken):
+                last = not answer.pending and offset == len(taken) - 1
+                entries.append((slot, answer.position + offset, token, last))
+            answer.position += len(taken)
+            if taken and not answer.pending:
+                ready.append((slot, len(entries) - 1))
+        self._decode(entries)
+        return [(slot, int(np.argmax(self._logits(row)))) for slot, row in ready]
+
+    def _advance(
+        self, answer: _Answer, token: int, max_new_tokens: int, stop: Sequence[str]
+    ) -> str:
+        """Adds a token to an answer; how the answer ends with it, "" if it goes on."""
+        if self.lib.llama_vocab_is_eog(self.vocabulary, token):
+            return "eos"
+        answer.ids.append(token)
+        answer.text += answer.decoder.decode(self.piece(token))
+        if any(word in answer.text for word in stop):
+            return "stop"
+        answer.pending = [token]
+        full = answer.position >= self.context or len(answer.ids) >= max_new_tokens
+        return "length" if full else ""
+
+    def _finished(self, answer: _Answer, end: str, stop: Sequence[str]) -> Generation:
+        text = answer.text + answer.decoder.decode(b"", final=True)
+        cut = min((text.index(word) for word in stop if word in text), default=len(text))
+        return Generation(text[:cut], answer.ids, end)
+
+    def _decode(self, entries: Sequence[tuple[int, int, int, bool]]) -> None:
+        batch = self.batch
+        batch.n_tokens = len(entries)
+        for row, (slot, position, token, logits) in enumerate(entries):
+            batch.token[row], batch.pos[row], batch.n_seq_id[row] = token, position, 1
+            batch.seq_id[row][0], batch.logits[row] = slot, logits
+        if code := self.lib.llama_decode(self.handle, batch):
+            raise ResourceError(
+                f"{self.gguf}: llama.cpp could not decode a batch (code {code})",
+                self._last_error("no more is known"),
+                "try fewer prompts at once or a shorter context",
+            )
+
+    def _logits(self, row: int) -> np.ndarray:
+        return np.ctypeslib.as_array(self.lib.llama_get_logits_ith(self.handle, row), (self.size,))
+
+    def _require_room(self, tokens: int) -> None:
+        if tokens > self.context or not tokens:
+            raise InputError(
+                f"{self.gguf}: a prompt of {tokens} tokens",
+                f"the context holds 1 to {self.context} tokens",
+                "shorten the prompt or raise the context",
+            )
+
+    def _load(self) -> int:
+        parameters = self.lib.llama_model_default_params()
+        model = self.lib.llama_model_load_from_file(str(self.gguf).encode(), parameters)
+        if not model:
+            raise InputError(
+                f"{self.gguf}: llama.cpp cannot load this file",
+                self._last_error("it gives no reason"),
+                "convert the model again with convert_to_gguf.py",
+            )
+        return model
+
+    def _new_context(self, context: int, threads: int) -> int:
+        parameters = self.lib.llama_context_default_params()
+        context = context or self.lib.llama_model_n_ctx_train(self.model)
+        batch = max(2048, self.slots)
+        parameters.head[:] = (context * self.slots, batch, 512, self.slots)
+        handle = self.lib.llama_init_from_model(self.model, parameters)
+        if not handle:
+            raise ResourceError(
+                f"{self.gguf}: no room for {self.slots} × {context} tokens of context",
+                self._last_error("llama.cpp gives no reason"),
+                "use a shorter context or fewer prompts at once",
+            )
+        self.lib.llama_set_n_threads(handle, threads, threads)
+        return handle
+
+    def _remember(self, level: int, text: bytes, _: int | None) -> None:
+        if level == _ERROR_LEVEL:
+            self.errors.append(text.decode("utf-8", "replace").strip())
+
+    def _last_error(self, otherwise: str) -> str:
+        return self.errors[0].replace("\n", " ") if self.errors else otherwise
+
+
+def _nll(logits: np.ndarray, token: int) -> float:
+    wide = logits.astype(np.float64)
+    top = wide.max()
+    return float(top + np.log(np.exp(wide - top).sum()) - wide[token])
+
+
+def _held_back(text: str, stop: Sequence[str]) -> int:
+    """Length of the longest end of `text` with which a stop string begins."""
+    lengths = (n for word in stop for n in range(1, len(word)) if text.endswith(word[:n]))
+    return max(lengths, default=0)

@@ -1,0 +1,181 @@
+"""llama.cpp in a child process: ids and text as transformers', and each way it can go wrong."""
+
+import math
+import os
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_folders import write_tiny_llama
+from transformers import LlamaForCausalLM
+
+from slimtune.console import InputError, ResourceError
+from slimtune.export.gguf_writer import convert
+from slimtune.models import llama_library, tokenizers
+from slimtune.models.checkpoints import copy_companions
+from slimtune.models.llama_cpp import LlamaCpp
+
+TEXTS = ["The cat sat", "今天天气 [INST] x [/INST]", "    return 3.14", "", "a</s> b"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tiny_llama(tmp_path_factory.mktemp("llama"), hidden=64, initializer_range=0.3)
+
+
+@pytest.fixture(scope="module")
+def gguf(folder):
+    convert(folder, folder / "model.gguf", "F32")
+    return folder / "model.gguf"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return tokenizers.load(folder)
+
+
+@pytest.fixture(scope="module")
+def reference(folder):
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def model(gguf):
+    with LlamaCpp(gguf, context=64, slots=3, threads=1) as model:
+        yield model
+
+
+def expected_ids(reference, prompt: list[int], new_tokens: int) -> list[int]:
+    out = reference.generate(
+        torch.tensor([prompt]), max_new_tokens=new_tokens, do_sample=False, pad_token_id=0
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_ids_equal_the_tokenizers(model, tokenizer, text):
+    assert model.tokenize(text) == tokenizer(text).input_ids
+    assert model.tokenize(text, add_special=False) == tokenizer(text).input_ids[1:]
+
+
+def test_many_prompts_side_by_side_equal_transformers_one_by_one(model, reference, tokenizer):
+    prompts = [tokenizer(text).input_ids for text in [*TEXTS, "The dogs", "and 12", "Write"]]
+    answers = model.generate(prompts, 12)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        wanted = expected_ids(reference, prompt, 12)
+        ended = wanted[-1] == tokenizer.eos_token_id
+        assert answer.ids == (wanted[:-1] if ended else wanted)
+        assert answer.end == ("eos" if ended else "length")
+    assert len({tuple(answer.ids) for answer in answers}) > 4
+
+
+def test_it_stops_at_stop_strings(model, tokenizer):
+    prompt = tokenizer("The cat sat").input_ids
+    free = model.generate([prompt], 12)[0]
+    word = free.text[4:6]
+    stopped = model.generate([prompt], 12, stop=["never", word])[0]
+    assert stopped.end == "stop"
+    assert stopped.text == free.text[: free.text.index(word)]
+    assert "".join(model.stream(prompt, 12, stop=["never", word])) == stopped.text
+
+
+def test_it_stops_at_eos(folder, tmp_path, reference, tokenizer):
+    """The fourth token of an answer changes its row of the output layer with EOS."""
+    prompt = tokenizer("The cat sat").input_ids
+    free = expected_ids(reference, prompt, 8)
+    fourth = free[3]
+    assert fourth not in free[:3]
+    state = load_file(folder / "model.safetensors")
+    rows = state["lm_head.weight"]
+    rows[[fourth, tokenizer.eos_token_id]] = rows[[tokenizer.eos_token_id, fourth]]
+    copy_companions(folder, tmp_path)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    convert(tmp_path, tmp_path / "model.gguf", "F32")
+    with LlamaCpp(tmp_path / "model.gguf", context=64, threads=1) as model:
+        answer = model.generate([prompt], 8)[0]
+        assert "".join(model.stream(prompt, 8)) == answer.text
+    assert answer.ids == free[:3] and answer.stopped_at_eos
+
+
+def test_nll_equals_transformers(model, reference, tokenizer):
+    ids = tokenizer("The cat sat on the mat, and 12 dogs ran.").input_ids
+    prompt, answer = ids[:5], ids[5:]
+    found = model.nll(prompt, answer)
+    with torch.inference_mode():
+        logs = reference(torch.tensor([ids])).logits[0].log_softmax(-1)
+    wanted = [-logs[i - 1, ids[i]].item() for i in range(5, len(ids))]
+    assert found == pytest.approx(wanted, rel=2e-3)
+    assert model.nll(ids[:1], ids[1:])[4:] == pytest.approx(found, rel=2e-3)
+
+
+def test_streaming_gives_the_same_text_and_can_be_left(model, tokenizer):
+    prompt = tokenizer("The").input_ids
+    text = model.generate([prompt], 20)[0].text
+    assert "".join(model.stream(prompt, 20)) == text
+    for part in model.stream(prompt, 40):
+        assert text.startswith(part)
+        break
+    assert model.generate([prompt], 20)[0].text == text
+
+
+def test_speed_is_measured(model, tokenizer):
+    speed = model.speed(tokenizer("The cat").input_ids, new_tokens=8)
+    assert 0 < speed.prompt < math.inf and 0 < speed.generation < math.inf
+    assert model.load_seconds > 0
+
+
+def test_a_prompt_beyond_the_context_is_refused_and_the_next_one_answered(model):
+    with pytest.raises(InputError, match="context holds"):
+        model.generate([[1] * (model.context + 1)], 4)
+    with pytest.raises(InputError, match="context holds"):
+        model.generate([[]], 4)
+    assert model.generate([[1]], 1)[0].ids
+
+
+def test_an_answer_ends_where_the_context_does(model):
+    answer = model.generate([[1] * (model.context - 3)], 100)[0]
+    assert answer.end == "length" and len(answer.ids) <= 4
+
+
+def test_files_that_are_no_model(gguf, tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        LlamaCpp(tmp_path / "missing.gguf")
+    (tmp_path / "text.gguf").write_text("hello")
+    with pytest.raises(InputError, match="not a GGUF"):
+        LlamaCpp(tmp_path / "text.gguf")
+    (tmp_path / "short.gguf").write_bytes(gguf.read_bytes()[:-5000])
+    with pytest.raises(InputError, match="cannot load this file") as caught:
+        LlamaCpp(tmp_path / "short.gguf")
+    assert "tensor" in caught.value.why
+
+
+def test_a_child_that_dies_or_hangs_is_told_and_ended(gguf):
+    with LlamaCpp(gguf, context=64, threads=1) as model:
+        os.kill(model._child.pid, 9)
+        with pytest.raises(ResourceError, match="killed"):
+            model.tokenize("x")
+    with LlamaCpp(gguf, context=64, threads=1) as model:
+        os.kill(model._child.pid, 6)
+        with pytest.raises(InputError, match="exit code -6"):
+            model.tokenize("x")
+    with LlamaCpp(gguf, context=64, threads=1, patience=0.5) as model:
+        os.kill(model._child.pid, 19)  # SIGSTOP
+        with pytest.raises(ResourceError, match="no sign of life"):
+            model.tokenize("x")
+
+
+def test_leaving_is_quick_and_leaves_no_process(gguf):
+    with LlamaCpp(gguf, context=64, threads=1) as model:
+        child = model._child
+    started = time.monotonic()
+    assert not child.is_alive() and child.exitcode == 0
+    assert time.monotonic() - started < 1
+
+
+def test_a_missing_wheel_is_named(gguf, monkeypatch):
+    llama_library.library.cache_clear()
+    monkeypatch.setattr(llama_library.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ResourceError, match="xllamacpp is not installed"):
+        LlamaCpp(gguf)
+    llama_library.library.cache_clear()
