@@ -1,0 +1,106 @@
+"""The Modelfile: Ollama renders the very text that training rendered, and starts from our settings.
+
+Ollama fills a Go template over `.Messages`, puts BOS before its tokens itself, and reads values
+bare, in `"…"` or in `\"""…\"""`, without escapes. Runes that Go does not call printable vanish in
+silence (full-width space, zero-width joiner), so they are replaced or refused here.
+Rules: ollama/ollama parser/parser.go and template/template.go.
+"""
+
+import json
+import logging
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+from slimtune import prompts
+from slimtune.console import InputError, SettingsError
+
+log = logging.getLogger(__name__)
+
+# What a model may write when it starts the next turn itself; the end token needs no stop string.
+STOPS = {
+    "llama2": ["[INST]"],
+    "alpaca": ["### Instruction:"],
+    "chatml": ["<|im_start|>", "<|im_end|>"],
+}
+_TEMPLATES = Path(prompts.__file__).parent / "templates"
+
+
+def modelfile(
+    gguf: PurePath,
+    template: str,
+    *,
+    bos_token: str,
+    eos_token: str,
+    system: str = "",
+    stops: Sequence[str] | None = None,
+    num_ctx: int,
+) -> str:
+    """The text of a Modelfile; FROM gets `gguf` as it is, relative to the Modelfile's own folder.
+
+    `template` is a shipped template's name or its jinja source; `stops` default to the template's.
+    Raises SettingsError for a template without a Go twin, InputError for text Ollama cannot take.
+    """
+    name = template_name(template)
+    words = STOPS[name] if stops is None else stops
+    source = _quoted("TEMPLATE", go_template(name, bos_token=bos_token, eos_token=eos_token))
+    lines = [f"FROM {_quoted('FROM', _from(gguf))}", f"TEMPLATE {source}"]
+    if system:
+        lines.append(f"SYSTEM {_quoted('SYSTEM', _printable('SYSTEM', system))}")
+    lines += [f"PARAMETER stop {_quoted('stop', _printable('stop', word))}" for word in words]
+    lines.append(f"PARAMETER num_ctx {num_ctx}")
+    return "\n".join(lines) + "\n"
+
+
+def template_name(template: str) -> str:
+    """The shipped template with this name or jinja source; SettingsError where there is none."""
+    for name in prompts.names():
+        if template in (name, prompts.template(name)):
+            return name
+    raise SettingsError(
+        "prompt template: no twin for Ollama",
+        "Ollama renders Go templates, and only SlimTune's own have one that is proven equal",
+        f"train with one of {', '.join(prompts.names())}, or write TEMPLATE by hand",
+    )
+
+
+def go_template(name: str, *, bos_token: str, eos_token: str) -> str:
+    """The Go twin of a shipped template, with the model's own tokens bound to $bos and $eos."""
+    bound = {"bos": bos_token, "eos": eos_token}
+    tokens = [f"{{{{- ${name} := {json.dumps(token)} -}}}}\n" for name, token in bound.items()]
+    source = (_TEMPLATES / f"{name}.gotmpl").read_text(encoding="utf-8")
+    return "".join(tokens) + source
+
+
+def _from(gguf: PurePath) -> str:
+    path = gguf.as_posix()
+    return path if gguf.is_absolute() or path.startswith(".") else f"./{path}"
+
+
+def _printable(where: str, text: str) -> str:
+    """Blanks that Ollama would drop become spaces, with a word in the log; others are refused."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    odd = {char for char in text if not (char.isprintable() or char in "\n\t")}
+    blanks = {char for char in odd if char.isspace() or unicodedata.category(char) == "Zs"}
+    for char in sorted(blanks):
+        log.warning("Modelfile %s: U+%04X becomes a space, Ollama would drop it", where, ord(char))
+        text = text.replace(char, " ")
+    for char in sorted(odd - blanks):
+        raise InputError(
+            f"Modelfile {where}: U+{ord(char):04X} at character {text.index(char) + 1}",
+            "Ollama drops characters that do not print, without a word",
+            "remove it from the text",
+        )
+    return text
+
+
+def _quoted(where: str, text: str) -> str:
+    if '"""' in text:
+        raise InputError(
+            f'Modelfile {where}: it holds """',
+            "Ollama's quotes know no escape",
+            "reword the text",
+        )
+    if not text.strip():
+        raise InputError(f"Modelfile {where}: empty text", "Ollama needs a value", "leave it out")
+    return f'"""{text}"""' if '"' in text or "\n" in text else f'"{text}"'

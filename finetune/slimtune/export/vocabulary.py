@@ -1,0 +1,130 @@
+"""The vocabulary of a GGUF: tokenizer.model (SentencePiece) and the files beside it.
+
+The rules are those of llama.cpp's converter (conversion/base.py).
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+from gguf import TokenType
+from sentencepiece import SentencePieceProcessor
+
+from slimtune.console import InputError
+
+MODEL_FILE = "tokenizer.model"
+_ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10000.0
+logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it warns about Llama's ordinary template
+
+
+@dataclass
+class Vocabulary:
+    """Bytes, score and type of each token, in order of ids, one for each row of the embedding."""
+
+    tokens: list[bytes]
+    scores: list[float]
+    types: list[TokenType]
+
+    def set(self, index: int, text: str, score: float, kind: TokenType) -> None:
+        self.tokens[index], self.scores[index], self.types[index] = text.encode(), score, kind
+
+
+def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
+    """The tokens of a model folder, filled up with unused `[PADn]` to the embedding's `rows`.
+
+    Raises InputError without tokenizer.model, or when the tokenizer has more tokens than the
+    embedding has rows.
+    """
+    processor = _processor(folder)
+    added = _added_tokens(folder, processor.vocab_size())
+    count = max([processor.vocab_size(), *(index + 1 for index in added)])
+    if count > rows:
+        raise InputError(
+            f"{folder}: the tokenizer has {count} tokens, the embedding {rows} rows",
+            "a token was added to the tokenizer (often <pad>) and not to the model, or the reverse",
+            "use the tokenizer the model was trained with; SlimTune itself pads with <unk>",
+        )
+    names = [f"[PAD{i}]".encode() for i in range(rows)]
+    vocabulary = Vocabulary(names, [_UNUSED_SCORE] * rows, [TokenType.UNUSED] * rows)
+    for index in range(processor.vocab_size()):
+        piece, score = processor.IdToPiece(index), processor.GetScore(index)
+        vocabulary.set(index, piece, score, _piece_type(processor, index))
+    for index, (content, special) in added.items():
+        text = content if special else content.replace("\u2581", " ")
+        kind = TokenType.CONTROL if special else TokenType.USER_DEFINED
+        vocabulary.set(index, text, _ADDED_SCORE, kind)
+    return vocabulary
+
+
+def write_vocabulary(writer: gguf.GGUFWriter, folder: Path, vocabulary: Vocabulary) -> None:
+    """Tokens, special ids, add_bos/add_eos and the chat template, into the metadata."""
+    prefix = _read_json(folder / "tokenizer_config.json").get("add_prefix_space")
+    if prefix is not None:
+        writer.add_add_space_prefix(prefix)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_scores(vocabulary.scores)
+    writer.add_token_types(vocabulary.types)
+    special = gguf.SpecialVocab(folder, n_vocab=len(vocabulary.tokens))
+    special.add_to_gguf(writer, quiet=True)
+
+
+def _processor(folder: Path) -> SentencePieceProcessor:
+    file = folder / MODEL_FILE
+    if not file.is_file():
+        raise InputError(
+            f"{folder}: no {MODEL_FILE}",
+            "a GGUF needs the scores of the SentencePiece model; tokenizer.json does not hold them",
+            f"copy {MODEL_FILE} from the base model into this folder",
+        )
+    try:
+        return SentencePieceProcessor(model_file=str(file))
+    except RuntimeError as error:
+        raise InputError(
+            f"{file}: not a SentencePiece model",
+            str(error).split("\n")[0],
+            f"copy {MODEL_FILE} from the base model again",
+        ) from error
+
+
+def _piece_type(processor: SentencePieceProcessor, index: int) -> TokenType:
+    if processor.IsUnknown(index):
+        return TokenType.UNKNOWN
+    if processor.IsControl(index):
+        return TokenType.CONTROL
+    if processor.IsUnused(index):
+        return TokenType.UNUSED
+    return TokenType.BYTE if processor.IsByte(index) else TokenType.NORMAL
+
+
+def _added_tokens(folder: Path, pieces: int) -> dict[int, tuple[str, bool]]:
+    """Id -> (text, special) of tokens that are not plain SentencePiece pieces.
+
+    llama.cpp's converter reads added_tokens.json and tokenizer_config.json only; transformers 5
+    keeps added tokens in tokenizer.json, so those beyond the pieces are taken from there.
+    """
+    added = {
+        index: (text, False) for text, index in _read_json(folder / "added_tokens.json").items()
+    }
+    for token in _read_json(folder / "tokenizer.json").get("added_tokens", []):
+        if token["id"] >= pieces:
+            added[token["id"]] = (token["content"], _is_special(token))
+    decoder = _read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
+    for index, token in decoder.items():
+        added[int(index)] = (token["content"], _is_special(token))
+    return added
+
+
+def _is_special(token: dict) -> bool:
+    text = token["content"]
+    control = text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+    bars = text.startswith("<|") and text.endswith("|>")
+    unused = text.startswith("<unused") and text.endswith(">")
+    return bool(token.get("special")) or control or bars or unused
+
+
+def _read_json(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
