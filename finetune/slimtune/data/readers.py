@@ -47,7 +47,7 @@ def read(file: Path, input_format: str = "auto") -> Iterator[NumberedRow]:
     if not first:
         raise InputError(f"{file}: empty", "there is not one row in it", "give a file with rows")
     name = input_format if input_format != "auto" else _format_of(first)
-    with file.open(encoding=encoding, newline="" if name == "csv" else None) as stream:
+    with file.open(encoding=encoding) as stream:  # CRLF becomes LF, inside quoted CSV texts too
         yield from READERS[name](stream, file)
 
 

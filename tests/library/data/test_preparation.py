@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from slimtune.console import InputError, SettingsError
+from slimtune.data.cleaning import without_leaks
 from slimtune.data.preparation import prepare, write
+from slimtune.data.report import percentile
 from slimtune.data.rows import read_rows
 from slimtune.data.splits import prompt_key
 
@@ -55,6 +57,27 @@ def test_no_question_in_two_splits_even_with_groups(tmp_path):
     asked = [{prompt_key(row["messages"]) for row in rows} for rows in prepared.splits.values()]
     assert not (asked[0] & asked[1] or asked[0] & asked[2] or asked[1] & asked[2])
     assert prepared.numbers["leaks"] == sum(one["kind"] == "leak" for one in prepared.rejected) > 0
+
+
+def test_a_leak_costs_the_less_precious_split_its_row():
+    def rows(*questions):
+        return [{"messages": [{"role": "user", "content": text}]} for text in questions]
+
+    clean, leaked = without_leaks(
+        {
+            "train": rows("a", "b", "c ", "d"),
+            "validation": rows("C", "e"),
+            "test": rows("E", "a"),
+        }
+    )
+    assert clean == {"train": rows("b", "d"), "validation": rows("C"), "test": rows("E", "a")}
+    assert leaked == rows("e", "a", "c ")
+
+
+def test_percentile_is_the_nearest_rank():
+    shares = (0, 0.3, 0.5, 0.9, 1)
+    assert [percentile([10, 20, 30], share) for share in shares] == [10, 10, 20, 30, 30]
+    assert percentile([], 0.5) == 0
 
 
 def test_groups_stay_together(tmp_path):

@@ -48,10 +48,11 @@ def test_json_lines_under_any_name(tmp_path, encoding):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030"])
-def test_csv_keeps_first_column_and_line_numbers(tmp_path, encoding):
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_csv_keeps_first_column_and_line_numbers(tmp_path, encoding, newline):
     file = tmp_path / "rows.csv"
-    with file.open("w", encoding=encoding, newline="") as stream:
-        writer = csv.DictWriter(stream, ROWS[0])
+    with file.open("w", encoding=encoding, newline=newline) as stream:
+        writer = csv.DictWriter(stream, ROWS[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(ROWS)
     assert rows_of(file) == rows_of(file, "csv") == ROWS

@@ -89,7 +89,9 @@ def test_saved_folder_gives_equal_ids_in_plain_transformers(folder, tmp_path, mo
         assert plain(text).input_ids == tokenizer(text).input_ids == again(text).input_ids
     assert plain.chat_template == again.chat_template == tokenizer.chat_template
     assert plain.pad_token == again.pad_token == "<unk>"
-    assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["add_bos_token"] is True
+    config = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    assert config["add_bos_token"] is True
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_tokenizer_model_is_copied_along(folder, tmp_path):
