@@ -73,7 +73,12 @@ class Gguf:
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Generation]:
         answers = self.model.generate(prompts, max_new_tokens)
-        return [Generation(a.text.strip(), len(a.ids), a.stopped_at_eos) for a in answers]
+        return [self._finished(answer.ids, answer.stopped_at_eos) for answer in answers]
+
+    def _finished(self, ids: list[int], stopped: bool) -> Generation:
+        # Not llama.cpp's own text: it writes broken UTF-8 otherwise than transformers does.
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return Generation(text.strip(), len(ids), stopped)
 
     def losses(self, examples: Sequence[Encoded]) -> list[AnswerLoss]:
         return [self._loss(example["input_ids"], example["labels"]) for example in examples]

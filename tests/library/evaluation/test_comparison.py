@@ -1,0 +1,207 @@
+"""Several models on the same rows: what a child reports, what the parent concludes and writes."""
+
+import csv
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from tiny_folders import write_tiny_llama
+
+from slimtune import prompts
+from slimtune.console import InputError, ResourceError, SettingsError
+from slimtune.evaluation import comparison as comparison_module
+from slimtune.evaluation.answers import Candidate
+from slimtune.evaluation.comparison import Comparison, compare
+from slimtune.evaluation.outputs import table, worst_rows, write_csv, write_metrics
+from slimtune.models import loading
+
+LLAMA2 = prompts.template("llama2")
+QUESTIONS = [
+    ("What is 3 + 4?", "7"),
+    ("今天天气怎么样？", "很好"),
+    ("=cmd|' /C calc'!A0", "-5"),
+    ("Name a pet.", "The cat sat on the mat."),
+    ("去哪里？", "公园"),
+]
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return [
+        {
+            "id": f"row{number}",
+            "messages": [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
+            ],
+        }
+        for number, (question, answer) in enumerate(QUESTIONS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("models") / "base")
+
+
+def write_adapter(base: Path, folder: Path, *, trained: bool) -> Path:
+    """A LoRA adapter; untrained means B = 0, as peft starts."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=not trained)
+    get_peft_model(loading.load(base), config).save_pretrained(folder)
+    return folder
+
+
+def compared(candidates: list[Candidate], rows: list[dict], **settings) -> Comparison:
+    settings = {"template": LLAMA2, "max_new_tokens": 8, "isolated": False, **settings}
+    return compare(candidates, rows, **settings)
+
+
+@pytest.fixture(scope="module")
+def comparison(base, rows, tmp_path_factory) -> Comparison:
+    other = write_tiny_llama(tmp_path_factory.mktemp("models") / "other", hidden=512)
+    adapter = write_adapter(base, tmp_path_factory.mktemp("adapters"), trained=True)
+    candidates = [
+        Candidate("base", str(base)),
+        Candidate("tuned", str(base), adapter=str(adapter)),
+        Candidate("other", str(other)),
+    ]
+    return compared(candidates, rows)
+
+
+def test_children_find_what_this_process_finds(base, rows, comparison, monkeypatch):
+    """The spawned path, once: it costs an import of torch and transformers."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    alone = compared([Candidate("base", str(base))], rows, isolated=True)
+    ours, theirs = comparison.outcomes[0], alone.outcomes[0]
+    assert theirs.generations == ours.generations
+    assert [loss.tokens for loss in theirs.losses] == [loss.tokens for loss in ours.losses]
+    assert theirs.losses[0].nats == pytest.approx(ours.losses[0].nats, rel=1e-4)
+    assert 50e6 < theirs.cost.peak_memory_bytes < 4e9
+
+
+def test_an_error_crosses_from_child_to_parent_whole():
+    error = pickle.loads(pickle.dumps(InputError("what", "why", "cure")))
+    assert (type(error), error.what, error.why, error.cure) == (InputError, "what", "why", "cure")
+
+
+def test_a_killed_child_is_a_matter_of_resources(base, rows, monkeypatch):
+    monkeypatch.setattr(comparison_module, "start_logging", os.abort)  # the first act of a child
+    monkeypatch.setattr(comparison_module.log, "handlers", [logging.NullHandler()])
+    with pytest.raises(ResourceError, match="ended from outside"):
+        compared([Candidate("base", str(base))], rows, isolated=True)
+
+
+def test_the_parent_needs_no_torch():
+    code = "import sys, slimtune.evaluation.outputs; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[3] / "finetune",
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_measures_say_what_each_model_is_and_costs(base, comparison):
+    first, tuned, other = comparison.measures
+    assert [m["kind"] for m in comparison.measures] == ["model", "adapter", "model"]
+    assert first["cost"]["parameters"] == loading.load(base).num_parameters()
+    assert tuned["cost"]["parameters"] > first["cost"]["parameters"]
+    assert tuned["cost"]["bytes_on_disk"] > first["cost"]["bytes_on_disk"]
+    assert other["cost"]["parameters"] > tuned["cost"]["parameters"]
+    assert first["cost"]["bytes_on_disk"] == (base / "model.safetensors").stat().st_size
+    assert all(m["cost"]["generated_tokens_per_second"] > 0 for m in comparison.measures)
+
+
+def test_the_baseline_does_not_differ_from_itself(comparison):
+    first = comparison.measures[0]
+    judged = [m for m in first.values() if isinstance(m, dict) and "verdict" in m]
+    assert len(judged) == 5
+    assert {m["verdict"] for m in judged} == {"no clear change"}
+
+
+def test_an_adapter_without_effect_is_noticed(base, rows, tmp_path):
+    adapter = write_adapter(base, tmp_path, trained=False)
+    idle = Candidate("idle", str(base), adapter=str(adapter))
+    found = compared([Candidate("base", str(base)), idle], rows).cautions
+    assert any("idle" in word and "no effect" in word for word in found)
+
+
+def test_another_template_is_noticed(base, rows, tmp_path):
+    chatml = write_tiny_llama(tmp_path / "chatml", template="alpaca")
+    found = compared([Candidate("base", str(base)), Candidate("c", str(chatml))], rows).cautions
+    assert any("another prompt template" in word for word in found)
+
+
+def test_long_prompts_keep_their_end_and_are_counted(base, rows):
+    cut = compared([Candidate("base", str(base))], rows, max_length=24)
+    assert cut.outcomes[0].shortened > 0
+    assert any("too long" in word for word in cut.cautions)
+
+
+def test_a_gguf_answers_like_the_model_it_was_made_from(base, rows, tmp_path, comparison):
+    from slimtune.export.gguf_writer import convert
+
+    convert(base, tmp_path / "base.gguf", "F32")
+    gguf = Candidate("gguf", str(tmp_path / "base.gguf"), tokenizer=str(base))
+    found = compared([Candidate("base", str(base)), gguf], rows)
+    texts = [[answer.text for answer in outcome.generations] for outcome in found.outcomes]
+    assert texts[0] == texts[1]
+    first, second = found.measures
+    assert second["perplexity"] == pytest.approx(first["perplexity"], rel=1e-3)
+    assert second["cost"]["parameters"] == first["cost"]["parameters"]
+    assert 1e6 < second["cost"]["peak_memory_bytes"] < 1e9
+
+
+def test_a_gguf_without_its_tokenizer_is_refused(rows, tmp_path):
+    with pytest.raises(SettingsError, match="whose prompts"):
+        compared([Candidate("g", str(tmp_path / "x.gguf"))], rows)
+
+
+def test_two_models_of_one_name_are_refused(base, rows):
+    with pytest.raises(SettingsError, match="'same'"):
+        compared([Candidate("same", str(base))] * 2, rows)
+
+
+def test_csv_opens_in_a_spreadsheet_and_runs_nothing(comparison, tmp_path):
+    file = tmp_path / "results.csv"
+    write_csv(comparison, file)
+    assert file.read_bytes().startswith(b"\xef\xbb\xbf")
+    with file.open(encoding="utf-8-sig", newline="") as handle:
+        read = list(csv.DictReader(handle))
+    assert [row["id"] for row in read] == [f"row{number}" for number in range(5)]
+    assert read[2]["prompt"] == "'=cmd|' /C calc'!A0"
+    assert read[2]["reference"] == "-5"
+    assert read[1]["prompt"] == "今天天气怎么样？"
+    for label, outcome in zip(comparison.labels, comparison.outcomes, strict=True):
+        answer = read[4][f"{label} answer"].removeprefix("'")
+        assert answer == outcome.generations[4].text.removeprefix("'")
+        assert 0 <= float(read[4][f"{label} rouge_l"]) <= 100
+
+
+def test_metrics_are_plain_json_with_the_worst_samples(comparison, tmp_path):
+    file = tmp_path / "metrics.json"
+    write_metrics(comparison, file)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert [m["label"] for m in content["models"]] == ["base", "tuned", "other"]
+    assert content["settings"]["rows"] == 5
+    assert len(content["samples"]) == 5
+    assert set(content["samples"][0]["answers"]) == {"base", "tuned", "other"}
+
+
+def test_worst_rows_come_worst_first(comparison):
+    shown = max((1, 2), key=lambda m: comparison.measures[m]["rouge_l"]["score"])
+    scores = [comparison.scores[shown][row]["rouge_l"] for row in worst_rows(comparison)]
+    assert scores == sorted(scores)
+
+
+def test_table_has_a_row_a_model(comparison):
+    headers, lines = table(comparison)
+    assert [line[0] for line in lines] == ["base", "tuned", "other"]
+    assert all(len(line) == len(headers) for line in lines)
