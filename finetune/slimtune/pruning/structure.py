@@ -90,10 +90,9 @@ def ffn_size(neurons: int, ratio: float) -> int:
             f"the size left must be a multiple of {multiple}",
             "prune a larger model",
         )
+    left = "nothing" if ratio >= 1 else f"all of {neurons} neurons"
     raise SettingsError(
-        f"pruning.ffn_ratio: {ratio:g} leaves all of {neurons} neurons"
-        if ratio < 1
-        else f"pruning.ffn_ratio: {ratio:g} leaves nothing",
+        f"pruning.ffn_ratio: {ratio:g} leaves {left}",
         f"the size left is rounded to a multiple of {multiple}, which GGUF's smaller types need",
         f"use a share such as {math.ceil(100 * (1 - largest / neurons)) / 100:g}",
     )
