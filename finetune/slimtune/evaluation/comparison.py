@@ -18,7 +18,7 @@ from typing import Any
 
 from slimtune.console import InputError, ResourceError, SettingsError, start_logging
 from slimtune.evaluation.answers import Candidate, Compute, Job, Outcome, Question
-from slimtune.evaluation.cautions import cautions
+from slimtune.evaluation.cautions import Caution, cautions
 from slimtune.evaluation.scoring import measure, row_scores
 
 log = logging.getLogger("slimtune")
@@ -35,7 +35,7 @@ class Comparison:
     outcomes: list[Outcome]
     scores: list[list[dict[str, float]]]
     measures: list[dict[str, Any]]
-    cautions: list[str]
+    cautions: list[Caution]
     settings: dict[str, Any]
 
     @property

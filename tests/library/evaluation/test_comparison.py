@@ -17,6 +17,7 @@ from slimtune import prompts
 from slimtune.console import InputError, ResourceError, SettingsError
 from slimtune.evaluation import comparison as comparison_module
 from slimtune.evaluation.answers import Candidate
+from slimtune.evaluation.cautions import sentence
 from slimtune.evaluation.comparison import Comparison, compare
 from slimtune.evaluation.outputs import table, worst_rows, write_csv, write_metrics
 from slimtune.models import loading
@@ -130,19 +131,20 @@ def test_an_adapter_without_effect_is_noticed(base, rows, tmp_path):
     adapter = write_adapter(base, tmp_path, trained=False)
     idle = Candidate("idle", str(base), adapter=str(adapter))
     found = compared([Candidate("base", str(base)), idle], rows).cautions
-    assert any("idle" in word and "no effect" in word for word in found)
+    assert {"label": "idle", "first": "base", "kind": "no_effect"} in found
+    assert "idle: its answers are base's" in " ".join(map(sentence, found))
 
 
 def test_another_template_is_noticed(base, rows, tmp_path):
     chatml = write_tiny_llama(tmp_path / "chatml", template="alpaca")
     found = compared([Candidate("base", str(base)), Candidate("c", str(chatml))], rows).cautions
-    assert any("another prompt template" in word for word in found)
+    assert "template" in [caution["kind"] for caution in found]
 
 
 def test_long_prompts_keep_their_end_and_are_counted(base, rows):
     cut = compared([Candidate("base", str(base))], rows, max_length=24)
     assert cut.outcomes[0].shortened > 0
-    assert any("too long" in word for word in cut.cautions)
+    assert "shortened" in [caution["kind"] for caution in cut.cautions]
 
 
 def test_a_gguf_answers_like_the_model_it_was_made_from(base, rows, tmp_path, comparison):

@@ -1,0 +1,1 @@
+"""Evaluation: answers, measures, comparison, chat, and the report that says what was gained."""

@@ -1,0 +1,61 @@
+"""Measures and verdicts of made-up outcomes, where the truth is known."""
+
+import math
+import random
+
+import pytest
+
+from slimtune.evaluation.answers import AnswerLoss, Candidate, Cost, Generation, Outcome, Question
+from slimtune.evaluation.scoring import measure, row_scores
+
+QUESTIONS = [
+    Question(f"r{n}", ({"role": "user", "content": f"{n}?"},), f"答案{n}") for n in range(60)
+]
+COST = Cost(1, 1, 0.1, 1.0, 1.0, 1.0, 1)
+
+
+def outcome(label: str, right: int, nats_per_token: float, tokens: int = 4) -> Outcome:
+    """Answers `right` of the questions correctly, at about `nats_per_token`."""
+    chance = random.Random(3)
+    texts = [q.reference if n < right else "不知道" for n, q in enumerate(QUESTIONS)]
+    losses = [
+        AnswerLoss(tokens * (nats_per_token + chance.uniform(-0.2, 0.2)), tokens) for _ in texts
+    ]
+    generations = [Generation(text, 3, True) for text in texts]
+    return Outcome(Candidate(label, label), "", generations, losses, 0, COST)
+
+
+def measured(candidate: Outcome, baseline: Outcome) -> dict:
+    scores = [row_scores(one, QUESTIONS) for one in (candidate, baseline)]
+    return measure(candidate, scores[0], baseline, scores[1], QUESTIONS)
+
+
+def test_more_right_answers_and_fewer_bits_are_better():
+    found = measured(outcome("b", 45, 1.0), outcome("a", 15, 2.0))
+    assert found["exact_match"]["score"] == 75
+    assert found["exact_match"]["verdict"] == found["bits_per_byte"]["verdict"] == "better"
+    assert found["exact_match"]["low"] < 75 < found["exact_match"]["high"]
+
+
+def test_fewer_right_answers_and_more_bits_are_worse():
+    found = measured(outcome("b", 15, 2.0), outcome("a", 45, 1.0))
+    assert found["exact_match"]["verdict"] == found["bits_per_byte"]["verdict"] == "worse"
+
+
+def test_bits_per_byte_do_not_depend_on_the_tokenizer():
+    """Half the tokens at twice the nats each: perplexity differs, bits per byte do not."""
+    coarse, fine = outcome("coarse", 9, 2.0, tokens=2), outcome("fine", 9, 1.0, tokens=4)
+    size = sum(len(question.reference.encode()) for question in QUESTIONS)
+    bits = [measured(one, one)["bits_per_byte"]["score"] for one in (coarse, fine)]
+    for score, one in zip(bits, (coarse, fine), strict=True):
+        assert score == pytest.approx(sum(loss.nats for loss in one.losses) / math.log(2) / size)
+    assert bits[0] == pytest.approx(bits[1], rel=0.05)
+    assert measured(coarse, fine)["perplexity"] > 2 * measured(fine, fine)["perplexity"]
+
+
+def test_rows_whose_answer_did_not_fit_are_left_out_of_the_bits():
+    full, cut = outcome("full", 9, 1.0), outcome("cut", 9, 1.0)
+    cut.losses[0] = AnswerLoss(0.0, 0)
+    assert measured(cut, full)["bits_per_byte"]["score"] == pytest.approx(
+        measured(full, cut)["bits_per_byte"]["score"]
+    )
