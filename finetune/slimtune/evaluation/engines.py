@@ -13,14 +13,14 @@ from slimtune.evaluation.answers import AnswerLoss, Candidate, Compute, Generati
 from slimtune.evaluation.perplexity import answer_losses
 from slimtune.models import loading, tokenizers
 from slimtune.models.hub import resolve
-from slimtune.models.llama_cpp import LlamaCpp
+from slimtune.models.llama_cpp import LlamaCpp, require_gguf
 from slimtune.prompts import IGNORED, Encoded
 
 log = logging.getLogger(__name__)
 
 TEMPLATE_FILE = "chat_template.jinja"
-_SLOTS = 16
 _SPEED_TOKENS = 32
+_LARGE = 10**9  # bytes of a GGUF from which many caches side by side would fill a laptop
 
 
 class Engine(Protocol):
@@ -112,7 +112,10 @@ def open_engine(candidate: Candidate, compute: Compute, context: int) -> Engine:
     """
     if candidate.kind == "gguf":
         tokenizer = tokenizers.load(_tokenizer_folder(candidate))
-        return Gguf(LlamaCpp(candidate.reference, context=context, slots=_SLOTS), tokenizer)
+        require_gguf(Path(candidate.reference))
+        slots = 4 if Path(candidate.reference).stat().st_size > _LARGE else 16
+        room = context + _SPEED_TOKENS + 1
+        return Gguf(LlamaCpp(candidate.reference, context=room, slots=slots), tokenizer)
     adapter = Path(candidate.adapter) if candidate.adapter else None
     model = loading.load(
         candidate.reference,

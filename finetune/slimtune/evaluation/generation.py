@@ -10,6 +10,7 @@ from slimtune.evaluation.answers import Generation
 from slimtune.evaluation.batches import left_padded, run_batched
 
 TOKEN_BUDGET = 8192
+CACHE_BYTES = 2**30
 
 
 def generate(
@@ -18,13 +19,14 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
 ) -> list[Generation]:
     """The greedy answer to each prompt (token ids, BOS included), in the order of `prompts`.
 
-    Batches hold at most `token_budget` tokens of prompt and answer together and are halved when
-    memory runs out. The model's own sampling settings are left aside: a comparison wants its first
-    choice. Raises ResourceError where even one prompt does not fit.
+    Batches hold at most `token_budget` tokens of prompt and answer together (None: as many as keep
+    the cache under 1 GB, 8192 at most) and are halved when memory runs out. The model's own
+    sampling settings are left aside: a comparison wants its first choice. Raises ResourceError
+    where even one prompt does not fit.
     """
     ends = end_tokens(model, tokenizer)
 
@@ -33,7 +35,7 @@ def generate(
         return [_finished(tokenizer, ids, ends) for ids in answers]
 
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
-    return run_batched(lengths, token_budget, answer)
+    return run_batched(lengths, token_budget or _fitting_budget(model), answer)
 
 
 def stream(
@@ -72,6 +74,12 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> se
     configured = model.generation_config.eos_token_id
     several = configured if isinstance(configured, list) else [configured]
     return {token for token in [tokenizer.eos_token_id, *several] if token is not None}
+
+
+def _fitting_budget(model: PreTrainedModel) -> int:
+    """Tokens whose keys and values in all layers take at most CACHE_BYTES (GQA needs less)."""
+    values = 2 * model.config.num_hidden_layers * model.config.hidden_size
+    return max(min(TOKEN_BUDGET, CACHE_BYTES // (values * model.dtype.itemsize)), 1)
 
 
 @torch.inference_mode()

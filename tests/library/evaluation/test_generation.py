@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from slimtune.console import ResourceError
+from slimtune.evaluation import generation
 from slimtune.evaluation.batches import by_length, run_batched
 from slimtune.evaluation.generation import generate, stream
 
@@ -79,3 +80,15 @@ def test_another_error_is_not_taken_for_out_of_memory():
 
     with pytest.raises(RuntimeError, match="shapes"):
         run_batched([1, 1], 10, run)
+
+
+def test_batches_shrink_until_the_cache_fits(model, tokenizer, prompts, monkeypatch):
+    """2 layers x (key + value) x 32 values x 4 bytes: 512 bytes a token."""
+    widths = []
+    hook = model.lm_head.register_forward_hook(lambda _, __, out: widths.append(out.shape[0]))
+    monkeypatch.setattr(generation, "CACHE_BYTES", 512 * 100)
+    few = generate(model, tokenizer, prompts, max_new_tokens=20)
+    hook.remove()
+    assert max(widths) <= 100 // 22
+    monkeypatch.undo()
+    assert few == generate(model, tokenizer, prompts, max_new_tokens=20)
