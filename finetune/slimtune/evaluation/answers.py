@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from slimtune.console import InputError
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -36,8 +38,14 @@ class Question:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Question":
-        """From a canonical row, whose last message is the assistant's."""
+        """From a canonical row; InputError if its last message is not the assistant's."""
         *asked, answer = row["messages"]
+        if answer["role"] != "assistant" or not asked:
+            raise InputError(
+                f"row {row['id']}: no question with an answer",
+                f"it has {len(row['messages'])} messages, the last by the {answer['role']}",
+                "prepare the test data with python finetune/prepare_data.py",
+            )
         return cls(row["id"], tuple(asked), answer["content"])
 
     @property

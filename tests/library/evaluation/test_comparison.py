@@ -171,6 +171,12 @@ def test_two_models_of_one_name_are_refused(base, rows):
         compared([Candidate("same", str(base))] * 2, rows)
 
 
+def test_a_row_without_an_answer_is_named(base):
+    row = {"id": "row9", "messages": [{"role": "user", "content": "?"}]}
+    with pytest.raises(InputError, match="row9"):
+        compared([Candidate("base", str(base))], [row])
+
+
 def test_csv_opens_in_a_spreadsheet_and_runs_nothing(comparison, tmp_path):
     file = tmp_path / "results.csv"
     write_csv(comparison, file)
