@@ -11,13 +11,15 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from slimtune.console import InputError, ResourceError, SlimTuneError
 from slimtune.models.llama_engine import Engine, Generation, Speed
@@ -77,18 +79,15 @@ class LlamaCpp:
         self.gguf, self.patience = Path(gguf), patience
         require_gguf(self.gguf)
         library()  # a missing wheel is better told here than by a child
-        self._folder = tempfile.TemporaryDirectory(prefix="llama-cpp-")
-        self._words = Path(self._folder.name) / "stderr"  # what the child says as it dies
-        processes = multiprocessing.get_context("spawn")
-        self._pipe, theirs = processes.Pipe()
-        threads = threads or default_threads()
-        arguments = (theirs, self._words, self.gguf, context, slots, threads)
+        # What the child says as it dies; open as long as the child lives.
+        self._words = tempfile.TemporaryFile("w+b")  # noqa: SIM115
+        self._pipe, theirs = multiprocessing.Pipe()
         started = time.perf_counter()
-        self._child = processes.Process(target=_serve, args=arguments, daemon=True)
-        self._child.start()
+        self._child = _start(theirs, self._words)
         theirs.close()
         try:
-            self.context: int = self._receive()[1]
+            load = (self.gguf, context, slots, threads or default_threads())
+            self.context: int = self._ask("load", *load)
         except BaseException:
             self.close()
             raise
@@ -129,14 +128,9 @@ class LlamaCpp:
         return self._ask("speed", prompt, new_tokens)
 
     def close(self) -> None:
-        """Ends the child: asked first, then by its own process id."""
         self._pipe.close()
-        self._child.join(_GOODBYE_SECONDS)
-        if self._child.is_alive():
-            log.debug("llama.cpp did not end by itself, ending process %s", self._child.pid)
-            self._child.kill()
-            self._child.join()
-        self._folder.cleanup()
+        self._end()
+        self._words.close()
 
     def __enter__(self) -> Self:
         return self
@@ -167,6 +161,15 @@ class LlamaCpp:
             raise content
         return kind, content
 
+    def _end(self) -> int:
+        """The child's exit code; one that does not leave is ended by its own process id."""
+        try:
+            return self._child.wait(_GOODBYE_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.debug("llama.cpp did not end by itself, ending process %s", self._child.pid)
+            self._child.kill()
+            return self._child.wait()
+
     def _silent(self) -> ResourceError:
         self._child.kill()
         return ResourceError(
@@ -176,15 +179,15 @@ class LlamaCpp:
         )
 
     def _crashed(self) -> SlimTuneError:
-        self._child.join(_GOODBYE_SECONDS)
-        code = self._child.exitcode
+        code = self._end()
         if code == -signal.SIGKILL:
             return ResourceError(
                 f"{self.gguf}: llama.cpp was killed",
                 "most often the system ends a process like this when memory runs out",
                 "try a smaller type such as Q4_K_M, a shorter context, or fewer prompts at once",
             )
-        words = self._words.read_text(encoding="utf-8", errors="replace").split("\n")
+        self._words.seek(0)
+        words = self._words.read().decode("utf-8", "replace").splitlines()
         return InputError(
             f"{self.gguf}: llama.cpp ended with exit code {code}",
             next((line for line in reversed(words) if line), "it stops so on contradictory files"),
@@ -192,21 +195,30 @@ class LlamaCpp:
         )
 
 
-def _serve(
-    pipe: Connection, words: Path, gguf: Path, context: int, slots: int, threads: int
-) -> None:
-    """The child: loads, then answers requests until the parent closes the pipe.
+def _start(pipe: Connection, words: BinaryIO) -> subprocess.Popen:
+    """A child with our import path and nothing else of ours: it must not import the main script."""
+    start = f"from {__name__} import serve; serve({pipe.fileno()})"
+    code = f"import sys; sys.path[:] = {sys.path!r}; {start}"
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.DEVNULL,
+        stderr=words,
+        pass_fds=[pipe.fileno()],
+        env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # else an abort starts a debugger first
+    )
+
+
+def serve(handle: int) -> None:
+    """The child: loads the file it is told to, answers until the parent closes the pipe.
 
     It leaves by os._exit, because llama.cpp's threads can hang the interpreter's own exit.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    os.environ["GGML_NO_BACKTRACE"] = "1"  # else an abort starts a debugger first
-    with words.open("ab") as file:
-        os.dup2(file.fileno(), 2)
-    code = 1
+    pipe, code = Connection(handle), 1
     try:
-        engine = Engine(gguf, context, slots, threads)
-        pipe.send(("done", engine.context))
+        _, arguments = pipe.recv()
+        engine = Engine(*arguments)
+        _answer(pipe, iter([engine.context]))
         while True:
             verb, arguments = pipe.recv()
             if verb != "cancel":
@@ -218,6 +230,7 @@ def _serve(
     except Exception:
         traceback.print_exc()
     finally:
+        sys.stderr.flush()
         os._exit(code)
 
 

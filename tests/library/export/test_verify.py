@@ -13,7 +13,7 @@ from slimtune.console import InputError, QualityError
 from slimtune.export import verify as room
 from slimtune.export.gguf_writer import convert
 from slimtune.export.verify import verify
-from slimtune.models import llama_cpp
+from slimtune.models import llama_cpp, tokenizers
 from slimtune.models.checkpoints import copy_companions
 
 ROWS = [
@@ -155,3 +155,17 @@ def test_biases_are_written_and_ordered_too(tmp_path):
         state[name].normal_()
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     assert prove(folder, "F32", tmp_path, rows=2).agreement > 0.9
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/llama2-tokenizer")
+def test_llama_2s_tokenizer_gives_llama_cpps_ids_from_the_file(tmp_path):
+    folder = write_tiny_llama(tmp_path, hidden=64, vocab_size=32000, num_hidden_layers=1)
+    tokenizers.save(tokenizers.load(SHARED / "llama2-tokenizer"), folder)
+    convert(folder, tmp_path / "model.gguf", "Q8_0")
+    cases = SHARED / "llama-spm-cases"
+    texts = (cases / "cases.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
+    wanted = [line.split() for line in (cases / "cases.out").read_text().splitlines()]
+    with llama_cpp.LlamaCpp(tmp_path / "model.gguf", context=64, threads=1) as model:
+        found = [model.tokenize(text, add_special=False) for text in texts]
+    pairs = zip(found, wanted, strict=False)
+    assert sum(ids == [int(i) for i in line] for ids, line in pairs) == 46

@@ -2,7 +2,10 @@
 
 import math
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from slimtune.console import InputError, ResourceError
 from slimtune.export.gguf_writer import convert
-from slimtune.models import llama_library, tokenizers
+from slimtune.models import llama_cpp, llama_library, tokenizers
 from slimtune.models.checkpoints import copy_companions
 from slimtune.models.llama_cpp import LlamaCpp
 
@@ -119,6 +122,17 @@ def test_streaming_gives_the_same_text_and_can_be_left(model, tokenizer):
     assert model.generate([prompt], 20)[0].text == text
 
 
+def test_leaving_a_stream_ends_the_generation(gguf, monkeypatch):
+    with LlamaCpp(gguf, context=8192, threads=1) as model:
+        received = []
+        receive = model._receive
+        monkeypatch.setattr(model, "_receive", lambda: received.append(receive()) or received[-1])
+        for _ in model.stream([1], 8000):
+            break
+        assert received[-1][0] == "done"
+        assert len(received) < 1500  # of about 2000; how many depends on how soon we are heard
+
+
 def test_speed_is_measured(model, tokenizer):
     speed = model.speed(tokenizer("The cat").input_ids, new_tokens=8)
     assert 0 < speed.prompt < math.inf and 0 < speed.generation < math.inf
@@ -165,12 +179,32 @@ def test_a_child_that_dies_or_hangs_is_told_and_ended(gguf):
             model.tokenize("x")
 
 
+def test_a_child_that_does_not_leave_is_ended(gguf, monkeypatch):
+    monkeypatch.setattr(llama_cpp, "_GOODBYE_SECONDS", 0.1)
+    with LlamaCpp(gguf, context=64, threads=1) as model:
+        os.kill(model._child.pid, 19)  # SIGSTOP
+    assert model._child.returncode == -9
+
+
 def test_leaving_is_quick_and_leaves_no_process(gguf):
     with LlamaCpp(gguf, context=64, threads=1) as model:
-        child = model._child
-    started = time.monotonic()
-    assert not child.is_alive() and child.exitcode == 0
-    assert time.monotonic() - started < 1
+        started = time.monotonic()
+    assert model._child.returncode == 0
+    assert time.monotonic() - started < 2
+
+
+def test_a_script_without_a_guard_runs_once(gguf, tmp_path):
+    """The child must not import the script that started it: that cost seconds, or never ended."""
+    library = Path(llama_library.__file__).parents[2]
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(library)!r}); print('run')\n"
+        "from slimtune.models.llama_cpp import LlamaCpp\n"
+        f"with LlamaCpp({str(gguf)!r}, context=64, threads=1) as model:\n"
+        "    print(model.tokenize('')[0])\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["run", "1"]
 
 
 def test_a_missing_wheel_is_named(gguf, monkeypatch):
