@@ -1,0 +1,6 @@
+"""The embedded default: a closed bilingual world, and two small Llamas that have read of it."""
+
+from slimtune.sample.shipped import unpack
+from slimtune.sample.world import check, rows, text
+
+__all__ = ["check", "rows", "text", "unpack"]
