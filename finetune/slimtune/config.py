@@ -68,19 +68,16 @@ class ModelSection(Section):
 class Sample(Section):
     """The embedded example: rows whose answers a program can check, and two small Llamas."""
 
-    raw_data: Path = setting(
-        Path("data/raw_data.json"),
-        "Where the instruction rows go (JSON); a CSV twin is written beside it.",
-        flag="output",
-    )
-    text_data: Path = setting(
-        Path("data/sample_text.txt"),
-        "Where the plain text of the same world goes: what the sample base model has read.",
+    output_dir: Path = setting(
+        Path("data"),
+        "Folder for raw_data.json, its CSV twin, and sample_text.txt: plain text of the same world,\n"
+        "as the sample base model has read it.",
     )
     models_dir: Path = setting(
         Path("models/sample"), "Folder for the sample models `base` and `teacher`."
     )
     rows: Positive = setting(4000, "Instruction rows to write.")
+    text_lines: Positive = setting(4000, "Lines of plain text to write.")
     seed: int = setting(42, "Same seed, same rows, byte for byte.")
     train_models: bool = setting(
         False,
@@ -357,7 +354,8 @@ def _fields(section: type[Section], prefix: str, *, without: tuple[str, ...]) ->
 # to the first field that wants it; a later field of the same name gets its section in front.
 _COMPUTE = ("model.prompt_template", "model.device", "model.dtype")
 SCRIPTS: dict[str, tuple[str, ...]] = {
-    "create_sample_data": ("sample",),
+    "create_sample_data": ("sample",)
+    + ("data.validation_ratio", "data.test_ratio", "data.group_column", "data.seed"),
     "prepare_data": ("data", "model.base_model", "model.prompt_template", "model.system_prompt")
     + ("training.max_length",),
     "model_pruning": ("pruning",),
@@ -367,7 +365,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "train_pruned_distilled": ("pruned_distilled", "training", "model.base_model", *_COMPUTE)
     + _fields(Lora, "lora", without=("output_dir",))
     + _fields(Pruning, "pruning", without=("model_path", "output_dir"))
-    + _fields(Distillation, "distillation", without=("student_model", "output_dir", "cache_dir")),
+    + _fields(Distillation, "distillation", without=("student_model", "output_dir")),
     "evaluate_model": ("evaluation", "model", "training.train_data", "training.max_length"),
     "convert_to_gguf": ("gguf", "model.prompt_template", "model.system_prompt")
     + ("training.max_length", "training.train_data", "evaluation.test_data"),

@@ -6,13 +6,20 @@ stage finished. The chain of records is the lineage from which the report is fil
 
 from slimtune.artifacts.lineage import lineage, require
 from slimtune.artifacts.records import peak_memory, run_of, sha256
-from slimtune.artifacts.stages import Stage, refuse_finished, stage_files, stage_folder
+from slimtune.artifacts.stages import (
+    Stage,
+    refuse_finished,
+    refuse_finished_files,
+    stage_files,
+    stage_folder,
+)
 
 __all__ = [
     "Stage",
     "lineage",
     "peak_memory",
     "refuse_finished",
+    "refuse_finished_files",
     "require",
     "run_of",
     "sha256",

@@ -21,7 +21,14 @@ class Stage:
 
     name: str
     folder: Path
+    config: Config
+    inputs: Sequence[Path | str]
+    started: float = field(default_factory=time.time)
     metrics: dict[str, Any] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """The stage so far, as its run.json will say it."""
+        return record(self.name, self.folder, self.metrics, self.config, self.inputs, self.started)
 
 
 @contextmanager
@@ -43,16 +50,14 @@ def stage_folder(
         if partial.exists() and not (keep_partial and config.options.resume):
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
-        stage, started = Stage(name, partial), time.time()
+        stage = Stage(name, partial, config, inputs)
         try:
             yield stage
         except BaseException:
             if not keep_partial:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        write_json(
-            partial / RUN, record(stage.name, stage.folder, stage.metrics, config, inputs, started)
-        )
+        write_json(partial / RUN, stage.record())
         _sync(partial)
         _swap(partial, final)
 
@@ -64,16 +69,14 @@ def stage_files(
     """Files that go into a shared folder, all together; `manifest` is their NAME_run.json."""
     target = manifest.parent
     with _lock(manifest):
-        old = read_manifest(manifest)
-        if old and not config.options.overwrite:
-            raise _finished(manifest.parent / next(iter(old["files"]), manifest.name), old)
+        refuse_finished_files(manifest, config)
         partial = target / (manifest.name.removesuffix("_run.json") + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        stage, started = Stage(name, partial), time.time()
+        stage = Stage(name, partial, config, inputs)
         try:
             yield stage
-            run = record(stage.name, stage.folder, stage.metrics, config, inputs, started)
+            run = stage.record()
             _sync(partial)
             # Without a manifest nothing counts as finished: it goes first and comes back last.
             manifest.unlink(missing_ok=True)
@@ -98,6 +101,13 @@ def refuse_finished(final: Path, config: Config) -> None:
             "it has no run.json, so overwriting it might destroy something of yours",
             "choose another --output-dir, or add --overwrite",
         )
+
+
+def refuse_finished_files(manifest: Path, config: Config) -> None:
+    """The same for files in a shared folder, whose record is `manifest`."""
+    run = read_manifest(manifest)
+    if run and not config.options.overwrite:
+        raise _finished(manifest.parent / next(iter(run["files"]), manifest.name), run)
 
 
 def _finished(path: Path, run: dict[str, Any]) -> SettingsError:

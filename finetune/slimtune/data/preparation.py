@@ -38,11 +38,13 @@ def prepare(
     seed: int = 42,
     group_column: str = "",
     max_rows: int | None = None,
+    system_prompt: str = "",
     encode: Encode | None = None,
 ) -> Prepared:
     """Read, convert, remove duplicates, split, count.
 
     Rows with the same value in `group_column` stay together; the others go by their question.
+    `system_prompt` opens every conversation that has no system message of its own.
     `encode` (a tokenizer and a template in one call) adds token counts to the numbers. Raises
     InputError for a file without usable rows, SettingsError for an unknown format.
     """
@@ -56,6 +58,8 @@ def prepare(
         except BadRow as bad:
             rejected.append(_set_aside(file, line, "rejected", str(bad), row))
             continue
+        if system_prompt and messages[0]["role"] != "system":
+            messages = [Message(role="system", content=system_prompt), *messages]
         same = first_line.setdefault(fingerprint(messages), line)
         if same != line:
             rejected.append(_set_aside(file, line, "duplicate", f"same as line {same}", row))

@@ -47,6 +47,12 @@ def read_rows(file: Path) -> list[CanonicalRow]:
     return rows
 
 
+def beside(train_data: Path, split: str) -> Path | None:
+    """The file of another split that prepare_data wrote beside `train_data`, None without one."""
+    file = train_data.with_name(train_data.name.replace("_train.jsonl", f"_{split}.jsonl"))
+    return file if file != train_data and file.is_file() and file.stat().st_size else None
+
+
 def canonical(
     row: Row, messages: Sequence[Message], file: Path, line: int, group_column: str = ""
 ) -> CanonicalRow:

@@ -8,9 +8,9 @@ import importlib.util
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -18,11 +18,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from slimtune.console import InputError, ResourceError
+from slimtune.console import InputError, ResourceError, SettingsError
 from slimtune.models import tokenizers
 from slimtune.models.adapters import Adapter
 from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.hub import resolve
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +40,7 @@ def load(
     dtype: str = "auto",
     quantize: bool = False,
     attn_implementation: str | None = None,
-) -> PreTrainedModel | PeftModel:
+) -> "PreTrainedModel | PeftModel":
     """A model in evaluation mode from a folder or Hub id, with `adapter` on top if one is given.
 
     `device` is auto, cpu or cuda; `dtype` auto, float32, bfloat16 or float16 (what is computed
@@ -58,7 +61,7 @@ def load(
     if quantize:
         options["quantization_config"] = _four_bits(numbers)
     model = _from_pretrained(folder, options)
-    return model if adapter is None else PeftModel.from_pretrained(model, str(adapter))
+    return model if adapter is None else _with_adapter(model, adapter)
 
 
 def save(
@@ -76,6 +79,12 @@ def save(
     tokenizers.save(tokenizer, folder, source)
 
 
+def _with_adapter(model: PreTrainedModel, adapter: Path) -> "PeftModel":
+    from peft import PeftModel  # with bitsandbytes: two seconds that a plain model need not pay
+
+    return PeftModel.from_pretrained(model, str(adapter))
+
+
 def choose_device(device: str = "auto") -> torch.device:
     """auto is the GPU where there is one; under `accelerate launch` each process has its own."""
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
@@ -91,6 +100,12 @@ def choose_device(device: str = "auto") -> torch.device:
 
 def choose_dtype(device: str = "auto", dtype: str = "auto") -> torch.dtype:
     """float32 on a CPU (4-bit with bf16 is 28 times slower on AVX2), on a GPU bf16, else fp16."""
+    if dtype == "float16" and choose_device(device).type == "cpu":
+        raise SettingsError(
+            "model.dtype: float16 on a CPU",
+            "CPUs compute it slowly, and training in it ends in NaN",
+            "use --dtype auto, which is float32 on a CPU",
+        )
     if dtype != "auto":
         return DTYPES[dtype]
     if choose_device(device).type == "cpu":

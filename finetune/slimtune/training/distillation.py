@@ -3,19 +3,32 @@
 loss = α · T² · KL(teacher ‖ student) + (1 - α) · cross entropy, at supervised positions only.
 """
 
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slimtune.console import InputError
-from slimtune.training import losses
-from slimtune.training.batches import Sample
+from slimtune.artifacts import run_of
+from slimtune.config import Distillation, Training
+from slimtune.console import InputError, QualityError, near
+from slimtune.models import loading, tokenizers
+from slimtune.models.checkpoints import EMBEDDING, Checkpoint
+from slimtune.models.hub import resolve
+from slimtune.training import losses, teacher_cache
+from slimtune.training.attention import register
+from slimtune.training.batches import Sample, encode_text
+from slimtune.training.fitting import Curve, fit
+from slimtune.training.reading import Lessons
 from slimtune.training.teacher_cache import TeacherCache
 from slimtune.training.trainer import SlimTrainer
+
+_log = logging.getLogger(__name__)
 
 
 class DistillationTrainer(SlimTrainer):
@@ -62,4 +75,108 @@ def require_same_vocabulary(
             f"teacher and student speak different vocabularies ({len(different)} tokens differ)",
             f"for example {example!r}; the teacher's probabilities would land on other tokens",
             "choose a teacher with the student's tokenizer; the unpruned model is one",
+        )
+
+
+def distil(
+    teacher: str,
+    student: str,
+    lessons: Lessons,
+    text: Sequence[str],
+    settings: Distillation,
+    training: Training,
+    *,
+    checkpoints: Path,
+    device: str,
+    dtype: str,
+    resume: bool = False,
+) -> tuple[PreTrainedModel, Curve]:
+    """Teach the student what the teacher says about the rows and the plain text.
+
+    The teacher is loaded first, alone, and only where its answers are not cached.
+    Returns the trained student in the type it is stored in. Raises InputError for different
+    vocabularies, QualityError for a student that got worse.
+    """
+    require_same_vocabulary(tokenizers.load(teacher), lessons.tokenizer)
+    passages = encode_text(text, lessons.tokenizer, training.max_length)
+    train, validation = numbered([*lessons.train, *passages], lessons.validation)
+    compute = {"device": device, "dtype": dtype, "attn_implementation": register()}
+    cache = _cached(teacher, [*train, *validation], settings, compute)
+    model = loading.load(student, **compute)
+    stored = Checkpoint(resolve(student)).dtype(EMBEDDING)
+    curve = fit(
+        model.float(),
+        train,
+        validation,
+        training,
+        checkpoints,
+        epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        resume=resume,
+        trainer_class=DistillationTrainer,
+        cache=TeacherCache(cache),
+        alpha=settings.alpha,
+        temperature=settings.temperature,
+    )
+    _require_better(curve)
+    return model.to(stored), curve
+
+
+def passages_of(file: Path | None, count: int) -> list[str]:
+    """`count` lines spread evenly over a text file; none without a file or a count."""
+    if file is None or not count:
+        return []
+    if not file.is_file():
+        raise InputError(
+            f"{near(file)}: not there",
+            "distillation.text_data names it",
+            "run `python finetune/create_sample_data.py`, name a text file, or set it to null",
+        )
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    step = max(1, len(lines) // count)
+    return lines[::step][:count]
+
+
+def _cached(
+    teacher: str,
+    samples: Sequence[Sample],
+    settings: Distillation,
+    compute: dict[str, str],
+) -> Path:
+    key = teacher_cache.key(samples, _identity(teacher), settings.top_k, settings.temperature)
+    file = settings.cache_dir / f"{key}.safetensors"
+    if file.is_file():
+        _log.info("the teacher's answers are cached already: %s", near(file))
+        return file
+    settings.cache_dir.mkdir(parents=True, exist_ok=True)
+    model = loading.load(teacher, **compute)
+    partial = file.with_suffix(".partial")
+    teacher_cache.write(
+        partial, model, samples, top_k=settings.top_k, temperature=settings.temperature
+    )
+    os.replace(partial, file)
+    return file
+
+
+def _identity(model: str) -> str:
+    """What tells two versions of a model apart: its run, or the sizes and times of its weights."""
+    run = run_of(Path(model)) if Path(model).is_dir() else None
+    if run:
+        return run["run_id"]
+    files = sorted(resolve(model).glob("*.safetensors"))
+    return " ".join(
+        [model, *(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)]
+    )
+
+
+def _require_better(curve: Curve) -> None:
+    if not curve.validation:
+        return
+    (_, before), *rest = curve.validation
+    best = min(loss for _, loss in rest)
+    if best >= before:
+        raise QualityError(
+            f"distillation made the student worse: validation loss {before:.4f} -> {best:.4f}",
+            "the teacher's lesson did not help on rows kept aside",
+            "lower --learning-rate, raise --epochs, or choose a teacher that knows these rows",
         )

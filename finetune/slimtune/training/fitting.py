@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
 
-from slimtune.config import Training
+from slimtune.config import Config, Training
 from slimtune.console import SettingsError, near
 from slimtune.training.batches import Sample
 from slimtune.training.trainer import OneLineAStep, SlimTrainer, StopWhenNotFinite
@@ -55,6 +55,19 @@ class Curve:
             "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
             "training_seconds": round(self.seconds, 1),
         }
+
+    def summary(self) -> str:
+        """First and last losses in one line."""
+        losses = self.training
+        text = f"training {losses[0][1]:.3f} -> {losses[-1][1]:.3f}"
+        if self.validation:
+            best = min(loss for _, loss in self.validation)
+            text += f", validation {self.validation[0][1]:.3f} -> {best:.3f}"
+        return text
+
+    def speed(self) -> str:
+        """Training speed in words, prompts included."""
+        return f"{self.tokens / max(self.seconds, 1e-9):.0f} tokens/s"
 
     def write(self, folder: Path) -> None:
         """metrics.jsonl, one logged step a line, and loss.png."""
@@ -131,6 +144,7 @@ def _arguments(
         fp16=parameter.device.type == "cuda" and model.dtype == torch.float16,
         use_cpu=parameter.device.type == "cpu",
         eval_strategy="steps" if validates else "no",
+        eval_on_start=validates,
         eval_steps=interval,
         save_strategy="steps",
         save_steps=interval,
@@ -154,8 +168,9 @@ def _callbacks(settings: Training, validates: bool) -> list[Any]:
     return callbacks
 
 
-def refuse_forgotten_checkpoints(checkpoints: Path, *, resume: bool, overwrite: bool) -> None:
+def refuse_forgotten_checkpoints(checkpoints: Path, config: Config) -> None:
     """A stopped run's work is continued or given up on purpose, never by accident."""
+    resume, overwrite = config.options.resume, config.options.overwrite
     if not resume and not overwrite and any(checkpoints.glob("checkpoint-*")):
         raise SettingsError(
             f"{near(checkpoints)}: a stopped run left its checkpoints here",

@@ -54,8 +54,3 @@ def save(model: PeftModel, folder: Path, base: str) -> None:
         )
     model.peft_config["default"].base_model_name_or_path = base
     model.save_pretrained(folder)
-
-
-def counts(model: PeftModel) -> tuple[int, int]:
-    """(trainable, all) parameters."""
-    return model.get_nb_trainable_parameters()

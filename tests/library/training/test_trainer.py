@@ -8,7 +8,7 @@ import torch
 from tiny_models import FAMILIES, tiny_model, tiny_samples
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from slimtune.config import Lora, Training
+from slimtune.config import Config, Lora, Training
 from slimtune.console import QualityError, SettingsError
 from slimtune.prompts import IGNORED
 from slimtune.training import lora
@@ -173,7 +173,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     # A checkpoint cut off while it was written must not be taken.
     (checkpoints / "checkpoint-7").mkdir()
     with pytest.raises(SettingsError, match="--resume"):
-        refuse_forgotten_checkpoints(checkpoints, resume=False, overwrite=False)
+        refuse_forgotten_checkpoints(checkpoints, Config())
     resumed = run(checkpoints, resume=True)
     for name, weight in whole.named_parameters():
         assert torch.equal(weight, resumed.get_parameter(name)), name

@@ -1,0 +1,120 @@
+"""Compare models on rows kept aside, chat with one, or merge an adapter into its base.
+
+    python finetune/evaluate_model.py                          # base against fine-tuned
+    python finetune/evaluate_model.py --models models/pruned,models/gguf/NAME-Q4_K_M.gguf
+    python finetune/evaluate_model.py --base-model models/sample/base \\
+        --lora-model models/finetuned/lora_adapter \\
+        --test-data data/finetune/train_test.jsonl --output evaluation_results.csv
+    python finetune/evaluate_model.py --interactive            # a chat; /exit ends it
+    python finetune/evaluate_model.py --merge                  # -> models/finetuned/merged_model
+
+reads   base model, adapter, other models, prepared test rows
+writes  evaluation_results.csv, evaluation_results_metrics.json and training_report.md beside it;
+        with --merge the merged model
+"""
+
+from pathlib import Path
+
+from slimtune.artifacts import (
+    lineage,
+    refuse_finished,
+    refuse_finished_files,
+    require,
+    stage_files,
+    stage_folder,
+)
+from slimtune.config import Config
+from slimtune.console import near, note, size, table, would_write, wrote
+
+
+def main(config: Config) -> None:
+    for model in filter(None, [config.model.base_model, config.evaluation.lora_model]):
+        require(model)
+    if config.evaluation.merge:
+        merge(config)
+    elif config.evaluation.interactive:
+        chat(config)
+    else:
+        compare(config)
+
+
+def merge(config: Config) -> None:
+    """Base + adapter -> an ordinary model folder, tensor by tensor."""
+    from slimtune.models import merging
+    from slimtune.models.hub import resolve
+
+    base, adapter = config.model.base_model, config.evaluation.lora_model
+    final = config.evaluation.merged_dir or adapter.with_name("merged_model")
+    refuse_finished(final, config)
+    if config.options.dry_run:
+        would_write(final, estimates={"memory": "about 0.35 GB, whatever the size of the model"})
+        return
+    with stage_folder("merge", final, config, inputs=[adapter, base]) as stage:
+        report = merging.merge(resolve(base), adapter, stage.folder)
+        stage.metrics.update(vars(report))
+    wrote(
+        final,
+        numbers={
+            "merged": f"{report.changed} of {report.tensors} tensors changed",
+            "on disk": size(report.bytes),
+        },
+        next=f"python finetune/convert_to_gguf.py --model-path {near(final)}",
+    )
+
+
+def chat(config: Config) -> None:
+    """A conversation on the terminal with the fine-tuned model, or with the first of --models."""
+    from slimtune.evaluation import candidates, conversation
+
+    chosen = candidates.of(config)
+    conversation.hold(chosen[-1], config)
+
+
+def compare(config: Config) -> None:
+    """One table, one CSV, one report: every model on the same rows, the base first."""
+    from slimtune.evaluation import candidates, comparison, outputs, reporting
+
+    settings = config.evaluation
+    chosen = candidates.of(config)
+    rows, test_data = candidates.test_rows(config)
+    stem = settings.output.stem
+    manifest = settings.output.with_name(f"{stem}_run.json")
+    refuse_finished_files(manifest, config)
+    if config.options.dry_run:
+        words = {"rows": len(rows), "models": ", ".join(one.label for one in chosen)}
+        would_write(settings.output, estimates=words)
+        return
+    inputs = [test_data, *candidates.paths(chosen)]
+    with stage_files("evaluate_model", manifest, config, inputs=inputs) as stage:
+        found = comparison.compare(
+            chosen,
+            rows,
+            template=candidates.template(config),
+            max_length=config.training.max_length,
+            max_new_tokens=settings.max_new_tokens,
+            device=config.model.device,
+            dtype=config.model.dtype,
+            quantize=config.model.use_quantization,
+        )
+        outputs.write_csv(found, stage.folder / settings.output.name)
+        outputs.write_metrics(found, stage.folder / f"{stem}_metrics.json")
+        stage.metrics.update(outputs.metrics_of(found))
+        runs = lineage(*map(Path, inputs)) | {stage.name: stage.record()}
+        report = reporting.training_report(found, runs, settings.lora_model, settings.language)
+        (stage.folder / "training_report.md").write_text(report, encoding="utf-8")
+    table(*outputs.table(found))
+    for caution in found.cautions:
+        note(f"caution: {reporting.sentence(caution)}")
+    report_file = settings.output.with_name("training_report.md")
+    wrote(
+        settings.output,
+        report_file,
+        numbers={"rows": len(rows), "models": len(chosen)},
+        next=f"read {near(report_file)}, or python finetune/evaluate_model.py --merge",
+    )
+
+
+if __name__ == "__main__":
+    from slimtune.script import run
+
+    run(main, __doc__)

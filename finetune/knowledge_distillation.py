@@ -1,0 +1,50 @@
+"""Let a large model teach a small one: the pruned student wins back what pruning cost.
+
+    python finetune/knowledge_distillation.py
+    python finetune/knowledge_distillation.py --teacher-model models/finetuned/merged_model \\
+        --student-model models/pruned --epochs 3
+    python finetune/knowledge_distillation.py --text-data null       # rows only
+
+reads   teacher, student, prepared rows, plain text if named
+writes  CACHE_DIR (what the teacher said; it is never in memory with the student),
+        OUTPUT_DIR with the student, metrics.jsonl and loss.png
+"""
+
+from slimtune.artifacts import refuse_finished, require
+from slimtune.config import Config
+from slimtune.console import near, would_write, wrote
+
+
+def main(config: Config) -> None:
+    from slimtune.training import estimates
+    from slimtune.training.distillation import passages_of
+    from slimtune.training.fitting import refuse_forgotten_checkpoints
+    from slimtune.training.reading import read_lessons
+    from slimtune.training.stages import distil_student
+
+    student, final = config.distillation.student_model, config.distillation.output_dir
+    checkpoints = final.with_name(f"{final.name}_checkpoints")
+    refuse_finished(final, config)
+    require(config.distillation.teacher_model)
+    require(student)
+    require(config.training.train_data)
+    lessons = read_lessons(student, config.model.prompt_template, config.training)
+    text = passages_of(config.distillation.text_data, config.distillation.text_passages)
+    if config.options.dry_run:
+        needed = {"text passages": len(text)} | estimates.full(student, config)
+        would_write(final, estimates=lessons.summary() | needed)
+        return
+
+    refuse_forgotten_checkpoints(checkpoints, config)
+    curve = distil_student(config, student, lessons, text, final, checkpoints)
+    wrote(
+        final,
+        numbers={"loss": curve.summary(), "speed": curve.speed()},
+        next=f"python finetune/evaluate_model.py --models {near(student)},{near(final)}",
+    )
+
+
+if __name__ == "__main__":
+    from slimtune.script import run
+
+    run(main, __doc__)

@@ -1,0 +1,74 @@
+"""Which models are compared on which rows: the settings' words as candidates with labels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from slimtune import prompts
+from slimtune.artifacts import require, run_of
+from slimtune.config import Config
+from slimtune.console import InputError, near
+from slimtune.data.rows import beside, read_rows
+from slimtune.evaluation.answers import Candidate
+from slimtune.models.hub import resolve
+
+_ADAPTER_FILE = "adapter_config.json"
+_TEMPLATE_FILE = "chat_template.jinja"
+_ROLES = ("final", "merged_model", "lora_adapter")  # names that say less than their folder's
+
+
+def of(config: Config) -> list[Candidate]:
+    """The base, the base with its adapter, then evaluation.models; the first is the baseline."""
+    base, adapter = config.model.base_model, config.evaluation.lora_model
+    found = [Candidate("base", base)]
+    if adapter:
+        found.append(Candidate("fine-tuned", base, adapter=str(adapter)))
+    for model in config.evaluation.models:
+        require(model)
+        found.append(_candidate(model, base))
+    return found
+
+
+def _candidate(model: str, base: str) -> Candidate:
+    path = Path(model)
+    label = path.parent.name if path.name in _ROLES else path.name
+    if (path / _ADAPTER_FILE).is_file():
+        return Candidate(label, base, adapter=model)
+    if path.suffix == ".gguf":
+        return Candidate(path.stem, model, tokenizer=_made_from(path) or base)
+    return Candidate(label, model)
+
+
+def _made_from(gguf: Path) -> str | None:
+    """The model folder that a GGUF of ours was made from."""
+    run = run_of(gguf)
+    folder = run["inputs"][0]["path"] if run else None
+    return folder if folder and Path(folder).is_dir() else None
+
+
+def paths(candidates: Sequence[Candidate]) -> list[str]:
+    """Everything the candidates are made of, each once, adapters and exports before their base."""
+    parts = [part for one in candidates for part in (one.adapter, one.reference) if part]
+    return list(dict.fromkeys(parts))
+
+
+def template(config: Config) -> str:
+    """The jinja source for models that bring no template of their own."""
+    own = resolve(config.model.base_model) / _TEMPLATE_FILE
+    text = own.read_text(encoding="utf-8") if own.is_file() else None
+    return prompts.resolve(config.model.prompt_template, text)
+
+
+def test_rows(config: Config) -> tuple[list[dict[str, Any]], Path]:
+    """The rows to test on and their file."""
+    train = config.training.train_data
+    file = config.evaluation.test_data or beside(train, "test")
+    if file is None:
+        raise InputError(
+            f"{near(train)}: no test rows beside it",
+            "evaluation.test_data is not set, and prepare_data.py left no NAME_test.jsonl there",
+            "run `python finetune/prepare_data.py`, or name a file with --test-data",
+        )
+    require(file)
+    rows = read_rows(file)
+    return rows[: config.evaluation.max_rows or None], file

@@ -1,0 +1,122 @@
+"""From prepared files to samples, with the checks that must come before the first step.
+
+What is shown and refused here is what ruins runs in silence elsewhere: answers that are not
+supervised, an end token that is masked or missing, a tokenizer that does not fit the model, rows
+that lose their content to the length limit.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from slimtune import prompts
+from slimtune.config import Training
+from slimtune.console import InputError, SettingsError, near
+from slimtune.data.rows import beside, read_rows
+from slimtune.models import tokenizers
+from slimtune.models.checkpoints import EMBEDDING, Checkpoint
+from slimtune.models.hub import resolve
+from slimtune.prompts import IGNORED
+from slimtune.training.batches import Encoded, Sample, encode_rows
+
+_log = logging.getLogger(__name__)
+
+_SHOWN_ROWS = 2
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What a run learns from: the tokenizer with its template, training and validation samples."""
+
+    tokenizer: PreTrainedTokenizerFast
+    train: list[Sample]
+    validation: list[Sample]
+    files: list[Path]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(sample.input_ids) for sample in self.train)
+
+    def summary(self) -> dict[str, Any]:
+        """Counts for --dry-run and run.json."""
+        supervised = sum(sample.supervised for sample in self.train)
+        return {
+            "training_rows": len(self.train),
+            "validation_rows": len(self.validation),
+            "tokens_per_epoch": self.tokens,
+            "supervised_share": round(supervised / self.tokens, 3),
+        }
+
+
+def read_lessons(model: str, template_name: str, settings: Training) -> Lessons:
+    """Samples of the training rows, and of the validation rows named or found beside them.
+
+    Raises InputError for rows that teach nothing and for a tokenizer that does not fit the model,
+    SettingsError when more rows than allowed are longer than max_length.
+    """
+    tokenizer = tokenizers.load(model)
+    rows = Checkpoint(resolve(model)).shapes[EMBEDDING][0]
+    tokenizers.check_vocabulary(tokenizer, rows)
+    tokenizer.chat_template = prompts.resolve(template_name, tokenizer.chat_template)
+    validation_file = settings.val_data or beside(settings.train_data, "validation")
+    train = _encode(settings.train_data, tokenizer, settings)
+    validation = _encode(validation_file, tokenizer, settings).samples if validation_file else []
+    if not validation:
+        _log.info("no validation rows: the last step is kept, not the best")
+    _show(train.samples[:_SHOWN_ROWS], tokenizer)
+    files = [settings.train_data, *([validation_file] if validation_file else [])]
+    return Lessons(tokenizer, train.samples, validation, files)
+
+
+def _encode(file: Path, tokenizer: PreTrainedTokenizerFast, settings: Training) -> Encoded:
+    rows = read_rows(file)
+    encoded = encode_rows(rows, tokenizer, tokenizer.chat_template, settings.max_length)
+    _require_end(encoded.samples[0], tokenizer)
+    cut = encoded.shortened + encoded.dropped
+    if cut > settings.max_truncated_share * len(rows):
+        raise SettingsError(
+            f"{near(file)}: {cut} of {len(rows)} rows are longer than {settings.max_length} tokens",
+            f"more than {settings.max_truncated_share:.0%} of the rows would lose text",
+            "raise --max-length, shorten the rows, or allow it with --max-truncated-share",
+        )
+    if cut:
+        _log.info(
+            "%s: %d rows shortened at the start of their prompt, %d left out (max_length %d)",
+            near(file),
+            encoded.shortened,
+            encoded.dropped,
+            settings.max_length,
+        )
+    return encoded
+
+
+def _require_end(sample: Sample, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The end token is learned, and padding is another token."""
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise InputError(
+            "tokenizer: its padding token is its end token",
+            "whatever masks padding would teach the model never to stop",
+            "give the tokenizer a padding token of its own, for example <unk>",
+        )
+    bos = tokenizer.bos_token_id
+    if bos is not None and sample.input_ids[:2] == [bos, bos]:
+        raise InputError(
+            "prompt: it begins with two BOS tokens",
+            "the template writes one and the tokenizer adds another",
+            "take bos_token out of the template",
+        )
+
+
+def _show(samples: list[Sample], tokenizer: PreTrainedTokenizerFast) -> None:
+    """Rows as the model meets them; what is learned stands between «and»."""
+    for sample in samples:
+        parts, learned = [], False
+        for token, label in zip(sample.input_ids, sample.labels, strict=True):
+            if (label != IGNORED) != learned:
+                parts.append("«" if not learned else "»")
+                learned = not learned
+            parts.append(tokenizer.convert_ids_to_tokens(token).replace("▁", " "))
+        _log.info("a row, learned is «this»: %s", "".join(parts) + ("»" if learned else ""))

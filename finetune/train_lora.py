@@ -1,0 +1,49 @@
+"""Fine-tune a base model with LoRA: small matrices learn, the base stays as it is.
+
+    python finetune/train_lora.py
+    python finetune/train_lora.py --base-model meta-llama/Llama-2-7b-chat-hf \\
+        --train-data data/finetune/train_train.jsonl --output-dir models/finetuned \\
+        --epochs 3 --batch-size 4 --learning-rate 2e-4 --lora-r 8 --lora-alpha 16
+    python finetune/train_lora.py --use-quantization          # 4-bit base, a quarter of the memory
+    python finetune/train_lora.py --dry-run                   # what it would take
+
+reads   the base model, prepared rows
+writes  OUTPUT_DIR/lora_adapter with metrics.jsonl and loss.png; checkpoints while it runs
+"""
+
+from slimtune.artifacts import refuse_finished, require
+from slimtune.config import Config
+from slimtune.console import near, would_write, wrote
+
+
+def main(config: Config) -> None:
+    from slimtune.training import estimates
+    from slimtune.training.fitting import refuse_forgotten_checkpoints
+    from slimtune.training.reading import read_lessons
+    from slimtune.training.stages import train_adapter
+
+    base = config.model.base_model
+    final = config.lora.output_dir / "lora_adapter"
+    checkpoints = config.lora.output_dir / "checkpoints"
+    refuse_finished(final, config)
+    require(base)
+    require(config.training.train_data)
+    lessons = read_lessons(base, config.model.prompt_template, config.training)
+    if config.options.dry_run:
+        would_write(final, estimates=lessons.summary() | estimates.lora(base, config))
+        return
+
+    refuse_forgotten_checkpoints(checkpoints, config)
+    curve, trained = train_adapter(config, base, lessons, final, checkpoints)
+    wrote(
+        final,
+        numbers={"trained": trained, "loss": curve.summary(), "speed": curve.speed()},
+        next=f"python finetune/evaluate_model.py --base-model {near(base)} "
+        f"--lora-model {near(final)}",
+    )
+
+
+if __name__ == "__main__":
+    from slimtune.script import run
+
+    run(main, __doc__)
