@@ -13,16 +13,7 @@ writes  evaluation_results.csv, evaluation_results_metrics.json and training_rep
         with --merge the merged model
 """
 
-from pathlib import Path
-
-from slimtune.artifacts import (
-    lineage,
-    refuse_finished,
-    refuse_finished_files,
-    require,
-    stage_files,
-    stage_folder,
-)
+from slimtune.artifacts import refuse_finished, require, stage_folder
 from slimtune.config import Config
 from slimtune.console import near, note, size, table, would_write, wrote
 
@@ -72,45 +63,22 @@ def chat(config: Config) -> None:
 
 def compare(config: Config) -> None:
     """One table, one CSV, one report: every model on the same rows, the base first."""
-    from slimtune.evaluation import candidates, comparison, outputs, reporting
+    from slimtune.evaluation import stage
 
-    settings = config.evaluation
-    chosen = candidates.of(config)
-    rows, test_data = candidates.test_rows(config)
-    stem = settings.output.stem
-    manifest = settings.output.with_name(f"{stem}_run.json")
-    refuse_finished_files(manifest, config)
+    output = config.evaluation.output
+    report = output.with_name(stage.REPORT)
     if config.options.dry_run:
-        words = {"rows": len(rows), "models": ", ".join(one.label for one in chosen)}
-        would_write(settings.output, estimates=words)
+        would_write(output, report, estimates=stage.plan(config))
         return
-    inputs = [test_data, *candidates.paths(chosen)]
-    with stage_files("evaluate_model", manifest, config, inputs=inputs) as stage:
-        found = comparison.compare(
-            chosen,
-            rows,
-            template=candidates.template(config),
-            max_length=config.training.max_length,
-            max_new_tokens=settings.max_new_tokens,
-            device=config.model.device,
-            dtype=config.model.dtype,
-            quantize=config.model.use_quantization,
-        )
-        outputs.write_csv(found, stage.folder / settings.output.name)
-        outputs.write_metrics(found, stage.folder / f"{stem}_metrics.json")
-        stage.metrics.update(outputs.metrics_of(found))
-        runs = lineage(*map(Path, inputs)) | {stage.name: stage.record()}
-        report = reporting.training_report(found, runs, settings.lora_model, settings.language)
-        (stage.folder / "training_report.md").write_text(report, encoding="utf-8")
-    table(*outputs.table(found))
-    for caution in found.cautions:
-        note(f"caution: {reporting.sentence(caution)}")
-    report_file = settings.output.with_name("training_report.md")
+    headers, rows, cautions = stage.compare_models(config)
+    table(headers, rows)
+    for caution in cautions:
+        note(f"caution: {caution}")
     wrote(
-        settings.output,
-        report_file,
-        numbers={"rows": len(rows), "models": len(chosen)},
-        next=f"read {near(report_file)}, or python finetune/evaluate_model.py --merge",
+        output,
+        report,
+        numbers={"models": len(rows)},
+        next="python finetune/evaluate_model.py --merge",
     )
 
 

@@ -70,8 +70,8 @@ class Sample(Section):
 
     output_dir: Path = setting(
         Path("data"),
-        "Folder for raw_data.json, its CSV twin, and sample_text.txt: plain text of the same world,\n"
-        "as the sample base model has read it.",
+        "Folder for raw_data.json, its CSV twin, and sample_text.txt: plain text of the same\n"
+        "world, as the sample base model has read it.",
     )
     models_dir: Path = setting(
         Path("models/sample"), "Folder for the sample models `base` and `teacher`."
