@@ -1,0 +1,160 @@
+"""The house: who may import whom, what stays light, and that no setting is a dead switch."""
+
+import ast
+import re
+import resource
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from slimtune.config import SCRIPTS, Config
+from slimtune.settings.flags import section_fields
+
+ROOT = Path(__file__).resolve().parents[1]
+FINETUNE = ROOT / "finetune"
+LIBRARY = FINETUNE / "slimtune"
+FILES = sorted(FINETUNE.rglob("*.py"))
+
+GROUND = {"config", "console", "settings", "artifacts", "script"}
+LIGHT = GROUND | {"data", "prompts"}
+ROOMS = {"models", "pruning", "training", "evaluation", "export", "sample"}
+HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets"}
+MAY_USE = {
+    "config": set(),
+    "console": set(),
+    "settings": {"config", "console"},
+    "artifacts": {"config", "console"},
+    "script": {"config", "console", "settings"},
+    "data": {"console"},
+    "prompts": {"console"},
+    "models": {"console", "artifacts"},
+} | {
+    room: {"config", "console", "artifacts", "models", "data", "prompts"}
+    for room in ("pruning", "training", "evaluation", "export", "sample")
+}
+
+
+def imports(file: Path) -> set[str]:
+    """Full names of everything that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+    return found
+
+
+def room_of(file: Path) -> str:
+    """The room or root module of a library file: slimtune/data/rows.py -> data."""
+    return file.relative_to(LIBRARY).parts[0].removesuffix(".py")
+
+
+def library_files() -> list[Path]:
+    return [file for file in FILES if LIBRARY in file.parents and file.parent != FINETUNE]
+
+
+def used_rooms(file: Path) -> set[str]:
+    names = [name for name in imports(file) if name.startswith("slimtune.")]
+    return {name.split(".")[1] for name in names}
+
+
+def test_the_check_itself_finds_imports() -> None:
+    assert "artifacts" in used_rooms(FINETUNE / "train_lora.py")
+    assert {room_of(file) for file in library_files()} >= LIGHT | ROOMS
+
+
+@pytest.mark.parametrize("file", library_files(), ids=lambda f: str(f.relative_to(LIBRARY)))
+def test_imports_run_one_way(file: Path) -> None:
+    room = room_of(file)
+    if room == "__init__":
+        return
+    strangers = used_rooms(file) - MAY_USE[room] - {room}
+    assert not strangers, f"{room} must not use {strangers}"
+
+
+def test_no_script_imports_a_script() -> None:
+    for script in SCRIPTS:
+        used = {name.split(".")[0] for name in imports(FINETUNE / f"{script}.py")}
+        assert not used & set(SCRIPTS), script
+
+
+@pytest.mark.parametrize("room", sorted(LIGHT))
+def test_the_ground_never_imports_torch(room: str) -> None:
+    for file in library_files():
+        if room_of(file) == room:
+            assert not {name.split(".")[0] for name in imports(file)} & HEAVY, file
+
+
+def test_no_file_shadows_a_package_or_the_standard_library() -> None:
+    taken = set(packages_distributions()) | set(sys.stdlib_module_names)
+    at_root = [f for folder in (FINETUNE, LIBRARY) for f in folder.glob("*.py")]
+    assert not {f.stem for f in at_root} & (taken - {"__init__"})
+    assert not (FINETUNE / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_is_short_and_ends_with_its_tail(script: str) -> None:
+    text = (FINETUNE / f"{script}.py").read_text(encoding="utf-8")
+    assert text.count("\n") < 90
+    assert text.endswith("    from slimtune.script import run\n\n    run(main, __doc__)\n")
+    doc = ast.get_docstring(ast.parse(text))
+    assert f"python finetune/{script}.py" in doc
+    assert "reads " in doc and "writes " in doc
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_comes_at_once_from_any_directory_without_torch(script: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", str(FINETUNE / f"{script}.py"), "--help"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and f"finetune/{script}.py" in done.stdout
+    imported = set(re.findall(r"\| +(\w+)", done.stderr))
+    assert "pydantic" in imported and not imported & HEAVY
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1
+
+
+def test_mistakes_in_the_settings_are_answered_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("lora: {rnak: 8}\n")
+    flags = ["--config", str(tmp_path / "c.yaml"), "--learning-rate", "abc"]
+    command = [sys.executable, "-X", "importtime", str(FINETUNE / "train_lora.py"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    words = [line for line in done.stderr.splitlines() if not line.startswith("import time")]
+    assert "lora.rnak" in words[0] and "did you mean `rank`?" in words[2]
+    assert "--learning-rate: abc" in words[3]
+    assert not set(re.findall(r"\| +(\w+)", done.stderr)) & HEAVY
+
+
+SOURCE = "\n".join(file.read_text(encoding="utf-8") for file in FILES)
+# Names under which code holds a section, besides the section's own.
+ALIASES = {"training": "settings", "lora": "settings", "distillation": "settings"}
+ALIASES |= {"evaluation": "settings"}
+
+
+@pytest.mark.parametrize(
+    "setting", [f"{s}.{f}" for s in Config.model_fields for f in section_fields(s)]
+)
+def test_every_setting_is_read_somewhere(setting: str) -> None:
+    section, field = setting.split(".")
+    holders = f"{section}|{ALIASES[section]}" if section in ALIASES else section
+    assert re.search(rf"\b(?:{holders})\.{field}\b(?!\")", SOURCE), f"{setting} has no effect"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_setting_has_a_script_that_shows_it(script: str) -> None:
+    assert all(entry.split(".")[0] in Config.model_fields for entry in SCRIPTS[script])
+    shown = {entry for entries in SCRIPTS.values() for entry in entries}
+    sections = {entry for entry in shown if "." not in entry}
+    for section in Config.model_fields:
+        for field in section_fields(section):
+            assert section in sections or f"{section}.{field}" in shown, f"{section}.{field}"
+
+
+def test_remote_code_pickles_and_shells_are_never_used() -> None:
+    for danger in ("trust_remote_code=True", "yaml.load(", "pickle.load", "shell=True"):
+        assert danger not in SOURCE, danger
+    assert not re.search(r"torch\.load\((?![^)]*weights_only=True)", SOURCE)
