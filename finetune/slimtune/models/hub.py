@@ -27,7 +27,7 @@ def resolve(reference: str | Path) -> Path:
     """
     folder = Path(reference).expanduser()
     if not folder.exists() and is_hub_id(str(reference)):
-        folder = _download(str(reference))
+        folder = download(str(reference), _WANTED)
     _require_model(folder)
     return folder
 
@@ -55,10 +55,11 @@ def _require_model(folder: Path) -> None:
     read_json(folder / "config.json")
 
 
-def _download(name: str) -> Path:
+def download(name: str, patterns: list[str]) -> Path:
+    """The files of a Hub id that match `patterns`, in the Hub's own cache; errors as `resolve`."""
     _log.info("%s: looking on %s", name, constants.ENDPOINT)
     try:
-        return Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=_UNWANTED))
     except (OSError, HFValidationError, RuntimeError) as error:
         raise _explain(name, error) from error
 

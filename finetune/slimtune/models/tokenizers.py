@@ -10,20 +10,12 @@ import logging
 import shutil
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from slimtune.console import InputError, ResourceError
+from slimtune.console import InputError
 from slimtune.models import sentencepiece_bpe
-from slimtune.models.hub import is_hub_id
+from slimtune.models.hub import download, is_hub_id
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
@@ -148,26 +140,7 @@ def _folder(folder_or_id: str) -> Path:
             f"looked for {folder.absolute()}",
             "check the path, or run the script that writes this folder first",
         )
-    try:
-        return Path(snapshot_download(folder_or_id, allow_patterns=_COMPANIONS))
-    except GatedRepoError as error:
-        raise InputError(
-            f"{folder_or_id}: access is gated",
-            "the model's owner wants its licence accepted by a signed-in account",
-            "accept it on the model's page, run `hf auth login`, or give a local folder",
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise InputError(
-            f"{folder_or_id}: no such model",
-            f"{folder.absolute()} is no folder, and the Hub knows no model of this name",
-            "check the path or id, or run the script that writes this folder first",
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ResourceError(
-            f"{folder_or_id}: cannot be downloaded",
-            f"{folder.absolute()} is no folder, and the Hub cannot be reached",
-            "check the path, go online once, or give a local model folder",
-        ) from error
+    return download(folder_or_id, _COMPANIONS)
 
 
 def _guard_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

@@ -95,9 +95,12 @@ def test_a_second_run_is_told_who_holds_the_output(tmp_path: Path) -> None:
 
 
 def test_the_lock_goes_with_its_run(tmp_path: Path) -> None:
-    with stage_folder("x", tmp_path / "out", config()):
-        with pytest.raises(LockedError), stage_folder("x", tmp_path / "out", config()):
-            pass
+    with (
+        stage_folder("x", tmp_path / "out", config()),
+        pytest.raises(LockedError),
+        stage_folder("x", tmp_path / "out", config()),
+    ):
+        pass
     with stage_folder("x", tmp_path / "out", config(overwrite=True)):
         pass
 
