@@ -19,6 +19,7 @@ def attach(
     """
     if quantized:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        _keep_differentiable(model)
     set_seed(seed)
     targets = settings.target_modules
     config = LoraConfig(
@@ -37,6 +38,17 @@ def attach(
             "no layer of the model has such a name",
             f"its linear layers are {', '.join(sorted(linear))}; all-linear takes all of them",
         ) from error
+
+
+def _keep_differentiable(model: PreTrainedModel) -> None:
+    """On CPUs with AVX512-BF16 bitsandbytes 0.50 repacks the 4-bit weights that compute in
+    evaluation mode, and packed ones have no backward pass: after the first validation, layers
+    would get no gradient from those above them."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _is_linear(module: torch.nn.Module) -> bool:
