@@ -1,6 +1,7 @@
 """One face for a transformers model and a GGUF in llama.cpp: answer, score, stream, time."""
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +28,7 @@ class Engine(Protocol):
     """A loaded model with its tokenizer. Prompts are token ids; decoding is greedy."""
 
     tokenizer: PreTrainedTokenizerFast
+    process: int  # the id of the one that holds the model
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Generation]: ...
 
@@ -46,6 +48,7 @@ class Transformers:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.process = os.getpid()
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Generation]:
         return generation.generate(
@@ -70,6 +73,7 @@ class Gguf:
 
     def __init__(self, model: LlamaCpp, tokenizer: PreTrainedTokenizerFast) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.process = model.process
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Generation]:
         answers = self.model.generate(prompts, max_new_tokens)

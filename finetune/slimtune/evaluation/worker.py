@@ -4,7 +4,6 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from multiprocessing import active_children
 from pathlib import Path
 
 from gguf import GGUFReader
@@ -56,7 +55,7 @@ def _ask(engine: Engine, candidate: Candidate, job: Job, load_seconds: float) ->
         prompt_tokens_per_second=reading,
         generated_tokens_per_second=writing,
         seconds=time.perf_counter() - started,
-        peak_memory_bytes=_peak_memory(candidate),
+        peak_memory_bytes=_peak_memory(engine.process),
     )
     shortened = sum(len(prompt) > room for prompt in prompts)
     return Outcome(candidate, template, generations, losses, shortened, cost)
@@ -95,14 +94,11 @@ def _footprint(candidate: Candidate) -> tuple[int, int]:
     return parameters, sum(file.stat().st_size for file in files)
 
 
-def _peak_memory(candidate: Candidate) -> int:
+def _peak_memory(process: int) -> int:
     """Peak resident bytes of the process that holds the model: this one, or llama.cpp's.
 
     Linux counts a parent's memory into a child's ru_maxrss; VmHWM starts anew with the program.
     """
-    process = "self"
-    if candidate.kind == "gguf":
-        process = str(active_children()[0].pid)
     status = Path(_STATUS.format(process))
     if not status.is_file():
         return peak_memory()

@@ -127,6 +127,11 @@ class LlamaCpp:
         """Tokens per second of one sequence: reading `prompt`, then writing `new_tokens`."""
         return self._ask("speed", prompt, new_tokens)
 
+    @property
+    def process(self) -> int:
+        """The id of the process that holds the model."""
+        return self._child.pid
+
     def close(self) -> None:
         self._pipe.close()
         self._end()
