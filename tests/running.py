@@ -1,0 +1,88 @@
+"""Scripts run as a user runs them, but in this process: torch is imported once for all tests."""
+
+import fcntl
+import importlib
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+from slimtune.script import _run
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a script ended and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> list[str]:
+        """The lines from `error:` to the end."""
+        lines = self.err.splitlines()
+        starts = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+        return lines[starts[0] :] if starts else []
+
+
+def run(script: str, *arguments: object, stdin: str = "") -> Ran:
+    """Run finetune/{script}.py with these command-line words and this standard input."""
+    module = importlib.import_module(script)
+    out, err = io.StringIO(), io.StringIO()
+    typed = io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8")
+    words = [str(word) for word in arguments]
+    with (
+        redirect_stdout(out),
+        redirect_stderr(err),
+        patch.object(sys, "stdin", typed),
+        patch.object(sys, "argv", [module.__file__, *words]),
+    ):
+        code = _run(module.main, module.__doc__, words)
+    return Ran(int(code), out.getvalue(), err.getvalue())
+
+
+def succeeds(script: str, *arguments: object, stdin: str = "") -> Ran:
+    """`run` that must end well."""
+    ran = run(script, *arguments, stdin=stdin)
+    assert ran.code == 0, ran.err
+    return ran
+
+
+def refused(code: int, words: str, script: str, *arguments: object) -> list[str]:
+    """`run` that must end with this exit code and a three-line error that says `words`."""
+    ran = run(script, *arguments)
+    assert ran.code == code, f"exit {ran.code}\n{ran.out}\n{ran.err}"
+    assert "Traceback" not in ran.err
+    starts = [line[:7] for line in ran.error]
+    assert starts == ["error: ", "  why: ", "  do:  "], ran.err
+    assert words in "\n".join(ran.error), ran.err
+    assert "wrote" not in ran.out
+    return ran.error
+
+
+@contextmanager
+def another_run_writing(final: Path) -> Iterator[None]:
+    """Holds the lock of an output, as a run in another process would."""
+    lock = final.with_name(f".{final.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def files_under(folder: Path) -> dict[str, bytes]:
+    """Every file under `folder` with its bytes; locks do not count, they stay between runs."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.endswith(".lock")
+    }
+
+
+def leaves_nothing(folder: Path) -> bool:
+    """Whether `folder` holds no file and no partial folder."""
+    return not files_under(folder) and not list(folder.rglob("*.partial"))

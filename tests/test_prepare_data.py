@@ -1,0 +1,169 @@
+"""prepare_data.py: every raw row ends in one split or among the rejected, in all formats."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from running import another_run_writing, files_under, leaves_nothing, refused, succeeds
+from tiny_rows import raw_rows
+
+SPLITS = ("train", "validation", "test")
+
+
+def write_raw(file: Path, rows: list[dict], encoding: str = "utf-8") -> Path:
+    """Rows in the format that the file's ending names."""
+    with file.open("w", encoding=encoding, newline="") as stream:
+        if file.suffix == ".json":
+            json.dump(rows, stream, ensure_ascii=False)
+        elif file.suffix == ".jsonl":
+            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        else:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return file
+
+
+def read(folder: Path, name: str = "train") -> dict[str, list[dict]]:
+    """{split: rows} of a prepared folder."""
+    return {
+        split: [json.loads(line) for line in (folder / f"{name}_{split}.jsonl").open()]
+        for split in SPLITS
+    }
+
+
+def questions(splits: dict[str, list[dict]]) -> list[str]:
+    return [row["messages"][0]["content"] for rows in splits.values() for row in rows]
+
+
+def test_flags_only(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_raw(tmp_path / "raw.json", raw_rows())
+    words = "--input raw.json --input-format json --format-type alpaca"
+    ran = succeeds("prepare_data", *words.split(), "--output-dir", "out", "--output-name", "train")
+    splits = read(tmp_path / "out")
+    assert sorted(questions(splits)) == sorted(row["instruction"] for row in raw_rows())
+    answers = {m["content"] for rows in splits.values() for m in [rows[0]["messages"][-1]]}
+    assert answers <= {row["output"] for row in raw_rows()}
+    assert all(splits.values()) and len(splits["train"]) > 60
+    assert "wrote  out/train_train.jsonl\n" in ran.out
+    assert ran.out.endswith(
+        "next:  python finetune/train_lora.py --train-data out/train_train.jsonl\n"
+    )
+    run = json.loads((tmp_path / "out/train_run.json").read_text())
+    assert run["command"][:3] == ["prepare_data.py", "--input", "raw.json"]
+    assert {f"train_{split}.jsonl" for split in SPLITS} < set(run["files"])
+    assert "rejected.jsonl" in run["files"] and "data_report.md" in run["files"]
+
+
+def test_config_only_counts_tokens_with_the_base_model(rows) -> None:
+    splits = read(rows)
+    assert len(questions(splits)) == len(set(questions(splits))) == len(raw_rows())
+    report = json.loads((rows / "data_report.json").read_text())
+    assert "token" in json.dumps(report)
+    assert (rows / "data_report.md").read_text().startswith("#")
+
+
+def test_flags_win_over_the_config(settings, rows, tmp_path) -> None:
+    flags = ("--output-dir", tmp_path, "--output-name", "mine", "--seed", 7)
+    succeeds("prepare_data", *settings, *flags)
+    mine, theirs = read(tmp_path, "mine"), read(rows)
+    assert sorted(questions(mine)) == sorted(questions(theirs))
+    assert questions({"test": mine["test"]}) != questions({"test": theirs["test"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    [("a.json", "utf-8-sig"), ("a.jsonl", "utf-8"), ("a.csv", "utf-8-sig"), ("a.csv", "gb18030")],
+)
+def test_every_format_gives_the_same_rows(name, encoding, settings, rows, tmp_path) -> None:
+    file = write_raw(tmp_path / name, raw_rows(), encoding)
+    succeeds("prepare_data", *settings, "--input", file, "--output-dir", tmp_path / "out")
+    assert sorted(questions(read(tmp_path / "out"))) == sorted(questions(read(rows)))
+
+
+def test_questions_and_answers_and_a_system_prompt(settings, tmp_path) -> None:
+    rows = [{"question": r["instruction"], "answer": r["output"]} for r in raw_rows()]
+    file = write_raw(tmp_path / "qa.jsonl", rows)
+    flags = ("--input", file, "--format-type", "qa", "--output-dir", tmp_path / "out")
+    succeeds("prepare_data", *settings, *flags, "--system-prompt", "Be brief.")
+    prepared = [row for rows in read(tmp_path / "out").values() for row in rows]
+    assert len(prepared) == len(rows)
+    roles = [[m["role"] for m in row["messages"]] for row in prepared]
+    assert roles == [["system", "user", "assistant"]] * len(rows)
+    assert {row["messages"][0]["content"] for row in prepared} == {"Be brief."}
+
+
+def test_rows_of_one_fact_stay_in_one_split(settings, tmp_path) -> None:
+    rows = [row | {"fact": f"fact {place % 9}"} for place, row in enumerate(raw_rows())]
+    file = write_raw(tmp_path / "raw.json", rows)
+    succeeds("prepare_data", *settings, "--input", file, "--output-dir", tmp_path / "out")
+    facts = [{row["fact"] for row in rows} for rows in read(tmp_path / "out").values()]
+    assert sum(map(len, facts)) == len(set.union(*facts)) == 9
+
+
+def test_a_row_without_output_is_set_aside_with_its_line(settings, tmp_path) -> None:
+    rows = raw_rows()
+    rows[4] = {"instruction": "What did the bird do?", "input": ""}
+    rows[7] = rows[2]
+    file = write_raw(tmp_path / "raw.jsonl", rows)
+    ran = succeeds("prepare_data", *settings, "--input", file, "--output-dir", tmp_path / "out")
+    rejected = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").open()]
+    assert [(one["line"], one["kind"]) for one in rejected] == [(5, "rejected"), (8, "duplicate")]
+    assert "output" in rejected[0]["reason"] and "line 3" in rejected[1]["reason"]
+    assert "left out (see rejected.jsonl): 2" in ran.out
+    assert len(questions(read(tmp_path / "out"))) == len(rows) - 2
+
+
+def test_a_dry_run_counts_and_writes_nothing(settings, tmp_path) -> None:
+    ran = succeeds("prepare_data", *settings, "--output-dir", tmp_path / "out", "--dry-run")
+    assert "would write" in ran.out and "test: " in ran.out and "nothing was written" in ran.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_finished_rows_are_replaced_only_with_overwrite(settings, tmp_path) -> None:
+    words = ("prepare_data", *settings, "--output-dir", tmp_path)
+    succeeds(*words)
+    before = files_under(tmp_path)
+    refused(2, "--overwrite", *words, "--seed", 7)
+    assert files_under(tmp_path) == before
+    succeeds(*words, "--seed", 7, "--overwrite")
+    after = files_under(tmp_path)
+    assert after.keys() == before.keys() and after["train_test.jsonl"] != before["train_test.jsonl"]
+
+
+def test_two_names_share_a_folder(settings, tmp_path) -> None:
+    words = ("prepare_data", *settings, "--output-dir", tmp_path, "--output-name")
+    succeeds(*words, "one")
+    succeeds(*words, "two")
+    assert read(tmp_path, "one") == read(tmp_path, "two")
+
+
+@pytest.mark.parametrize(
+    ("code", "content", "flags", "words"),
+    [
+        (3, None, [], "not there"),
+        (2, "[]", ["--input-format", "xml"], "xml is no data.input_format"),
+        (2, "[]", ["--format-type", "alpacca"], "alpacca is no data.format_type"),
+        (2, "[]", ["--output-name", "../up"], "output_name"),
+        (2, "[]", ["--test-ratio", "0.9"], "below 1"),
+        (3, "[]", [], "raw.json"),
+        (3, '[{"instruction": "a", "output": "b"', [], "raw.json"),
+        (3, '[{"text": "only text"}]', [], "columns found: text"),
+        (3, '[{"question": "a", "answer": "b"}]', ["--format-type", "alpaca"], "alpaca"),
+        (3, '[{"instruction": "a", "output": ""}]', [], "raw.json"),
+    ],
+)
+def test_bad_input_is_refused(code, content, flags, words, settings, tmp_path) -> None:
+    raw, out = tmp_path / "raw.json", tmp_path / "out"
+    if content is not None:
+        raw.write_text(content)
+    refused(code, words, "prepare_data", *settings, "--input", raw, "--output-dir", out, *flags)
+    assert leaves_nothing(out)
+
+
+def test_rows_that_another_run_is_writing_are_left_alone(settings, tmp_path) -> None:
+    with another_run_writing(tmp_path / "train_run.json"):
+        refused(6, "another run", "prepare_data", *settings, "--output-dir", tmp_path)
+    assert leaves_nothing(tmp_path)
