@@ -4,15 +4,18 @@ from typing import Any
 
 from slimtune.config import Config, Training
 from slimtune.models import memory
-from slimtune.models.checkpoints import Checkpoint
+from slimtune.models.checkpoints import EMBEDDING, Checkpoint
 from slimtune.models.hub import resolve
 from slimtune.models.loading import choose_device, choose_dtype
+from slimtune.training.lora import require_targets
 
 
 def lora(base: str, config: Config) -> dict[str, str]:
     """Trainable share and peak memory of a LoRA run on `base`, against what this machine has."""
-    shapes = Checkpoint(resolve(base)).config
-    shape = memory.Shape.of(shapes)
+    checkpoint = Checkpoint(resolve(base))
+    shapes, shape = checkpoint.config, memory.Shape.of(checkpoint.config)
+    matrices = [name for name, sizes in checkpoint.shapes.items() if len(sizes) == 2]
+    require_targets(config.lora, [n.removesuffix(".weight") for n in matrices if n != EMBEDDING])
     targets = config.lora.target_modules
     trainable = shape.adapter_parameters(config.lora.rank, targets)
     needed = memory.estimate(

@@ -1,5 +1,6 @@
 """Adapters on a frozen base: LoRA (arXiv:2106.09685), QLoRA on 4-bit weights (arXiv:2305.14314)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +10,8 @@ from transformers import PreTrainedModel, set_seed
 from slimtune.config import Lora
 from slimtune.console import QualityError, SettingsError
 
+ALL = "all-linear"
+
 
 def attach(
     model: PreTrainedModel, settings: Lora, *, seed: int, quantized: bool = False
@@ -17,6 +20,7 @@ def attach(
 
     Raises SettingsError naming the linear layers there are when a target module is none of them.
     """
+    require_targets(settings, [name for name, module in model.named_modules() if _linear(module)])
     if quantized:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         _keep_differentiable(model)
@@ -26,18 +30,27 @@ def attach(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        target_modules=ALL if ALL in targets else targets,
         task_type="CAUSAL_LM",
     )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if _is_linear(m)}
+    return get_peft_model(model, config)
+
+
+def require_targets(settings: Lora, layers: Sequence[str]) -> None:
+    """SettingsError unless each target module is among the full names `layers`, or ends one.
+
+    peft itself is content with one that fits, and leaves out the others without a word.
+    """
+    known = [f".{layer}" for layer in layers]
+    targets = [name for name in settings.target_modules if name != ALL]
+    missing = [name for name in targets if not any(one.endswith(f".{name}") for one in known)]
+    if missing or not settings.target_modules:
+        names = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
         raise SettingsError(
-            f"lora.target_modules: {', '.join(targets)}",
+            f"lora.target_modules: {', '.join(missing) or 'empty'}",
             "no layer of the model has such a name",
-            f"its linear layers are {', '.join(sorted(linear))}; all-linear takes all of them",
-        ) from error
+            f"its linear layers are {', '.join(names)}; {ALL} takes all of them",
+        )
 
 
 def _keep_differentiable(model: PreTrainedModel) -> None:
@@ -51,7 +64,7 @@ def _keep_differentiable(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _is_linear(module: torch.nn.Module) -> bool:
+def _linear(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear)
 
 

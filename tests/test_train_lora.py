@@ -1,0 +1,208 @@
+"""train_lora.py: an adapter that learned, written whole; stopped runs go on; mistakes are told."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from running import another_run_writing, files_under, leaves_nothing, refused, run, succeeds
+from safetensors.torch import load_file
+from tiny_folders import write_tiny_llama
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from slimtune.training.trainer import OneLineAStep
+
+QUICK = ("--epochs", 1)
+
+
+def curve(adapter: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (adapter / "metrics.jsonl").open()]
+
+
+def validation(adapter: Path) -> list[float]:
+    return [entry["eval_loss"] for entry in curve(adapter) if "eval_loss" in entry]
+
+
+def answer(folder: Path, question: str, adapter: Path | None = None) -> str:
+    """What the model says, through transformers and peft alone."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if adapter:
+        model = PeftModel.from_pretrained(model, str(adapter))
+    tokenizer = AutoTokenizer.from_pretrained(adapter or folder)
+    messages = [{"role": "user", "content": question}]
+    prompt = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    said = model.generate(**prompt, max_new_tokens=12, do_sample=False)
+    return tokenizer.decode(said[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_the_adapter_has_learned_to_answer(project, adapter) -> None:
+    losses = validation(adapter)
+    assert losses[-1] < losses[0] / 10
+    base = project / "base"
+    assert "cat sat" not in answer(base, "What did the cat do on day 99?")
+    assert answer(base, "What did the cat do on day 99?", adapter).strip() == (
+        "The cat sat on the mat."
+    )
+
+
+def test_what_is_written_beside_the_adapter(project, adapter) -> None:
+    record = json.loads((adapter / "run.json").read_text())
+    assert record["stage"] == "train_lora"
+    assert record["metrics"]["validation_loss_best"] == pytest.approx(min(validation(adapter)))
+    assert record["metrics"]["trainable_parameters"] < record["metrics"]["parameters"] / 5
+    rows_run = json.loads((project / "rows/train_run.json").read_text())["run_id"]
+    assert rows_run in [one["run_id"] for one in record["inputs"]]
+    assert {"loss.png", "tokenizer.model", "chat_template.jinja"} <= set(record["files"])
+    assert (adapter / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert not (adapter.parent / "checkpoints").exists()
+    assert not list(adapter.rglob("*.bin")) and not list(adapter.rglob("*.pt"))
+
+
+def test_flags_only(project, rows, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(rows, "rows")
+    ran = succeeds(
+        *("train_lora", "--base-model", project / "base"),
+        *("--train-data", "rows/train_train.jsonl", "--val-data", "rows/train_validation.jsonl"),
+        *("--output-dir", "out", "--epochs", "2", "--batch-size", "4"),
+        *("--learning-rate", "5e-3", "--lora-r", "4", "--lora-alpha", "8"),
+    )
+    config = json.loads(Path("out/lora_adapter/adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (4, 8)
+    losses = validation(Path("out/lora_adapter"))
+    assert losses[-1] < losses[0] / 2
+    lines = ran.out.splitlines()
+    assert lines[0] == "wrote  out/lora_adapter"
+    assert "of 133,440 parameters" in ran.out and "validation" in ran.out
+    assert lines[-1].startswith("next:  python finetune/evaluate_model.py --base-model ")
+    assert lines[-1].endswith("--lora-model out/lora_adapter")
+
+
+def test_flags_win_over_the_config(settings, rows, tmp_path) -> None:
+    targets = ("--lora-target-modules", "q_proj,v_proj")
+    succeeds("train_lora", *settings, *QUICK, *targets, "--output-dir", tmp_path)
+    names = load_file(tmp_path / "lora_adapter/adapter_model.safetensors")
+    assert {name.split(".lora_")[0].rsplit(".")[-1] for name in names} == {"q_proj", "v_proj"}
+
+
+def test_four_bits_train_on_a_cpu(settings, rows, tmp_path) -> None:
+    succeeds("train_lora", *settings, "--use-quantization", "--epochs", 2, "--output-dir", tmp_path)
+    losses = validation(tmp_path / "lora_adapter")
+    assert losses[-1] < losses[0] / 1.5
+
+
+def test_without_validation_rows_the_last_step_is_kept(settings, rows, tmp_path) -> None:
+    alone = shutil.copy(rows / "train_train.jsonl", tmp_path / "alone.jsonl")
+    words = ("--train-data", alone, "--output-dir", tmp_path / "out")
+    succeeds("train_lora", *settings, *QUICK, *words)
+    record = json.loads((tmp_path / "out/lora_adapter/run.json").read_text())
+    assert record["metrics"]["validation_loss_best"] is None
+
+
+def test_a_dry_run_estimates_and_writes_nothing(settings, rows, tmp_path) -> None:
+    ran = succeeds("train_lora", *settings, "--output-dir", tmp_path / "out", "--dry-run")
+    for words in ("would write", "training_rows: ", "tokens_per_epoch: ", "trainable: ", "memory:"):
+        assert words in ran.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_adapter_is_replaced_only_with_overwrite(settings, rows, tmp_path) -> None:
+    words = ("train_lora", *settings, *QUICK, "--output-dir", tmp_path)
+    succeeds(*words)
+    before = files_under(tmp_path)
+    refused(2, "--overwrite", *words, "--lora-r", 2)
+    assert files_under(tmp_path) == before
+    succeeds(*words, "--lora-r", 2, "--overwrite")
+    config = json.loads((tmp_path / "lora_adapter/adapter_config.json").read_text())
+    assert config["r"] == 2 and not list(tmp_path.glob("*.old"))
+
+
+def test_a_stopped_run_goes_on_to_the_same_adapter(
+    settings, adapter, tmp_path, monkeypatch
+) -> None:
+    def stop(self, args, state, control, logs=None, **kwargs) -> None:
+        if state.global_step == 9:
+            raise KeyboardInterrupt
+
+    words = ("train_lora", *settings, "--output-dir", tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(OneLineAStep, "on_log", stop)
+        assert run(*words).code == 130
+    assert sorted(p.name for p in tmp_path.glob("[!.]*")) == ["checkpoints"]
+    refused(2, "--resume", *words)
+    succeeds(*words, "--resume")
+    name = "adapter_model.safetensors"
+    ours, theirs = load_file(tmp_path / "lora_adapter" / name), load_file(adapter / name)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "flags", "words"),
+    [
+        (3, ["--train-data", "nowhere.jsonl"], "nowhere.jsonl: not there"),
+        (3, ["--val-data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (3, ["--base-model", "./nowhere"], "nowhere"),
+        (2, ["--lora-target-modules", "q_porj"], "its linear layers are down_proj, gate_proj"),
+        (2, ["--lora-target-modules", "q_porj,q_proj"], "lora.target_modules: q_porj"),
+        (2, ["--max-length", "24"], "rows are longer than 24 tokens"),
+        (2, ["--dtype", "float16"], "float16 on a CPU"),
+    ],
+)
+def test_bad_input_is_refused(code, flags, words, settings, rows, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(code, words, "train_lora", *settings, *flags, "--output-dir", "out")
+    assert leaves_nothing(tmp_path)
+
+
+def test_a_run_that_diverges_leaves_no_adapter(settings, rows, tmp_path) -> None:
+    flags = ("--learning-rate", "1e30", "--output-dir", tmp_path)
+    refused(5, "not a finite number", "train_lora", *settings, *flags)
+    assert not list(tmp_path.glob("lora_adapter*"))
+
+
+@pytest.mark.parametrize(
+    "flags", [["--lora-target-modules", "q_proj,q_porj"], ["--dtype", "float16"]]
+)
+def test_a_dry_run_finds_the_mistake_too(flags, settings, rows, tmp_path) -> None:
+    refused(2, "", "train_lora", *settings, *flags, "--output-dir", tmp_path, "--dry-run")
+
+
+def test_a_row_without_output_is_named_with_its_line(settings, rows, tmp_path) -> None:
+    file = tmp_path / "rows.jsonl"
+    lines = (rows / "train_train.jsonl").read_text().splitlines()
+    lines[2] = '{"instruction": "What?", "input": ""}'
+    file.write_text("\n".join(lines))
+    refused(
+        *(3, "rows.jsonl:3", "train_lora", *settings),
+        *("--train-data", file, "--output-dir", tmp_path / "out"),
+    )
+    assert leaves_nothing(tmp_path / "out")
+
+
+def test_a_base_without_weights_and_an_adapter_as_base(settings, adapter, tmp_path) -> None:
+    empty = write_tiny_llama(tmp_path / "empty", hidden=64)
+    (empty / "model.safetensors").unlink()
+    for base, words in ((empty, "no weights"), (adapter, "LoRA adapter, not a model")):
+        flags = ("--base-model", base, "--output-dir", tmp_path / "out")
+        refused(3, words, "train_lora", *settings, *flags)
+    assert leaves_nothing(tmp_path / "out")
+
+
+def test_rows_changed_since_they_were_prepared(settings, rows, tmp_path) -> None:
+    changed = shutil.copytree(rows, tmp_path / "rows")
+    with (changed / "train_train.jsonl").open("a") as file:
+        file.write("\n")
+    flags = ("--train-data", changed / "train_train.jsonl", "--output-dir", tmp_path / "out")
+    refused(3, "not as prepare_data left it", "train_lora", *settings, *flags)
+    assert leaves_nothing(tmp_path / "out")
+
+
+def test_an_adapter_that_another_run_is_writing(settings, rows, tmp_path) -> None:
+    with another_run_writing(tmp_path / "lora_adapter"):
+        refused(6, "another run", "train_lora", *settings, "--output-dir", tmp_path)
+    assert leaves_nothing(tmp_path)
