@@ -17,7 +17,7 @@ from slimtune.console import near, would_write, wrote
 
 def main(config: Config) -> None:
     from slimtune.training import estimates
-    from slimtune.training.distillation import passages_of
+    from slimtune.training.distillation import passages_of, require_teacher
     from slimtune.training.fitting import refuse_forgotten_checkpoints
     from slimtune.training.reading import read_lessons
     from slimtune.training.stages import distil_student
@@ -29,6 +29,7 @@ def main(config: Config) -> None:
     require(student)
     require(config.training.train_data)
     lessons = read_lessons(student, config.model.prompt_template, config.training)
+    require_teacher(config.distillation.teacher_model, lessons)
     text = passages_of(config.distillation.text_data, config.distillation.text_passages)
     if config.options.dry_run:
         needed = {"text passages": len(text)} | estimates.full(student, config)

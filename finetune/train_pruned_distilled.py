@@ -19,7 +19,7 @@ def main(config: Config) -> None:
     from slimtune.models.merging import merge
     from slimtune.pruning.stage import estimate, prune_model
     from slimtune.training import estimates
-    from slimtune.training.distillation import passages_of
+    from slimtune.training.distillation import passages_of, require_teacher
     from slimtune.training.fitting import refuse_forgotten_checkpoints
     from slimtune.training.reading import read_lessons
     from slimtune.training.stages import distil_student, train_adapter
@@ -32,11 +32,13 @@ def main(config: Config) -> None:
     for needed in (base, config.distillation.teacher_model, config.training.train_data):
         require(needed)
     lessons = read_lessons(base, config.model.prompt_template, config.training)
+    require_teacher(config.distillation.teacher_model, lessons)
     text = passages_of(config.distillation.text_data, config.distillation.text_passages)
+    # Before the first stage, dry or not: this finds the mistakes in the settings of the last one.
+    plan = lessons.summary() | estimates.lora(base, config)
+    plan |= estimate(base, config.pruning.ffn_ratio) | estimates.full(base, config)
     if config.options.dry_run:
-        cut = estimate(base, config.pruning.ffn_ratio)
-        words = lessons.summary() | cut | estimates.full(base, config)
-        would_write(pruned, distilled, adapter, final, estimates=words)
+        would_write(pruned, distilled, adapter, final, estimates=plan)
         return
 
     refuse_forgotten_checkpoints(checkpoints, config)

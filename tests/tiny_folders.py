@@ -1,5 +1,6 @@
 """A tiny world for export tests: model folders with a tokenizer.model trained on the spot."""
 
+import json
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -45,6 +46,18 @@ def write_tiny_llama(
     tokenizer = tokenizers.from_sentencepiece(_tokenizer_model())
     tokenizer.chat_template = prompts.template(template) if template else None
     tokenizers.save(tokenizer, folder)
+    return folder
+
+
+def swap_two_tokens(folder: Path) -> Path:
+    """Gives the model of `folder` a vocabulary of its own: two tokens change their ids."""
+    (folder / "tokenizer.model").unlink()  # it would count more than tokenizer.json
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    one, two = list(vocabulary)[-2:]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    file.write_text(json.dumps(content), encoding="utf-8")
     return folder
 
 

@@ -63,6 +63,12 @@ def numbered(*groups: Sequence[Sample]) -> list[list[Sample]]:
     return result
 
 
+def require_teacher(teacher: str, lessons: Lessons) -> None:
+    """InputError unless the teacher is a whole model with the student's vocabulary."""
+    resolve(teacher)
+    require_same_vocabulary(tokenizers.load(teacher), lessons.tokenizer)
+
+
 def require_same_vocabulary(
     teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase
 ) -> None:
@@ -97,7 +103,7 @@ def distil(
     Returns the trained student in the type it is stored in. Raises InputError for different
     vocabularies, QualityError for a student that got worse.
     """
-    require_same_vocabulary(tokenizers.load(teacher), lessons.tokenizer)
+    require_teacher(teacher, lessons)
     passages = encode_text(text, lessons.tokenizer, training.max_length)
     train, validation = numbered([*lessons.train, *passages], lessons.validation)
     compute = {"device": device, "dtype": dtype, "attn_implementation": register()}
