@@ -35,6 +35,7 @@ def merge(config: Config) -> None:
     from slimtune.models.hub import resolve
 
     base, adapter = config.model.base_model, config.evaluation.lora_model
+    merging.require_pair(resolve(base), adapter)
     final = config.evaluation.merged_dir or adapter.with_name("merged_model")
     refuse_finished(final, config)
     if config.options.dry_run:
@@ -54,7 +55,7 @@ def merge(config: Config) -> None:
 
 
 def chat(config: Config) -> None:
-    """A conversation on the terminal with the fine-tuned model, or with the first of --models."""
+    """A conversation on the terminal with the fine-tuned model, or with the last of --models."""
     from slimtune.evaluation import candidates, conversation
 
     chosen = candidates.of(config)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from slimtune.console import InputError
+from slimtune.console import InputError, SettingsError
 from slimtune.models.adapters import Adapter
 from slimtune.models.checkpoints import (
     EMBEDDING,
@@ -45,9 +45,7 @@ def merge(base: Path, adapter: Path, output: Path) -> MergeReport:
     nothing uses, and weights that are not finite; QualityError where the model merged by peft does
     not answer as base and adapter did.
     """
-    checkpoint, lora = Checkpoint(base), Adapter(adapter)
-    checkpoint.require_full_precision("merge an adapter into")
-    lora.require_base(checkpoint)
+    checkpoint, lora = require_pair(base, adapter)
     if lora.plain:
         _stream(checkpoint, lora, output)
     else:
@@ -64,6 +62,23 @@ def merge(base: Path, adapter: Path, output: Path) -> MergeReport:
         bytes=merged.bytes,
         streamed=lora.plain,
     )
+
+
+def require_pair(base: Path, adapter: Path | None) -> tuple[Checkpoint, Adapter]:
+    """Base and adapter, opened: whether they can be merged, before anything is written.
+
+    Raises what `merge` raises for them, and SettingsError where no adapter is named.
+    """
+    if adapter is None:
+        raise SettingsError(
+            "evaluation.lora_model: null, so there is nothing to merge",
+            "a merge puts an adapter into its base model",
+            "name the adapter with --lora-model",
+        )
+    checkpoint, lora = Checkpoint(base), Adapter(adapter)
+    checkpoint.require_full_precision("merge an adapter into")
+    lora.require_base(checkpoint)
+    return checkpoint, lora
 
 
 def _stream(checkpoint: Checkpoint, lora: Adapter, output: Path) -> None:

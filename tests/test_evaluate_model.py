@@ -1,0 +1,249 @@
+"""evaluate_model.py: a table that tells models apart, an exact merge, a chat; mistakes are told."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from running import another_run_writing, files_under, leaves_nothing, refused, succeeds
+from tiny_folders import write_tiny_llama
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from slimtune.evaluation import comparison
+
+
+@pytest.fixture
+def in_process(monkeypatch) -> None:
+    """Candidates without a child process each: the tests of the library show that those work."""
+    monkeypatch.setattr(comparison, "_in_child", comparison._here)
+
+
+def table_of(file: Path) -> list[dict[str, str]]:
+    assert file.read_bytes().startswith(b"\xef\xbb\xbf")
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def exact(metrics_file: Path) -> dict[str, float]:
+    models = json.loads(metrics_file.read_text())["models"]
+    return {one["label"]: one["exact_match"]["score"] for one in models}
+
+
+@pytest.mark.usefixtures("in_process")
+class TestComparison:
+    def test_flags_only(self, project, rows, adapter, tmp_path, monkeypatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        ran = succeeds(
+            *("evaluate_model", "--base-model", project / "base", "--lora-model", adapter),
+            *("--test-data", rows / "train_test.jsonl", "--output", "evaluation_results.csv"),
+            *("--max-new-tokens", 12, "--device", "cpu"),
+        )
+        assert "wrote  evaluation_results.csv\n" in ran.out
+        assert "wrote  training_report.md\n" in ran.out
+        assert ran.out.endswith("next:  python finetune/evaluate_model.py --merge\n")
+        assert re.search(r"^\s*base +0\.0", ran.out, re.M)
+        assert re.search(r"^\s*fine-tuned +100\.0 +better", ran.out, re.M)
+        names = {"evaluation_results.csv", "evaluation_results_metrics.json", "training_report.md"}
+        assert set(files_under(tmp_path)) == names | {"evaluation_results_run.json"}
+
+    def test_every_prompt_has_a_row_with_both_answers(
+        self, project, settings, rows, adapter, tmp_path
+    ) -> None:
+        output = tmp_path / "results.csv"
+        succeeds("evaluate_model", *settings, "--output", output)
+        lines = (rows / "train_test.jsonl").read_text().splitlines()
+        written = table_of(output)
+        assert len(written) == len(lines)
+        for line, row in zip(map(json.loads, lines), written, strict=True):
+            question, answer = (message["content"] for message in line["messages"])
+            assert {question, answer, line["id"]} <= set(row.values())
+        answers = [
+            {row[column] for row in written}
+            for column in written[0]
+            if column in ("base", "fine-tuned") or column.endswith(("answer",))
+        ]
+        assert len(answers) == 2 and answers[0] != answers[1]
+        scores = exact(tmp_path / "results_metrics.json")
+        assert scores["base"] < 0.1 and scores["fine-tuned"] > 0.9
+
+    @pytest.mark.parametrize(("language", "word"), [("en", "Glossary"), ("zh", "术语")])
+    def test_the_report_has_every_stage_and_no_place_left_open(
+        self, language, word, settings, distilled, gguf, tmp_path
+    ) -> None:
+        models = f"{distilled},{gguf}"
+        flags = ("--models", models, "--language", language, "--output", tmp_path / "r.csv")
+        succeeds("evaluate_model", *settings, *flags)
+        report = (tmp_path / "training_report.md").read_text(encoding="utf-8")
+        assert word in report
+        assert not re.search(r"\$\{?\w+\}?|\{\w*\}|TODO|None\b|nan\b", report)
+        for stage in ("prepare_data", "train_lora", "model_pruning", "knowledge_distillation"):
+            assert f"python finetune/{stage}.py --config" in report
+        assert "tiny-F16" in report and "distilled" in report
+
+    def test_a_gguf_answers_as_the_model_it_was_made_from(self, settings, gguf, tmp_path) -> None:
+        output = tmp_path / "results.csv"
+        succeeds("evaluate_model", *settings, "--models", gguf, "--output", output)
+        scores = exact(tmp_path / "results_metrics.json")
+        assert scores["tiny-F16"] == scores["fine-tuned"] > 0.9
+
+    def test_a_base_alone_and_fewer_rows(self, settings, adapter, tmp_path) -> None:
+        output = tmp_path / "results.csv"
+        flags = ("--lora-model", "null", "--max-rows", 3, "--output", output)
+        succeeds("evaluate_model", *settings, *flags)
+        assert len(table_of(output)) == 3
+        assert list(exact(tmp_path / "results_metrics.json")) == ["base"]
+
+    def test_results_are_replaced_only_with_overwrite(self, settings, adapter, tmp_path) -> None:
+        words = ("evaluate_model", *settings, "--output", tmp_path / "r.csv", "--max-rows")
+        succeeds(*words, 4)
+        before = files_under(tmp_path)
+        refused(2, "--overwrite", *words, 2)
+        refused(2, "--overwrite", *words, 2, "--dry-run")
+        assert files_under(tmp_path) == before
+        succeeds(*words, 2, "--overwrite")
+        assert len(table_of(tmp_path / "r.csv")) == 2
+
+    def test_a_broken_candidate_leaves_nothing(self, settings, adapter, tmp_path) -> None:
+        empty = write_tiny_llama(tmp_path / "empty", hidden=64)
+        (empty / "model.safetensors").unlink()
+        flags = ("--models", empty, "--output", tmp_path / "out" / "r.csv")
+        refused(3, "no weights", "evaluate_model", *settings, *flags)
+        assert leaves_nothing(tmp_path / "out")
+
+    def test_an_adapter_for_another_base(self, settings, adapter, tmp_path) -> None:
+        other = write_tiny_llama(tmp_path / "other", hidden=32)
+        flags = ("--base-model", other, "--output", tmp_path / "out" / "r.csv")
+        error = refused(3, "for another base", "evaluate_model", *settings, *flags)
+        assert "project" in error[2] and error[2].endswith("base")
+        assert leaves_nothing(tmp_path / "out")
+
+
+def test_a_dry_run_names_the_models_and_writes_nothing(settings, merged, tmp_path) -> None:
+    flags = ("--models", merged, "--output", tmp_path / "r.csv", "--dry-run")
+    ran = succeeds("evaluate_model", *settings, *flags)
+    assert "rows: 16" in ran.out and "models: base, fine-tuned, tuned" in ran.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_merged_model_is_base_plus_adapter(project, adapter, merged) -> None:
+    ids = AutoTokenizer.from_pretrained(merged)("The cat sat on", return_tensors="pt").input_ids
+    base = AutoModelForCausalLM.from_pretrained(project / "base", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    with torch.no_grad():
+        before = base(ids).logits
+        expected = PeftModel.from_pretrained(base, str(adapter))(ids).logits
+        found = model(ids).logits
+    # The merged weights are rounded once to the base's bfloat16.
+    assert (found - expected).abs().max() < (before - expected).abs().max() / 20
+
+
+def test_the_merged_folder_is_ordinary(merged, adapter) -> None:
+    run = json.loads((merged / "run.json").read_text())
+    assert run["stage"] == "merge" and run["metrics"]["changed"] == 14
+    assert {"model.safetensors", "tokenizer.model", "chat_template.jinja"} <= set(run["files"])
+    template = (merged / "chat_template.jinja").read_text()
+    assert template == (adapter / "chat_template.jinja").read_text()
+
+
+def test_merging_with_flags_only(project, adapter, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(adapter, "tuned/lora_adapter")
+    words = ("evaluate_model", "--base-model", project / "base", "--merge", "--lora-model")
+    ran = succeeds(*words, "tuned/lora_adapter")
+    assert ran.out.startswith("wrote  tuned/merged_model\n")
+    assert ran.out.endswith("convert_to_gguf.py --model-path tuned/merged_model\n")
+    before = files_under(tmp_path)
+    refused(2, "--overwrite", *words, "tuned/lora_adapter")
+    assert files_under(tmp_path) == before
+    succeeds(*words, "tuned/lora_adapter", "--output-dir", "elsewhere")
+    assert (tmp_path / "elsewhere/model.safetensors").is_file()
+
+
+def test_a_dry_merge_writes_nothing(settings, adapter, tmp_path) -> None:
+    out = tmp_path / "out"
+    ran = succeeds("evaluate_model", *settings, "--merge", "--dry-run", "--output-dir", out)
+    assert "would write" in ran.out and "memory: " in ran.out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry"])
+def test_merging_an_adapter_into_another_base(dry, settings, adapter, tmp_path) -> None:
+    other = write_tiny_llama(tmp_path / "other", hidden=32)
+    flags = ("--base-model", other, "--merge", "--output-dir", tmp_path / "out", *dry)
+    refused(3, "for another base", "evaluate_model", *settings, *flags)
+    assert leaves_nothing(tmp_path / "out") and not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry"])
+def test_merging_without_an_adapter(dry, settings, rows, tmp_path) -> None:
+    flags = ("--merge", "--lora-model", "null", "--output-dir", tmp_path / "out", *dry)
+    refused(2, "--lora-model", "evaluate_model", *settings, *flags)
+
+
+def test_a_merge_that_another_run_is_writing(settings, adapter, tmp_path) -> None:
+    with another_run_writing(tmp_path / "out"):
+        flags = ("--merge", "--output-dir", tmp_path / "out")
+        refused(6, "another run", "evaluate_model", *settings, *flags)
+    assert leaves_nothing(tmp_path)
+
+
+def test_a_chat_answers_from_stdin_and_ends_on_exit(settings, adapter) -> None:
+    typed = "What did the cat do on day 99?\n第99天天气怎么样？\n/exit\nnever said\n"
+    ran = succeeds("evaluate_model", *settings, "--interactive", stdin=typed)
+    assert "The cat sat on the mat." in ran.out and "今天天气很好。" in ran.out
+    assert ran.out.count("> ") == 3
+    assert "chatting with fine-tuned" in ran.err
+
+
+def test_a_chat_with_a_gguf_ends_with_its_input(settings, gguf) -> None:
+    flags = ("--interactive", "--models", gguf)
+    ran = succeeds("evaluate_model", *settings, *flags, stdin="And the dogs, at 99 o'clock?\n")
+    assert "12 dogs ran over the hill." in ran.out
+    assert "chatting with tiny-F16" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--base-model", "./nowhere"], "nowhere: not there"),
+        (["--lora-model", "nowhere"], "nowhere: not there"),
+        (["--models", "./nowhere"], "nowhere: not there"),
+        (["--models", "nowhere.gguf"], "nowhere.gguf: not there"),
+        (["--test-data", "nowhere.jsonl"], "nowhere.jsonl: not there"),
+        (["--train-data", "alone.jsonl"], "no test rows beside it"),
+        (["--test-data", "alone.jsonl"], "alone.jsonl"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry"])
+def test_what_is_missing_is_named(
+    flags, words, dry, settings, adapter, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "alone.jsonl").write_text("")
+    flags = (*settings, *flags, *dry, "--output", "out/r.csv")
+    refused(3, words, "evaluate_model", *flags)
+    assert leaves_nothing(tmp_path / "out")
+
+
+def test_a_gguf_whose_stage_did_not_finish(settings, gguf, tmp_path) -> None:
+    partial = tmp_path / "tiny-F16.partial"
+    partial.mkdir()
+    shutil.copy(gguf, partial)
+    flags = ("--models", partial / gguf.name, "--output", tmp_path / "out/r.csv")
+    refused(3, "did not finish", "evaluate_model", *settings, *flags)
+    assert leaves_nothing(tmp_path / "out")
+
+
+def test_a_gguf_damaged_since_it_was_written(settings, gguf, tmp_path) -> None:
+    damaged = shutil.copytree(gguf.parent, tmp_path / "gguf") / gguf.name
+    with damaged.open("r+b") as file:
+        file.seek(-4096, 2)
+        file.write(bytes(4096))
+    flags = ("--models", damaged, "--output", tmp_path / "out/r.csv")
+    error = refused(3, "not as convert_to_gguf left it", "evaluate_model", *settings, *flags)
+    assert "convert_to_gguf.py" in error[2]
+    assert leaves_nothing(tmp_path / "out")
