@@ -107,16 +107,21 @@ class TestComparison:
         succeeds(*words, 2, "--overwrite")
         assert len(table_of(tmp_path / "r.csv")) == 2
 
-    def test_a_broken_candidate_leaves_nothing(self, settings, adapter, tmp_path) -> None:
+    @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry"])
+    def test_a_broken_model_is_told_before_any_is_asked(
+        self, dry, settings, adapter, tmp_path, monkeypatch
+    ) -> None:
+        monkeypatch.setattr(comparison, "_in_child", None)
         empty = write_tiny_llama(tmp_path / "empty", hidden=64)
         (empty / "model.safetensors").unlink()
-        flags = ("--models", empty, "--output", tmp_path / "out" / "r.csv")
+        flags = ("--models", empty, "--output", tmp_path / "out" / "r.csv", *dry)
         refused(3, "no weights", "evaluate_model", *settings, *flags)
         assert leaves_nothing(tmp_path / "out")
 
-    def test_an_adapter_for_another_base(self, settings, adapter, tmp_path) -> None:
+    @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry"])
+    def test_an_adapter_for_another_base(self, dry, settings, adapter, tmp_path) -> None:
         other = write_tiny_llama(tmp_path / "other", hidden=32)
-        flags = ("--base-model", other, "--output", tmp_path / "out" / "r.csv")
+        flags = ("--base-model", other, "--output", tmp_path / "out" / "r.csv", *dry)
         error = refused(3, "for another base", "evaluate_model", *settings, *flags)
         assert "project" in error[2] and error[2].endswith("base")
         assert leaves_nothing(tmp_path / "out")
@@ -213,6 +218,7 @@ def test_a_chat_with_a_gguf_ends_with_its_input(settings, gguf) -> None:
         (["--lora-model", "nowhere"], "nowhere: not there"),
         (["--models", "./nowhere"], "nowhere: not there"),
         (["--models", "nowhere.gguf"], "nowhere.gguf: not there"),
+        (["--models", "fake.gguf"], "fake.gguf: not a GGUF file"),
         (["--test-data", "nowhere.jsonl"], "nowhere.jsonl: not there"),
         (["--train-data", "alone.jsonl"], "no test rows beside it"),
         (["--test-data", "alone.jsonl"], "alone.jsonl"),
@@ -224,6 +230,7 @@ def test_what_is_missing_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "alone.jsonl").write_text("")
+    (tmp_path / "fake.gguf").write_text("no model")
     flags = (*settings, *flags, *dry, "--output", "out/r.csv")
     refused(3, words, "evaluate_model", *flags)
     assert leaves_nothing(tmp_path / "out")

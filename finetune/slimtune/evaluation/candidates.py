@@ -10,7 +10,10 @@ from slimtune.config import Config
 from slimtune.console import InputError, near
 from slimtune.data.rows import beside, read_rows
 from slimtune.evaluation.answers import Candidate
+from slimtune.models.adapters import Adapter
+from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.hub import resolve
+from slimtune.models.llama_cpp import require_gguf
 
 _ADAPTER_FILE = "adapter_config.json"
 _TEMPLATE_FILE = "chat_template.jinja"
@@ -18,7 +21,10 @@ _ROLES = ("final", "merged_model", "lora_adapter")  # names that say less than t
 
 
 def of(config: Config) -> list[Candidate]:
-    """The base, the base with its adapter, then evaluation.models; the first is the baseline."""
+    """The base, the base with its adapter, then evaluation.models; the first is the baseline.
+
+    Raises InputError for any that cannot be loaded, before the first takes its time.
+    """
     base, adapter = config.model.base_model, config.evaluation.lora_model
     found = [Candidate("base", base)]
     if adapter:
@@ -26,7 +32,18 @@ def of(config: Config) -> list[Candidate]:
     for model in config.evaluation.models:
         require(model)
         found.append(_candidate(model, base))
+    for one in found:
+        _require_whole(one)
     return found
+
+
+def _require_whole(candidate: Candidate) -> None:
+    if candidate.kind == "gguf":
+        require_gguf(Path(candidate.reference))
+        return
+    checkpoint = Checkpoint(resolve(candidate.reference))
+    if candidate.adapter:
+        Adapter(candidate.adapter).require_base(checkpoint)
 
 
 def _candidate(model: str, base: str) -> Candidate:
