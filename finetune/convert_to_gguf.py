@@ -24,7 +24,8 @@ def main(config: Config) -> None:
     file = gguf.output_dir / f"{gguf.model_name}-{gguf.quantization}.gguf"
     manifest = file.with_name(f"{file.stem}_run.json")
     modelfile = Path.cwd() / "Modelfile" if gguf.create_modelfile else None
-    require(gguf.model_path)
+    for needed in filter(None, [gguf.model_path, config.evaluation.test_data]):
+        require(needed)
     refuse_finished_files(manifest, config)
     if modelfile:
         ollama.refuse_existing(modelfile, config)

@@ -1,0 +1,158 @@
+"""convert_to_gguf.py: a file that answers as its model does, or none; a Modelfile that fits."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from gguf import GGUFReader
+from running import another_run_writing, files_under, leaves_nothing, refused, succeeds
+from tiny_folders import write_tiny_llama
+
+from slimtune import prompts
+from slimtune.export import gguf_writer
+from slimtune.models import tokenizers
+from slimtune.models.llama_cpp import LlamaCpp
+
+QUESTIONS = {
+    "What did the cat do on day 99?": "The cat sat on the mat.",
+    "第99天天气怎么样？": "今天天气很好。",
+}
+
+
+def types_of(file: Path) -> set[str]:
+    return {tensor.tensor_type.name for tensor in GGUFReader(file).tensors}
+
+
+def test_the_file_answers(gguf, merged) -> None:
+    tokenizer = tokenizers.load(merged)
+    asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    template = prompts.template("llama2")
+    ids = [prompts.encode_prompt(tokenizer, messages, template) for messages in asked]
+    with LlamaCpp(gguf, context=128, slots=2) as model:
+        answers = [answer.text.strip() for answer in model.generate(ids, 12)]
+    assert answers == list(QUESTIONS.values())
+
+
+def test_what_is_written_beside_the_file(gguf, merged) -> None:
+    run = json.loads((gguf.parent / "tiny-F16_run.json").read_text())
+    assert list(run["files"]) == [gguf.name] and run["files"][gguf.name]["bytes"] > 100_000
+    before = json.loads((merged / "run.json").read_text())
+    assert [one["run_id"] for one in run["inputs"]] == [before["run_id"]]
+    proof = run["metrics"]["proof"]
+    assert proof["prompts"] == 3 and proof["agreement"] == 1
+    assert proof["nll_gguf"] == pytest.approx(proof["nll_reference"], abs=0.005)
+
+
+def test_flags_only_with_a_modelfile(merged, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("convert_to_gguf", "--model-path", merged, "--output-dir", "gguf")
+    words += ("--quantization", "Q8_0", "--create-modelfile", "--model-name", "llama2-finetuned")
+    ran = succeeds(*words)
+    assert "wrote  gguf/llama2-finetuned-Q8_0.gguf\nwrote  Modelfile\n" in ran.out
+    assert "token ids equal on" in ran.out
+    assert ran.out.endswith("evaluate_model.py --models gguf/llama2-finetuned-Q8_0.gguf\n")
+    assert "ollama create llama2-finetuned -f Modelfile" in ran.err
+    modelfile = (tmp_path / "Modelfile").read_text(encoding="utf-8")
+    assert 'FROM "./gguf/llama2-finetuned-Q8_0.gguf"\n' in modelfile
+    assert "[INST]" in modelfile.split("TEMPLATE ")[1]
+    before = files_under(tmp_path)
+    refused(2, "--overwrite", *words)
+    refused(2, "Modelfile: exists already", *words, "--quantization", "F16")
+    assert files_under(tmp_path) == before
+    succeeds(*words, "--system-prompt", "Be brief.", "--overwrite")
+    assert "Be brief." in (tmp_path / "Modelfile").read_text()
+
+
+@pytest.mark.parametrize("quantization", ["F32", "BF16", "Q4_0", "Q4_K_M", "Q5_K_M"])
+def test_flags_win_over_the_config(quantization, settings, gguf, tmp_path) -> None:
+    """Hidden 64: K-quants fall back to types with rows of 32, and the script says so."""
+    flags = ("--quantization", quantization, "--output-dir", tmp_path)
+    ran = succeeds("convert_to_gguf", *settings, *flags)
+    file = tmp_path / f"tiny-{quantization}.gguf"
+    assert ("fallbacks: none" in ran.out) == (quantization in ("F32", "BF16"))
+    expected = {"F32": "F32", "BF16": "BF16", "Q4_0": "Q4_0", "Q4_K_M": "Q5_0", "Q5_K_M": "Q5_1"}
+    assert expected[quantization] in types_of(file)
+    larger = quantization == "F32"
+    assert (file.stat().st_size > gguf.stat().st_size) == larger or quantization == "BF16"
+
+
+def test_k_quants_where_the_rows_allow_them(settings, rows, tmp_path) -> None:
+    wide = write_tiny_llama(tmp_path / "wide", hidden=256)
+    flags = ("--model-path", wide, "--quantization", "Q4_K_M", "--output-dir", tmp_path / "out")
+    ran = succeeds("convert_to_gguf", *settings, *flags)
+    assert "fallbacks: none" in ran.out
+    assert {"Q4_K", "Q6_K"} <= types_of(tmp_path / "out/tiny-Q4_K_M.gguf")
+
+
+def test_the_proof_can_be_skipped_and_says_so(settings, merged, tmp_path) -> None:
+    flags = ("--verify-prompts", 0, "--output-dir", tmp_path)
+    assert "proof: skipped" in succeeds("convert_to_gguf", *settings, *flags).out
+
+
+def test_a_file_that_fails_its_proof_gets_no_name(settings, merged, tmp_path, monkeypatch) -> None:
+    convert = gguf_writer.convert
+
+    def convert_badly(model: Path, output: Path, *args, **kwargs):
+        report = convert(model, output, *args, **kwargs)
+        with output.open("r+b") as file:
+            file.seek(-20_000, 2)
+            file.write(bytes(20_000))
+        return report
+
+    monkeypatch.setattr(gguf_writer, "convert", convert_badly)
+    monkeypatch.chdir(tmp_path)
+    flags = ("--output-dir", "out", "--create-modelfile")
+    refused(5, "", "convert_to_gguf", *settings, *flags)
+    assert leaves_nothing(tmp_path)
+
+
+def test_a_dry_run_tells_the_size_and_writes_nothing(settings, gguf, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ("--output-dir", "out", "--create-modelfile", "--dry-run")
+    ran = succeeds("convert_to_gguf", *settings, *flags)
+    assert "would write  out/tiny-F16.gguf" in ran.out
+    told = float(ran.out.split("on disk: ")[1].split(" kB")[0])
+    assert told == pytest.approx(gguf.stat().st_size / 1000, rel=0.02)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "flags", "words"),
+    [
+        (3, ["--model-path", "./nowhere"], "nowhere: not there"),
+        (3, ["--model-path", "empty"], "no weights"),
+        (3, ["--test-data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (2, ["--quantization", "Q3_K"], "Q3_K is no gguf.quantization"),
+        (2, ["--model-name", "a/b"], "model_name"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry"])
+def test_bad_input_is_refused(
+    code, flags, words, dry, settings, merged, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    flags = (*settings, *flags, *dry, "--output-dir", "out", "--create-modelfile")
+    refused(code, words, "convert_to_gguf", *flags)
+    assert leaves_nothing(tmp_path)
+
+
+def test_an_adapter_is_told_how_to_become_a_model(settings, adapter, tmp_path) -> None:
+    flags = ("--model-path", adapter, "--output-dir", tmp_path / "out")
+    refused(3, "--merge", "convert_to_gguf", *settings, *flags)
+    assert leaves_nothing(tmp_path)
+
+
+def test_a_model_whose_stage_did_not_finish(settings, merged, tmp_path) -> None:
+    shutil.copytree(merged, tmp_path / "merged_model.partial")
+    flags = ("--model-path", tmp_path / "merged_model", "--output-dir", tmp_path / "out")
+    error = refused(3, "did not finish", "convert_to_gguf", *settings, *flags)
+    assert "evaluate_model.py --merge" in error[2]
+    assert leaves_nothing(tmp_path / "out")
+
+
+def test_a_file_that_another_run_is_writing(settings, merged, tmp_path) -> None:
+    with another_run_writing(tmp_path / "tiny-F16_run.json"):
+        refused(6, "another run", "convert_to_gguf", *settings, "--output-dir", tmp_path)
+    assert leaves_nothing(tmp_path)
