@@ -11,7 +11,7 @@ writes  data/raw_data.json, data/raw_data.csv, data/sample_text.txt,
 
 from slimtune.artifacts import refuse_finished, refuse_finished_files, stage_files, stage_folder
 from slimtune.config import Config
-from slimtune.console import note, would_write, wrote
+from slimtune.console import near, note, would_write, wrote
 
 
 def main(config: Config) -> None:
@@ -58,7 +58,7 @@ def main(config: Config) -> None:
         raw,
         sample.models_dir,
         numbers={"rows": sample.rows},
-        next=f"python finetune/prepare_data.py --input {raw}",
+        next=f"python finetune/prepare_data.py --input {near(raw)}",
     )
 
 
