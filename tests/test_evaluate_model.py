@@ -18,7 +18,7 @@ from slimtune.evaluation import comparison
 
 @pytest.fixture
 def in_process(monkeypatch) -> None:
-    """Candidates without a child process each: the tests of the library show that those work."""
+    """Candidates without a child process each, which would take seconds."""
     monkeypatch.setattr(comparison, "_in_child", comparison._here)
 
 
@@ -29,6 +29,7 @@ def table_of(file: Path) -> list[dict[str, str]]:
 
 
 def exact(metrics_file: Path) -> dict[str, float]:
+    """{model: per cent of exact matches}."""
     models = json.loads(metrics_file.read_text())["models"]
     return {one["label"]: one["exact_match"]["score"] for one in models}
 
@@ -68,7 +69,7 @@ class TestComparison:
         ]
         assert len(answers) == 2 and answers[0] != answers[1]
         scores = exact(tmp_path / "results_metrics.json")
-        assert scores["base"] < 0.1 and scores["fine-tuned"] > 0.9
+        assert scores["base"] < 10 and scores["fine-tuned"] > 90
 
     @pytest.mark.parametrize(("language", "word"), [("en", "Glossary"), ("zh", "术语")])
     def test_the_report_has_every_stage_and_no_place_left_open(
@@ -88,7 +89,7 @@ class TestComparison:
         output = tmp_path / "results.csv"
         succeeds("evaluate_model", *settings, "--models", gguf, "--output", output)
         scores = exact(tmp_path / "results_metrics.json")
-        assert scores["tiny-F16"] == scores["fine-tuned"] > 0.9
+        assert scores["tiny-F16"] == scores["fine-tuned"] > 90
 
     def test_a_base_alone_and_fewer_rows(self, settings, adapter, tmp_path) -> None:
         output = tmp_path / "results.csv"
@@ -125,6 +126,14 @@ class TestComparison:
         error = refused(3, "for another base", "evaluate_model", *settings, *flags)
         assert "project" in error[2] and error[2].endswith("base")
         assert leaves_nothing(tmp_path / "out")
+
+
+def test_each_model_has_a_process_of_its_own(settings, adapter, tmp_path) -> None:
+    """As users run it: no model's memory counts for another."""
+    flags = ("--max-rows", 3, "--output", tmp_path / "r.csv")
+    succeeds("evaluate_model", *settings, *flags)
+    scores = exact(tmp_path / "r_metrics.json")
+    assert scores["base"] < 10 and scores["fine-tuned"] == 100
 
 
 def test_a_dry_run_names_the_models_and_writes_nothing(settings, merged, tmp_path) -> None:

@@ -1,0 +1,171 @@
+"""All eight scripts' work on real input: a trained Llama of 260 thousand parameters and real rows.
+
+Chinese instructions (Alpaca) and English school maths (question and answer), sixty rows each. The
+model is far too small for either; what counts is that every stage fits the next.
+"""
+
+import json
+import re
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from running import succeeds
+from transformers import AutoModelForCausalLM
+
+from slimtune import prompts
+from slimtune.evaluation import comparison
+from slimtune.models import tokenizers
+from slimtune.models.llama_cpp import LlamaCpp
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real inputs are not there: {SHARED}"),
+]
+
+ROWS = 60
+MODELS = ("tuned/merged_model", "pruned", "distilled", "small/final", "gguf/stories-F16.gguf")
+SETTINGS = """\
+model: {base_model: %s, device: cpu}
+data: {output_dir: rows, validation_ratio: 0.1, test_ratio: 0.15}
+lora: {output_dir: tuned}
+# With 512 pieces a Chinese character takes three tokens, so some rows lose the start of a prompt.
+training:
+  {train_data: rows/train_train.jsonl, epochs: 1, batch_size: 8, max_truncated_share: 1,
+   learning_rate: 5e-3, evaluations_per_epoch: 1}
+pruning: {model_path: tuned/merged_model, output_dir: pruned}
+distillation:
+  {teacher_model: tuned/merged_model, student_model: pruned, output_dir: distilled,
+   cache_dir: cache, text_data: text.txt, text_passages: 30, epochs: 1}
+pruned_distilled: {output_dir: small}
+evaluation: {lora_model: tuned/lora_adapter, output: evaluation/results.csv, max_new_tokens: 24}
+gguf: {model_path: tuned/merged_model, output_dir: gguf, model_name: stories, verify_prompts: 4}
+"""
+
+
+def first_rows(name: str, folder: Path) -> Path:
+    """The first rows of a real file, in the same format."""
+    file, source = folder / name, SHARED / "instruct" / name
+    with source.open(encoding="utf-8") as stream:
+        if source.suffix == ".jsonl":
+            file.write_text("".join(islice(stream, ROWS)), encoding="utf-8")
+        else:
+            rows = json.load(stream)[:ROWS]
+            file.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(
+    scope="module", params=[("alpaca_zh_demo.json", "alpaca"), ("gsm8k_train.jsonl", "qa")]
+)
+def project(request, tmp_path_factory) -> Path:
+    """The folder in which the scripts have run one after another."""
+    name, format_type = request.param
+    folder = tmp_path_factory.mktemp("pipeline")
+    (folder / "config.yaml").write_text(SETTINGS % (SHARED / "stories260K"), encoding="utf-8")
+    stories = (SHARED / "text" / "tinystories.txt").read_text(encoding="utf-8")
+    (folder / "text.txt").write_text(stories[:20_000], encoding="utf-8")
+    settings = ("--config", folder / "config.yaml")
+    raw = first_rows(name, folder)
+    succeeds("prepare_data", *settings, "--input", raw, "--format-type", format_type)
+    succeeds("train_lora", *settings)
+    succeeds("evaluate_model", *settings, "--merge")
+    succeeds("model_pruning", *settings)
+    succeeds("knowledge_distillation", *settings)
+    succeeds("train_pruned_distilled", *settings)
+    for quantization in ("F16", "Q8_0", "Q4_K_M"):
+        succeeds("convert_to_gguf", *settings, "--quantization", quantization)
+    chosen = ",".join(str(folder / model) for model in MODELS)
+    with pytest.MonkeyPatch.context() as patched:
+        # A child process for each of the seven models would take two seconds each.
+        patched.setattr(comparison, "_in_child", comparison._here)
+        succeeds("evaluate_model", *settings, "--models", chosen)
+    return folder
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_every_row_is_accounted_for(project) -> None:
+    files = sorted((project / "rows").glob("*.jsonl"))
+    assert [file.name for file in files] == [
+        "rejected.jsonl",
+        "train_test.jsonl",
+        "train_train.jsonl",
+        "train_validation.jsonl",
+    ]
+    assert sum(len(file.read_text("utf-8").splitlines()) for file in files) == ROWS
+    assert all(file.stat().st_size for file in files[1:])
+
+
+def test_training_and_distillation_lower_the_loss(project) -> None:
+    for stage in ("tuned/lora_adapter", "distilled", "small/distilled", "small/lora_adapter"):
+        lines = (project / stage / "metrics.jsonl").read_text().splitlines()
+        losses = [one["eval_loss"] for one in map(json.loads, lines) if "eval_loss" in one]
+        assert min(losses) < losses[0], stage
+
+
+def test_the_pruned_models_are_smaller(project) -> None:
+    base = AutoModelForCausalLM.from_pretrained(SHARED / "stories260K").num_parameters()
+    for stage in ("pruned", "distilled", "small/final"):
+        model = AutoModelForCausalLM.from_pretrained(project / stage)
+        assert model.num_parameters() < 0.85 * base, stage
+        assert model.config.intermediate_size == 128  # 172 less a third, in steps of 32
+
+
+def test_llama_cpp_says_what_transformers_says(project) -> None:
+    merged = project / "tuned/merged_model"
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
+    tokenizer, template = tokenizers.load(merged), (merged / "chat_template.jinja").read_text()
+    lines = (project / "rows/train_test.jsonl").read_text("utf-8").splitlines()
+    asked = [json.loads(line)["messages"][:-1] for line in lines]
+    ids = [prompts.encode_prompt(tokenizer, messages, template) for messages in asked]
+    ids = [one for one in ids if len(one) < 400]
+    assert len(ids) >= 4
+    with LlamaCpp(project / "gguf/stories-F16.gguf", context=512, slots=4) as gguf:
+        theirs = [answer.ids for answer in gguf.generate(ids, 40)]
+    assert template == prompts.template("llama2")
+    for prompt, answer in zip(ids, theirs, strict=True):
+        said = model.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)[0]
+        ours = [one for one in said[len(prompt) :].tolist() if one != tokenizer.eos_token_id]
+        assert tokenizer.decode(ours) == tokenizer.decode(answer)
+
+
+def test_k_quants_fall_back_where_rows_are_short(project) -> None:
+    runs = {
+        name: json.loads((project / f"gguf/stories-{name}_run.json").read_text())["metrics"]
+        for name in ("F16", "Q8_0", "Q4_K_M")
+    }
+    assert not runs["F16"]["fallbacks"] and runs["Q4_K_M"]["fallbacks"]
+    assert runs["Q4_K_M"]["bytes"] < runs["Q8_0"]["bytes"] < runs["F16"]["bytes"]
+
+
+def test_the_comparison_tells_the_models_apart(project) -> None:
+    metrics = json.loads((project / "evaluation/results_metrics.json").read_text())
+    models = {one["label"]: one for one in metrics["models"]}
+    assert list(models) == ["base", "fine-tuned", "tuned", "pruned", "distilled", "small"] + [
+        "stories-F16"
+    ]
+    perplexity = {label: one["perplexity"] for label, one in models.items()}
+    assert perplexity["fine-tuned"] < perplexity["base"]
+    assert perplexity["distilled"] < perplexity["pruned"]
+    for label in ("tuned", "stories-F16"):
+        assert perplexity[label] == pytest.approx(perplexity["fine-tuned"], rel=0.01), label
+
+
+@pytest.mark.parametrize("stage", ["train_lora", "merge", "model_pruning", "convert_to_gguf"])
+def test_the_report_tells_of_every_stage(project, stage) -> None:
+    report = (project / "evaluation/training_report.md").read_text("utf-8")
+    assert f"| `{stage}` |" in report
+    assert not re.search(r"\$\{?[a-z]", report.split("## Samples")[0])
+
+
+def test_every_output_names_what_it_was_made_from(project) -> None:
+    merged = record(project / "tuned/merged_model")
+    assert record(project / "tuned/lora_adapter")["run_id"] in [
+        one["run_id"] for one in merged["inputs"]
+    ]
+    assert merged["run_id"] in [one["run_id"] for one in record(project / "pruned")["inputs"]]
