@@ -280,7 +280,7 @@ class Evaluation(Section):
         "CSV with one row a prompt; metrics and the report go beside it.",
     )
     max_rows: Annotated[int, Field(ge=0)] = setting(0, "Test rows to use; 0: all.")
-    max_new_tokens: Positive = setting(64, "Longest answer in tokens.")
+    max_new_tokens: Positive = setting(32, "Longest answer in tokens.")
     interactive: bool = setting(False, "true opens a chat instead.")
     merge: bool = setting(False, "true merges the adapter into the base and stops.")
     merged_dir: Path | None = setting(

@@ -72,6 +72,8 @@ def start_logging() -> None:
         stream.reconfigure(encoding="utf-8", errors="replace")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
+    # It says on import that an optional kernel is missing, whether 4 bits are asked for or not.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logger = logging.getLogger("slimtune")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)

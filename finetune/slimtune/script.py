@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,13 +18,15 @@ _ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "BITSANDBYTES_NOWELCOME": "1",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
 }
 
 
 def run(main: Callable[[Config], None], doc: str) -> None:
     """Run a script's `main` with its settings and exit with 0 or the code of its error."""
     start_logging()
+    # Deprecations inside transformers and peft are ours to act on, not the user's.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     sys.exit(_run(main, doc, sys.argv[1:]))

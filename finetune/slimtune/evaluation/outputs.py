@@ -67,7 +67,9 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         "tokens/s",
         "peak memory",
     ]
-    return headers, [_table_row(measured) for measured in comparison.measures]
+    rows = [_table_row(measured) for measured in comparison.measures]
+    rows[0][2] = "–"  # nothing to compare the first with
+    return headers, rows
 
 
 def _table_row(measured: dict[str, Any]) -> list[str]:
