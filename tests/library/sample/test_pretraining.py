@@ -18,6 +18,7 @@ ROWS = [
     ]
     for a, b in [("one", "two"), ("two", "three"), ("three", "four"), ("four", "five")]
 ]
+ROUNDS = {"base": ((3, 3e-3),), "teacher": ((3, 3e-3), (2, 1e-3))}
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,7 @@ def tokenizer(tmp_path: Path) -> object:
 
 def test_the_same_seed_makes_the_same_two_models(tmp_path: Path):
     for run in ("one", "two"):
-        pretraining.train_models(tmp_path / run, seed=1, train_rows=ROWS, steps=3)
+        pretraining.train_models(tmp_path / run, seed=1, train_rows=ROWS, rounds=ROUNDS)
     for name in ("base", "teacher"):
         one, two = (tmp_path / run / name for run in ("one", "two"))
         for file in ("model.safetensors", "tokenizer.model", "config.json"):
@@ -51,13 +52,19 @@ def test_the_same_seed_makes_the_same_two_models(tmp_path: Path):
     assert teacher.config.num_hidden_layers == 2
 
 
+def losses(model: LlamaForCausalLM, examples: list[dict]) -> float:
+    rows = [{key: torch.tensor([ids]) for key, ids in example.items()} for example in examples]
+    with torch.no_grad():
+        return sum(model(**row).loss.item() for row in rows) / len(rows)
+
+
 def test_reading_lowers_the_loss(tmp_path: Path):
     processor = pretraining.train_tokenizer(tmp_path, seed=1)
     torch.manual_seed(0)
     model = LlamaForCausalLM(pretraining.model_config(1))
     first = next(pretraining.blocks(processor, seed=5))
     before = model(input_ids=first, labels=first).loss.item()
-    pretraining.read(model, pretraining.blocks(processor, seed=1), steps=30)
+    pretraining.read(model, pretraining.blocks(processor, seed=1), steps=30, rate=3e-3)
     assert model(input_ids=first, labels=first).loss.item() < before - 1
 
 
@@ -77,5 +84,7 @@ def test_teaching_supervises_answers_only_and_learns_them(tokenizer: object):
     kept = [label for label in examples[0]["labels"] if label != IGNORED]
     assert tokenizer.decode(kept[:-1]).strip() == "two" and kept[-1] == tokenizer.eos_token_id
     model = LlamaForCausalLM(pretraining.model_config(1))
-    first = pretraining.teach(model, examples, seed=1)
-    assert pretraining.teach(model, examples * 10, seed=1) < first
+    before = losses(model, examples)
+    taught = pretraining.teach(model, examples * 10, seed=1)
+    assert isinstance(taught, LlamaForCausalLM)
+    assert losses(taught, examples) < before - 1
