@@ -123,7 +123,12 @@ def test_a_stopped_run_goes_on_to_the_same_student(
         assert run(*words).code == 130
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
     refused(2, "--resume", *words)
+    steps = []
+    monkeypatch.setattr(
+        OneLineAStep, "on_log", lambda self, args, state, *_, **__: steps.append(state.global_step)
+    )
     succeeds(*words, "--resume")
+    assert min(steps) > 1
     name = "model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (distilled / name).read_bytes()
 

@@ -89,10 +89,11 @@ def test_flags_win_over_the_config(settings, rows, tmp_path) -> None:
     assert {name.split(".lora_")[0].rsplit(".")[-1] for name in names} == {"q_proj", "v_proj"}
 
 
-def test_four_bits_train_on_a_cpu(settings, rows, tmp_path) -> None:
+def test_four_bits_train_on_a_cpu(settings, adapter, tmp_path) -> None:
     succeeds("train_lora", *settings, "--use-quantization", "--epochs", 2, "--output-dir", tmp_path)
     losses = validation(tmp_path / "lora_adapter")
     assert losses[-1] < losses[0] / 1.5
+    assert losses[0] != validation(adapter)[0]  # before the first step: what rounding costs
 
 
 def test_without_validation_rows_the_last_step_is_kept(settings, rows, tmp_path) -> None:
@@ -134,7 +135,12 @@ def test_a_stopped_run_goes_on_to_the_same_adapter(
         assert run(*words).code == 130
     assert sorted(p.name for p in tmp_path.glob("[!.]*")) == ["checkpoints"]
     refused(2, "--resume", *words)
+    steps = []
+    monkeypatch.setattr(
+        OneLineAStep, "on_log", lambda self, args, state, *_, **__: steps.append(state.global_step)
+    )
     succeeds(*words, "--resume")
+    assert min(steps) == 9
     name = "adapter_model.safetensors"
     ours, theirs = load_file(tmp_path / "lora_adapter" / name), load_file(adapter / name)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from running import another_run_writing, files_under, leaves_nothing, refused, run, succeeds
+from safetensors.torch import load_file
 from tiny_folders import swap_two_tokens, write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -61,6 +62,16 @@ def test_every_stage_is_an_output_of_its_own(small) -> None:
     losses = runs["final"]["metrics"]["losses"]
     assert losses["validation loss, lora_adapter"] < losses["validation loss, distilled"]
     assert not (small / "checkpoints").exists()
+
+
+def test_the_final_model_is_the_distilled_one_with_the_adapter(small) -> None:
+    pruned, distilled, final = (
+        load_file(small / stage / "model.safetensors") for stage in ("pruned", "distilled", "final")
+    )
+    untouched, adapted = "model.embed_tokens.weight", "model.layers.0.mlp.down_proj.weight"
+    assert torch.equal(final[untouched], distilled[untouched])
+    assert not torch.equal(final[untouched], pruned[untouched])
+    assert not torch.equal(final[adapted], distilled[adapted])
 
 
 def test_flags_only(project, merged, rows, tmp_path, monkeypatch) -> None:

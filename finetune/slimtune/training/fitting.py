@@ -97,6 +97,8 @@ def fit(
     last = _checkpoint_to_resume(checkpoints) if resume else None
     steps = _steps_per_epoch(len(train), settings)
     arguments = _arguments(model, settings, checkpoints, steps, bool(validation))
+    # A resumed run has measured its start already; a second time would cost patience.
+    arguments.eval_on_start = bool(validation) and last is None
     arguments.num_train_epochs = epochs or settings.epochs
     arguments.learning_rate = learning_rate or settings.learning_rate
     arguments.logging_steps = max(1, round(steps * arguments.num_train_epochs / _LOGGED_LINES))
@@ -144,7 +146,6 @@ def _arguments(
         fp16=parameter.device.type == "cuda" and model.dtype == torch.float16,
         use_cpu=parameter.device.type == "cpu",
         eval_strategy="steps" if validates else "no",
-        eval_on_start=validates,
         eval_steps=interval,
         save_strategy="steps",
         save_steps=interval,
