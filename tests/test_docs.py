@@ -1,0 +1,119 @@
+"""The documents say what is there: commands parse, links lead somewhere, both languages agree.
+
+Every command of the documents, of the scripts' docstrings and of quickstart.sh is read by the
+settings reader that the script itself uses, values included; nothing is run.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from slimtune.config import SCRIPTS, Config
+from slimtune.settings import read
+from slimtune.settings.flags import section_fields
+
+ROOT = Path(__file__).resolve().parents[1]
+TWINS = ("README", "QUICK_START", "OPTIMIZATION_GUIDE")
+DOCUMENTS = [ROOT / f"{name}{language}.md" for name in TWINS for language in ("", ".zh-CN")]
+SHIPPED = [*DOCUMENTS, ROOT / "quickstart.sh", *(ROOT / f"finetune/{name}.py" for name in SCRIPTS)]
+COMMANDS_OF_THE_README = 11  # those that must work as they stand
+
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_COMMAND = re.compile(r"python (finetune/\w+\.py[^\n&]*)")
+_LINK = re.compile(r"\[[^\]]+\]\(([^)#]+)[^)]*\)")
+_SETTING = re.compile(rf"\b({'|'.join(Config.model_fields)})\.([a-z_]+)\b")
+_CODE = re.compile(r"`([^`\n]+)`")
+_HOSTS = re.compile(r"pypi|pythonhosted|anaconda|download\.pytorch|tsinghua|aliyun|npmjs", re.I)
+
+
+def text_of(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
+
+
+def prose_of(file: Path) -> str:
+    """A document without its code blocks."""
+    return _BLOCK.sub("", text_of(file))
+
+
+def commands_of(file: Path) -> list[list[str]]:
+    """[script, flag, value, ...] of each `python finetune/...` command in a file."""
+    text = text_of(file).partition("\nfrom ")[0]  # of a script, its docstring
+    if file.suffix == ".md":
+        text = "".join(body for language, body in _BLOCK.findall(text) if language == "bash")
+    # A docstring writes the backslash that continues a line twice.
+    joined = re.sub(r"\\{1,2}\n\s*", " ", text)
+    return [shlex.split(command, comments=True) for command in _COMMAND.findall(joined)]
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
+def test_every_command_is_one_that_its_script_takes(file: Path) -> None:
+    commands = commands_of(file)
+    assert commands, f"{file.name} shows no command"
+    for script, *arguments in commands:
+        assert (ROOT / script).is_file(), f"{file.name}: {script} is not there"
+        read(Path(script).stem, "", arguments)  # raises with the flag or value that is wrong
+
+
+def test_the_readme_shows_every_script_and_the_quick_start_runs_each() -> None:
+    readme = commands_of(ROOT / "README.md")
+    assert {Path(script).stem for script, *_ in readme} == set(SCRIPTS)
+    assert len(readme) >= COMMANDS_OF_THE_README
+    assert {Path(script).stem for script, *_ in commands_of(ROOT / "quickstart.sh")} == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
+def test_every_link_and_every_script_named_is_there(file: Path) -> None:
+    links = [link for link in _LINK.findall(text_of(file)) if "://" not in link]
+    names = [word for code in _CODE.findall(prose_of(file)) for word in code.split()]
+    named = [name for name in names if name.endswith((".py", ".sh", ".yaml"))]
+    assert links
+    for name in [*links, *named, "requirements.txt"]:
+        assert (ROOT / name).exists() or (ROOT / "finetune" / name).exists(), name
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
+def test_every_setting_named_is_in_the_schema(file: Path) -> None:
+    named = [pair for code in _CODE.findall(prose_of(file)) for pair in _SETTING.findall(code)]
+    assert named
+    for section, field in named:
+        assert field in section_fields(section), f"{file.name}: {section}.{field}"
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_both_languages_have_the_same_headings_and_the_same_code(name: str) -> None:
+    english, chinese = ROOT / f"{name}.md", ROOT / f"{name}.zh-CN.md"
+    assert levels(english) == levels(chinese)
+    assert _BLOCK.findall(text_of(english)) == _BLOCK.findall(text_of(chinese))
+    assert rows_of_tables(english) == rows_of_tables(chinese)
+    assert sorted(settings_of(english)) == sorted(settings_of(chinese))
+    assert chinese.name in text_of(english) and english.name in text_of(chinese)
+
+
+def levels(file: Path) -> list[int]:
+    """The depth of each heading, in order."""
+    return [len(marks) for marks in re.findall(r"^(#+) ", prose_of(file), re.MULTILINE)]
+
+
+def rows_of_tables(file: Path) -> int:
+    return len(re.findall(r"^\|", prose_of(file), re.MULTILINE))
+
+
+def settings_of(file: Path) -> set[tuple[str, str]]:
+    return set(_SETTING.findall(prose_of(file)))
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
+def test_no_package_registry_is_named(file: Path) -> None:
+    assert not _HOSTS.search(text_of(file))
+
+
+def test_a_yaml_block_of_the_readme_is_a_settings_file(tmp_path: Path) -> None:
+    blocks = dict(_BLOCK.findall(text_of(ROOT / "README.md")))
+    file = tmp_path / "config.yaml"
+    file.write_text(blocks["yaml"], encoding="utf-8")
+    config, _ = read("train_lora", "", ["--config", str(file)])
+    assert config.training.learning_rate == 2e-4
+    assert config.training.activation_checkpointing
+    assert config.model.base_model == "meta-llama/Llama-2-7b-chat-hf"
