@@ -5,6 +5,10 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 overwrite=${1:-}
+if [ -n "$overwrite" ] && [ "$overwrite" != --overwrite ]; then
+  echo "usage: bash quickstart.sh [--overwrite]" >&2
+  exit 2
+fi
 
 # --- installation: once, and again when requirements.txt has changed ---------------------------
 [ -x .venv/bin/python ] || python3 -m venv .venv
@@ -54,8 +58,9 @@ step models/gguf/slimtune-sample-Q4_K_M.gguf python finetune/convert_to_gguf.py 
   --model-path models/finetuned/merged_model --quantization Q4_K_M
 
 # --- 7. everything side by side ------------------------------------------------------------------
-step models/evaluation/evaluation_results.csv python finetune/evaluate_model.py --models \
-models/pruned,models/distilled,models/pruned_distilled/final,models/gguf/slimtune-sample-Q4_K_M.gguf
+models=models/finetuned/merged_model,models/pruned,models/distilled,models/pruned_distilled/final
+models=$models,models/gguf/slimtune-sample-Q4_K_M.gguf
+step models/evaluation/evaluation_results.csv python finetune/evaluate_model.py --models "$models"
 
 printf '\ndone in %d min %d s; the report: models/evaluation/training_report.md\n' \
   $((SECONDS / 60)) $((SECONDS % 60))

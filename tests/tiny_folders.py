@@ -1,6 +1,8 @@
 """A tiny world for export tests: model folders with a tokenizer.model trained on the spot."""
 
+import atexit
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -64,6 +66,7 @@ def swap_two_tokens(folder: Path) -> Path:
 @cache
 def _tokenizer_model() -> Path:
     folder = Path(mkdtemp(prefix="tiny-tokenizer-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "text.txt").write_text("\n".join(TEXT), encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
         input=str(folder / "text.txt"),

@@ -17,7 +17,7 @@ from slimtune.models.llama_cpp import require_gguf
 
 _ADAPTER_FILE = "adapter_config.json"
 _TEMPLATE_FILE = "chat_template.jinja"
-_ROLES = ("final", "merged_model", "lora_adapter")  # names that say less than their folder's
+_ROLES = ("final", "lora_adapter")  # names that say less than their folder's
 
 
 def of(config: Config) -> list[Candidate]:
@@ -48,7 +48,7 @@ def _require_whole(candidate: Candidate) -> None:
 
 def _candidate(model: str, base: str) -> Candidate:
     path = Path(model)
-    label = path.parent.name if path.name in _ROLES else path.name
+    label = path.parent.name if path.name in _ROLES else path.name.removesuffix("_model")
     if (path / _ADAPTER_FILE).is_file():
         return Candidate(label, base, adapter=model)
     if path.suffix == ".gguf":

@@ -14,6 +14,9 @@ _CONTEXT = 2048
 
 def hold(candidate: Candidate, config: Config) -> None:
     """Chat with the candidate on stdin and stdout; the model is let go at the end."""
+    if config.options.dry_run:
+        note(f"dry run: would chat with {candidate.label} ({candidate.reference})")
+        return
     compute = Compute(config.model.device, config.model.dtype, config.model.use_quantization)
     engine = open_engine(candidate, compute, _CONTEXT)
     try:
