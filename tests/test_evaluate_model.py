@@ -139,7 +139,7 @@ def test_each_model_has_a_process_of_its_own(settings, adapter, tmp_path) -> Non
 def test_a_dry_run_names_the_models_and_writes_nothing(settings, merged, tmp_path) -> None:
     flags = ("--models", merged, "--output", tmp_path / "r.csv", "--dry-run")
     ran = succeeds("evaluate_model", *settings, *flags)
-    assert "rows: 16" in ran.out and "models: base, fine-tuned, tuned" in ran.out
+    assert "rows: 16" in ran.out and "models: base, fine-tuned, merged" in ran.out
     assert list(tmp_path.iterdir()) == []
 
 

@@ -146,13 +146,13 @@ def test_k_quants_fall_back_where_rows_are_short(project) -> None:
 def test_the_comparison_tells_the_models_apart(project) -> None:
     metrics = json.loads((project / "evaluation/results_metrics.json").read_text())
     models = {one["label"]: one for one in metrics["models"]}
-    assert list(models) == ["base", "fine-tuned", "tuned", "pruned", "distilled", "small"] + [
+    assert list(models) == ["base", "fine-tuned", "merged", "pruned", "distilled", "small"] + [
         "stories-F16"
     ]
     perplexity = {label: one["perplexity"] for label, one in models.items()}
     assert perplexity["fine-tuned"] < perplexity["base"]
     assert perplexity["distilled"] < perplexity["pruned"]
-    for label in ("tuned", "stories-F16"):
+    for label in ("merged", "stories-F16"):
         assert perplexity[label] == pytest.approx(perplexity["fine-tuned"], rel=0.01), label
 
 
