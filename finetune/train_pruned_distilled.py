@@ -57,7 +57,8 @@ def main(config: Config) -> None:
 
     wrote(
         final,
-        numbers={"parameters": f"{report.parameters:,}"} | _losses(distilled, adapter),
+        numbers={"parameters": f"{report.parameters:,}"}
+        | {name: f"{loss:.4f}" for name, loss in _losses(distilled, adapter).items()},
         next=f"python finetune/convert_to_gguf.py --model-path {near(final)}",
     )
 
