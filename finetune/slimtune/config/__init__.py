@@ -1,0 +1,75 @@
+"""The schema: the only place where a setting, its default, its help and its check are written.
+
+One file a room, one pydantic model a section, in pipeline order here. `config.yaml`, its comments,
+the flags, `--help`, the checks, `config.schema.json` and the settings in every `run.json` are all
+derived from it by `slimtune.settings`.
+"""
+
+from dataclasses import dataclass
+
+from pydantic import PrivateAttr
+
+from slimtune.config.compression import Distillation, PrunedDistilled, Pruning
+from slimtune.config.data import Data, Sample
+from slimtune.config.evaluation import Evaluation
+from slimtune.config.export import Gguf
+from slimtune.config.fields import Section
+from slimtune.config.model import ModelSection
+from slimtune.config.training import Lora, Training
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a command line may ask of any script; never part of config.yaml."""
+
+    overwrite: bool = False
+    resume: bool = False
+    dry_run: bool = False
+    debug: bool = False
+
+
+class Config(Section):
+    """Every setting of every script."""
+
+    model: ModelSection = ModelSection()
+    sample: Sample = Sample()
+    data: Data = Data()
+    pruning: Pruning = Pruning()
+    distillation: Distillation = Distillation()
+    lora: Lora = Lora()
+    training: Training = Training()
+    pruned_distilled: PrunedDistilled = PrunedDistilled()
+    evaluation: Evaluation = Evaluation()
+    gguf: Gguf = Gguf()
+
+    _options: Options = PrivateAttr(default=Options())
+
+    @property
+    def options(self) -> Options:
+        return self._options
+
+
+def _fields(section: type[Section], prefix: str, *, without: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{prefix}.{name}" for name in section.model_fields if name not in without)
+
+
+# What each script shows: whole sections, or single fields as "section.field". A flag belongs
+# to the first field that wants it; a later field of the same name gets its section in front.
+_COMPUTE = ("model.prompt_template", "model.device", "model.dtype")
+SCRIPTS: dict[str, tuple[str, ...]] = {
+    "create_sample_data": ("sample",)
+    + ("data.validation_ratio", "data.test_ratio", "data.group_column", "data.seed"),
+    "prepare_data": ("data", "model.base_model", "model.prompt_template", "model.system_prompt")
+    + ("training.max_length",),
+    "model_pruning": ("pruning",),
+    "knowledge_distillation": ("distillation", *_COMPUTE)
+    + _fields(Training, "training", without=("epochs", "learning_rate")),
+    "train_lora": ("lora", "training", "model.base_model", *_COMPUTE, "model.use_quantization"),
+    "train_pruned_distilled": ("pruned_distilled", "training", "model.base_model", *_COMPUTE)
+    + _fields(Lora, "lora", without=("output_dir",))
+    + _fields(Pruning, "pruning", without=("model_path", "output_dir"))
+    + _fields(Distillation, "distillation", without=("student_model", "output_dir")),
+    "evaluate_model": ("evaluation", "model", "training.train_data", "training.max_length"),
+    "convert_to_gguf": ("gguf", "model.prompt_template", "model.system_prompt")
+    + ("training.max_length", "training.train_data", "evaluation.test_data"),
+}

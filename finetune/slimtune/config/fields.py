@@ -1,0 +1,27 @@
+"""What every section of the schema is made of: a strict model, a field with its help, its types."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Model = Annotated[
+    str, "model"
+]  # a local folder (or .gguf file) or a Hub id: `settings` resolves it
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+def setting(default: Any, help: str, *, flag: str | None = None, **checks: Any) -> Any:
+    """A field with its help; `flag` names its flag where the dashed field name is not it."""
+    return Field(
+        default, description=help, json_schema_extra={"flag": flag} if flag else {}, **checks
+    )
+
+
+class Section(BaseModel):
+    """A section of config.yaml: unknown names are errors, numbers must be finite."""
+
+    model_config = ConfigDict(
+        extra="forbid", allow_inf_nan=False, frozen=True, protected_namespaces=()
+    )
