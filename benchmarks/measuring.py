@@ -1,0 +1,171 @@
+"""What a command costs: CPU seconds, wall seconds and peak memory of it and all its children.
+
+Every benchmark runs each side as a process of its own through `measure`, so that neither side's
+imports, caches or leftovers count for the other, and prints one `table`.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+FINETUNE = ROOT / "finetune"
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+_PACE = 0.02  # seconds between two looks at the memory
+_RESULT = "RESULT "
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One finished process: `cpu` is user + system seconds, `peak` bytes resident at once."""
+
+    wall: float
+    cpu: float
+    peak: int
+    returncode: int
+    output: str
+    results: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def megabytes(self) -> float:
+        return self.peak / 1e6
+
+
+def measure(
+    command: Sequence[str | Path],
+    *,
+    threads: int = 1,
+    environment: dict[str, str] | None = None,
+    check: bool = True,
+) -> Cost:
+    """Run `command` with `threads` threads for every library and measure it with its children.
+
+    Peak memory is the largest sum over the process tree of unshared and shared resident pages,
+    polled every 20 ms, and never less than the kernel's own high-water mark of the first process.
+    Raises RuntimeError with the output's end when `check` is set and the command failed.
+    """
+    variables = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": str(FINETUNE),
+    }
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=variables | (environment or {}),
+    )
+    polled = _Peak(process.pid)
+    lines = list(process.stdout)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    wall = time.perf_counter() - started
+    scale = 1 if sys.platform == "darwin" else 1024
+    cost = Cost(
+        wall=wall,
+        cpu=usage.ru_utime + usage.ru_stime,
+        peak=max(polled.stop(), usage.ru_maxrss * scale),
+        returncode=process.returncode,
+        output="".join(lines),
+        results=_results(lines),
+    )
+    if check and cost.returncode:
+        raise RuntimeError(f"{command} exited with {cost.returncode}:\n{cost.output[-3000:]}")
+    return cost
+
+
+def report(**results: Any) -> None:
+    """Said by a measured process: figures that `measure` hands on in `Cost.results`."""
+    print(_RESULT + json.dumps(results), flush=True)
+
+
+def _results(lines: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for line in lines:
+        if line.startswith(_RESULT):
+            found |= json.loads(line[len(_RESULT) :])
+    return found
+
+
+class _Peak:
+    """Watches a process tree from a thread."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid, self._peak, self._over = pid, 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._over.wait(_PACE):
+            self._peak = max(self._peak, _resident(self._pid))
+
+    def stop(self) -> int:
+        self._over.set()
+        self._thread.join()
+        return self._peak
+
+
+def _resident(pid: int) -> int:
+    try:
+        process = psutil.Process(pid)
+        tree = [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return 0
+    total = 0
+    for one in tree:
+        try:
+            total += one.memory_info().rss
+        except psutil.Error:
+            continue
+    return total
+
+
+def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print rows in aligned columns: text to the left, numbers to the right."""
+    cells = [list(headers), *[[_written(value) for value in row] for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
+    print(f"\n{title}")
+    for number, row in enumerate(cells):
+        first, *rest = zip(row, widths, strict=True)
+        print("  ".join([first[0].ljust(first[1]), *(text.rjust(width) for text, width in rest)]))
+        if number == 0:
+            print("  ".join("-" * width for width in widths))
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def machine() -> str:
+    """The machine and the versions in one line, for the head of a table."""
+    from importlib.metadata import version
+
+    names = ("torch", "transformers", "peft", "gguf")
+    packages = ", ".join(f"{name} {version(name)}" for name in names)
+    return f"{_processor()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {packages}"
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
