@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 
 from slimtune.console import SettingsError
 from slimtune.prompts.rendering import Message, pieces
+from slimtune.prompts.shortening import shorten
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
@@ -35,9 +36,22 @@ def encode(
 ) -> Encoded | None:
     """Ids of the whole conversation, and labels: the id inside an answer or its EOS, else -100.
 
-    Beyond `max_length` ids the oldest prompt goes, right after BOS; the last answer is never cut.
-    None if that answer with BOS and one id of prompt does not fit: the caller drops and counts it.
+    Beyond `max_length` ids the conversation is shortened by `shortening.shorten`: its last answer
+    is never cut. None if it cannot be: the caller drops and counts it.
     """
+    encoded = encode_whole(tokenizer, messages, template)
+    if max_length is None or len(encoded["input_ids"]) <= max_length:
+        return encoded
+
+    def size(shorter: Sequence[Message]) -> int:
+        return len(encode_whole(tokenizer, shorter, template)["input_ids"])
+
+    shorter = shorten(messages, size, max_length)
+    return None if shorter is None else encode_whole(tokenizer, shorter, template)
+
+
+def encode_whole(tokenizer: Tokenizer, messages: Sequence[Message], template: str) -> Encoded:
+    """The same without a limit."""
     tokens = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
     parts = pieces(messages, template, **tokens)
     if parts and not parts[-1][0].strip():
@@ -50,18 +64,35 @@ def encode(
             _require_end(tokenizer, fresh)
         ids += fresh
         labels += fresh if supervised else [IGNORED] * len(fresh)
-    if max_length is None or len(ids) <= max_length:
-        return Encoded(input_ids=ids, labels=labels)
-    return _shorten(ids, labels, max_length, bos=int(ids[0] == tokenizer.bos_token_id))
+    return Encoded(input_ids=ids, labels=labels)
 
 
-def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message], template: str) -> list[int]:
+def encode_prompt(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    template: str,
+    max_length: int | None = None,
+) -> list[int]:
     """Ids up to where the assistant must speak: the prefix that `encode` has before that answer.
 
-    A last assistant message, the reference answer of a row, is left out.
+    A last assistant message, the reference answer of a row, is left out. Beyond `max_length` ids
+    the conversation is shortened as for training; one that cannot be is returned whole.
     """
     asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
     answered = [*asked, Message(role="assistant", content=".")]
+    prompt = _prompt(tokenizer, answered, template)
+    if max_length is None or len(prompt) <= max_length:
+        return prompt
+
+    def size(shorter: Sequence[Message]) -> int:
+        return len(_prompt(tokenizer, shorter, template))
+
+    shorter = shorten(answered, size, max_length)
+    return prompt if shorter is None else _prompt(tokenizer, shorter, template)
+
+
+def _prompt(tokenizer: Tokenizer, answered: Sequence[Message], template: str) -> list[int]:
+    """Ids before the last answer of `answered`."""
     tokens = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
     parts = pieces(answered, template, **tokens)
     last = max(index for index, (_, supervised) in enumerate(parts) if supervised)
@@ -95,25 +126,3 @@ def _require_end(tokenizer: Tokenizer, answer: list[int]) -> None:
             "no EOS follows an answer, so the model would never learn to stop",
             "write eos_token after each answer, or choose llama2, alpaca or chatml",
         )
-
-
-def _shorten(ids: list[int], labels: list[int], max_length: int, bos: int) -> Encoded | None:
-    """BOS and the last ids; the rest of an earlier answer cut in two is no longer supervised."""
-    start = len(ids) - (max_length - bos)
-    if start >= _last_answer(labels):
-        return None
-    kept = labels[start:]
-    if labels[start - 1] != IGNORED:
-        whole = kept.index(IGNORED)
-        kept = [IGNORED] * whole + kept[whole:]
-    return Encoded(input_ids=ids[:bos] + ids[start:], labels=[IGNORED] * bos + kept)
-
-
-def _last_answer(labels: list[int]) -> int:
-    """Where the last run of supervised labels starts; their number if there is none."""
-    start = len(labels)
-    while start and labels[start - 1] == IGNORED:
-        start -= 1
-    while start and labels[start - 1] != IGNORED:
-        start -= 1
-    return start or len(labels)

@@ -1,0 +1,70 @@
+"""What becomes of a row that is longer than the model is trained on: one policy, told in words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from slimtune.console import InputError
+from slimtune.prompts.encoding import Encoded, Tokenizer, encode_whole
+from slimtune.prompts.rendering import Message
+from slimtune.prompts.shortening import shorten, split
+
+Policy = Literal["truncate_prompt", "split_turns", "drop", "error"]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A row within the limit: the conversations it became, the ids of each, and how that went.
+
+    `how` is "whole", "shortened", "split" or "dropped"; only a dropped row has no conversation and
+    a reason. `tokens` is the length it came with.
+    """
+
+    conversations: list[list[Message]]
+    encoded: list[Encoded]
+    tokens: int
+    how: Literal["whole", "shortened", "split", "dropped"]
+    reason: str = ""
+
+
+def fit(
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    template: str,
+    max_length: int,
+    policy: Policy,
+    place: str = "a row",
+) -> Fitted:
+    """The conversation in at most `max_length` tokens by `policy`; no answer, no EOS is ever cut.
+
+    truncate_prompt takes away the oldest exchanges, then the start of the last question (`shorten`,
+    the function that training uses too). split_turns makes several conversations of it, each
+    exchange in one of them. drop leaves it out; so do the others where an answer alone is too
+    long. error raises InputError that names `place`.
+    """
+    whole = encode_whole(tokenizer, messages, template)
+    tokens = len(whole["input_ids"])
+    if tokens <= max_length:
+        return Fitted([list(messages)], [whole], tokens, "whole")
+    if policy == "error":
+        raise InputError(
+            f"{place}: {tokens} tokens, more than {max_length}",
+            "long_rows is error, so no row may be shortened or left out",
+            "raise --max-length, or choose --long-rows truncate_prompt, split_turns or drop",
+        )
+    if policy == "drop":
+        return Fitted([], [], tokens, "dropped", f"{tokens} tokens, more than {max_length}")
+
+    def size(shorter: Sequence[Message]) -> int:
+        return len(encode_whole(tokenizer, shorter, template)["input_ids"])
+
+    if policy == "split_turns":
+        parts = split(messages, size, max_length)
+    else:
+        shorter = shorten(messages, size, max_length)
+        parts = None if shorter is None else [shorter]
+    if parts is None:
+        reason = f"{tokens} tokens, and an answer alone leaves no room in {max_length}"
+        return Fitted([], [], tokens, "dropped", reason)
+    encoded = [encode_whole(tokenizer, part, template) for part in parts]
+    return Fitted(parts, encoded, tokens, "split" if len(parts) > 1 else "shortened")
