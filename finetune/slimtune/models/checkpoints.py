@@ -14,20 +14,20 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from io import FileIO
 from pathlib import Path
-from typing import Self
-
-import torch
+from typing import TYPE_CHECKING, Self
 
 from slimtune.console import InputError, ResourceError
 from slimtune.models.folders import INDEX_FILE, SINGLE_FILE, read_json, weight_files, write_json
 from slimtune.models.headers import (
-    DTYPE_NAMES,
     Spec,
     TensorInfo,
     read_header,
     read_tensor,
     write_header,
 )
+
+if TYPE_CHECKING:  # torch weighs more than everything here, and a conversion does without it
+    import torch
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -42,7 +42,7 @@ TOKENIZER_FILES = (
 
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 CHUNK_BYTES = 4 << 20
-FULL_PRECISION = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FULL_PRECISION = ("F32", "F16", "BF16", "F64")
 
 _NOT_COMPANIONS = {
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl",
@@ -91,25 +91,25 @@ class Checkpoint:
         names = self.tensors.keys() - ({OUTPUT} if self.tied else set())
         return sum(math.prod(self.tensors[name].shape) for name in names)
 
-    def dtype(self, name: str) -> torch.dtype:
+    def dtype(self, name: str) -> "torch.dtype":
         return self.tensors[name].dtype
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> "torch.Tensor":
         """Rows start..stop (all by default) in a buffer of their own; safe from many threads."""
         return read_tensor(self.tensors[name], start, stop)
 
-    def rows(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
+    def rows(self, name: str) -> Iterator[tuple[int, "torch.Tensor"]]:
         """The tensor in pieces of at most CHUNK_BYTES: (first row, rows); a scalar is one piece."""
         return tensor_rows(self.tensors[name])
 
     def require_full_precision(self, purpose: str) -> None:
         """InputError if the weights are quantised (bitsandbytes, GPTQ, fp8), unfit to `purpose`."""
-        odd = [name for name, info in self.tensors.items() if info.dtype not in FULL_PRECISION]
+        odd = [name for name, info in self.tensors.items() if info.kind not in FULL_PRECISION]
         if not odd and "quantization_config" not in self.config:
             return
         found = "its config.json says so"
         if odd:
-            found = f"{odd[0]} is {DTYPE_NAMES[self.dtype(odd[0])]}"
+            found = f"{odd[0]} is {self.tensors[odd[0]].kind}"
         raise InputError(
             f"{self.folder}: quantised weights cannot be used to {purpose}",
             f"{found}; rounding again what was rounded once ruins a model",
@@ -145,13 +145,15 @@ class CheckpointWriter:
         self._missing = sizes
         self._lock = threading.Lock()
 
-    def write(self, name: str, rows: torch.Tensor, start: int = 0) -> None:
+    def write(self, name: str, rows: "torch.Tensor", start: int = 0) -> None:
         """Writes `rows`, the tensor's rows from `start` on (a whole tensor by default)."""
         info = self.tensors[name]
         if rows.dtype != info.dtype or rows.shape[1:] != info.shape[1:]:
             raise ValueError(f"{name}: got {rows.dtype} {tuple(rows.shape)}, spec says {info}")
+        import torch  # here it is loaded already: `rows` is of it
+
         data = rows.contiguous().reshape(-1).view(torch.uint8).numpy()
-        row = math.prod(info.shape[1:]) * info.dtype.itemsize
+        row = info.row_bytes
         if start * row + data.nbytes > info.nbytes:
             raise ValueError(f"{name}: rows from {start} reach beyond {info.shape}")
         with info.file.open("r+b", buffering=0) as file:
@@ -185,7 +187,7 @@ class CheckpointWriter:
             self.close()
 
 
-def tensor_rows(info: TensorInfo) -> Iterator[tuple[int, torch.Tensor]]:
+def tensor_rows(info: TensorInfo) -> Iterator[tuple[int, "torch.Tensor"]]:
     """`Checkpoint.rows` for a tensor of any file."""
     if not info.shape:
         yield 0, read_tensor(info)

@@ -1,6 +1,7 @@
 """One safetensors file: its header read and checked, or written for tensors to come; rows read.
 
-Format: huggingface.co/docs/safetensors (u64 header length, JSON header, little-endian data).
+Format: huggingface.co/docs/safetensors (u64 header length, JSON header, little-endian data). torch
+is imported only where a tensor is asked for: by itself it weighs more (200 MB) than a conversion.
 """
 
 import json
@@ -9,39 +10,57 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
 from slimtune.console import InputError
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+if TYPE_CHECKING:
+    import torch
 
-Spec = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+# What the header calls a type: (torch's name, bytes of a value).
+_KINDS = {
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
+}
+_KIND_OF = {f"torch.{name}": kind for kind, (name, _) in _KINDS.items()}
+
+Spec = Mapping[str, tuple["torch.dtype", tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: `nbytes` bytes at `offset` of `file` (absolute, header included)."""
+    """Where one tensor lies: `nbytes` bytes at `offset` of `file` (absolute, header included).
+
+    `kind` is the header's name of its type: F32, BF16, …
+    """
 
     file: Path
     offset: int
     nbytes: int
-    dtype: torch.dtype
+    kind: str
     shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        import torch
+
+        return getattr(torch, _KINDS[self.kind][0])
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * _KINDS[self.kind][1]
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -71,7 +90,7 @@ def write_header(file: Path, spec: Spec) -> dict[str, TensorInfo]:
     position = 0
     for name, (dtype, shape) in sorted(spec.items(), key=lambda item: -item[1][0].itemsize):
         span = [position, position + math.prod(shape) * dtype.itemsize]
-        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": span}
+        header[name] = {"dtype": _KIND_OF[str(dtype)], "shape": list(shape), "data_offsets": span}
         position = span[1]
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
@@ -81,36 +100,51 @@ def write_header(file: Path, spec: Spec) -> dict[str, TensorInfo]:
     return read_header(file)
 
 
-def read_tensor(info: TensorInfo, start: int = 0, stop: int | None = None) -> torch.Tensor:
+def read_tensor(info: TensorInfo, start: int = 0, stop: int | None = None) -> "torch.Tensor":
     """Rows start..stop of a tensor (all by default) in their own buffer; safe from many threads."""
+    import torch
+
+    first, last = _span(info, start, stop)
+    data = torch.empty(last - first, dtype=torch.uint8)
+    _read_into(memoryview(data.numpy()), info, first)
+    data = data.view(info.dtype)
     if not info.shape:
-        return _read_bytes(info, 0, info.nbytes).view(info.dtype).reshape(())
+        return data.reshape(())
     stop = info.shape[0] if stop is None else stop
-    row = math.prod(info.shape[1:]) * info.dtype.itemsize
-    rows = _read_bytes(info, start * row, (stop - start) * row).view(info.dtype)
-    return rows.reshape(stop - start, *info.shape[1:])
+    return data.reshape(stop - start, *info.shape[1:])
 
 
-def _read_bytes(info: TensorInfo, start: int, count: int) -> torch.Tensor:
-    data = torch.empty(count, dtype=torch.uint8)
-    view = memoryview(data.numpy())
+def read_bytes(info: TensorInfo, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """The same rows as they lie in the file: uint8, one dimension."""
+    first, last = _span(info, start, stop)
+    data = np.empty(last - first, np.uint8)
+    _read_into(memoryview(data), info, first)
+    return data
+
+
+def _span(info: TensorInfo, start: int, stop: int | None) -> tuple[int, int]:
+    """First and last byte of rows start..stop, from the tensor's own first byte on."""
+    last = info.nbytes if stop is None else stop * info.row_bytes
+    return start * info.row_bytes, last
+
+
+def _read_into(view: memoryview, info: TensorInfo, first: int) -> None:
     # A handle per read: no shared file position, so threads need no lock; Windows has no pread.
     with info.file.open("rb", buffering=0) as file:
-        file.seek(info.offset + start)
+        file.seek(info.offset + first)
         while view:
             got = file.readinto(view)
             if not got:
                 raise damaged(info.file, "it became shorter while it was read")
             view = view[got:]
-    return data
 
 
 def _tensor_info(file: Path, data: int, entry: dict) -> TensorInfo:
     start, stop = entry["data_offsets"]
-    dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
-    if stop - start != math.prod(shape) * dtype.itemsize:
+    kind, shape = entry["dtype"], tuple(entry["shape"])
+    if stop - start != math.prod(shape) * _KINDS[kind][1]:
         raise ValueError(f"{entry} does not add up")
-    return TensorInfo(file, data + start, stop - start, dtype, shape)
+    return TensorInfo(file, data + start, stop - start, kind, shape)
 
 
 def damaged(file: Path, why: str) -> InputError:
