@@ -39,9 +39,9 @@ def evaluate(candidate: Candidate, job: Job) -> Outcome:
 def _ask(engine: Engine, candidate: Candidate, job: Job, load_seconds: float) -> Outcome:
     started = time.perf_counter()
     template = own_template(candidate, job.template)
-    prompts = [encode_prompt(engine.tokenizer, q.messages, template) for q in job.questions]
-    room = max(job.max_length - job.max_new_tokens, 2)
-    cut = [_shortened(prompt, room, engine.tokenizer.bos_token_id) for prompt in prompts]
+    tokenizer, room = engine.tokenizer, max(job.max_length - job.max_new_tokens, 2)
+    prompts = [encode_prompt(tokenizer, q.messages, template) for q in job.questions]
+    cut = [encode_prompt(tokenizer, q.messages, template, room) for q in job.questions]
     log.info("%s: answering %d prompts", candidate.label, len(cut))
     generations = engine.generate(cut, job.max_new_tokens)
     log.info("%s: scoring the reference answers", candidate.label)
@@ -69,14 +69,6 @@ def _losses(
     fitting: list[Encoded] = [example for example in examples if example is not None]
     losses = iter(engine.losses(fitting))
     return [next(losses) if example else AnswerLoss(0.0, 0) for example in examples]
-
-
-def _shortened(prompt: list[int], room: int, bos: int | None) -> list[int]:
-    """BOS and the last ids of a prompt, the way training shortens: the question is at the end."""
-    if len(prompt) <= room:
-        return prompt
-    start = [bos] if prompt[0] == bos else []
-    return start + prompt[len(prompt) - room + len(start) :]
 
 
 def _footprint(candidate: Candidate) -> tuple[int, int]:

@@ -76,7 +76,8 @@ def encode_prompt(
     """Ids up to where the assistant must speak: the prefix that `encode` has before that answer.
 
     A last assistant message, the reference answer of a row, is left out. Beyond `max_length` ids
-    the conversation is shortened as for training; one that cannot be is returned whole.
+    the conversation is shortened as for training; where the template alone is longer, BOS and the
+    last ids are left.
     """
     asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
     answered = [*asked, Message(role="assistant", content=".")]
@@ -88,7 +89,10 @@ def encode_prompt(
         return len(_prompt(tokenizer, shorter, template))
 
     shorter = shorten(answered, size, max_length)
-    return prompt if shorter is None else _prompt(tokenizer, shorter, template)
+    if shorter is not None:
+        return _prompt(tokenizer, shorter, template)
+    bos = prompt[: int(prompt[0] == tokenizer.bos_token_id)]
+    return bos + prompt[len(prompt) - max_length + len(bos) :]
 
 
 def _prompt(tokenizer: Tokenizer, answered: Sequence[Message], template: str) -> list[int]:

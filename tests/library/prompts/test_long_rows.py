@@ -142,3 +142,10 @@ def test_a_shortened_prompt_is_the_prefix_of_the_shortened_row(tokenizer, templa
         if cut is not None:
             asked = prompts.encode_prompt(tokenizer, row, template, limit)
             assert asked == cut["input_ids"][: len(asked)] and len(asked) <= limit
+
+
+def test_a_prompt_whose_template_alone_is_too_long_keeps_bos_and_its_end(tokenizer, template):
+    prompt = prompts.encode_prompt(tokenizer, TALK, template)
+    cut = prompts.encode_prompt(tokenizer, TALK, template, 4)
+    bos = int(prompt[0] == tokenizer.bos_token_id)
+    assert cut == prompt[:bos] + prompt[bos - 4 :]
