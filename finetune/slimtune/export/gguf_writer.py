@@ -23,7 +23,8 @@ from gguf import GGMLQuantizationType as Type
 
 from slimtune.console import InputError, ResourceError
 from slimtune.export.architecture import row_order, write_architecture
-from slimtune.export.preflight import Plan, preflight, require_disk
+from slimtune.export.plan import Plan
+from slimtune.export.preflight import preflight, require_disk
 from slimtune.export.quant_types import PLAIN, encoded_bytes
 from slimtune.export.quant_types import quantization as named
 from slimtune.export.vocabulary import write_vocabulary
