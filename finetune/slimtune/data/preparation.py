@@ -10,10 +10,12 @@ from typing import Any
 
 from slimtune.console import InputError, SettingsError
 from slimtune.data import readers, report
+from slimtune.data.account import Account, Size
 from slimtune.data.cleaning import fingerprint, without_leaks
 from slimtune.data.formats import FORMATS, BadRow, Message, Row, fits
 from slimtune.data.rows import SAMPLE, CanonicalRow, canonical, no_usable_column, shape_of
 from slimtune.data.splits import SPLITS, prompt_key, split_of
+from slimtune.data.text import language
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,29 @@ def prepare(
         why = "its question is also in a split kept for judging"
         rejected.append(_set_aside(file, row["source"]["line"], "leak", why, row))
     _require_train(file, splits, rejected, shape)
-    return Prepared(splits, rejected, report.numbers(file, shape, splits, rejected, encode))
+    return Prepared(
+        splits, rejected, report.numbers(_account(file, shape, splits, rejected, encode))
+    )
+
+
+def _account(
+    file: Path,
+    shape: str,
+    splits: dict[str, list[CanonicalRow]],
+    rejected: list[dict[str, Any]],
+    encode: Encode | None,
+) -> Account:
+    account = Account(sources=[{"file": file.name, "shape": shape}])
+    for entry in rejected:
+        account.set_aside(entry["kind"], entry["reason"])
+    for split, rows in splits.items():
+        for row in rows:
+            encoded = encode(row["messages"]) if encode else None
+            supervised = sum(label != -100 for label in encoded["labels"]) if encoded else 0
+            sizes = [Size(len(encoded["input_ids"]), supervised)] if encoded else []
+            spoken = "\n".join(message["content"] for message in row["messages"])
+            account.keep(split, language(spoken), sizes)
+    return account
 
 
 def write(prepared: Prepared, folder: Path, name: str) -> list[Path]:

@@ -2,62 +2,34 @@
 
 import json
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slimtune.data.formats import Message
-from slimtune.data.text import language
+from slimtune.data.account import KINDS, Account
 
 FILES = ("data_report.json", "data_report.md")
-_IGNORED = -100
 
 
-def numbers(
-    file: Path,
-    shape: str,
-    splits: Mapping[str, Sequence[dict[str, Any]]],
-    rejected: Sequence[dict[str, Any]],
-    encode: Callable[[list[Message]], Any] | None = None,
-) -> dict[str, Any]:
-    """Every count of the report; rows_in = kept + rejected + duplicates + leaks."""
-    kept = [row for rows in splits.values() for row in rows]
-    kinds = Counter(entry["kind"] for entry in rejected)
-    reasons = Counter(entry["reason"] for entry in rejected if entry["kind"] == "rejected")
-    counts = {
-        "input": file.name,
-        "format": shape,
-        "rows_in": len(kept) + len(rejected),
-        "kept": len(kept),
-        "rejected": kinds["rejected"],
-        "duplicates": kinds["duplicate"],
-        "leaks": kinds["leak"],
-        "reasons": dict(reasons.most_common()),
-        "splits": {name: len(rows) for name, rows in splits.items()},
-        "languages": dict(Counter(_language(row) for row in kept).most_common()),
-    }
-    return counts | ({"tokens": token_numbers(kept, encode)} if encode else {})
+def numbers(account: Account) -> dict[str, Any]:
+    """Every count of the report, with the tokens of the rows where they were counted."""
+    counts = account.numbers()
+    names = ", ".join(source["file"] for source in account.sources)
+    shapes = ", ".join(dict.fromkeys(source["shape"] for source in account.sources))
+    tokens = {"tokens": token_numbers(account.tokens, account.supervised)} if account.tokens else {}
+    return {"input": names, "format": shapes} | counts | tokens
 
 
-def token_numbers(
-    rows: Sequence[dict[str, Any]], encode: Callable[[list[Message]], Any]
-) -> dict[str, Any]:
+def token_numbers(tokens: Sequence[int], supervised: Sequence[int]) -> dict[str, Any]:
     """Lengths in tokens under the training template, and the share of them that is supervised."""
-    lengths, supervised = [], 0
-    for row in rows:
-        if encoded := encode(row["messages"]):
-            lengths.append(len(encoded["input_ids"]))
-            supervised += sum(label != _IGNORED for label in encoded["labels"])
-    lengths.sort()
+    lengths = sorted(tokens)
     return {
         "p50": percentile(lengths, 0.5),
         "p90": percentile(lengths, 0.9),
         "p99": percentile(lengths, 0.99),
         "max": percentile(lengths, 1),
         "total": sum(lengths),
-        "supervised_share": round(supervised / max(sum(lengths), 1), 4),
-        "too_long": len(rows) - len(lengths),
+        "supervised_share": round(sum(supervised) / max(sum(lengths), 1), 4),
     }
 
 
@@ -71,7 +43,7 @@ def text(numbers: Mapping[str, Any]) -> str:
     account = {name: numbers[name] for name in _ACCOUNT}
     sections = [
         f"# Data report: {numbers['input']}",
-        f"Read as `{numbers['format']}`. Rows in = kept + rejected + duplicates + leaks.",
+        f"Read as `{numbers['format']}`. Rows in = the sum of all below.",
         _table("rows", account),
         "## Splits\n\n" + _table("split", numbers["splits"]),
         "## Languages\n\n" + _table("language", numbers["languages"]),
@@ -89,11 +61,7 @@ def write(numbers: Mapping[str, Any], folder: Path) -> None:
         (folder / name).write_text(content, encoding="utf-8", newline="\n")
 
 
-_ACCOUNT = ("rows_in", "kept", "rejected", "duplicates", "leaks")
-
-
-def _language(row: Mapping[str, Any]) -> str:
-    return language("\n".join(message["content"] for message in row["messages"]))
+_ACCOUNT = ("rows_in", "kept", *KINDS.values())
 
 
 def _table(head: str, values: Mapping[str, Any]) -> str:
