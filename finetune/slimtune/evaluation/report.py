@@ -10,8 +10,8 @@ from string import Template
 from typing import Any
 
 from slimtune.console import size
+from slimtune.data.markdown import code, plain, table
 from slimtune.evaluation import report_comparison as compared
-from slimtune.evaluation.markdown import code, plain, table
 from slimtune.evaluation.report_words import LANGUAGES, Words
 
 _FOLDER = Path(__file__).resolve().parents[2]

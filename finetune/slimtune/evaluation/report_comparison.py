@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slimtune.console import size
+from slimtune.data.markdown import plain, table
 from slimtune.evaluation.cautions import sentence
-from slimtune.evaluation.markdown import plain, table
 from slimtune.evaluation.report_words import Words
 
 PLACES = ("verdict", "comparison", "samples", "quantisation", "cost", "warnings")

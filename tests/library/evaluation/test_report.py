@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from slimtune.data.markdown import code, plain
 from slimtune.evaluation.cautions import _SENTENCES
-from slimtune.evaluation.markdown import code, plain
 from slimtune.evaluation.report import render
 
 HOSTILE = "=cmd|'/C calc'!A0 <script>alert(1)</script> ![x](http://evil.example/i.png) | `a` # $b$"
