@@ -35,11 +35,11 @@ def merge(config: Config) -> None:
     from slimtune.models.hub import resolve
 
     base, adapter = config.model.base_model, config.evaluation.lora_model
-    merging.require_pair(resolve(base), adapter)
+    pair = merging.require_pair(resolve(base), adapter)
     final = config.evaluation.merged_dir or adapter.with_name("merged_model")
     refuse_finished(final, config)
     if config.options.dry_run:
-        would_write(final, estimates={"memory": "about 0.35 GB, whatever the size of the model"})
+        would_write(final, estimates={"on disk": size(pair.bytes), "memory": pair.memory_words})
         return
     with stage_folder("merge", final, config, inputs=[adapter, base]) as stage:
         report = merging.merge(resolve(base), adapter, stage.folder)

@@ -1,50 +1,39 @@
 """LoRA adapter folders: what they hold, read from headers, and whether a base model is theirs.
 
-A weight W (out x in) of the base is changed by B @ A * scale, A (rank x in) and B (out x rank).
-LoRA: arXiv:2106.09685; rank-stabilised scale alpha / sqrt(rank): arXiv:2312.03732.
+A weight W (out x in) of the base becomes W + B @ A * scale, A (rank x in) and B (out x rank); an
+embedding W (tokens x dim) is changed by the transpose. LoRA: arXiv:2106.09685; rank-stabilised
+scale alpha / sqrt(rank): arXiv:2312.03732.
 """
 
 import math
 import re
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
 from slimtune.console import InputError
 from slimtune.models.checkpoints import EMBEDDING, OUTPUT, Checkpoint
+from slimtune.models.deltas import Pair, Tokens
 from slimtune.models.folders import read_json
-from slimtune.models.headers import TensorInfo, read_header, read_tensor
+from slimtune.models.headers import TensorInfo, read_header
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_A, _B = ".lora_A.weight", ".lora_B.weight"
-# Settings of peft that make a merge more than W + B @ A * scale.
-_SPECIAL = ("use_dora", "modules_to_save", "lora_bias", "fan_in_fan_out", "trainable_token_indices",
-            "layer_replication", "target_parameters", "use_qalora", "use_bdlora")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The two low-rank matrices of one weight."""
-
-    a: TensorInfo
-    b: TensorInfo
-    scale: float
-
-    def delta(self, start: int, stop: int) -> torch.Tensor:
-        """(B @ A) * scale in float32, rows start..stop of the weight: shape (stop - start, in)."""
-        a, b = read_tensor(self.a).float(), read_tensor(self.b).float()
-        return (b[start:stop] @ a) * self.scale
+_A, _B, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+_EMBEDDING_A, _EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
+_TOKENS = ".token_adapter.trainable_tokens_delta"
+_WRAPPED = re.compile(r"\.(token_adapter\.)?base_layer(?=\.(weight|bias)$)")
+# Settings of peft whose merge needs more than a few rows of a weight, or is not LoRA's formula.
+_SPECIAL = ("lora_bias", "layer_replication", "target_parameters", "use_qalora", "use_bdlora",
+            "ensure_weight_tying")  # fmt: skip
 
 
 class Adapter:
     """A LoRA adapter folder as peft writes it, read from headers.
 
-    `pairs` maps the base's weight name to its pair; `others` are the tensors that are neither in a
-    pair nor a copy of its weight (`replaced`).
+    By the base's weight name: `pairs` add to it, `replaced` stand in its place (modules_to_save, a
+    resized vocabulary, biases), `tokens` replace single rows. `others` are tensors that are none of
+    these. Raises InputError for a folder that is no LoRA adapter, or one with transposed weights.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -63,37 +52,54 @@ class Adapter:
 
     @cached_property
     def pairs(self) -> dict[str, Pair]:
-        modules = [name.removesuffix(_A) for name in self.tensors if name.endswith(_A)]
-        return {
-            module.removeprefix(_PREFIX) + ".weight": Pair(
-                self.tensors[module + _A], self.tensors[module + _B], self.scale(module)
-            )
-            for module in modules
-            if module + _B in self.tensors
+        linear = {f"{m}.weight": self._pair(m, _A, _B) for m in self._modules(_A, _B)}
+        tokens = {
+            f"{m}.weight": self._pair(m, _EMBEDDING_A, _EMBEDDING_B, transposed=True)
+            for m in self._modules(_EMBEDDING_A, _EMBEDDING_B)
         }
+        return linear | tokens
 
     @cached_property
     def replaced(self) -> dict[str, TensorInfo]:
-        """Weights of which peft saved its own copy because LoRA works on top of it (lm_head)."""
-        copies = (weight.removesuffix(".weight") for weight in self.pairs)
-        names = {module: f"{_PREFIX}{module}.base_layer.weight" for module in copies}
+        """Weights of which the adapter brings a copy of its own."""
+        found = {_WRAPPED.sub("", name): info for name, info in self.tensors.items()}
         return {
-            f"{module}.weight": self.tensors[name]
-            for module, name in names.items()
-            if name in self.tensors
+            name.removeprefix(_PREFIX): info
+            for name, info in found.items()
+            if name.endswith((".weight", ".bias")) and ".lora_" not in name
         }
 
-    @property
+    @cached_property
+    def tokens(self) -> dict[str, Tokens]:
+        """Rows that were trained alone (trainable_token_indices)."""
+        indices = self.config.get("trainable_token_indices") or {}
+        return {
+            f"{m}.weight": Tokens(
+                tuple(indices[m.split(".")[-1]] if isinstance(indices, dict) else indices),
+                self.tensors[f"{_PREFIX}{m}{_TOKENS}"],
+            )
+            for m in self._modules(_TOKENS)
+        }
+
+    @cached_property
     def others(self) -> list[str]:
-        pairs = {w.removesuffix(".weight") for w in self.pairs}
-        parts = (_A, _B, ".base_layer.weight")
-        used = {_PREFIX + module + part for module in pairs for part in parts}
+        """Tensors that this reading of the adapter has no use for."""
+        parts = {_A, _B, _EMBEDDING_A, _EMBEDDING_B, _MAGNITUDE}
+        used = {f"{_PREFIX}{w.removesuffix('.weight')}{part}" for w in self.pairs for part in parts}
+        used |= {f"{_PREFIX}{weight.removesuffix('.weight')}{_TOKENS}" for weight in self.tokens}
+        replaced = {name for name in self.tensors if name.endswith((".weight", ".bias"))}
+        used |= {name for name in replaced if ".lora_" not in name}
         return sorted(self.tensors.keys() - used)
 
-    @property
-    def plain(self) -> bool:
-        """Whether W + B @ A * scale is the whole merge."""
-        return not self.others and not any(self.config.get(key) for key in _SPECIAL)
+    def streams(self, tied: bool) -> bool:
+        """Whether rows can be merged one by one, on a base whose output layer is `tied` or not.
+
+        DoRA on an embedding needs the norm of whole columns; rows trained alone in a tied
+        embedding would have to reach an output layer with a delta of its own.
+        """
+        columns = any(pair.transposed and pair.magnitude for pair in self.pairs.values())
+        shared = tied and bool(self.tokens) and bool({EMBEDDING, OUTPUT} & self.pairs.keys())
+        return not (columns or shared or any(self.config.get(key) for key in _SPECIAL))
 
     def scale(self, module: str) -> float:
         """alpha / rank, or alpha / sqrt(rank) with use_rslora; patterns as peft reads them."""
@@ -107,20 +113,55 @@ class Adapter:
                 return value
         return default
 
+    def _modules(self, *parts: str) -> list[str]:
+        """Modules, without peft's prefix, of which all `parts` are there."""
+        names = [name.removesuffix(parts[0]) for name in self.tensors if name.endswith(parts[0])]
+        whole = [name for name in names if all(name + part in self.tensors for part in parts)]
+        return [name.removeprefix(_PREFIX) for name in whole]
+
+    def _pair(self, module: str, a: str, b: str, *, transposed: bool = False) -> Pair:
+        name = _PREFIX + module
+        magnitude = self.tensors.get(name + _MAGNITUDE)
+        return Pair(
+            self.tensors[name + a],
+            self.tensors[name + b],
+            self.scale(module),
+            transposed,
+            magnitude,
+        )
+
     def require_base(self, base: Checkpoint) -> None:
-        """InputError, naming both, unless every pair fits a weight of `base`."""
+        """InputError, naming both, unless all that streams fits the weights of `base`."""
         shapes = base.shapes
         if base.tied:
             shapes.setdefault(OUTPUT, shapes.get(EMBEDDING, ()))
-        for weight, pair in self.pairs.items():
-            needed = (pair.b.shape[0], pair.a.shape[1])
+        for weight, info in self.replaced.items():
+            resized = weight in (EMBEDDING, OUTPUT)
             found = shapes.get(weight)
-            if found is None or (found != needed and "quantization_config" not in base.config):
-                raise InputError(
-                    f"{self.folder}: this adapter is for another base than {base.folder}",
-                    f"{weight} must be {needed} for it, here it is {found or 'missing'}",
-                    f"give the model it was trained on as --base-model: {self.base}",
-                )
+            if found is None or found[resized:] != info.shape[resized:]:
+                raise self._misfit(base, weight, info.shape, found)
+            shapes[weight] = info.shape
+        for weight, change in (self.pairs | self.tokens).items():
+            found = shapes.get(weight)
+            needed = change.fits(found)
+            if needed and (found is None or "quantization_config" not in base.config):
+                raise self._misfit(base, weight, needed, found)
+
+    def _misfit(self, base: Checkpoint, weight: str, needed: object, found: object) -> InputError:
+        return InputError(
+            f"{self.folder}: this adapter is for another base than {base.folder}",
+            f"{weight} must be {needed} for it, here it is {found or 'missing'}",
+            f"give the model it was trained on as --base-model: {self.base}",
+        )
+
+    def require_used(self) -> None:
+        """InputError naming a tensor of the adapter that nothing would use."""
+        if self.others:
+            raise InputError(
+                f"{self.folder}: nothing uses {self.others[0]}",
+                f"{len(self.others)} of {len(self.tensors)} adapter tensors are no part of LoRA",
+                "merge it with the program that wrote it, or train the adapter again here",
+            )
 
 
 def _require_adapter(folder: Path) -> None:
@@ -130,12 +171,18 @@ def _require_adapter(folder: Path) -> None:
             f"{CONFIG_FILE} is missing",
             "give the lora_adapter folder that train_lora.py wrote",
         )
-    kind = read_json(folder / CONFIG_FILE).get("peft_type")
-    if kind != "LORA":
+    config = read_json(folder / CONFIG_FILE)
+    if config.get("peft_type") != "LORA":
         raise InputError(
-            f"{folder}: an adapter of type {kind}",
+            f"{folder}: an adapter of type {config.get('peft_type')}",
             "SlimTune reads LoRA adapters",
             "train with LoRA",
+        )
+    if config.get("fan_in_fan_out"):
+        raise InputError(
+            f"{folder}: fan_in_fan_out is set",
+            "its weights are stored transposed, as GPT-2's are; no Llama's are",
+            "train again without it",
         )
     if not (folder / WEIGHTS_FILE).is_file():
         raise InputError(

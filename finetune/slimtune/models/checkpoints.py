@@ -100,7 +100,13 @@ class Checkpoint:
 
     def rows(self, name: str) -> Iterator[tuple[int, "torch.Tensor"]]:
         """The tensor in pieces of at most CHUNK_BYTES: (first row, rows); a scalar is one piece."""
-        return tensor_rows(self.tensors[name])
+        info = self.tensors[name]
+        if not info.shape:
+            yield 0, self.read(name)
+            return
+        step = max(1, CHUNK_BYTES * info.shape[0] // max(1, info.nbytes))
+        for start in range(0, info.shape[0], step):
+            yield start, self.read(name, start, min(start + step, info.shape[0]))
 
     def require_full_precision(self, purpose: str) -> None:
         """InputError if the weights are quantised (bitsandbytes, GPTQ, fp8), unfit to `purpose`."""
@@ -185,16 +191,6 @@ class CheckpointWriter:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
             self.close()
-
-
-def tensor_rows(info: TensorInfo) -> Iterator[tuple[int, "torch.Tensor"]]:
-    """`Checkpoint.rows` for a tensor of any file."""
-    if not info.shape:
-        yield 0, read_tensor(info)
-        return
-    step = max(1, CHUNK_BYTES * info.shape[0] // max(1, info.nbytes))
-    for start in range(0, info.shape[0], step):
-        yield start, read_tensor(info, start, min(start + step, info.shape[0]))
 
 
 def pack_shards(sizes: Mapping[str, int], shard_bytes: int) -> dict[str, str]:

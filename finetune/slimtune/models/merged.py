@@ -1,0 +1,144 @@
+"""Base and adapter read as one checkpoint: every row is merged at the moment it is asked for."""
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from slimtune.console import InputError, SettingsError
+from slimtune.models.adapters import Adapter
+from slimtune.models.checkpoints import (
+    EMBEDDING,
+    OUTPUT,
+    TOKENIZER_FILES,
+    Checkpoint,
+    copy_companions,
+)
+from slimtune.models.folders import write_json
+from slimtune.models.headers import TensorInfo, read_bytes, read_tensor
+
+if TYPE_CHECKING:
+    import torch
+
+_VOCABULARY = {"tokenizer.model", "vocab.json", "merges.txt"}
+
+
+class MergedCheckpoint(Checkpoint):
+    """The merged model, row by row: names, shards and types are the base's, shapes may have grown.
+
+    An output layer that was tied to the embedding and no longer equals it is a weight of its own.
+    Rows are float32 sums rounded once to the base's type, the bits of peft's own merge. Raises
+    InputError for a quantised base, and an adapter that is not LoRA, of another base, or with
+    tensors that nothing uses.
+    """
+
+    def __init__(self, base: Path | str, adapter: Path | str) -> None:
+        super().__init__(base)
+        self.lora = Adapter(adapter)
+        self.require_full_precision("merge an adapter into")
+        self.lora.require_base(self)
+        self.streams = self.lora.streams(self.tied)
+        if self.streams:
+            self.lora.require_used()
+        self._stored = self.tensors | {
+            name: info for name, info in self.lora.replaced.items() if name in self.tensors
+        }
+        self._untied = self.tied and self._output_differs()
+        if self._untied:
+            # Written out: a delta, or an embedding that changed alone, parted the two.
+            stored = self.tensors[EMBEDDING]
+            self._stored[OUTPUT] = self.lora.replaced.get(OUTPUT, stored)
+            self.tensors[OUTPUT] = stored
+        self.tensors = {name: self._described(name) for name in self.tensors}
+        self._require_one_vocabulary()
+
+    @cached_property
+    def changed(self) -> list[str]:
+        """Names of the weights that are not the base's own."""
+        touched = self.lora.pairs.keys() | self.lora.replaced.keys() | self.lora.tokens.keys()
+        return [name for name in self.tensors if name in touched]
+
+    @property
+    def merged_config(self) -> dict:
+        """The base's config.json with what the merge changes in it."""
+        changes: dict[str, object] = {"tie_word_embeddings": False} if self._untied else {}
+        rows = self.tensors[EMBEDDING].shape[0]
+        if EMBEDDING in self.lora.replaced and rows != self.config.get("vocab_size"):
+            changes["vocab_size"] = rows
+        return self.config | changes
+
+    @property
+    def memory_words(self) -> str:
+        """What a merge of the two needs."""
+        if self.streams:
+            return "about 0.35 GB, whatever the size of the model"
+        return f"about {self.bytes / 1e9 + 0.5:.1f} GB: peft merges this kind, the model in memory"
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> "torch.Tensor":
+        dtype = self.tensors[name].dtype
+        rows = read_tensor(self._stored[name], start, stop).to(dtype)
+        for changes in (self.lora.pairs, self.lora.tokens):
+            if name in changes:
+                rows = changes[name].merge(rows, start).to(dtype)
+        self._require_finite(rows, name)
+        return rows
+
+    def write_companions(self, folder: Path) -> None:
+        """Everything beside the weights: the base's, but the adapter's tokenizer and template."""
+        brought = {name for name in TOKENIZER_FILES if (self.lora.folder / name).is_file()}
+        if "tokenizer_config.json" in brought:
+            brought |= set(TOKENIZER_FILES) - _VOCABULARY
+        written = {"config.json"} if (folder / "config.json").is_file() else set()
+        copy_companions(self.folder, folder, without=brought | written)
+        copy_companions(self.lora.folder, folder, only=TOKENIZER_FILES)
+        if not written and self.merged_config != self.config:
+            write_json(folder / "config.json", self.merged_config)
+
+    def _described(self, name: str) -> TensorInfo:
+        """Where the weight lies in the base, with the shape it will have."""
+        base, stored = self.tensors[name], self._stored[name]
+        described = replace(base, shape=stored.shape)
+        return replace(described, nbytes=described.row_bytes * (stored.shape or (1,))[0])
+
+    def _output_differs(self) -> bool:
+        own, new = self.lora.replaced.get(OUTPUT), self.lora.replaced.get(EMBEDDING)
+        if OUTPUT in self.lora.pairs:
+            return True
+        if own and new:
+            return not np.array_equal(read_bytes(own), read_bytes(new))
+        grown = new is not None and new.shape != self.tensors[EMBEDDING].shape
+        return own is not None or EMBEDDING in self.lora.pairs or (new is not None and not grown)
+
+    def _require_one_vocabulary(self) -> None:
+        shapes = [self.tensors[n].shape for n in (EMBEDDING, OUTPUT) if n in self.tensors]
+        if len(set(shapes)) > 1:
+            raise InputError(
+                f"{self.lora.folder}: {EMBEDDING} has {shapes[0][0]} rows, {OUTPUT} {shapes[1][0]}",
+                "the vocabulary was resized, and only one of the two was saved",
+                "save the adapter with save_embedding_layers=True and merge again",
+            )
+
+    def _require_finite(self, rows: "torch.Tensor", name: str) -> None:
+        if not rows.isfinite().all():
+            raise InputError(
+                f"{name}: not finite after merging {self.lora.folder} into {self.folder}",
+                "base or adapter hold NaN or infinity, or the sum does not fit the type of the "
+                "weights",
+                "check the training's loss and run it again with a lower learning rate",
+            )
+
+
+def require_pair(base: Path, adapter: Path | None) -> MergedCheckpoint:
+    """Base and adapter, opened: whether they can be merged, before anything is written.
+
+    Raises what `MergedCheckpoint` raises for them, and SettingsError where no adapter is named.
+    """
+    if adapter is None:
+        raise SettingsError(
+            "evaluation.lora_model: null, so there is nothing to merge",
+            "a merge puts an adapter into its base model",
+            "name the adapter with --lora-model",
+        )
+    return MergedCheckpoint(base, adapter)
