@@ -1,74 +1,115 @@
-"""The account of a preparation: numbers by a pure function, their text by another."""
+"""The account of a preparation: its numbers, their text in Markdown, a picture."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from slimtune.data.account import KINDS, Account
+from slimtune.data.markdown import plain, table
+from slimtune.data.report_plots import plot
+from slimtune.data.report_tokens import token_numbers
 
-FILES = ("data_report.json", "data_report.md")
+JSON, MARKDOWN, PICTURE = FILES = ("data_report.json", "data_report.md", "data_report.png")
+_ACCOUNT = ("rows_in", "kept", *KINDS.values())
+_SHOWN_REASONS = 20
+_BATCH_SIZE = 16
+_TOKENS = ("p50", "p90", "p99", "max")
+_WORDS = {
+    "whole": "within the limit",
+    "shortened": "shortened at the start of the prompt",
+    "split": "split into several conversations",
+}
 
 
-def numbers(account: Account) -> dict[str, Any]:
-    """Every count of the report, with the tokens of the rows where they were counted."""
+def numbers(account: Account, batch_size: int = _BATCH_SIZE) -> dict[str, Any]:
+    """Every count of the report as plain values, with tokens where they were counted.
+
+    `batch_size` is the one that padding is reckoned for.
+    """
     counts = account.numbers()
     names = ", ".join(source["file"] for source in account.sources)
     shapes = ", ".join(dict.fromkeys(source["shape"] for source in account.sources))
-    tokens = {"tokens": token_numbers(account.tokens, account.supervised)} if account.tokens else {}
+    tokens = {"tokens": token_numbers(account, batch_size)} if account.tokens else {}
     return {"input": names, "format": shapes} | counts | tokens
 
 
-def token_numbers(tokens: Sequence[int], supervised: Sequence[int]) -> dict[str, Any]:
-    """Lengths in tokens under the training template, and the share of them that is supervised."""
-    lengths = sorted(tokens)
-    return {
-        "p50": percentile(lengths, 0.5),
-        "p90": percentile(lengths, 0.9),
-        "p99": percentile(lengths, 0.99),
-        "max": percentile(lengths, 1),
-        "total": sum(lengths),
-        "supervised_share": round(sum(supervised) / max(sum(lengths), 1), 4),
-    }
-
-
-def percentile(ordered: Sequence[int], share: float) -> int:
-    """The smallest value that at least `share` of the values do not exceed; 0 of nothing."""
-    return ordered[max(math.ceil(share * len(ordered)) - 1, 0)] if ordered else 0
-
-
 def text(numbers: Mapping[str, Any]) -> str:
-    """The same numbers in Markdown."""
-    account = {name: numbers[name] for name in _ACCOUNT}
+    """The same numbers in Markdown; whatever a file or a row says in them is inert."""
     sections = [
-        f"# Data report: {numbers['input']}",
-        f"Read as `{numbers['format']}`. Rows in = the sum of all below.",
-        _table("rows", account),
-        "## Splits\n\n" + _table("split", numbers["splits"]),
-        "## Languages\n\n" + _table("language", numbers["languages"]),
+        f"# Data report: {plain(numbers['input'])}",
+        _sources(numbers["sources"]),
+        "Every row of the input is in exactly one line below: rows in = the sum of the others.",
+        _shares("rows", {name: numbers[name] for name in _ACCOUNT}, numbers["rows_in"]),
+        f"![lengths and languages]({PICTURE})",
+        "## Splits\n\n" + _shares("conversations", numbers["splits"]),
+        "## Languages\n\n" + _shares("rows", numbers["languages"]),
+        *_reasons(numbers["reasons"]),
+        *_cleaning(numbers["cleaning"]),
+        *(_tokens(numbers) if "tokens" in numbers else [_UNCOUNTED]),
+        "Rows set aside are in `rejected.jsonl`, each with its file, line and reason.",
     ]
-    if numbers["reasons"]:
-        sections.append("## Why rows were rejected\n\n" + _table("reason", numbers["reasons"]))
-    if "tokens" in numbers:
-        sections.append("## Tokens a row\n\n" + _table("tokens", numbers["tokens"]))
-    sections.append("Rows set aside are in `rejected.jsonl`, each with its line and reason.")
     return "\n\n".join(sections) + "\n"
 
 
 def write(numbers: Mapping[str, Any], folder: Path) -> None:
-    for name, content in zip(FILES, (_json(numbers), text(numbers)), strict=True):
-        (folder / name).write_text(content, encoding="utf-8", newline="\n")
+    """data_report.json, its Markdown and its picture."""
+    content = json.dumps(numbers, indent=2, ensure_ascii=False) + "\n"
+    # A reason may quote half a character (a lone surrogate), which UTF-8 does not hold.
+    for name, words in ((JSON, content), (MARKDOWN, text(numbers))):
+        (folder / name).write_text(words, encoding="utf-8", errors="backslashreplace", newline="\n")
+    plot(numbers, folder / PICTURE)
 
 
-_ACCOUNT = ("rows_in", "kept", *KINDS.values())
+_UNCOUNTED = "Tokens were not counted: the base model's tokenizer was not at hand."
 
 
-def _table(head: str, values: Mapping[str, Any]) -> str:
-    clean = {name.replace("_", " ").replace("|", "/"): value for name, value in values.items()}
-    lines = [f"| {name} | {value} |" for name, value in clean.items()]
-    return "\n".join([f"| {head} | |", "|---|---:|", *lines])
+def _sources(sources: Iterable[Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for source in sources for name in source))
+    cells = [[plain(str(source.get(name, ""))) for name in names] for source in sources]
+    return table([plain(name) for name in names], cells)
 
 
-def _json(numbers: Mapping[str, Any]) -> str:
-    return json.dumps(numbers, indent=2, ensure_ascii=False) + "\n"
+def _shares(head: str, counts: Mapping[str, int], whole: int | None = None) -> str:
+    """Counts with their share of `whole`, or of their sum."""
+    total = max(sum(counts.values()) if whole is None else whole, 1)
+    cells = [[_word(name), f"{count:,}", f"{count / total:.1%}"] for name, count in counts.items()]
+    return table(["", head, "share"], cells)
+
+
+def _reasons(reasons: Mapping[str, int]) -> list[str]:
+    if not reasons:
+        return []
+    shown = dict(list(reasons.items())[:_SHOWN_REASONS])
+    more = len(reasons) - len(shown)
+    cells = [[plain(reason), f"{count:,}"] for reason, count in shown.items()]
+    section = "## Why rows were rejected\n\n" + table(["reason", "rows"], cells)
+    return [section, *([f"{more} rarer reasons are in `{JSON}`."] if more else [])]
+
+
+def _cleaning(cleaning: Mapping[str, int]) -> list[str]:
+    cells = [[_word(step), f"{count:,}"] for step, count in cleaning.items()]
+    return ["## Cleaning\n\n" + table(["step", "rows"], cells)] if cells else []
+
+
+def _tokens(numbers: Mapping[str, Any]) -> list[str]:
+    tokens = numbers["tokens"]
+    rows = {"all": tokens, **tokens["splits"]}
+    cells = [
+        [name, *(f"{one[key]:,}" for key in _TOKENS), f"{one['supervised_share']:.1%}"]
+        for name, one in rows.items()
+    ]
+    long = {_WORDS[name]: count for name, count in numbers["long_rows"].items()}
+    if numbers["too_long"]:
+        long["left out as too long"] = numbers["too_long"]
+    return [
+        "## Tokens a conversation\n\n" + table(["", *_TOKENS, "supervised"], cells),
+        f"{tokens['total']:,} tokens in all. Training without padding computes "
+        f"{tokens['padding_saved']:.1%} fewer positions than padded batches of "
+        f"{tokens['batch_size']} in this order would.",
+        *(["## Long rows\n\n" + _shares("rows", long)] if long else []),
+    ]
+
+
+def _word(name: str) -> str:
+    return plain(name.replace("_", " "))

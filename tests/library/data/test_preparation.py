@@ -9,7 +9,6 @@ import pytest
 from slimtune.console import InputError, SettingsError
 from slimtune.data.cleaning import without_leaks
 from slimtune.data.preparation import prepare, write
-from slimtune.data.report import percentile
 from slimtune.data.rows import read_rows
 from slimtune.data.splits import prompt_key
 
@@ -74,12 +73,6 @@ def test_a_leak_costs_the_less_precious_split_its_row():
     assert leaked == rows("e", "a", "c ")
 
 
-def test_percentile_is_the_nearest_rank():
-    shares = (0, 0.3, 0.5, 0.9, 1)
-    assert [percentile([10, 20, 30], share) for share in shares] == [10, 10, 20, 30, 30]
-    assert percentile([], 0.5) == 0
-
-
 def test_groups_stay_together(tmp_path):
     rows = [alpaca_row(i, fact=f"fact {i % 40}") for i in range(400)]
     prepared = prepare(saved(tmp_path, rows), group_column="fact", ratios=(0.6, 0.2, 0.2))
@@ -101,7 +94,7 @@ def test_written_files_and_their_rows(tmp_path):
     paths = write(prepared, tmp_path / "out", "mine")
     assert {path.name for path in paths} == {
         *(f"mine_{split}.jsonl" for split in ("train", "validation", "test")),
-        *("rejected.jsonl", "data_report.json", "data_report.md"),
+        *("rejected.jsonl", "data_report.json", "data_report.md", "data_report.png"),
     }
     for split, kept in prepared.splits.items():
         assert read_rows(tmp_path / f"out/mine_{split}.jsonl") == kept
