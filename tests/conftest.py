@@ -27,7 +27,7 @@ pruned_distilled: {output_dir: small}
 evaluation:
   {lora_model: tuned/lora_adapter, output: evaluation/results.csv, max_new_tokens: 12}
 gguf: {model_path: tuned/merged_model, output_dir: gguf, model_name: tiny, quantization: F16,
-       verify_prompts: 3}
+       verify: quick}
 """
 
 

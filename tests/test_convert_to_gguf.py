@@ -40,7 +40,8 @@ def test_what_is_written_beside_the_file(gguf, merged) -> None:
     before = json.loads((merged / "run.json").read_text())
     assert [one["run_id"] for one in run["inputs"]] == [before["run_id"]]
     proof = run["metrics"]["proof"]
-    assert proof["prompts"] == 3 and proof["agreement"] == 1
+    assert proof["prompts"] == proof["rows"] == 8 and proof["agreement"] == 1
+    assert proof["stopped"] == proof["stopping"] == 8
     assert proof["nll_gguf"] == pytest.approx(proof["nll_reference"], abs=0.005)
 
 
@@ -51,8 +52,7 @@ def test_flags_only_with_a_modelfile(merged, tmp_path, monkeypatch) -> None:
     ran = succeeds(*words)
     assert "wrote  gguf/llama2-finetuned-Q8_0.gguf\nwrote  Modelfile\n" in ran.out
     assert "token ids equal on" in ran.out
-    assert ran.out.endswith("evaluate_model.py --models gguf/llama2-finetuned-Q8_0.gguf\n")
-    assert "ollama create llama2-finetuned -f Modelfile" in ran.err
+    assert ran.out.endswith("next:  ollama create llama2-finetuned -f Modelfile\n")
     modelfile = (tmp_path / "Modelfile").read_text(encoding="utf-8")
     assert 'FROM "./gguf/llama2-finetuned-Q8_0.gguf"\n' in modelfile
     assert "[INST]" in modelfile.split("TEMPLATE ")[1]
@@ -86,11 +86,13 @@ def test_k_quants_where_the_rows_allow_them(settings, rows, tmp_path) -> None:
 
 
 def test_the_proof_can_be_skipped_and_says_so(settings, merged, tmp_path) -> None:
-    flags = ("--verify-prompts", 0, "--output-dir", tmp_path)
-    assert "proof: skipped" in succeeds("convert_to_gguf", *settings, *flags).out
+    flags = ("--verify", "off", "--output-dir", tmp_path)
+    assert "proof: off: nothing was compared" in succeeds("convert_to_gguf", *settings, *flags).out
 
 
-def test_a_file_that_fails_its_proof_gets_no_name(settings, merged, tmp_path, monkeypatch) -> None:
+def test_a_file_that_fails_its_proof_gets_a_name_that_says_so(
+    settings, merged, tmp_path, monkeypatch
+) -> None:
     convert = gguf_writer.convert
 
     def convert_badly(model: Path, output: Path, *args, **kwargs):
@@ -103,8 +105,9 @@ def test_a_file_that_fails_its_proof_gets_no_name(settings, merged, tmp_path, mo
     monkeypatch.setattr(gguf_writer, "convert", convert_badly)
     monkeypatch.chdir(tmp_path)
     flags = ("--output-dir", "out", "--create-modelfile")
-    refused(5, "", "convert_to_gguf", *settings, *flags)
-    assert leaves_nothing(tmp_path)
+    error = refused(5, "", "convert_to_gguf", *settings, *flags)
+    assert "kept as out/tiny-F16.failed-proof.gguf" in error[2] and ".partial" not in "".join(error)
+    assert list(files_under(tmp_path)) == ["out/tiny-F16.failed-proof.gguf"]
 
 
 def test_a_dry_run_tells_the_size_and_writes_nothing(settings, gguf, tmp_path, monkeypatch) -> None:

@@ -41,7 +41,7 @@ distillation:
    cache_dir: cache, text_data: text.txt, text_passages: 30, epochs: 1}
 pruned_distilled: {output_dir: small}
 evaluation: {lora_model: tuned/lora_adapter, output: evaluation/results.csv, max_new_tokens: 24}
-gguf: {model_path: tuned/merged_model, output_dir: gguf, model_name: stories, verify_prompts: 4}
+gguf: {model_path: tuned/merged_model, output_dir: gguf, model_name: stories, verify: quick}
 """
 
 

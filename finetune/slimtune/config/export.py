@@ -1,9 +1,7 @@
 """One GGUF file, its proof and its Modelfile."""
 
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from slimtune.config.fields import Model, Section, setting
 
@@ -27,8 +25,13 @@ class Gguf(Section):
     create_modelfile: bool = setting(
         False, "true writes an Ollama Modelfile into the working directory."
     )
-    verify_prompts: Annotated[int, Field(ge=0)] = setting(
-        8,
-        "Prompts on which llama.cpp must agree with the model before the file gets its name;\n"
-        "0 skips the proof.",
+    ollama_create: bool = setting(
+        False,
+        "true runs `ollama create` with the Modelfile and asks the new model one prompt;\n"
+        "needs ollama installed and running.",
+    )
+    verify: Literal["quick", "full", "off"] = setting(
+        "quick",
+        "Proof that file and model agree, before the file gets its name: quick compares 8 rows,\n"
+        "full 64; both load the model once (2 to 4 bytes a parameter). off proves nothing.",
     )

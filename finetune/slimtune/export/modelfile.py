@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from slimtune import prompts
-from slimtune.console import InputError, SettingsError
+from slimtune.console import InputError
+from slimtune.export.templates import twin
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +39,11 @@ def modelfile(
 ) -> str:
     """The text of a Modelfile; FROM gets `gguf` as it is, relative to the Modelfile's own folder.
 
-    `template` is a shipped template's name or its jinja source; `stops` default to the template's.
-    Raises SettingsError for a template without a Go twin, InputError for text Ollama cannot take.
+    `template` is a shipped template's name or a jinja source that renders as one does; `stops`
+    default to that one's. Raises SettingsError for a template without a Go twin, InputError for
+    text Ollama cannot take.
     """
-    name = template_name(template)
+    name = twin(template)
     words = STOPS[name] if stops is None else stops
     source = _quoted("TEMPLATE", go_template(name, bos_token=bos_token, eos_token=eos_token))
     lines = [f"FROM {_quoted('FROM', _from(gguf))}", f"TEMPLATE {source}"]
@@ -50,18 +52,6 @@ def modelfile(
     lines += [f"PARAMETER stop {_quoted('stop', _printable('stop', word))}" for word in words]
     lines.append(f"PARAMETER num_ctx {num_ctx}")
     return "\n".join(lines) + "\n"
-
-
-def template_name(template: str) -> str:
-    """The shipped template with this name or jinja source; SettingsError where there is none."""
-    for name in prompts.names():
-        if template in (name, prompts.template(name)):
-            return name
-    raise SettingsError(
-        "prompt template: no twin for Ollama",
-        "Ollama renders Go templates, and only SlimTune's own have one that is proven equal",
-        f"train with one of {', '.join(prompts.names())}, or write TEMPLATE by hand",
-    )
 
 
 def go_template(name: str, *, bos_token: str, eos_token: str) -> str:

@@ -1,41 +1,166 @@
-"""The Modelfile beside the user: where it is written, and what of the settings it says."""
+"""Ollama's side of an export: the Modelfile beside the user, `ollama create`, and one question."""
 
+import json
+import logging
 import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, Request, build_opener
 
-from slimtune import prompts
+from slimtune.artifacts import lineage
 from slimtune.config import Config
-from slimtune.console import SettingsError, near
+from slimtune.console import ResourceError, SettingsError, near
+from slimtune.export.checks import special_tokens
 from slimtune.export.modelfile import modelfile
-from slimtune.models import tokenizers
-from slimtune.models.checkpoints import Checkpoint
+from slimtune.export.plan import Plan
+from slimtune.export.templates import chosen
+from slimtune.prompts import Message
+
+log = logging.getLogger(__name__)
+
+_TRAINED = ("train_lora", "knowledge_distillation", "train_pruned_distilled")
+_PORT = 11434
+_ANSWER_TOKENS = 64
 
 
-def refuse_existing(file: Path, config: Config) -> None:
-    """Raise SettingsError when a Modelfile is there already and may not be replaced."""
+@dataclass(frozen=True)
+class Answer:
+    """What Ollama said, and how many tokens it made of the prompt."""
+
+    text: str
+    prompt_tokens: int | None
+
+
+def require(file: Path, config: Config) -> None:
+    """Before the work: raises SettingsError for a Modelfile that is there already and may not be
+    replaced, ResourceError if `ollama create` is to be run and there is no ollama.
+    """
     if file.exists() and not config.options.overwrite:
         raise SettingsError(
             f"{near(file)}: exists already",
             "it may hold changes of yours",
             "move it away, or add --overwrite",
         )
+    if config.gguf.ollama_create and shutil.which("ollama") is None:
+        raise ResourceError(
+            "gguf.ollama_create: there is no ollama on PATH",
+            "the model cannot be handed over to a program that is not installed",
+            "install it from ollama.com, or use --create-modelfile alone and create it elsewhere",
+        )
 
 
-def write_modelfile(file: Path, gguf: Path, model: Path, config: Config) -> None:
-    """FROM the GGUF (relative to the Modelfile), the prompt template, system, stops, context."""
-    tokenizer = tokenizers.load(model)
-    trained = Checkpoint(model).config["max_position_embeddings"]
-    text = modelfile(
+def modelfile_for(file: Path, gguf: Path, plan: Plan, config: Config) -> str:
+    """FROM the GGUF (relative to the Modelfile), the model's template, system, stops, context."""
+    tokens = special_tokens(plan.folder, plan.vocabulary)
+    return modelfile(
         _relative(gguf, file.parent),
-        prompts.resolve(config.model.prompt_template, tokenizer.chat_template),
-        bos_token=tokenizer.bos_token,
-        eos_token=tokenizer.eos_token,
+        chosen(plan.folder, config.model.prompt_template),
+        bos_token=tokens.bos,
+        eos_token=tokens.eos,
         system=config.model.system_prompt,
-        num_ctx=min(config.training.max_length, trained),
+        num_ctx=min(_trained_length(plan.folder, config), plan.architecture.context),
     )
+
+
+def write(file: Path, text: str) -> None:
     partial = file.with_name(f"{file.name}.new")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, file)
+
+
+def create_command(name: str, file: Path) -> list[str]:
+    return ["ollama", "create", name, "-f", near(file)]
+
+
+def create(name: str, file: Path) -> None:
+    """Runs `ollama create`; ResourceError with ollama's own last words if it fails."""
+    done = subprocess.run(create_command(name, file), capture_output=True, text=True)
+    if done.returncode:
+        words = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        raise ResourceError(
+            f"`{' '.join(create_command(name, file))}` ended with exit code {done.returncode}",
+            words[-1] if words else "it gave no reason",
+            "start `ollama serve` if it is not running, then run this command by hand: "
+            "the GGUF file and the Modelfile are finished",
+        )
+
+
+def try_out(conversation: Sequence[Message], plan: Plan, config: Config) -> str:
+    """Asks the new model one prompt and says what it answered, and whether it read training's ids.
+
+    A different number of tokens is a warning: Ollama's templates and ours are proven equal, but not
+    for the version that is installed here.
+    """
+    from slimtune import prompts
+    from slimtune.models import tokenizers
+
+    first = next((i for i, m in enumerate(conversation) if m["role"] == "assistant"), None)
+    asked, system = list(conversation[:first]), config.model.system_prompt
+    answer = ask(config.gguf.model_name, asked)
+    if system and asked[0]["role"] != "system":  # Ollama puts the Modelfile's SYSTEM first
+        asked.insert(0, Message(role="system", content=system))
+    template = chosen(plan.folder, config.model.prompt_template)
+    expected = len(prompts.encode_prompt(tokenizers.load(plan.folder), asked, template))
+    if answer.prompt_tokens not in (None, expected):
+        log.warning(
+            "Ollama made %s tokens of the prompt, training %d: compare `ollama show --template %s` "
+            "with the Modelfile",
+            answer.prompt_tokens,
+            expected,
+            config.gguf.model_name,
+        )
+    return f"{answer.text.strip()!r} to {asked[-1]['content']!r}"
+
+
+def ask(name: str, messages: Sequence[Message], patience: float = 300.0) -> Answer:
+    """Ollama's greedy answer to a conversation, through its API; ResourceError without one."""
+    body = {
+        "model": name,
+        "messages": list(messages),
+        "stream": False,
+        "options": {"temperature": 0, "num_predict": _ANSWER_TOKENS},
+    }
+    request = Request(
+        f"{_address()}/api/chat",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        # No proxy of the environment: the server is this machine's.
+        with build_opener(ProxyHandler({})).open(request, timeout=patience) as reply:
+            found = json.load(reply)
+        return Answer(found["message"]["content"], found.get("prompt_eval_count"))
+    except (URLError, OSError, ValueError, KeyError) as error:
+        raise ResourceError(
+            f"{_address()}: Ollama created {name} and does not answer",
+            f"{type(error).__name__}: {error}",
+            f"start `ollama serve`, then try `ollama run {name}`",
+        ) from error
+
+
+def _address() -> str:
+    """Where Ollama listens: OLLAMA_HOST, read as ollama itself reads it, else this machine."""
+    host = os.environ.get("OLLAMA_HOST", "").strip()
+    url = urlsplit(host if "://" in host else f"http://{host}")
+    name = url.hostname or "127.0.0.1"
+    if name in ("0.0.0.0", "::"):  # where it listens, not where it can be reached
+        name = "127.0.0.1"
+    return f"{url.scheme}://{f'[{name}]' if ':' in name else name}:{url.port or _PORT}"
+
+
+def _trained_length(folder: Path, config: Config) -> int:
+    """Tokens of the longest row in training, as its record says; the setting where there is none.
+
+    Beyond it the model has never seen a token, and Ollama reserves memory for every one.
+    """
+    runs = lineage(folder)
+    trained = [run["settings"] for stage, run in runs.items() if stage in _TRAINED]
+    return (trained[0]["training"] if trained else config.training.model_dump())["max_length"]
 
 
 def _relative(gguf: Path, folder: Path) -> PurePath:

@@ -1,11 +1,15 @@
-"""What a conversion will do, decided and checked from headers alone, before any work."""
+"""What a conversion will do, decided and checked from headers alone, in a second, before any work.
+
+Nothing here imports torch or transformers, and of the weights only norms and biases are read.
+"""
 
 import logging
 import shutil
 from pathlib import Path
 
-from slimtune.console import ResourceError
+from slimtune.console import ResourceError, size
 from slimtune.export.architecture import map_tensors, read_architecture
+from slimtune.export.checks import require_finite, require_one_end
 from slimtune.export.plan import Plan
 from slimtune.export.quant_types import K_QUANTS, choose_types, quantization
 from slimtune.export.vocabulary import read_vocabulary
@@ -28,6 +32,8 @@ def preflight(model_folder: Path | str, quantization_name: str) -> Plan:
     source = map_tensors(folder, architecture, checkpoint.shapes)
     checkpoint.require_full_precision("make a GGUF")
     vocabulary = read_vocabulary(folder, architecture.vocabulary)
+    require_one_end(folder, vocabulary)
+    require_finite(checkpoint, [name for name in source.values() if _is_small(checkpoint, name)])
     shapes = {name: checkpoint.tensors[hf].shape for name, hf in source.items()}
     numpy_only = not _has_library()
     choices = choose_types(
@@ -51,14 +57,38 @@ def preflight(model_folder: Path | str, quantization_name: str) -> Plan:
 
 
 def require_disk(plan: Plan, output: Path) -> None:
-    """Raises ResourceError if the file will not fit beside `output`."""
-    free = shutil.disk_usage(output.parent).free
+    """Raises ResourceError if the file will not fit beside `output`, whose folder may not exist."""
+    folder = next(parent for parent in output.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(folder).free
     if free < plan.bytes:
         raise ResourceError(
-            f"{output.parent}: {plan.bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
+            f"{folder}: {plan.bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
             f"a {plan.quantization} file of this model is that large",
             "free some space, choose another --output-dir, or a smaller type",
         )
+
+
+def require_proof(verify: str) -> None:
+    """Raises ResourceError if a proof is wanted and llama.cpp's code is not there to give it."""
+    if verify != "off" and not _has_library():
+        raise ResourceError(
+            f"gguf.verify is {verify}: llama.cpp's library cannot be used on this machine",
+            "without it nothing can show that the file answers as the model does",
+            "pip install -r requirements.txt on Linux or macOS, or go on unproven: --verify off",
+        )
+
+
+def words(plan: Plan) -> dict[str, str]:
+    """The plan for a script's last lines: size, types, and every tensor that fell back."""
+    return {
+        "on disk": size(plan.bytes),
+        "types": ", ".join(f"{count} {name}" for name, count in plan.types.items()),
+        "fallbacks": ", ".join(plan.fallbacks) or "none",
+    }
+
+
+def _is_small(checkpoint: Checkpoint, name: str) -> bool:
+    return len(checkpoint.tensors[name].shape) < 2
 
 
 def _has_library() -> bool:

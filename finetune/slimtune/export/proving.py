@@ -1,19 +1,27 @@
-"""The proof as convert_to_gguf runs it: on which prompts, and how much of it memory allows."""
+"""The proof as convert_to_gguf runs it: on which rows, how much memory allows, and what is left."""
 
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from slimtune import prompts
 from slimtune.config import Config
+from slimtune.console import SlimTuneError, near
 from slimtune.data.rows import beside, read_rows
+from slimtune.export.reference import Precision, Truth, truth
 from slimtune.export.verify import verify
-from slimtune.models import memory, tokenizers
-from slimtune.models.checkpoints import Checkpoint
+from slimtune.models import memory
+from slimtune.models.folders import read_json
 from slimtune.prompts import Message
 
 _log = logging.getLogger(__name__)
+
+_ROWS = {"quick": 8, "full": 64}
+_PATIENCE = 600.0  # seconds without a word from llama.cpp: a 7B in F32 takes two for a token
+_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
 
 # For models converted without prepared rows at hand; with digits, code, Chinese and an emoji.
 _PROMPTS = (
@@ -25,46 +33,84 @@ _PROMPTS = (
 )
 
 
-def prove(gguf: Path, model: Path, config: Config) -> dict[str, Any]:
-    """Compare file and model on verify_prompts rows; {} where the settings skip the proof.
+def ask_model(model: Path, template: str, config: Config) -> Truth | None:
+    """What the model says to the rows of the proof, once for all its files; None for `off`.
 
-    Where memory does not hold the model in float32, only token ids are compared, and a line says
-    so. Raises QualityError for a difference.
+    Where memory holds the model in bfloat16 only, that is the reference; where not even that, no
+    reference is, and token ids and the end token alone are compared. A line says so.
     """
-    count = config.gguf.verify_prompts
-    if not count:
-        _log.info("proof skipped: gguf.verify_prompts is 0")
+    if config.gguf.verify == "off":
+        _log.info("proof skipped: gguf.verify is off")
+        return None
+    rows = conversations(config)[: _ROWS[config.gguf.verify]]
+    precision = _precision(model)
+    compared = len(rows) if precision else 0
+    return truth(model, rows, template, compared=compared, precision=precision or "float32")
+
+
+def prove(written: Path, final: Path, quantization: str, said: Truth | None) -> dict[str, Any]:
+    """`{"proof": ...}` for the run's record; {} where the proof is off.
+
+    Raises QualityError for a difference, ResourceError where llama.cpp hangs or lacks memory.
+    """
+    failed = failed_name(final)
+    if said is None:
         return {}
-    needed = memory.estimate(Checkpoint(model).config, "inference", itemsize=4)
-    fits = needed.total < memory.available_memory()
-    if not fits:
-        _log.info("proof of token ids only: the model in float32 needs about %s", needed)
-    template = prompts.resolve(config.model.prompt_template, tokenizers.load(model).chat_template)
-    proof = verify(
-        gguf,
-        model,
-        _conversations(config)[:count],
-        template,
-        quantization=config.gguf.quantization,
-        rows=count if fits else 0,
-    )
-    return {"proof": asdict(proof)}
+    found = verify(written, said, quantization, patience=_PATIENCE)
+    failed.unlink(missing_ok=True)  # an earlier attempt's
+    return {"proof": asdict(found)}
+
+
+@contextmanager
+def failures_kept(written: Path, final: Path) -> Iterator[None]:
+    """Moves a file whose proof fails to a name that says so, never `final`; the error names it."""
+    try:
+        yield
+    except SlimTuneError as error:
+        failed = failed_name(final)
+        os.replace(written, failed)
+        what, why = (text.replace(str(written), near(failed)) for text in (error.what, error.why))
+        cure = f"{error.cure}; the file that failed is kept as {near(failed)}"
+        raise type(error)(what, why, cure) from error
+
+
+def failed_name(final: Path) -> Path:
+    """m-Q4_K_M.gguf -> m-Q4_K_M.failed-proof.gguf"""
+    return final.with_suffix(".failed-proof.gguf")
 
 
 def words(proof: dict[str, Any]) -> str:
     """The proof in one line."""
     if not proof:
-        return "skipped"
+        return "off: nothing was compared"
     found = proof["proof"]
     text = f"token ids equal on {found['prompts']} prompts"
-    if found["nll_gguf"] is not None:
-        before, after = found["nll_reference"], found["nll_gguf"]
-        text += f"; loss per token {before:.4f} -> {after:.4f}"
-        text += f"; same greedy text for {found['agreement']:.0%} of the tokens"
-    return text
+    if found["nll_gguf"] is None:
+        return text + "; no more than that and the end token, for lack of memory"
+    before, after = found["nll_reference"], found["nll_gguf"]
+    text += f"; loss per token {before:.4f} -> {after:.4f}"
+    text += f"; same greedy text for {found['agreement']:.0%} of the tokens"
+    return text + f"; {found['stopped']} answers end, {found['stopping']} of the model's"
 
 
-def _conversations(config: Config) -> list[list[Message]]:
+def _precision(model: Path) -> Precision | None:
+    """The widest numbers in which memory holds the model, None if none do."""
+    available = memory.available_memory()
+    needed = {
+        name: memory.estimate(read_json(model / "config.json"), "inference", itemsize=size)
+        for name, size in _BYTES.items()
+    }
+    for name, estimate in needed.items():
+        if estimate.total < available:
+            if name != "float32":
+                _log.info("proof against the model in %s: float32 needs more memory", name)
+            return name
+    _log.info("proof of token ids and end token only: %s would be needed", needed["bfloat16"])
+    return None
+
+
+def conversations(config: Config) -> list[list[Message]]:
+    """The rows to prove with: the test data, else prompts of our own after the system prompt."""
     file = config.evaluation.test_data or beside(config.training.train_data, "test")
     if file and file.is_file():
         return [row["messages"] for row in read_rows(file)]

@@ -1,13 +1,31 @@
-"""What the model itself says, in transformers and float32: the truth that a GGUF is measured by."""
+"""What the model itself says, in transformers: the truth that its GGUF files are measured by."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from slimtune import prompts
+from slimtune.models import loading, tokenizers
+from slimtune.prompts import IGNORED, Message
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
-class Reference:
+class Row:
+    """A conversation: its prompt as Ollama gets it, training's ids of it, the ids of its answer."""
+
+    text: str
+    prompt: list[int]
+    answer: list[int]
+
+
+@dataclass(frozen=True)
+class Said:
     """A greedy answer without its end token, and how likely the scored answer is.
 
     `margins`: nats between first and second choice of each step, the end included; `scored`: the
@@ -21,13 +39,46 @@ class Reference:
     losses: list[float]
 
 
+@dataclass(frozen=True)
+class Truth:
+    """Rows, and what the model says to the first of them: to none where memory is short."""
+
+    tokenizer: PreTrainedTokenizerFast
+    rows: list[Row]
+    said: list[Said]
+    precision: Precision
+    max_new_tokens: int
+
+
+def truth(
+    model_folder: Path | str,
+    conversations: Sequence[Sequence[Message]],
+    template: str,
+    *,
+    compared: int = 4,
+    precision: Precision = "float32",
+    max_new_tokens: int = 48,
+) -> Truth:
+    """Rows of all conversations, and the model's words on the first `compared`.
+
+    A last assistant message is the answer whose likelihood counts, else the greedy answer is.
+    `compared=0` spares loading the model (4 bytes a parameter, 2 in bfloat16).
+    """
+    tokenizer = tokenizers.load(str(model_folder))
+    rows = [_row(tokenizer, messages, template) for messages in conversations]
+    model = loading.load(model_folder, device="cpu", dtype=precision) if compared else None
+    eos = tokenizer.eos_token_id
+    said = [refer(model, r.prompt, r.answer, eos, max_new_tokens) for r in rows[:compared]]
+    return Truth(tokenizer, rows, said, precision, max_new_tokens)
+
+
 def refer(
     model: PreTrainedModel, prompt: list[int], answer: list[int], eos: int, max_new_tokens: int
-) -> Reference:
+) -> Said:
     """The greedy answer to a prompt, and the losses of `answer` (empty: of the greedy one)."""
     ids, margins, stopped = greedy(model, prompt, eos, max_new_tokens)
     scored = answer or ids + [eos] * stopped
-    return Reference(ids, margins, stopped, scored, nll(model, prompt, scored))
+    return Said(ids, margins, stopped, scored, nll(model, prompt, scored))
 
 
 @torch.inference_mode()
@@ -54,5 +105,22 @@ def greedy(
 def nll(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> list[float]:
     """-log p of each answer token given all before it, nats."""
     ids = torch.tensor([*prompt, *answer])
-    logits = model(ids[None, :-1]).logits[0, len(prompt) - 1 :]
+    logits = model(ids[None, :-1]).logits[0, len(prompt) - 1 :].float()
     return torch.nn.functional.cross_entropy(logits, ids[len(prompt) :], reduction="none").tolist()
+
+
+def _row(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], template: str) -> Row:
+    prompt = prompts.encode_prompt(tokenizer, messages, template)
+    answered = messages[-1]["role"] == "assistant"
+    asked = messages[:-1] if answered else messages
+    text = prompts.render(
+        asked,
+        template,
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        add_generation_prompt=True,
+    )
+    encoded = prompts.encode(tokenizer, messages, template) if answered else None
+    labels = encoded["labels"][len(prompt) :] if encoded else []
+    answer = [token for token in labels if token != IGNORED]
+    return Row(text.removeprefix(tokenizer.bos_token or ""), prompt, answer)

@@ -10,8 +10,10 @@ from tiny_folders import SHARED, write_tiny_llama
 
 from slimtune import prompts
 from slimtune.console import InputError, QualityError
+from slimtune.export import reference
 from slimtune.export import verify as room
 from slimtune.export.gguf_writer import convert
+from slimtune.export.reference import truth
 from slimtune.export.verify import verify
 from slimtune.models import llama_cpp, tokenizers
 from slimtune.models.checkpoints import copy_companions
@@ -32,8 +34,8 @@ def prove(folder, kind: str, tmp_path, **options: object) -> room.Proof:
     file = tmp_path / f"{kind}.gguf"
     if not file.exists():
         convert(folder, file, kind)
-    options = {"max_new_tokens": 10, "threads": 1} | options
-    return verify(file, folder, ROWS, TEMPLATE, quantization=kind, **options)
+    options = {"compared": 4, "max_new_tokens": 10} | options
+    return verify(file, truth(folder, ROWS, TEMPLATE, **options), kind, threads=1)
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16"])
@@ -55,7 +57,7 @@ def test_a_head_pruned_llama_is_a_mistral_and_converts(tmp_path):
         num_key_value_heads=1,
         initializer_range=0.3,
     )
-    assert prove(folder, "F32", tmp_path, rows=2).agreement > 0.9
+    assert prove(folder, "F32", tmp_path, compared=2).agreement > 0.9
 
 
 def test_quantised_types_report_their_loss(folder, tmp_path):
@@ -65,11 +67,11 @@ def test_quantised_types_report_their_loss(folder, tmp_path):
 
 
 def test_no_rows_compare_ids_alone(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(room.loading, "load", lambda *_, **__: pytest.fail("loaded the model"))
-    proof = prove(folder, "F16", tmp_path, rows=0)
+    monkeypatch.setattr(reference.loading, "load", lambda *_, **__: pytest.fail("loaded the model"))
+    proof = prove(folder, "F16", tmp_path, compared=0)
     assert proof == room.Proof(prompts=4, rows=0)
     with pytest.raises(InputError, match="nothing to prove"):
-        verify(tmp_path / "F16.gguf", folder, [], TEMPLATE, quantization="F16")
+        verify(tmp_path / "F16.gguf", truth(folder, [], TEMPLATE, compared=0), "F16")
 
 
 def test_other_weights_are_found_by_text_or_likelihood(folder, tmp_path):
@@ -132,8 +134,9 @@ def test_a_trained_model_tells_the_same_story(tmp_path, kind):
     )
     wanted = ids[0, len(prompt) :].tolist()
     assert answer.ids == wanted
-    truth = room.refer(model, prompt, wanted, 2, 1).losses
-    assert sum(losses) / 100 == pytest.approx(sum(truth) / 100, abs=0.005)
+    expected = reference.refer(model, prompt, wanted, 2, 1).losses
+    allowed = {"F32": 0.001, "F16": 0.001, "Q8_0": 0.005}[kind]
+    assert sum(losses) / 100 == pytest.approx(sum(expected) / 100, abs=allowed)
 
 
 def test_the_folder_may_move(folder, tmp_path):
@@ -154,7 +157,7 @@ def test_biases_are_written_and_ordered_too(tmp_path):
     for name in biases:
         state[name].normal_()
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    assert prove(folder, "F32", tmp_path, rows=2).agreement > 0.9
+    assert prove(folder, "F32", tmp_path, compared=2).agreement > 0.9
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/llama2-tokenizer")
