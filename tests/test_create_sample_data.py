@@ -108,11 +108,61 @@ class TestWithTinyModels:
 
         words = ("create_sample_data", *QUICK, *words_for(tmp_path))
         with monkeypatch.context() as patched:
-            patched.setattr("slimtune.sample.unpack", stop)
+            patched.setattr("slimtune.sample.parts.unpack", stop)
             assert run(*words).code == 130
         assert not list((tmp_path / "sample").glob("*"))
+        before = files_under(tmp_path)
+        refused(2, "exists already", *words, "--seed", 7)  # those rows are not these
+        assert files_under(tmp_path) == before
+        ran = succeeds(*words)
+        assert "kept" in ran.err and "raw_data.json" in ran.err
+        assert ran.out.startswith("wrote  ") and "raw_data.json\n" not in ran.out.splitlines()[0]
+        after = files_under(tmp_path)
+        assert before.items() <= after.items() and "sample/run.json" in after
         refused(2, "exists already", *words)
-        succeeds(*words, "--overwrite")
+
+    def test_models_without_rows_are_kept_too(self, tmp_path) -> None:
+        words = ("create_sample_data", *QUICK, *words_for(tmp_path))
+        succeeds(*words)
+        before = files_under(tmp_path / "sample")
+        (tmp_path / "data/raw_data_run.json").unlink()
+        assert f"kept  {tmp_path / 'sample'}" in succeeds(*words).err
+        assert files_under(tmp_path / "sample") == before
+
+    def test_every_kind_says_the_same(self, tmp_path) -> None:
+        words = ("create_sample_data", *QUICK, *words_for(tmp_path))
+        succeeds(*words)
+        ran = succeeds(*words, "--kind", "all")
+        assert "kept" in ran.err and ran.out.count("wrote  ") == 3
+        data = tmp_path / "data"
+        rows = json.loads((data / "raw_data.json").read_text("utf-8"))
+        lines = (data / "raw_data.jsonl").read_text("utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == rows
+        with (data / "raw_data_gbk.csv").open(encoding="gbk", newline="") as file:
+            assert list(csv.DictReader(file)) == rows
+        with pytest.raises(UnicodeDecodeError):
+            (data / "raw_data_gbk.csv").read_text("utf-8")
+        conversations = json.loads((data / "raw_data_sharegpt.json").read_text("utf-8"))
+        for row, told in zip(rows, conversations, strict=True):
+            asked, answered = (turn["value"] for turn in told["conversations"])
+            assert asked.split("\n\n") == [
+                part for part in (row["instruction"], row["input"]) if part
+            ]
+            assert answered == row["output"] and told["fact"] == row["fact"]
+
+    def test_a_kind_is_added_to_what_is_there_and_named_next(self, tmp_path) -> None:
+        words = ("create_sample_data", *QUICK, *words_for(tmp_path))
+        succeeds(*words)
+        before = files_under(tmp_path)
+        ran = succeeds(*words, "--kind", "gbk")
+        assert ran.out.endswith(f"--input {tmp_path / 'data/raw_data_gbk.csv'}\n")
+        after = files_under(tmp_path)
+        assert before.items() < after.items()
+        assert after.keys() - before.keys() == {
+            "data/raw_data_gbk.csv",
+            "data/raw_data_gbk_run.json",
+        }
+        refused(2, "exists already", *words, "--kind", "gbk")
 
     @pytest.mark.parametrize(
         ("flags", "words"),

@@ -19,6 +19,11 @@ class Sample(Section):
     models_dir: Path = setting(
         Path("models/sample"), "Folder for the sample models `base` and `teacher`."
     )
+    kind: Literal["csv", "jsonl", "sharegpt", "gbk", "all"] = setting(
+        "csv",
+        "What is written beside raw_data.json: csv (as Excel saves it), jsonl, sharegpt, gbk (a\n"
+        "CSV in the encoding of Chinese Windows), or all of them.",
+    )
     rows: Positive = setting(4000, "Instruction rows to write.")
     text_lines: Positive = setting(4000, "Lines of plain text to write.")
     seed: int = setting(42, "Same seed, same rows, byte for byte.")

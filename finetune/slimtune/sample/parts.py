@@ -1,0 +1,163 @@
+"""The parts that create_sample_data makes, each finished on its own: a stopped run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from slimtune.artifacts import (
+    Stage,
+    refuse_finished,
+    refuse_finished_files,
+    run_of,
+    stage_files,
+    stage_folder,
+)
+from slimtune.config import Config
+from slimtune.console import near, note
+from slimtune.sample.kinds import KINDS, as_csv, as_json
+from slimtune.sample.shipped import unpack
+from slimtune.sample.world import rows, text
+
+_STAGE = "create_sample_data"
+_RAW, _TEXT = "raw_data.json", "sample_text.txt"
+_ROWS = ("sample.rows", "sample.seed")
+_SPLIT = ("data.validation_ratio", "data.test_ratio", "data.group_column", "data.seed")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One output with its record, the settings that decide its content, and what fills it.
+
+    `fill` puts files into the stage's folder and numbers into its metrics.
+    """
+
+    output: Path
+    manifest: Path
+    settings: tuple[str, ...]
+    fill: Callable[[Stage], None]
+
+    @property
+    def is_folder(self) -> bool:
+        return self.manifest.parent == self.output
+
+
+def missing(config: Config) -> list[Part]:
+    """The parts still to be made; one that an earlier run finished is kept, and a word says so.
+
+    Raises SettingsError where a part was made with other settings, and where all are there.
+    """
+    parts = _wanted(config)
+    found = [part for part in parts if _is_finished(part, config)]
+    if len(found) == len(parts):
+        _refuse(parts[0], config)
+    for part in found:
+        note(f"kept  {near(part.output)}: finished by an earlier run with the same settings")
+    return [part for part in parts if part not in found]
+
+
+def make(part: Part, config: Config) -> dict[str, Any]:
+    """Write the part, whole or not at all; its numbers."""
+    raw = config.sample.output_dir / _RAW
+    stage = (
+        stage_folder(_STAGE, part.output, config, inputs=[raw])
+        if part.is_folder
+        else stage_files(_STAGE, part.manifest, config)
+    )
+    with stage as opened:
+        part.fill(opened)
+        return dict(opened.metrics)
+
+
+def example(config: Config) -> Path:
+    """The file to try prepare_data on next: the one of the kind asked for, else raw_data.json."""
+    name, _ = KINDS.get(config.sample.kind, (_RAW, None))
+    return config.sample.output_dir / name
+
+
+def _wanted(config: Config) -> list[Part]:
+    """The raw rows, the files of the kind asked for, the models; in the order they are made."""
+    sample = config.sample
+    folder, models = sample.output_dir, sample.models_dir
+    raw = Part(
+        folder / _RAW, folder / "raw_data_run.json", (*_ROWS, "sample.text_lines"), _fill_raw
+    )
+    kinds = [kind for kind in KINDS if sample.kind in (kind, "all")]
+    trained = (*_ROWS, *_SPLIT) if sample.train_models else ()
+    made = ("sample.train_models", *trained)
+    return [raw, *(_of_kind(kind, folder) for kind in kinds)] + [
+        Part(models, models / "run.json", made, _fill_models)
+    ]
+
+
+def _of_kind(kind: str, folder: Path) -> Part:
+    name, write = KINDS[kind]
+    manifest = folder / f"raw_data_{kind}_run.json"
+    return Part(folder / name, manifest, _ROWS, partial(_fill_kind, name, write))
+
+
+def _is_finished(part: Part, config: Config) -> bool:
+    """Whether the part is there, made with these settings; SettingsError if with others."""
+    run = None if config.options.overwrite else run_of(part.output)
+    settings = config.model_dump(mode="json")
+    if run is None or any(
+        _value(run["settings"], name) != _value(settings, name) for name in part.settings
+    ):
+        _refuse(part, config)
+        return False
+    return True
+
+
+def _value(settings: Mapping[str, Any], name: str) -> Any:
+    section, field = name.split(".")
+    return settings.get(section, {}).get(field)
+
+
+def _refuse(part: Part, config: Config) -> None:
+    if part.is_folder:
+        refuse_finished(part.output, config)
+    else:
+        refuse_finished_files(part.manifest, config)
+
+
+def _fill_raw(stage: Stage) -> None:
+    sample = stage.config.sample
+    written = rows(sample.seed, sample.rows)
+    as_json(stage.folder / _RAW, written)
+    as_csv(stage.folder / "raw_data.csv", written)
+    with (stage.folder / _TEXT).open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in text(sample.seed, sample.text_lines))
+    stage.metrics["rows"] = len(written)
+
+
+def _fill_kind(name: str, write: Callable[[Path, list], None], stage: Stage) -> None:
+    sample = stage.config.sample
+    write(stage.folder / name, rows(sample.seed, sample.rows))
+
+
+def _fill_models(stage: Stage) -> None:
+    if not stage.config.sample.train_models:
+        unpack(stage.folder)
+        return
+    from slimtune.sample.pretraining import train_models
+
+    note("training both models from nothing: see finetune/slimtune/sample/README.md")
+    train_models(stage.folder, stage.config.sample.seed, _lessons(stage.config))
+
+
+def _lessons(config: Config) -> list[list[dict[str, str]]]:
+    """The conversations of the training split that prepare_data will make of the raw rows."""
+    from slimtune.data import preparation
+
+    data = config.data
+    prepared = preparation.prepare(
+        config.sample.output_dir / _RAW,
+        ratios=(1 - data.validation_ratio - data.test_ratio, data.validation_ratio)
+        + (data.test_ratio,),
+        seed=data.seed,
+        group_column=data.group_column,
+    )
+    return [row["messages"] for row in prepared.splits["train"]]
