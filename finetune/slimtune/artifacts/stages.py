@@ -77,13 +77,14 @@ def stage_files(
         try:
             yield stage
             run = stage.record()
+            # A full disk must show before anything gets its final name.
+            write_json(partial / manifest.name, run)
             _sync(partial)
             # Without a manifest nothing counts as finished: it goes first and comes back last.
             manifest.unlink(missing_ok=True)
             for file in run["files"]:
                 os.replace(partial / file, target / file)
-            write_json(manifest.with_name(manifest.name + ".new"), run)
-            os.replace(manifest.with_name(manifest.name + ".new"), manifest)
+            os.replace(partial / manifest.name, manifest)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
