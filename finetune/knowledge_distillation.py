@@ -16,15 +16,15 @@ from slimtune.console import near, would_write, wrote
 
 
 def main(config: Config) -> None:
-    from slimtune.training import estimates
+    from slimtune.training import estimates, starting
     from slimtune.training.distillation import passages_of, require_teacher
-    from slimtune.training.fitting import refuse_forgotten_checkpoints
     from slimtune.training.reading import read_lessons
     from slimtune.training.stages import distil_student
 
     student, final = config.distillation.student_model, config.distillation.output_dir
     checkpoints = final.with_name(f"{final.name}_checkpoints")
     refuse_finished(final, config)
+    starting.check(checkpoints, config)
     require(config.distillation.teacher_model)
     require(student)
     require(config.training.train_data)
@@ -36,7 +36,6 @@ def main(config: Config) -> None:
         would_write(final, estimates=lessons.summary() | needed)
         return
 
-    refuse_forgotten_checkpoints(checkpoints, config)
     curve = distil_student(config, student, lessons, text, final, checkpoints)
     wrote(
         final,

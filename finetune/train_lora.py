@@ -17,8 +17,7 @@ from slimtune.console import near, would_write, wrote
 
 
 def main(config: Config) -> None:
-    from slimtune.training import estimates
-    from slimtune.training.fitting import refuse_forgotten_checkpoints
+    from slimtune.training import estimates, starting
     from slimtune.training.reading import read_lessons
     from slimtune.training.stages import train_adapter
 
@@ -26,6 +25,7 @@ def main(config: Config) -> None:
     final = config.lora.output_dir / "lora_adapter"
     checkpoints = config.lora.output_dir / "checkpoints"
     refuse_finished(final, config)
+    starting.check(checkpoints, config)
     require(base)
     require(config.training.train_data)
     lessons = read_lessons(base, config.model.prompt_template, config.training)
@@ -33,7 +33,6 @@ def main(config: Config) -> None:
         would_write(final, estimates=lessons.summary() | estimates.lora(base, config))
         return
 
-    refuse_forgotten_checkpoints(checkpoints, config)
     curve, trained = train_adapter(config, base, lessons, final, checkpoints)
     wrote(
         final,

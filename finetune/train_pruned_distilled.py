@@ -18,17 +18,18 @@ from slimtune.console import near, note, would_write, wrote
 def main(config: Config) -> None:
     from slimtune.models.merging import merge
     from slimtune.pruning.stage import estimate, prune_model
-    from slimtune.training import estimates
+    from slimtune.training import estimates, starting
     from slimtune.training.distillation import passages_of, require_teacher
-    from slimtune.training.fitting import refuse_forgotten_checkpoints
     from slimtune.training.reading import read_lessons
     from slimtune.training.stages import distil_student, train_adapter
 
     base, folder = config.model.base_model, config.pruned_distilled.output_dir
     pruned, distilled = folder / "pruned", folder / "distilled"
     adapter, final = folder / "lora_adapter", folder / "final"
-    checkpoints = folder / "checkpoints"
+    checkpoints, distilled_checkpoints = folder / "checkpoints", folder / "distilled_checkpoints"
     refuse_finished(final, config)
+    for stopped in (checkpoints, distilled_checkpoints):
+        starting.check(stopped, config)
     for needed in (base, config.distillation.teacher_model, config.training.train_data):
         require(needed)
     lessons = read_lessons(base, config.model.prompt_template, config.training)
@@ -41,11 +42,10 @@ def main(config: Config) -> None:
         would_write(pruned, distilled, adapter, final, estimates=plan)
         return
 
-    refuse_forgotten_checkpoints(checkpoints, config)
     if not _done(pruned, config):
         prune_model(config, base, pruned)
     if not _done(distilled, config):
-        distil_student(config, str(pruned), lessons, text, distilled, checkpoints)
+        distil_student(config, str(pruned), lessons, text, distilled, distilled_checkpoints)
     if not _done(adapter, config):
         train_adapter(config, str(distilled), lessons, adapter, checkpoints)
     note("final: merging the adapter into the distilled model")

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimtune import prompts
 from slimtune.training import teacher_cache
-from slimtune.training.trainer import OneLineAStep
+from slimtune.training.progress import ProgressShown
 
 QUICK = ("--epochs", 1)
 
@@ -119,13 +119,13 @@ def test_a_stopped_run_goes_on_to_the_same_student(
 
     words = ("knowledge_distillation", *settings, *words_for(tmp_path))
     with monkeypatch.context() as patched:
-        patched.setattr(OneLineAStep, "on_log", stop)
+        patched.setattr(ProgressShown, "on_log", stop)
         assert run(*words).code == 130
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
     refused(2, "--resume", *words)
     steps = []
     monkeypatch.setattr(
-        OneLineAStep, "on_log", lambda self, args, state, *_, **__: steps.append(state.global_step)
+        ProgressShown, "on_log", lambda self, args, state, *_, **__: steps.append(state.global_step)
     )
     succeeds(*words, "--resume")
     assert min(steps) > 1

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_folders import write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from slimtune.training.trainer import OneLineAStep
+from slimtune.training.progress import ProgressShown
 
 QUICK = ("--epochs", 1)
 
@@ -131,13 +131,13 @@ def test_a_stopped_run_goes_on_to_the_same_adapter(
 
     words = ("train_lora", *settings, "--output-dir", tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(OneLineAStep, "on_log", stop)
+        patched.setattr(ProgressShown, "on_log", stop)
         assert run(*words).code == 130
     assert sorted(p.name for p in tmp_path.glob("[!.]*")) == ["checkpoints"]
     refused(2, "--resume", *words)
     steps = []
     monkeypatch.setattr(
-        OneLineAStep, "on_log", lambda self, args, state, *_, **__: steps.append(state.global_step)
+        ProgressShown, "on_log", lambda self, args, state, *_, **__: steps.append(state.global_step)
     )
     succeeds(*words, "--resume")
     assert min(steps) == 9
@@ -155,7 +155,7 @@ def test_a_stopped_run_goes_on_to_the_same_adapter(
         (3, ["--base-model", "./nowhere"], "nowhere"),
         (2, ["--lora-target-modules", "q_porj"], "its linear layers are down_proj, gate_proj"),
         (2, ["--lora-target-modules", "q_porj,q_proj"], "lora.target_modules: q_porj"),
-        (2, ["--max-length", "24"], "rows are longer than 24 tokens"),
+        (2, ["--max-length", "40"], "rows are longer than 40 tokens"),
         (2, ["--dtype", "float16"], "float16 on a CPU"),
     ],
 )

@@ -6,6 +6,7 @@ anything else is a bug of ours and exits 1.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
@@ -77,6 +78,16 @@ def start_logging() -> None:
     logger = logging.getLogger("slimtune")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)
+
+
+def processes() -> int:
+    """How many processes run this script together: `accelerate launch` says so to each."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def first_process() -> bool:
+    """Whether this is the one that writes, locks and speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def note(text: str) -> None:

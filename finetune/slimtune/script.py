@@ -1,6 +1,7 @@
 """The tail of every script: read the settings, run `main`, exit with what happened."""
 
 import errno
+import logging
 import os
 import sys
 import traceback
@@ -9,7 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from slimtune.config import Config
-from slimtune.console import ExitCode, ResourceError, SlimTuneError, start_logging
+from slimtune.console import (
+    ExitCode,
+    ResourceError,
+    SlimTuneError,
+    first_process,
+    start_logging,
+)
 from slimtune.settings import read
 
 # Before any Hugging Face import: no progress bars of theirs, no prompts, no thread warnings.
@@ -25,6 +32,9 @@ _ENVIRONMENT = {
 def run(main: Callable[[Config], None], doc: str) -> None:
     """Run a script's `main` with its settings and exit with 0 or the code of its error."""
     start_logging()
+    if not first_process():  # what all of them would say is said once
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        logging.getLogger("slimtune").setLevel(logging.ERROR)
     # Deprecations inside transformers and peft are ours to act on, not the user's.
     warnings.filterwarnings("ignore", category=FutureWarning)
     for name, value in _ENVIRONMENT.items():
@@ -43,8 +53,8 @@ def _run(main: Callable[[Config], None], doc: str, arguments: list[str]) -> int:
         else:
             main(config)
         return ExitCode.OK
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print("\n" + ": ".join(["interrupted", *map(str, stopped.args)]), file=sys.stderr)
         return ExitCode.INTERRUPTED
     except Exception as error:
         if "--debug" in arguments:

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from slimtune.artifacts.records import RUN, command, now, read_manifest, record, write_json
 from slimtune.config import Config
-from slimtune.console import LockedError, SettingsError, near
+from slimtune.console import LockedError, SettingsError, first_process, near
 
 
 @dataclass
@@ -42,8 +43,13 @@ def stage_folder(
 ) -> Iterator[Stage]:
     """A folder written whole or not at all; `keep_partial` leaves a stopped run to --resume.
 
+    Of several processes the first one owns it; what the others write is thrown away.
     Raises LockedError when another run writes it, SettingsError when it is finished already.
     """
+    if not first_process():
+        with TemporaryDirectory() as scratch:
+            yield Stage(name, Path(scratch), config, inputs)
+        return
     with _lock(final):
         refuse_finished(final, config)
         partial = final.with_name(final.name + ".partial")

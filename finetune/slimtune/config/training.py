@@ -76,4 +76,7 @@ class Training(Section):
     max_truncated_share: Share = setting(
         0.1, "Training refuses to start when more than this share of rows must be cut."
     )
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = setting(
+        "none", "Where losses are sent as well; metrics.jsonl and loss.png are written anyway."
+    )
     seed: int = setting(42, "Seed of adapter and row order.")

@@ -6,12 +6,42 @@ part runs on torch's fused causal kernel.
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from slimtune.console import InputError
+
 NAME = "slimtune_per_sample"
+_FLASH = "flash_attention_2"
+
+
+def register(device: str = "cpu", numbers: torch.dtype = torch.float32) -> str:
+    """The name for `attn_implementation`, made known to transformers.
+
+    flash-attn's kernel for rows of samples (varlen) on a GPU that has it, in 16 bits; else ours.
+    """
+    if device == "cuda" and numbers != torch.float32 and find_spec("flash_attn"):
+        return _FLASH
+    AttentionInterface.register(NAME, per_sample_attention)
+    AttentionMaskInterface.register(NAME, lambda *_, **__: None)
+    return NAME
+
+
+def bounds(lengths: Sequence[int], name: str, device: torch.device) -> dict[str, object]:
+    """Keyword arguments that tell an implementation where the samples of a row begin and end."""
+    if name != _FLASH:
+        return {"lengths": lengths}
+    ends = torch.tensor([0, *lengths], device=device).cumsum(0, dtype=torch.int32)
+    longest = max(lengths)
+    return {
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
 
 
 def per_sample_attention(
@@ -23,19 +53,29 @@ def per_sample_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     lengths: Sequence[int] | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """softmax(Q Kᵀ · scaling) V within each sample; returns (1, tokens, heads, head size).
 
     query: (1, heads, tokens, head size); key and value may have fewer heads (GQA). `lengths` are
-    the samples' tokens in order; without them the row is one sample.
+    the samples' tokens in order; without them the row is one sample. A position sees itself and the
+    `sliding_window` - 1 before it. Raises InputError for capped scores and attention sinks.
     """
+    if softcap is not None or s_aux is not None:
+        raise InputError(
+            f"{type(module).__name__}: this family caps its attention scores or has sinks",
+            "the fused kernel that trains here computes neither, and would be wrong in silence",
+            "choose a base of the Llama, Mistral or Qwen2 family",
+        )
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     sizes = list(lengths) if lengths is not None else [query.shape[2]]
     outputs = [
-        scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling)
+        _causal(q, k, v, scaling, dropout, sliding_window)
         for q, k, v in zip(
             query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True
         )
@@ -43,8 +83,21 @@ def per_sample_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
-def register() -> str:
-    """Make the function known to transformers; returns its name for `attn_implementation`."""
-    AttentionInterface.register(NAME, per_sample_attention)
-    AttentionMaskInterface.register(NAME, lambda *_, **__: None)
-    return NAME
+def _causal(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float | None,
+    dropout: float,
+    window: int | None,
+) -> torch.Tensor:
+    length = query.shape[2]
+    if window is None or length <= window:
+        return scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=True, scale=scale
+        )
+    seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    seen = seen.triu(1 - window)
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=seen, dropout_p=dropout, scale=scale
+    )

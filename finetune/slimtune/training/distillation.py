@@ -5,30 +5,36 @@ loss = α · T² · KL(teacher ‖ student) + (1 - α) · cross entropy, at supe
 
 import logging
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slimtune.artifacts import run_of
 from slimtune.config import Distillation, Training
-from slimtune.console import InputError, QualityError, near
+from slimtune.console import InputError, QualityError, near, processes
 from slimtune.models import loading, tokenizers
 from slimtune.models.checkpoints import EMBEDDING, Checkpoint
 from slimtune.models.hub import resolve
 from slimtune.training import losses, teacher_cache
 from slimtune.training.attention import register
 from slimtune.training.batches import Sample, encode_text
-from slimtune.training.fitting import Curve, fit
+from slimtune.training.conditions import identity
+from slimtune.training.curve import Curve
+from slimtune.training.fitting import fit
 from slimtune.training.reading import Lessons
 from slimtune.training.teacher_cache import TeacherCache
 from slimtune.training.trainer import SlimTrainer
 
 _log = logging.getLogger(__name__)
+
+_A_DAY = timedelta(days=1)
 
 
 class DistillationTrainer(SlimTrainer):
@@ -95,7 +101,8 @@ def distil(
     checkpoints: Path,
     device: str,
     dtype: str,
-    resume: bool = False,
+    resume_from: Path | None = None,
+    conditions: Mapping[str, str] | None = None,
 ) -> tuple[PreTrainedModel, Curve]:
     """Teach the student what the teacher says about the rows and the plain text.
 
@@ -118,13 +125,14 @@ def distil(
         checkpoints,
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
-        resume=resume,
+        resume_from=resume_from,
+        conditions=conditions,
         trainer_class=DistillationTrainer,
         cache=TeacherCache(cache),
         alpha=settings.alpha,
         temperature=settings.temperature,
     )
-    _require_better(curve)
+    _require_better(curve, checkpoints)
     return model.to(stored), curve
 
 
@@ -149,8 +157,21 @@ def _cached(
     settings: Distillation,
     compute: dict[str, str],
 ) -> Path:
-    key = teacher_cache.key(samples, _identity(teacher), settings.top_k, settings.temperature)
+    key = teacher_cache.key(samples, identity(teacher), settings.top_k, settings.temperature)
     file = settings.cache_dir / f"{key}.safetensors"
+    if processes() > 1:  # the first process asks the teacher, the others wait and read
+        with PartialState(timeout=_A_DAY).main_process_first():
+            return _ask(teacher, samples, settings, compute, file)
+    return _ask(teacher, samples, settings, compute, file)
+
+
+def _ask(
+    teacher: str,
+    samples: Sequence[Sample],
+    settings: Distillation,
+    compute: dict[str, str],
+    file: Path,
+) -> Path:
     if file.is_file():
         _log.info("the teacher's answers are cached already: %s", near(file))
         return file
@@ -164,23 +185,13 @@ def _cached(
     return file
 
 
-def _identity(model: str) -> str:
-    """What tells two versions of a model apart: its run, or the sizes and times of its weights."""
-    run = run_of(Path(model)) if Path(model).is_dir() else None
-    if run:
-        return run["run_id"]
-    files = sorted(resolve(model).glob("*.safetensors"))
-    return " ".join(
-        [model, *(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)]
-    )
-
-
-def _require_better(curve: Curve) -> None:
+def _require_better(curve: Curve, checkpoints: Path) -> None:
     if not curve.validation:
         return
     (_, before), *rest = curve.validation
     best = min(loss for _, loss in rest)
     if best >= before:
+        shutil.rmtree(checkpoints, ignore_errors=True)  # it came to its end: nothing to go on with
         raise QualityError(
             f"distillation made the student worse: validation loss {before:.4f} -> {best:.4f}",
             "the teacher's lesson did not help on rows kept aside",

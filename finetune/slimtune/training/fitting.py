@@ -1,79 +1,29 @@
 """One call from samples to a trained model: the arguments, the checkpoints, the curve."""
 
-import json
 import logging
-import shutil
+import shlex
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
 
-from slimtune.config import Config, Training
-from slimtune.console import SettingsError, near
+from slimtune.artifacts.records import command
+from slimtune.config import Training
+from slimtune.console import first_process, processes
+from slimtune.training import checkpoints
 from slimtune.training.batches import Sample
-from slimtune.training.trainer import OneLineAStep, SlimTrainer, StopWhenNotFinite
+from slimtune.training.curve import METRICS, Curve, MetricsFile
+from slimtune.training.progress import ProgressShown
+from slimtune.training.trainer import SlimTrainer
 
 _log = logging.getLogger(__name__)
 
-# A checkpoint without one of these was cut off while it was written.
-_WHOLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 _LOGGED_LINES = 40
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What a training run measured, logged step by step (`history`) and in short."""
-
-    history: list[dict[str, float]] = field(repr=False)
-    seconds: float
-    tokens: int
-    steps: int
-
-    @property
-    def validation(self) -> list[tuple[int, float]]:
-        """(step, validation loss per token) of each validation."""
-        return [(int(e["step"]), e["eval_loss"]) for e in self.history if "eval_loss" in e]
-
-    @property
-    def training(self) -> list[tuple[int, float]]:
-        """(step, training loss per token) of each logged step."""
-        return [(int(e["step"]), e["loss"]) for e in self.history if "loss" in e]
-
-    def metrics(self) -> dict[str, Any]:
-        """The numbers for run.json: losses per token, speed in tokens per second."""
-        validation = [loss for _, loss in self.validation]
-        return {
-            "steps": self.steps,
-            "train_loss_first": self.training[0][1],
-            "train_loss_last": self.training[-1][1],
-            "validation_loss_best": min(validation) if validation else None,
-            "validation_loss_last": validation[-1] if validation else None,
-            "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
-            "training_seconds": round(self.seconds, 1),
-        }
-
-    def summary(self) -> str:
-        """First and last losses in one line."""
-        losses = self.training
-        text = f"training {losses[0][1]:.3f} -> {losses[-1][1]:.3f}"
-        if self.validation:
-            best = min(loss for _, loss in self.validation)
-            text += f", validation {self.validation[0][1]:.3f} -> {best:.3f}"
-        return text
-
-    def speed(self) -> str:
-        """Training speed in words, prompts included."""
-        return f"{self.tokens / max(self.seconds, 1e-9):.0f} tokens/s"
-
-    def write(self, folder: Path) -> None:
-        """metrics.jsonl, one logged step a line, and loss.png."""
-        lines = [json.dumps(entry) for entry in self.history]
-        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        _plot(self, folder / "loss.png")
+_PATIENCE = 24 * 3600  # seconds: the first process fills the teacher's cache, the others wait
+_MOMENTS = 2  # of AdamW, in float32
 
 
 def fit(
@@ -81,24 +31,27 @@ def fit(
     train: Sequence[Sample],
     validation: Sequence[Sample],
     settings: Training,
-    checkpoints: Path,
+    folder: Path,
     *,
     epochs: float | None = None,
     learning_rate: float | None = None,
-    resume: bool = False,
+    resume_from: Path | None = None,
+    conditions: Mapping[str, str] | None = None,
     trainer_class: type[SlimTrainer] = SlimTrainer,
     **trainer_options: Any,
 ) -> Curve:
     """Train `model` in place; with validation samples the best checkpoint is what it ends with.
 
-    `epochs` and `learning_rate` replace those of the settings. `checkpoints` is removed when the
-    run has finished. Raises QualityError at a loss or gradient that is not finite.
+    `epochs` and `learning_rate` replace those of the settings. `folder` holds the checkpoints and
+    metrics.jsonl as they grow; `resume_from` is one of them, and it must be resumed under the same
+    `conditions`. Raises QualityError at a loss or
+    gradient that is not finite, ResourceError without disk space for the checkpoints, and
+    KeyboardInterrupt, after saving, when it was asked to stop.
     """
-    last = _checkpoint_to_resume(checkpoints) if resume else None
     steps = _steps_per_epoch(len(train), settings)
-    arguments = _arguments(model, settings, checkpoints, steps, bool(validation))
+    arguments = _arguments(model, settings, folder, steps, bool(validation))
     # A resumed run has measured its start already; a second time would cost patience.
-    arguments.eval_on_start = bool(validation) and last is None
+    arguments.eval_on_start = bool(validation) and resume_from is None
     arguments.num_train_epochs = epochs or settings.epochs
     arguments.learning_rate = learning_rate or settings.learning_rate
     arguments.logging_steps = max(1, round(steps * arguments.num_train_epochs / _LOGGED_LINES))
@@ -107,23 +60,56 @@ def fit(
         args=arguments,
         train_dataset=list(train),
         eval_dataset=list(validation) or None,
-        callbacks=_callbacks(settings, bool(validation)),
         **trainer_options,
     )
-    trainer.remove_callback(PrinterCallback)
+    if first_process():
+        if resume_from is None:
+            checkpoints.begin(folder, conditions or {})
+        checkpoints.require_space(folder, _checkpoint_bytes(model))
+    history = checkpoints.history(resume_from) if resume_from else []
+    shown = _watch(trainer, settings, folder, history, bool(validation))
     model.config.use_cache = False
-    started = time.time()
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
-    seconds = time.time() - started
+    started = time.monotonic()
+    try:
+        _train(trainer, resume_from)
+    finally:
+        shown.close()
     model.config.use_cache = True
-    done = trainer.state.epoch or arguments.num_train_epochs
-    tokens = round(sum(len(sample.input_ids) for sample in train) * done)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    seconds, tokens = time.monotonic() - started, trainer.tokens * processes()
     return Curve(trainer.state.log_history, seconds, tokens, trainer.state.global_step)
 
 
+def _train(trainer: SlimTrainer, resume_from: Path | None) -> None:
+    if resume_from and checkpoints.finished(resume_from):
+        trainer.restore_finished(resume_from)
+        return
+    with trainer.interruption.listening():
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    state = trainer.state
+    if trainer.interruption.asked and not trainer.finished:
+        raise KeyboardInterrupt(
+            f"step {state.global_step} of {state.max_steps} is saved; to go on: {_resume_words()}"
+        )
+
+
+def _resume_words() -> str:
+    """The command that continues this one."""
+    if processes() > 1:
+        return "the same command with --resume"
+    script, *words = command()
+    kept = [word for word in words if word not in ("--overwrite", "--resume")]
+    return f"python finetune/{script} {shlex.join([*kept, '--resume'])}"
+
+
 def _steps_per_epoch(samples: int, settings: Training) -> int:
-    return max(1, -(-samples // (settings.batch_size * settings.gradient_accumulation_steps)))
+    rows = settings.batch_size * settings.gradient_accumulation_steps * processes()
+    return max(1, -(-samples // rows))
+
+
+def _checkpoint_bytes(model: torch.nn.Module) -> int:
+    """What a checkpoint takes: the trained weights and the optimizer's two moments of each."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return sum(one.numel() * (one.itemsize + 4 * _MOMENTS) for one in trained)
 
 
 def _arguments(
@@ -149,7 +135,7 @@ def _arguments(
         eval_steps=interval,
         save_strategy="steps",
         save_steps=interval,
-        save_total_limit=2,
+        restore_callback_states_from_checkpoint=True,
         load_best_model_at_end=validates,
         metric_for_best_model="eval_loss" if validates else None,
         greater_is_better=False if validates else None,
@@ -158,53 +144,25 @@ def _arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=parameter.device.type == "cuda",
         disable_tqdm=True,
-        report_to=[],
+        report_to=[] if settings.report_to == "none" else [settings.report_to],
+        ddp_find_unused_parameters=False,
+        ddp_timeout=_PATIENCE,
     )
 
 
-def _callbacks(settings: Training, validates: bool) -> list[Any]:
-    callbacks: list[Any] = [StopWhenNotFinite(), OneLineAStep()]
+def _watch(
+    trainer: SlimTrainer,
+    settings: Training,
+    folder: Path,
+    history: Sequence[dict[str, float]],
+    validates: bool,
+) -> ProgressShown:
+    """Everything that looks on while the trainer works."""
+    trainer.remove_callback(PrinterCallback)
     if validates:
-        callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))
-    return callbacks
-
-
-def refuse_forgotten_checkpoints(checkpoints: Path, config: Config) -> None:
-    """A stopped run's work is continued or given up on purpose, never by accident."""
-    resume, overwrite = config.options.resume, config.options.overwrite
-    if not resume and not overwrite and any(checkpoints.glob("checkpoint-*")):
-        raise SettingsError(
-            f"{near(checkpoints)}: a stopped run left its checkpoints here",
-            "starting again would throw its work away",
-            "add --resume to go on, or --overwrite to start from nothing",
-        )
-    if overwrite and not resume:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-
-
-def _checkpoint_to_resume(checkpoints: Path) -> Path | None:
-    """The newest whole checkpoint, None (and a word) where there is none."""
-    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    whole = [one for one in found if all((one / name).is_file() for name in _WHOLE)]
-    if not whole:
-        _log.info("nothing to resume in %s: starting at step 0", near(checkpoints))
-        return None
-    _log.info("resuming from %s", near(whole[-1]))
-    return whole[-1]
-
-
-def _plot(curve: Curve, file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot(*zip(*curve.training, strict=True), label="training")
-    if curve.validation:
-        axes.plot(*zip(*curve.validation, strict=True), "o-", label="validation")
-    axes.set(xlabel="step", ylabel="loss per supervised token", yscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+        trainer.add_callback(EarlyStoppingCallback(settings.early_stopping_patience))
+    shown = ProgressShown(lambda: trainer.tokens * processes())
+    if first_process():
+        trainer.add_callback(MetricsFile(folder / METRICS, history))
+        trainer.add_callback(shown)
+    return shown

@@ -37,6 +37,11 @@ class Lessons:
     files: list[Path]
 
     @property
+    def named(self) -> dict[str, Path]:
+        """The files by what they are for: {"training rows": ..., "validation rows": ...}."""
+        return dict(zip(("training rows", "validation rows"), self.files, strict=False))
+
+    @property
     def tokens(self) -> int:
         return sum(len(sample.input_ids) for sample in self.train)
 

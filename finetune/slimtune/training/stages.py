@@ -1,14 +1,18 @@
 """The two stages that train, as the scripts run them: inputs in, a finished folder out."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from slimtune.artifacts import stage_folder
 from slimtune.config import Config
+from slimtune.console import first_process
 from slimtune.models import loading, tokenizers
 from slimtune.models.hub import resolve
-from slimtune.training import attention, distillation, lora
-from slimtune.training.fitting import Curve, fit
+from slimtune.training import attention, conditions, distillation, lora
+from slimtune.training.checkpoints import to_resume
+from slimtune.training.curve import Curve
+from slimtune.training.fitting import fit
 from slimtune.training.reading import Lessons
 
 
@@ -17,13 +21,18 @@ def train_adapter(
 ) -> tuple[Curve, str]:
     """Train a LoRA adapter on `base` and write it to `final`; the curve, and what was trained."""
     quantized = config.model.use_quantization
+    same = conditions.conditions(config, ("lora", "training"), {"base model": base}, lessons.named)
     with stage_folder("train_lora", final, config, inputs=[base, *lessons.files]) as stage:
+        resume_from = to_resume(checkpoints, same) if config.options.resume else None
         loaded = loading.load(
             base,
             device=config.model.device,
             dtype=config.model.dtype,
             quantize=quantized,
-            attn_implementation=attention.register(),
+            attn_implementation=attention.register(
+                loading.choose_device(config.model.device).type,
+                loading.choose_dtype(config.model.device, config.model.dtype),
+            ),
         )
         seed = config.training.seed
         model = lora.attach(loaded, config.lora, seed=seed, quantized=quantized)
@@ -34,13 +43,15 @@ def train_adapter(
             lessons.validation,
             config.training,
             checkpoints,
-            resume=config.options.resume,
+            resume_from=resume_from,
+            conditions=same,
         )
         lora.save(model, stage.folder, base)
         tokenizers.save(lessons.tokenizer, stage.folder, resolve(base))
         curve.write(stage.folder)
         stage.metrics.update(trainable_parameters=trainable, parameters=total)
         stage.metrics.update(lessons.summary() | curve.metrics())
+    _done_with(checkpoints)
     return curve, f"{trainable:,} of {total:,} parameters ({trainable / total:.2%})"
 
 
@@ -54,8 +65,11 @@ def distil_student(
 ) -> Curve:
     """Teach `student` what the teacher says and write it to `final`."""
     teacher = config.distillation.teacher_model
+    models = {"student model": student, "teacher model": teacher}
+    same = conditions.conditions(config, ("distillation", "training"), models, lessons.named)
     inputs = [student, teacher, *lessons.files]
     with stage_folder("knowledge_distillation", final, config, inputs=inputs) as stage:
+        resume_from = to_resume(checkpoints, same) if config.options.resume else None
         model, curve = distillation.distil(
             teacher,
             student,
@@ -66,9 +80,17 @@ def distil_student(
             checkpoints=checkpoints,
             device=config.model.device,
             dtype=config.model.dtype,
-            resume=config.options.resume,
+            resume_from=resume_from,
+            conditions=same,
         )
         loading.save(model, lessons.tokenizer, stage.folder, resolve(student))
         curve.write(stage.folder)
         stage.metrics.update(lessons.summary() | {"text_passages": len(text)} | curve.metrics())
+    _done_with(checkpoints)
     return curve
+
+
+def _done_with(checkpoints: Path) -> None:
+    """Only now, with the result under its final name, is a stopped run no longer thinkable."""
+    if first_process():
+        shutil.rmtree(checkpoints, ignore_errors=True)

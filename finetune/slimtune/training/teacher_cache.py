@@ -106,7 +106,7 @@ def _top_k(
     head = teacher.get_output_embeddings()
     parts = [
         (head(rows).float() / temperature).log_softmax(-1).topk(top_k)
-        for rows in hidden.split(CHUNK)
+        for rows in hidden.split(CHUNK[device.type])
     ]
     return TeacherTopK(
         torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts])

@@ -1,26 +1,27 @@
 """transformers.Trainer, hardened: padding-free batches, chunked losses, no silent failure.
 
-Everything the Trainer is good at stays its own (optimizer, schedule, accumulation, checkpoints,
-accelerate). Replaced are the loss, the evaluation (token-weighted, no logits kept) and the way
-runs fail: a loss or gradient that is not finite ends the run within one step.
+Everything the Trainer is good at stays its own (optimizer, schedule, accumulation, accelerate).
+Replaced are the loss, the evaluation (token-weighted, no logits kept), the checkpoints (whole or
+not there) and the way runs fail: a loss or gradient that is not finite ends it within one step.
 """
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerState
 
-from slimtune.console import QualityError
+from slimtune.console import QualityError, near
 from slimtune.prompts import IGNORED
-from slimtune.training import losses
+from slimtune.training import attention, checkpoints, losses
 from slimtune.training.batches import collate
+from slimtune.training.interruption import Interruption
 
-_log = logging.getLogger(__name__)
+_SKIPPED_STEPS = 20  # float16's loss scale halves at each: from 65,536 it is below 1 by then
 
 
 class SlimTrainer(Trainer):
@@ -32,7 +33,11 @@ class SlimTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, data_collator=collate, **kwargs)
         self.model_accepts_loss_kwargs = True
-        self._parts: list[tuple[torch.Tensor, int]] = []
+        self.interruption = Interruption()
+        self.add_callback(self.interruption)
+        self.tokens = 0  # seen by this process since it started
+        self._parts: list[torch.Tensor] = []
+        self._skipped = 0
 
     def loss_of(self, batch: dict[str, Any], positions: torch.Tensor) -> losses.Loss:
         """The loss of a batch at `positions` (indices into its row of tokens)."""
@@ -46,28 +51,32 @@ class SlimTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        total, parts, count = self._sums(model, inputs)
-        if not torch.isfinite(total):
-            raise _not_finite("loss", self.state.global_step + 1)
-        self._parts.append((parts, count))
-        return total / (num_items_in_batch if num_items_in_batch is not None else max(count, 1))
+        """The batch's share of the mean over all supervised tokens of the step.
 
-    def _sums(
-        self, model: nn.Module, batch: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Loss summed over the supervised positions, its parts, and how many positions they are."""
+        Gradients are averaged over processes and `num_items_in_batch` counts the tokens of all of
+        them, so each process gives its share times their number.
+        """
+        parts, count = self.sums(model, inputs)
+        self.tokens += inputs["input_ids"].numel()
+        self._parts.append(torch.cat([parts.detach(), parts.new_tensor([count])]))
+        tokens = num_items_in_batch if num_items_in_batch is not None else max(count, 1)
+        return parts[0] * self.args.world_size / tokens
+
+    def sums(self, model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, int]:
+        """The parts of the loss summed over the supervised positions, and how many these are."""
         positions = (batch["labels"][0, 1:] != IGNORED).nonzero().squeeze(1)
-        head = output_head(model)
-        with _returns_hidden_states(head):
-            hidden = model(
+        causal = causal_model(model)
+        with _losses_from(causal.get_output_embeddings(), self.loss_of(batch, positions)):
+            parts = model(
                 input_ids=batch["input_ids"],
                 position_ids=batch["position_ids"],
-                lengths=batch["lengths"],
                 logits_to_keep=positions,
                 use_cache=False,
-            ).logits[0]
-        total, parts = losses.chunked_loss(hidden, head.weight, self.loss_of(batch, positions))
-        return total, parts, len(positions)
+                **attention.bounds(
+                    batch["lengths"], causal.config._attn_implementation, positions.device
+                ),
+            ).logits
+        return parts, len(positions)
 
     def evaluate(
         self,
@@ -75,17 +84,28 @@ class SlimTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """The mean of each part of the loss per supervised token of the evaluation rows."""
+        """The mean of each part of the loss per supervised token of the evaluation rows.
+
+        The processes take the batches in turn; where the last round has too few, a batch is run
+        again and not counted, because sharded models need every process at every step.
+        """
+        samples = list(self.eval_dataset if eval_dataset is None else eval_dataset)
+        size, world = self.args.per_device_eval_batch_size, self.args.world_size
+        batches = [samples[start : start + size] for start in range(0, len(samples), size)]
+        sums = torch.zeros(len(self.part_names) + 1, dtype=torch.float64)
         self.model.eval()
-        parts, count = torch.zeros(len(self.part_names)), 0
         with torch.no_grad():
-            for batch in self.get_eval_dataloader(eval_dataset):
-                _, batch_parts, tokens = self._sums(self.model, self._prepare_inputs(batch))
-                parts, count = parts + batch_parts.cpu(), count + tokens
-        means = (parts / count).tolist()
-        metrics = {f"{metric_key_prefix}_loss": means[0]}
-        for name, value in zip(self.part_names[1:], means[1:], strict=True):
-            metrics[f"{metric_key_prefix}_{name}"] = value
+            for first in range(0, len(batches), world):
+                index = first + self.args.process_index
+                batch = self._prepare_inputs(collate(batches[index % len(batches)]))
+                parts, count = self.sums(self.model, batch)
+                if index < len(batches):
+                    sums += torch.tensor([*parts.tolist(), count], dtype=torch.float64)
+        *means, _ = self._means(sums)
+        if not torch.isfinite(torch.tensor(means[0])):
+            raise self.not_finite("validation loss", self.state.global_step)
+        metrics = self._named(means, f"{metric_key_prefix}_")
+        metrics[f"{metric_key_prefix}_loss"] = means[0]
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -94,64 +114,103 @@ class SlimTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._parts:
-            count = sum(tokens for _, tokens in self._parts)
-            means = (sum(parts for parts, _ in self._parts) / count).tolist()
-            for name, value in zip(self.part_names[1:], means[1:], strict=True):
-                logs[name] = value
+            *means, tokens = self._means(torch.stack(self._parts).double().sum(0))
+            logs |= self._named(means) | {"supervised_tokens": int(tokens)}
             self._parts = []
         super().log(logs, start_time)
 
+    def _means(self, sums: torch.Tensor) -> list[float]:
+        """Sums of the parts and a count, over all processes, as means and the count."""
+        *parts, count = self.accelerator.reduce(sums.to(self.args.device), "sum").tolist()
+        return [*(part / count for part in parts), count]
 
-def output_head(model: nn.Module) -> nn.Linear:
-    """The module that turns hidden states into logits, under any wrapper."""
-    while isinstance(model, torch.nn.parallel.DistributedDataParallel):
-        model = model.module
-    causal = model.get_base_model() if isinstance(model, PeftModel) else model
-    return causal.get_output_embeddings()
+    def _named(self, means: list[float], prefix: str = "") -> dict[str, float]:
+        return {
+            f"{prefix}{name}": value
+            for name, value in zip(self.part_names[1:], means[1:], strict=True)
+        }
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0  # nobody reads it, and counting walks over every parameter at every step
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        """Clips, and ends the run before the update where loss or gradient are not finite.
+
+        In float16 the gradient scaler skips such a step itself and lowers its scale: only steps
+        skipped without end are an error there.
+        """
+        norm = super()._clip_grad_norm(model)
+        loss = torch.isfinite(torch.stack(self._parts)).all()
+        if loss and torch.isfinite(norm):
+            self._skipped = 0
+            return norm
+        self._skipped += 1
+        if not loss or not self.args.fp16 or self._skipped >= _SKIPPED_STEPS:
+            raise self.not_finite("gradient" if loss else "loss", self.state.global_step + 1)
+        return norm
+
+    def not_finite(self, what: str, step: int) -> QualityError:
+        """The error for a number that is NaN or infinite; it names the last good checkpoint."""
+        kept = checkpoints.found(Path(self.args.output_dir))
+        before = f"{near(kept[-1])} from before it is kept; " if kept else ""
+        return QualityError(
+            f"training, step {step}: the {what} is not a finite number",
+            "NaN or infinity spreads to every weight with the next update, so the run stopped here",
+            f"{before}lower --learning-rate, check the rows, or compute in float32 "
+            "(--dtype float32)",
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is at its end: all steps done, or stopped early by validation."""
+        stopping = self.control.should_training_stop and not self.interruption.asked
+        return stopping or self.state.global_step >= self.state.max_steps
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
+            raise self.not_finite("updated weights", self.state.global_step)
+        checkpoints.save(self)
+
+    def _init_training_state(self, *args: Any) -> tuple[int, int]:
+        done = super()._init_training_state(*args)
+        self._find_best()
+        return done
+
+    def _find_best(self) -> None:
+        """Where the best checkpoint is now: the folder may have moved since it was written."""
+        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+
+    def restore_finished(self, checkpoint: Path) -> None:
+        """The state and the weights of a run that had ended when it wrote `checkpoint`."""
+        self.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
+        self._find_best()
+        self._load_from_checkpoint(str(checkpoint))
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+            self._load_best_model()
+
+
+def causal_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model with its output head, under any wrapper."""
+    while not isinstance(model, (PeftModel, PreTrainedModel)):
+        model = model.module  # DistributedDataParallel, FullyShardedDataParallel
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 @contextmanager
-def _returns_hidden_states(head: nn.Linear) -> Iterator[None]:
-    """Within, the head passes hidden states through, so that the model returns them as logits.
+def _losses_from(head: nn.Module, loss: losses.Loss) -> Iterator[None]:
+    """Within, the head returns the parts of the loss instead of logits, chunk by chunk.
 
-    The model's own forward still runs (with every wrapper and hook around it), which calling the
-    decoder inside it would not do.
+    It does so inside the model's own forward, with every wrapper and hook around it: adapters on
+    the head work as they are, and a sharded head is whole at that moment.
     """
-    head.forward = lambda hidden: hidden
+    before = vars(head).get("forward")
+    project: Callable[[torch.Tensor], torch.Tensor] = head.forward
+    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    head.forward = lambda hidden: losses.chunked_loss(hidden[0], project, loss, trained)
     try:
         yield
     finally:
         del head.forward
-
-
-class StopWhenNotFinite(TrainerCallback):
-    """Ends the run, before the update is applied, when a gradient is NaN or infinite."""
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
-        if args.fp16:
-            return  # the gradient scaler skips such a step itself and lowers its scale
-        norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
-        if norms and not torch.isfinite(torch.stack(norms)).all():
-            raise _not_finite("gradient", state.global_step + 1)
-
-
-def _not_finite(what: str, step: int) -> QualityError:
-    return QualityError(
-        f"training, step {step}: the {what} is not a finite number",
-        "NaN or infinity spreads to every weight with the next update, so the run stopped here",
-        "lower --learning-rate, check the rows, or compute in float32 (--dtype float32)",
-    )
-
-
-class OneLineAStep(TrainerCallback):
-    """Progress in our words: one line a logged step, one a validation."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        logs = logs or {}
-        where = f"step {state.global_step}/{state.max_steps}"
-        if "eval_loss" in logs:
-            _log.info("%s  validation loss %.4f", where, logs["eval_loss"])
-        elif "loss" in logs:
-            parts = "".join(f"  {name} {logs[name]:.4f}" for name in ("kd", "ce") if name in logs)
-            rate = logs.get("learning_rate", 0.0)
-            _log.info("%s  loss %.4f%s  learning rate %.2e", where, logs["loss"], parts, rate)
+        if before is not None:
+            head.forward = before

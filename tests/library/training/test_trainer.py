@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import FAMILIES, tiny_model, tiny_samples
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from slimtune.config import Config, Lora, Training
+from slimtune.config import Lora, Training
 from slimtune.console import QualityError, SettingsError
 from slimtune.prompts import IGNORED
 from slimtune.training import lora
 from slimtune.training.batches import collate
-from slimtune.training.fitting import fit, refuse_forgotten_checkpoints
+from slimtune.training.fitting import fit
 from slimtune.training.trainer import SlimTrainer
 
 
@@ -137,46 +137,6 @@ def test_the_best_checkpoint_is_what_training_ends_with(tmp_path: Path) -> None:
     best = min(loss for _, loss in curve.validation)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(best, abs=1e-5)
     assert curve.validation[-1][1] > best
-    assert not (tmp_path / "checkpoints").exists()
-
-
-class _StopAt(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args, state, control, **_: object) -> None:
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
-def test_a_stopped_run_resumes_to_the_same_weights(
-    tmp_path: Path, settings: Training, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    samples, validation = tiny_samples(16), tiny_samples(4, seed=5)
-
-    def run(folder: Path, **options: object) -> torch.nn.Module:
-        model = lora.attach(tiny_model(), Lora(rank=4, dropout=0.1), seed=0)
-        fit(model, samples, validation, settings, folder, **options)
-        return model
-
-    whole = run(tmp_path / "whole")
-    checkpoints = tmp_path / "checkpoints"
-    original = SlimTrainer.__init__
-
-    def stopping(self: SlimTrainer, *args: object, **kwargs: object) -> None:
-        original(self, *args, **kwargs)
-        self.add_callback(_StopAt(6))
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(SlimTrainer, "__init__", stopping)
-        run(checkpoints)
-    # A checkpoint cut off while it was written must not be taken.
-    (checkpoints / "checkpoint-7").mkdir()
-    with pytest.raises(SettingsError, match="--resume"):
-        refuse_forgotten_checkpoints(checkpoints, Config())
-    resumed = run(checkpoints, resume=True)
-    for name, weight in whole.named_parameters():
-        assert torch.equal(weight, resumed.get_parameter(name)), name
 
 
 def test_an_adapter_that_changes_nothing_is_refused(tmp_path: Path) -> None:

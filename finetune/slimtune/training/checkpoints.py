@@ -1,0 +1,185 @@
+"""Checkpoints of a training run: written whole or not at all, checked before they are taken.
+
+    checkpoint-N.partial -> manifest with the SHA-256 of every file -> fsync -> rename
+    -> only then the older ones go, but for the best
+
+A checkpoint holds what the Trainer writes (adapter or model, optimizer, scheduler, random states of
+Python, numpy, torch and CUDA, the position in the data, best loss and patience), and in its
+manifest the conditions it was made under: settings, rows, base. Another run is not continued.
+"""
+
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerState
+from transformers.trainer_callback import ExportableState
+
+from slimtune.artifacts import sha256
+from slimtune.artifacts.records import write_json
+from slimtune.console import ResourceError, SettingsError, near, size
+
+if TYPE_CHECKING:
+    from slimtune.training.trainer import SlimTrainer
+
+_log = logging.getLogger(__name__)
+
+STATE = "trainer_state.json"
+MANIFEST = "checkpoint.json"
+_KEPT = 2  # the newest and the best
+_PICKLED_ARGUMENTS = "training_args.bin"  # the Trainer writes it, nothing reads it
+
+
+def save(trainer: "SlimTrainer") -> None:
+    """Write `checkpoint-N` of this step; every process takes part, the first one owns the files."""
+    folder, state = Path(trainer.args.output_dir), trainer.state
+    final = folder / f"checkpoint-{state.global_step}"
+    partial = final.with_name(final.name + ".partial")
+    if trainer.args.should_save:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    trainer.accelerator.wait_for_everyone()
+    if state.best_global_step:
+        state.best_model_checkpoint = str(folder / f"checkpoint-{state.best_global_step}")
+    trainer.save_model(str(partial), _internal_call=True)
+    trainer._save_optimizer_and_scheduler(str(partial))
+    trainer._save_scaler(str(partial))
+    trainer._save_rng_state(str(partial))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        (partial / _PICKLED_ARGUMENTS).unlink(missing_ok=True)
+        _remember_callbacks(trainer)
+        state.save_to_json(str(partial / STATE))
+        _seal(partial, final, {"step": state.global_step, "finished": trainer.finished})
+        _remove_others(folder, {final.name, f"checkpoint-{state.best_global_step}"})
+    trainer.accelerator.wait_for_everyone()
+
+
+def _remember_callbacks(trainer: "SlimTrainer") -> None:
+    """What early stopping has counted so far, among others, into the state."""
+    callbacks = [*trainer.callback_handler.callbacks, trainer.control]
+    trainer.state.stateful_callbacks = {
+        type(one).__name__: one.state() for one in callbacks if isinstance(one, ExportableState)
+    }
+
+
+def _seal(partial: Path, final: Path, facts: dict[str, Any]) -> None:
+    files = [file for file in sorted(partial.rglob("*")) if file.is_file()]
+    sums = {file.relative_to(partial).as_posix(): sha256(file) for file in files}
+    for file in files:
+        _flush(file)
+    write_json(partial / MANIFEST, facts | {"files": sums})
+    _flush(partial)
+    shutil.rmtree(final, ignore_errors=True)  # a broken one that a resumed run has passed over
+    partial.rename(final)
+    _flush(final.parent)
+
+
+def _flush(path: Path) -> None:
+    """The contents of a file, or the names in a folder, onto the disk."""
+    if path.is_file():
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
+    elif sys.platform != "win32":  # which has no way to flush a folder
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def _remove_others(folder: Path, kept: set[str]) -> None:
+    for other in folder.glob("checkpoint-*"):
+        if other.name not in kept:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def found(folder: Path) -> list[Path]:
+    """The checkpoints under their final names, oldest first; not yet checked."""
+    names = [path for path in folder.glob("checkpoint-*") if path.suffix != ".partial"]
+    return sorted(names, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def to_resume(folder: Path, conditions: Mapping[str, str]) -> Path | None:
+    """The newest whole checkpoint in `folder`, None (and a word) where there is none.
+
+    Broken ones are named and passed over. Raises SettingsError naming every condition (setting,
+    rows, base) that is not what it was when the checkpoint was made.
+    """
+    for checkpoint in reversed(found(folder)):
+        broken = _broken_file(checkpoint)
+        if broken is None:
+            _require_same(folder, conditions)
+            _log.info("resuming from %s", near(checkpoint))
+            return checkpoint
+        _log.warning("%s: not whole (%s), passed over", near(checkpoint), broken)
+    _log.info("nothing to resume in %s: starting at step 0", near(folder))
+    return None
+
+
+def _broken_file(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint: the first file that is not as it was written."""
+    manifest = _read(checkpoint / MANIFEST)
+    if manifest is None:
+        return f"{MANIFEST} is missing or unreadable"
+    for name, expected in manifest["files"].items():
+        if not (checkpoint / name).is_file() or sha256(checkpoint / name) != expected:
+            return f"{name} is missing or damaged"
+    return None
+
+
+def finished(checkpoint: Path) -> bool:
+    """Whether the run that wrote it had come to its end: only its result was not written yet."""
+    manifest = _read(checkpoint / MANIFEST)
+    return manifest is not None and manifest["finished"]
+
+
+def history(checkpoint: Path) -> list[dict[str, float]]:
+    """What was logged up to a checkpoint."""
+    return TrainerState.load_from_json(str(checkpoint / STATE)).log_history
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+_CONDITIONS = "conditions.json"
+
+
+def begin(folder: Path, conditions: Mapping[str, str]) -> None:
+    """Make the folder of a new run's checkpoints, with the conditions it runs under."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_json(folder / _CONDITIONS, dict(conditions))
+
+
+def _require_same(folder: Path, conditions: Mapping[str, str]) -> None:
+    before = _read(folder / _CONDITIONS) or {}
+    names = [name for name in {**before, **conditions} if before.get(name) != conditions.get(name)]
+    if names:
+        said = "; ".join(
+            f"{n} was {before.get(n, 'unset')}, now {conditions.get(n)}" for n in names
+        )
+        raise SettingsError(
+            f"{near(folder)}: this run is not the one that was stopped: {said}",
+            "going on would make something that neither settings nor rows describe",
+            "set it back to go on with --resume, or start from nothing with --overwrite",
+        )
+
+
+def require_space(folder: Path, one: int) -> None:
+    """ResourceError unless the disk has room for the checkpoints kept and one being written."""
+    free = shutil.disk_usage(folder).free
+    needed = (_KEPT + 1) * one
+    if free < needed:
+        raise ResourceError(
+            f"{near(folder)}: {size(free)} free, {size(needed)} needed for checkpoints",
+            f"{_KEPT} are kept ({size(one)} each) while the next is written",
+            "free some space, or choose an --output-dir on another disk",
+        )

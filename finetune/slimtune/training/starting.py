@@ -1,0 +1,56 @@
+"""What is checked before any work: a stopped run's checkpoints, report packages, the launcher."""
+
+import logging
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from slimtune.config import Config
+from slimtune.console import SettingsError, near, processes
+from slimtune.models.loading import choose_device
+from slimtune.training import checkpoints
+
+_log = logging.getLogger(__name__)
+
+_LAUNCHED = "ACCELERATE_MIXED_PRECISION"  # `accelerate launch` sets it for every process
+_FSDP = "ACCELERATE_USE_FSDP"
+
+
+def check(folder: Path, config: Config) -> None:
+    """Raises SettingsError for what would be found out only after minutes or hours.
+
+    `folder` is where the run keeps its checkpoints.
+    """
+    _require_package(config.training.report_to)
+    _tell_about_launcher(choose_device(config.model.device).type)
+    options = config.options
+    stopped = checkpoints.found(folder)
+    if stopped and not (options.resume or options.overwrite or options.dry_run):
+        raise SettingsError(
+            f"{near(folder)}: a stopped run left its checkpoints here",
+            "starting again would throw its work away",
+            "add --resume to go on, or --overwrite to start from nothing",
+        )
+
+
+def _require_package(report_to: str) -> None:
+    if report_to != "none" and find_spec(report_to) is None:
+        raise SettingsError(
+            f"training.report_to: {report_to}",
+            f"the package {report_to} is not installed",
+            f"pip install {report_to}, or set it to none: metrics.jsonl is written anyway",
+        )
+
+
+def _tell_about_launcher(device: str) -> None:
+    """Two ways in which accelerate does less than it was asked for, without a word."""
+    if _LAUNCHED in os.environ and processes() == 1:
+        _log.warning(
+            "caution: accelerate started one process; on CPUs --num_processes counts only with "
+            "--config_file finetune/launch/ddp_cpu.yaml"
+        )
+    if os.environ.get(_FSDP) == "true" and device == "cpu":
+        _log.warning(
+            "caution: FSDP needs GPUs; on CPUs accelerate runs DDP instead: every process holds "
+            "all weights"
+        )
