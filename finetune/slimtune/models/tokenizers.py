@@ -1,8 +1,8 @@
 """Load and save tokenizers so that training, evaluation and llama.cpp see the same ids.
 
-The guard, in one place: a folder with `tokenizer.model` gets merges ordered by score, the pad token
-is never EOS (a collator that masks padding would teach the model never to stop), and
-`tokenizer.model`, which GGUF conversion needs, is copied along.
+A folder with `tokenizer.model` gets merges ordered by score; `tokenizer.model`, which GGUF
+conversion needs, is copied along; files that contradict each other are refused; EOS and padding
+are looked after by `tokenizer_guard`.
 """
 
 import json
@@ -10,12 +10,14 @@ import logging
 import shutil
 from pathlib import Path
 
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from slimtune.console import InputError
 from slimtune.models import sentencepiece_bpe
 from slimtune.models.hub import download, is_hub_id
+from slimtune.models.tokenizer_guard import guard
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
@@ -24,15 +26,6 @@ TEMPLATE_FILE = "chat_template.jinja"
 _ADDED_FILE = "added_tokens.json"
 _COMPANIONS = [SENTENCEPIECE_FILE, JSON_FILE, CONFIG_FILE, TEMPLATE_FILE, _ADDED_FILE]
 _UNBOUNDED = int(1e30)  # transformers' own "no limit"
-_PAD_CANDIDATES = [
-    "<pad>",
-    "[PAD]",
-    "<|pad|>",
-    "<|finetune_right_pad_id|>",
-    "<|reserved_special_token_0|>",
-    "<|fim_pad|>",
-    "<|endoftext|>",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +34,8 @@ def load(folder_or_id: str | Path) -> PreTrainedTokenizerFast:
     """The guarded tokenizer of a model folder or Hub id.
 
     `tokenizer.model` decides where it is a SentencePiece BPE; otherwise `tokenizer.json` is taken
-    as it is. Raises InputError (no tokenizer, gated or unknown id) or ResourceError (offline).
+    as it is. Raises InputError (no tokenizer, files that contradict each other, gated or unknown
+    id) or ResourceError (offline).
     """
     folder = _folder(str(folder_or_id))
     model_file = folder / SENTENCEPIECE_FILE
@@ -54,11 +48,13 @@ def load(folder_or_id: str | Path) -> PreTrainedTokenizerFast:
             f"neither {JSON_FILE} nor a SentencePiece BPE {SENTENCEPIECE_FILE} is there",
             f"copy {SENTENCEPIECE_FILE} or {JSON_FILE} from the original model into the folder",
         )
+    if model_file.is_file():
+        logger.info("%s is no SentencePiece BPE: %s decides", model_file, JSON_FILE)
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception for a broken file
         raise _broken(folder / JSON_FILE, error) from error
-    return _guard_padding(tokenizer)
+    return guard(tokenizer)
 
 
 def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
@@ -81,6 +77,7 @@ def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
         )
     folder = model_file.parent
     config = _read_json(folder / CONFIG_FILE)
+    _require_same_pieces(folder, proto)
     backend = sentencepiece_bpe.build(proto)
     _add_tokens(backend, folder, config)
     spec = proto.trainer_spec
@@ -98,7 +95,7 @@ def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
         chat_template=_chat_template(folder, config),
         name_or_path=str(folder),
     )
-    return _guard_padding(tokenizer)
+    return guard(tokenizer)
 
 
 def save(
@@ -143,24 +140,27 @@ def _folder(folder_or_id: str) -> Path:
     return download(folder_or_id, _COMPANIONS)
 
 
-def _guard_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Keep a pad token that is not EOS, else take <unk> or a spare special one; add nothing."""
-    pad, eos = tokenizer.pad_token, tokenizer.eos_token
-    vocabulary = tokenizer.get_vocab()
-    if pad is not None and pad != eos and pad in vocabulary:
-        return tokenizer
-    spare = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    candidates = [tokenizer.unk_token, *_PAD_CANDIDATES, *spare, tokenizer.bos_token]
-    usable = [name for name in candidates if name in vocabulary and name not in (eos, None)]
-    if not usable:
-        raise InputError(
-            f"{tokenizer.name_or_path}: no token can serve as padding",
-            "EOS is the only special token, and padding with EOS teaches a model never to stop",
-            f'name a "pad_token" other than EOS in {CONFIG_FILE}',
-        )
-    tokenizer.pad_token = usable[0]
-    logger.info("pad token: %s (was %s)", usable[0], pad)
-    return tokenizer
+def _require_same_pieces(folder: Path, proto: ModelProto) -> None:
+    """InputError where `tokenizer.json` beside the model numbers its pieces otherwise.
+
+    Extended vocabularies often come with the tokenizer.model of the model they grew from.
+    """
+    content = _read_json(folder / JSON_FILE)
+    listed = content.get("model", {}).get("vocab")
+    if not isinstance(listed, dict):
+        return
+    pieces = {piece.piece: index for index, piece in enumerate(proto.pieces)}
+    added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    listed = listed | {name: index for name, index in added.items() if name in pieces}
+    if listed == pieces:
+        return
+    odd = next(name for name in {**pieces, **listed} if pieces.get(name) != listed.get(name))
+    raise InputError(
+        f"{folder}: {SENTENCEPIECE_FILE} and {JSON_FILE} are of two vocabularies",
+        f"{len(pieces)} and {len(listed)} pieces; {odd!r} is {pieces.get(odd)} in the first and "
+        f"{listed.get(odd)} in the second",
+        "remove the file that did not come with these weights",
+    )
 
 
 def _add_tokens(backend: Tokenizer, folder: Path, config: dict) -> None:
@@ -173,7 +173,8 @@ def _add_tokens(backend: Tokenizer, folder: Path, config: dict) -> None:
     added |= {int(i): token for i, token in config.get("added_tokens_decoder", {}).items()}
     for index in sorted(index for index in added if index >= backend.get_vocab_size()):
         name, special = added[index]["content"], added[index].get("special", True)
-        backend.add_tokens([AddedToken(name, normalized=False, special=special)])
+        blanks = {side: added[index].get(side, False) for side in ("lstrip", "rstrip")}
+        backend.add_tokens([AddedToken(name, normalized=False, special=special, **blanks)])
         if backend.token_to_id(name) != index:
             raise InputError(
                 f"{folder}: added token {name!r} should have id {index}",

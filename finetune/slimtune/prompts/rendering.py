@@ -1,11 +1,14 @@
 """Prompt templates and the one renderer: messages to text, and the text cut around each answer."""
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NoReturn, TypedDict
+from typing import Any, NoReturn, TypedDict
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError
+from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from slimtune.console import InputError, SettingsError
@@ -122,12 +125,31 @@ def _raise_exception(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
+class _Generation(Extension):
+    """`{% generation %}` marks answers for trainers that need to be told; here it is what it holds.
+
+    Answers are found by rendering, so templates with the mark and without it are trained alike.
+    """
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, **more: Any) -> str:
+    """JSON as it is: jinja's own filter would escape it for HTML, unlike transformers'."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **more)
+
+
 @lru_cache(maxsize=16)
 def _compile(source: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.globals["raise_exception"] = _raise_exception
+    environment.filters["tojson"] = _tojson
     try:
         return environment.from_string(source)
     except TemplateSyntaxError as error:

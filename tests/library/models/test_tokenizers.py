@@ -73,7 +73,8 @@ def test_llama_cpp_reference_cases():
     inputs = text.split("\n__ggml_vocab_test__\n")[:46]
     expected = (cases / "cases.out").read_text(encoding="utf-8").split("\n")[:46]
     got = [tokenizer(case, add_special_tokens=False).input_ids for case in inputs]
-    assert got == [[int(i) for i in line.split()] for line in expected]
+    assert len(got) == 46 and got == [[int(i) for i in line.split()] for line in expected]
+    assert [tokenizer.decode(ids) for ids in got] == inputs
     assert tokenizer("<s>[INST]", add_special_tokens=False).input_ids[:2] == [1, 518]
 
 
@@ -135,6 +136,95 @@ def test_added_token_with_an_impossible_id_is_refused(folder, tmp_path):
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<extra>": 32000}))
     with pytest.raises(InputError, match="should have id 32000"):
         tokenizers.load(tmp_path)
+
+
+def test_added_tokens_keep_the_blanks_they_swallow(folder, tmp_path):
+    """Phi-3's <|end|> takes the blanks after it along; its tokenizer_config.json says so."""
+    shutil.copyfile(folder / "tokenizer.model", tmp_path / "tokenizer.model")
+    added = {"420": {"content": "<|end|>", "special": True, "rstrip": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    ids = tokenizers.load(tmp_path)("<|end|>\n a", add_special_tokens=False).input_ids
+    assert ids == tokenizers.load(tmp_path)("<|end|>a", add_special_tokens=False).input_ids
+
+
+def test_tokenizer_json_of_another_vocabulary_beside_the_model_is_refused(folder, tmp_path):
+    tokenizers.save(tokenizers.load(folder), tmp_path)
+    assert len(tokenizers.load(tmp_path)) == 420
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    for change in ({"new_piece": 420}, {"▁a": 401, "▁b": 400}):
+        other = json.loads(json.dumps(content))
+        other["model"]["vocab"] |= change
+        file.write_text(json.dumps(other), encoding="utf-8")
+        with pytest.raises(InputError, match="two vocabularies"):
+            tokenizers.load(tmp_path)
+    file.unlink()
+    assert len(tokenizers.load(tmp_path)) == 420
+
+
+def test_wrong_merges_saved_beside_the_model_are_repaired(folder, reference, tmp_path):
+    """transformers 5 orders merges by id when it reads a tokenizer.model, and saves them so."""
+    tokenizers.save(tokenizers.load(folder), tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["model"]["merges"].reverse()
+    file.write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = tokenizers.load(tmp_path)
+    for text in TEXTS:
+        assert tokenizer(text, add_special_tokens=False).input_ids == reference.encode(text)
+    tokenizers.save(tokenizer, tmp_path / "saved")
+    repaired = json.loads((tmp_path / "saved/tokenizer.json").read_text(encoding="utf-8"))
+    assert repaired["model"]["merges"] == content["model"]["merges"][::-1]
+
+
+def test_a_file_that_only_bears_the_name_gives_way_to_tokenizer_json(tmp_path):
+    original = _json_only(["<|begin|>", "<|eot|>", "<|pad|>"], eos_token="<|eot|>")
+    original.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")  # Llama-3's tiktoken ranks
+    assert tokenizers.load(tmp_path)("hello").input_ids == original("hello").input_ids
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def test_eos_is_what_the_own_template_ends_answers_with(tmp_path):
+    """Qwen's base models: EOS and pad are <|endoftext|>, turns end with <|im_end|>."""
+    original = _json_only(QWEN, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    original.chat_template = CHATML
+    original.save_pretrained(tmp_path)
+    tokenizer = tokenizers.load(tmp_path)
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    tokenizers.save(tokenizer, tmp_path / "saved")
+    plain = AutoTokenizer.from_pretrained(tmp_path / "saved", trust_remote_code=False)
+    assert (plain.eos_token, plain.pad_token) == ("<|im_end|>", "<|endoftext|>")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML.replace("<|im_end|>", "{{ eos_token }}"),
+        CHATML.replace("\n{% endfor %}", "{{ eos_token }}{% endfor %}"),  # Phi-3 writes both
+        "{{ raise_exception('System role not supported') }}",
+        "{{ messages | nonsense }}",
+        "no conversation at all",
+    ],
+)
+def test_eos_stays_where_the_template_writes_it_or_cannot_say(template, tmp_path):
+    original = _json_only(QWEN, eos_token="<|endoftext|>")
+    original.chat_template = template
+    original.save_pretrained(tmp_path)
+    assert tokenizers.load(tmp_path).eos_token == "<|endoftext|>"
+
+
+def test_of_several_chat_templates_the_default_is_taken(folder, tmp_path):
+    shutil.copyfile(folder / "tokenizer.model", tmp_path / "tokenizer.model")
+    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "chat"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert tokenizers.load(tmp_path).chat_template == "chat"
 
 
 def test_tokenizer_json_alone_loads_as_it_is_with_a_guarded_pad(tmp_path):
