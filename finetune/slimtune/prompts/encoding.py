@@ -11,7 +11,6 @@ follows a newline, and answers are trimmed.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any, TypedDict
 
 from slimtune.console import SettingsError
@@ -104,21 +103,41 @@ def _prompt(tokenizer: Tokenizer, answered: Sequence[Message], template: str) ->
 
 
 def _ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """The ids each text adds to those before it; alone where a token would cross the seam."""
+    """The ids each text adds to those before it; alone where a token would cross the seam.
+
+    No token crosses an EOS, so what lies before the last one is not tokenised again.
+    """
+    contexts = _contexts(texts, tokenizer.eos_token)
+    joint = tokenizer(
+        [before + text for before, text in zip(contexts, texts, strict=True)],
+        add_special_tokens=False,
+        verbose=False,
+    ).input_ids
     so_far: list[int] = []
     fresh: list[list[int]] = []
-    joint = tokenizer(list(accumulate(texts)), add_special_tokens=False, verbose=False).input_ids
-    for text, ids in zip(texts, joint, strict=True):
+    for before, text, ids in zip(contexts, texts, joint, strict=True):
+        if before == tokenizer.eos_token:
+            so_far = [tokenizer.eos_token_id]
         if ids[: len(so_far)] == so_far:
             new = ids[len(so_far) :]
         else:
             new = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         fresh.append(new)
         so_far = so_far + new
-    opening = tokenizer("").input_ids[:1]
-    if opening == [tokenizer.bos_token_id] and so_far[:1] != opening:
-        fresh[0] = opening + fresh[0]  # the template writes no BOS: llama.cpp would add it
+    bos = [tokenizer.bos_token_id]
+    if fresh[0][:1] != bos and tokenizer("").input_ids[:1] == bos:
+        fresh[0] = bos + fresh[0]  # the template writes no BOS: llama.cpp would add it
     return fresh
+
+
+def _contexts(texts: list[str], eos_token: str | None) -> list[str]:
+    """What to tokenise before each text: all since the last text that ended with EOS, and EOS."""
+    contexts, context = [], ""
+    for text in texts:
+        contexts.append(context)
+        ended = eos_token and text.endswith(eos_token)
+        context = eos_token if ended else context + text
+    return contexts
 
 
 def _require_end(tokenizer: Tokenizer, answer: list[int]) -> None:
