@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from running import another_run_writing, files_under, leaves_nothing, refused, s
 from tiny_folders import write_tiny_llama
 
 from slimtune import prompts
-from slimtune.export import gguf_writer
+from slimtune.export import conversion
 from slimtune.models import tokenizers
 from slimtune.models.llama_cpp import LlamaCpp
 
@@ -77,6 +79,64 @@ def test_flags_win_over_the_config(quantization, settings, gguf, tmp_path) -> No
     assert (file.stat().st_size > gguf.stat().st_size) == larger or quantization == "BF16"
 
 
+def test_several_types_from_one_read_each_with_its_own_record(settings, gguf, tmp_path) -> None:
+    flags = ("--quantization", "F16,Q8_0", "--output-dir", tmp_path)
+    ran = succeeds("convert_to_gguf", *settings, *flags)
+    assert "proof of Q8_0: token ids equal" in ran.out
+    for name in ("F16", "Q8_0"):
+        run = json.loads((tmp_path / f"tiny-{name}_run.json").read_text())
+        assert list(run["files"]) == [f"tiny-{name}.gguf"]
+        assert run["metrics"]["proof"]["prompts"] > 0
+    assert (tmp_path / "tiny-F16.gguf").read_bytes() == gguf.read_bytes()
+    refused(2, "--overwrite", "convert_to_gguf", *settings, *flags, "--quantization", "Q4_0,Q8_0")
+
+
+def test_merging_on_the_way_gives_the_merged_models_bytes(
+    settings, project, adapter, gguf, tmp_path
+) -> None:
+    """The name of the folder is part of a GGUF, and the same: merged_model."""
+    flags = ("--model-path", project / "base", "--lora-model", adapter, "--output-dir", tmp_path)
+    ran = succeeds("convert_to_gguf", *settings, *flags)
+    assert "token ids equal" in ran.out and "same greedy text for 100%" in ran.out
+    assert (tmp_path / "tiny-F16.gguf").read_bytes() == gguf.read_bytes()
+    run = json.loads((tmp_path / "tiny-F16_run.json").read_text())
+    assert [one["path"] for one in run["inputs"]] == [str(project / "base"), str(adapter)]
+
+
+def test_importance_measured_on_training_rows(settings, gguf, tmp_path) -> None:
+    flags = ("--imatrix", "auto", "--imatrix-rows", 8, "--quantization", "Q4_0,F16")
+    ran = succeeds("convert_to_gguf", *settings, *flags, "--output-dir", tmp_path)
+    assert "proof of Q4_0: token ids equal" in ran.out
+    fields = GGUFReader(tmp_path / "tiny-Q4_0.gguf").fields
+    assert fields["quantize.imatrix.file"].contents() == "tiny.imatrix.gguf"
+    assert fields["quantize.imatrix.dataset"].contents() == "train_train.jsonl"
+    again = ("--imatrix", tmp_path / "tiny.imatrix.gguf", "--quantization", "Q4_0")
+    succeeds("convert_to_gguf", *settings, *again, "--output-dir", tmp_path / "again")
+    one, two = (folder / "tiny-Q4_0.gguf" for folder in (tmp_path, tmp_path / "again"))
+    assert one.read_bytes() == two.read_bytes()
+    flags = ("--imatrix", "auto", "--train-data", tmp_path / "none.jsonl", "--verify", "off")
+    refused(
+        2, "imatrix is auto", "convert_to_gguf", *settings, *flags, "--output-dir", tmp_path / "b"
+    )
+
+
+def test_a_conversion_needs_neither_torch_nor_transformers(settings, merged, tmp_path) -> None:
+    """They alone weigh more than the memory a conversion may take."""
+    script = Path(conversion.__file__).parents[2] / "convert_to_gguf.py"
+    flags = ["--verify", "off", "--quantization", "Q8_0", "--output-dir", tmp_path]
+    words = [str(word) for word in [script, *settings, *flags]]
+    code = f"""
+import atexit, runpy, sys
+sys.argv = {words!r}
+sys.path.insert(0, {str(script.parent)!r})
+atexit.register(lambda: print("heavy:", *{{"torch", "transformers"}} & set(sys.modules)))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "heavy:"
+
+
 def test_k_quants_where_the_rows_allow_them(settings, rows, tmp_path) -> None:
     wide = write_tiny_llama(tmp_path / "wide", hidden=256)
     flags = ("--model-path", wide, "--quantization", "Q4_K_M", "--output-dir", tmp_path / "out")
@@ -93,16 +153,17 @@ def test_the_proof_can_be_skipped_and_says_so(settings, merged, tmp_path) -> Non
 def test_a_file_that_fails_its_proof_gets_a_name_that_says_so(
     settings, merged, tmp_path, monkeypatch
 ) -> None:
-    convert = gguf_writer.convert
+    write = conversion.write
 
-    def convert_badly(model: Path, output: Path, *args, **kwargs):
-        report = convert(model, output, *args, **kwargs)
-        with output.open("r+b") as file:
-            file.seek(-20_000, 2)
-            file.write(bytes(20_000))
-        return report
+    def write_badly(plans, **kwargs):
+        reports = write(plans, **kwargs)
+        for output in plans:
+            with output.open("r+b") as file:
+                file.seek(-20_000, 2)
+                file.write(bytes(20_000))
+        return reports
 
-    monkeypatch.setattr(gguf_writer, "convert", convert_badly)
+    monkeypatch.setattr(conversion, "write", write_badly)
     monkeypatch.chdir(tmp_path)
     flags = ("--output-dir", "out", "--create-modelfile")
     error = refused(5, "", "convert_to_gguf", *settings, *flags)

@@ -1,11 +1,22 @@
 """One GGUF file, its proof and its Modelfile."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from slimtune.config.fields import Model, Section, setting
+from pydantic import BeforeValidator, Field
 
-Quantization = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M", "Q5_K_M"]
+from slimtune.config.fields import Model, Positive, Section, setting
+
+Quantization = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0",
+                       "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0"]  # fmt: skip
+
+
+def _several(value: Any) -> Any:
+    """One type may be written as a word, several as a list or with commas."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+Quantizations = Annotated[list[Quantization], BeforeValidator(_several), Field(min_length=1)]
 
 
 class Gguf(Section):
@@ -14,10 +25,35 @@ class Gguf(Section):
     model_path: Model = setting(
         "models/finetuned/merged_model", "Model to convert: a folder of safetensors."
     )
-    output_dir: Path = setting(Path("models/gguf"), "Folder for the GGUF file.")
-    quantization: Quantization = setting(
-        "Q4_K_M",
-        "F32, F16, BF16, Q8_0 (half of F16), Q5_K_M, Q4_K_M (a third, the usual choice), Q4_0.",
+    lora_model: Path | None = setting(
+        None,
+        "Adapter merged into model_path while it is converted, without a merged folder on disk;\n"
+        "null: none.",
+    )
+    output_dir: Path = setting(Path("models/gguf"), "Folder for the GGUF files.")
+    quantization: Quantizations = setting(
+        ["Q4_K_M"],
+        "Types, one file each, made from one read of the model: F32, F16, BF16, Q8_0 (half of\n"
+        "F16), Q6_K, Q5_K_M, Q5_K_S, Q4_K_M (a third, the usual choice), Q4_K_S, and the older\n"
+        "Q5_1, Q5_0, Q4_1, Q4_0.",
+    )
+    imatrix: Literal["auto"] | Path | None = setting(
+        None,
+        "Which columns of each matrix matter most, so that 4 and 5 bits lose less: auto measures\n"
+        "it on training rows (loads the model once), or a file of llama-imatrix; null: none.",
+    )
+    imatrix_rows: Positive = setting(
+        128, "Training rows that imatrix auto measures; more take longer and change little."
+    )
+    through_f16: bool = setting(
+        False,
+        "true rounds matrices to F16 before quantising them, as llama.cpp's own tools do: the\n"
+        "same bytes as theirs. false quantises the exact weights.",
+    )
+    ggml_library: Path | None = setting(
+        None,
+        "A libggml-base of llama.cpp to encode K-quants with; null: the one in xllamacpp, and\n"
+        "where that is missing llama-quantize on PATH.",
     )
     model_name: str = setting(
         "slimtune-sample", "Name of the file and of the Ollama model.", pattern=r"^[\w.-]+$"

@@ -1,7 +1,6 @@
 """Checks of a model folder that cost milliseconds: end tokens that agree, norms that are finite."""
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,9 @@ import numpy as np
 from slimtune.console import InputError
 from slimtune.export.vocabulary import Vocabulary
 from slimtune.models.checkpoints import Checkpoint
-from slimtune.models.headers import read_bytes
 
 # What GGUF and SentencePiece call the tokens when no file of the folder names them.
 _DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>"}
-_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
 
 @dataclass(frozen=True)
@@ -65,21 +62,14 @@ def require_one_end(folder: Path, vocabulary: Vocabulary) -> None:
 def require_finite(checkpoint: Checkpoint, names: Iterable[str]) -> None:
     """InputError if a small tensor (norms, biases) holds NaN or infinity: training diverged."""
     for name in names:
-        info = checkpoint.tensors[name]
-        values = _values(read_bytes(info), info.kind)
+        values = checkpoint.read_float32(name).reshape(-1)
         odd = np.flatnonzero(~np.isfinite(values))
         if len(odd):
             raise InputError(
                 f"{checkpoint.folder}: {name} holds {values[odd[0]]} at {odd[0]}",
-                f"{len(odd)} of {math.prod(info.shape)} values are not finite: training diverged",
+                f"{len(odd)} of {len(values)} values are not finite: training diverged",
                 "train again with a smaller learning rate, or copy the folder again",
             )
-
-
-def _values(data: np.ndarray, kind: str) -> np.ndarray:
-    if kind == "BF16":  # the upper half of a float32
-        return (data.view("<u2").astype("<u4") << 16).view("<f4")
-    return data.view(_FLOATS[kind])
 
 
 def _text(token: str | dict | None) -> str | None:

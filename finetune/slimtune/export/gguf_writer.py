@@ -2,7 +2,7 @@
 
 Everything is decided from the headers (`preflight`), the GGUF's own header is written, and then
 every chunk of rows is one job for a pool of threads: read, to float32, quantise, write at its final
-place. Memory does not grow with the model.
+place. Several files of one model are written from one read. Memory does not grow with the model.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -11,29 +11,30 @@ import logging
 import math
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import gguf
 import numpy as np
-import torch
 from gguf import GGMLQuantizationType as Type
 
 from slimtune.console import InputError, ResourceError
-from slimtune.export.architecture import row_order, write_architecture
-from slimtune.export.plan import Plan
+from slimtune.export.architecture import write_architecture
+from slimtune.export.plan import Encoding, Plan
 from slimtune.export.preflight import preflight, require_disk
-from slimtune.export.quant_types import PLAIN, encoded_bytes
-from slimtune.export.quant_types import quantization as named
+from slimtune.export.quant_types import PLAIN, encoded_bytes, quantization
+from slimtune.export.tensors import row_order
 from slimtune.export.vocabulary import write_vocabulary
-from slimtune.models.llama_library import library, quantize_rows
 
 log = logging.getLogger(__name__)
 
-_CHUNK_VALUES = 1 << 19  # 2 MB of float32 a thread: fast enough, and small beside Python itself
+_CHUNK_VALUES = 1 << 18  # 1 MB of float32 a thread: fast enough, and small beside Python itself
 _FLOAT16_MAX = 65504.0  # also the limit of the scales inside quantised blocks
+_WIDE = (Type.F32, Type.BF16)
 
 
 @dataclass(frozen=True)
@@ -48,58 +49,90 @@ class ConversionReport:
 
 
 class _Chunk(NamedTuple):
-    """Rows start..stop of a tensor, to be written from byte `position` of the file on."""
+    """Rows start..stop of a tensor, which every file needs."""
 
     tensor: str
     start: int
     stop: int
-    position: int
+
+
+class _File(NamedTuple):
+    """A file being written: where the data of each tensor begins, and where the file ends."""
+
+    plan: Plan
+    path: Path
+    positions: dict[str, int]
+    end: int
 
 
 def convert(
-    model_folder: Path | str,
+    model: Path | str,
     output: Path | str,
-    quantization: str,
+    quantization_name: str,
     *,
+    encoding: Encoding | None = None,
     threads: int | None = None,
     name: str | None = None,
 ) -> ConversionReport:
-    """Writes exactly `output`, over what is there; a failed file is left for the caller to remove.
+    """One folder to one file: `preflight`, then `write`."""
+    plan = preflight(model, quantization_name, encoding=encoding)
+    return write({Path(output): plan}, threads=threads, name=name)[0]
 
-    Raises what `preflight` raises; ResourceError for lack of disk; InputError for a tensor with
-    NaN, infinity, or values beyond the type's range.
+
+def write(
+    plans: dict[Path, Plan], *, threads: int | None = None, name: str | None = None
+) -> list[ConversionReport]:
+    """Writes one file for each plan, all from one read of the model that the plans share.
+
+    Files that are there are written over; failed ones are left for the caller to remove. Raises
+    ResourceError for lack of disk; InputError for a tensor with NaN, infinity, or values beyond the
+    type's range.
     """
-    started, output = time.perf_counter(), Path(output)
-    plan = preflight(model_folder, quantization)
-    require_disk(plan, output)
+    started = time.perf_counter()
+    require_disk(plans)
     try:
-        data = _write_header(plan, output, name)
-        _write_tensors(plan, output, data, threads or os.cpu_count() or 1)
+        files = [_write_header(plan, path, name) for path, plan in plans.items()]
+        _write_tensors(files, threads or os.cpu_count() or 1)
     except OSError as error:
         raise ResourceError(
-            f"{output}: could not be written",
+            f"{' and '.join(map(str, plans))}: could not be written",
             str(error),
             "check the disk and the folder's permissions, then run the same command again",
         ) from error
     seconds = time.perf_counter() - started
-    size = output.stat().st_size
-    log.info("%s: %.1f MB in %.1f s", output, size / 1e6, seconds)
-    return ConversionReport(size, plan.parameters, plan.types, plan.fallbacks, seconds)
+    for file in files:
+        log.info("%s: %.1f MB in %.1f s", file.path, file.end / 1e6, seconds)
+    return [
+        ConversionReport(f.end, f.plan.parameters, f.plan.types, f.plan.fallbacks, seconds)
+        for f in files
+    ]
 
 
-def _write_header(plan: Plan, output: Path, name: str | None) -> int:
-    """Header, metadata and tensor table; returns where the tensors' data begins."""
-    writer = gguf.GGUFWriter(None, "llama")
+def _write_header(plan: Plan, path: Path, name: str | None) -> _File:
+    """Header, metadata and tensor table."""
+    writer = gguf.GGUFWriter(None, plan.architecture.name)
     for tensor, choice in plan.choices.items():
         shape = plan.shape(tensor)
         size = encoded_bytes(shape, choice.type)
         writer.add_tensor_info(tensor, shape, np.dtype(np.float32), size, raw_dtype=choice.type)
     _write_metadata(plan, writer, name)
-    writer.write_header_to_file(output)
+    writer.write_header_to_file(path)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-    return gguf.GGUFWriter.ggml_pad(output.stat().st_size, writer.data_alignment)
+    return _laid_out(plan, path, path.stat().st_size)
+
+
+def _laid_out(plan: Plan, path: Path, header: int) -> _File:
+    position, positions = _padded(header), {}
+    for tensor, choice in plan.choices.items():
+        positions[tensor] = position
+        position = _padded(position + encoded_bytes(plan.shape(tensor), choice.type))
+    return _File(plan, path, positions, position)
+
+
+def _padded(position: int) -> int:
+    return gguf.GGUFWriter.ggml_pad(position, gguf.GGUF_DEFAULT_ALIGNMENT)
 
 
 def _write_metadata(plan: Plan, writer: gguf.GGUFWriter, name: str | None) -> None:
@@ -112,41 +145,40 @@ def _write_metadata(plan: Plan, writer: gguf.GGUFWriter, name: str | None) -> No
     write_architecture(writer, plan.architecture)
     write_vocabulary(writer, plan.folder, plan.vocabulary)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_file_type(named(plan.quantization).file_type)
+    writer.add_file_type(quantization(plan.quantization).file_type)
+    if plan.encoding.importance is not None:
+        plan.encoding.importance.write_metadata(writer)
 
 
-def _write_tensors(plan: Plan, output: Path, data: int, threads: int) -> None:
-    chunks, end = _chunks(plan, data)
-    os.truncate(output, end)
-    if not plan.numpy_only:
-        for kind in {choice.type for choice in plan.choices.values()}:
-            library().ggml_quantize_init(kind)
+def _write_tensors(files: Sequence[_File], threads: int) -> None:
+    for file in files:
+        os.truncate(file.path, file.end)
+        for kind in {choice.type for choice in file.plan.choices.values()}:
+            file.plan.encoding.encoder.prepare(kind)
+    waiting = iter(_chunks(files[0].plan))
     with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(_write_chunk, plan, output, chunk) for chunk in chunks]
+        # A few jobs at a time: a hundred thousand futures would weigh more than the rows.
+        running = {pool.submit(_write_chunk, files, c) for c in islice(waiting, 4 * threads)}
         try:
-            for future in futures:
-                future.result()
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                running |= {pool.submit(_write_chunk, files, c) for c in islice(waiting, len(done))}
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _chunks(plan: Plan, data: int) -> tuple[list[_Chunk], int]:
-    """All jobs in file order, and the file's size; chunks of permuted tensors hold whole heads."""
-    chunks, position = [], data
-    for name, choice in plan.choices.items():
+def _chunks(plan: Plan) -> Iterator[_Chunk]:
+    """All jobs in file order; chunks of permuted tensors hold whole heads."""
+    for name in plan.tensors:
         rows, columns = _matrix(plan.shape(name))
-        row_bytes = encoded_bytes((columns,), choice.type)
         order = row_order(plan.architecture, name)
         unit = 1 if order is None else len(order)
         step = max(1, _CHUNK_VALUES // (columns * unit)) * unit
         for start in range(0, rows, step):
-            stop = min(start + step, rows)
-            chunks.append(_Chunk(name, start, stop, position + start * row_bytes))
-        position = gguf.GGUFWriter.ggml_pad(
-            position + rows * row_bytes, gguf.GGUF_DEFAULT_ALIGNMENT
-        )
-    return chunks, position
+            yield _Chunk(name, start, min(start + step, rows))
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -154,45 +186,47 @@ def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-def _write_chunk(plan: Plan, output: Path, chunk: _Chunk) -> None:
-    rows = _read_rows(plan, chunk)
-    encoded = _encode(rows, plan.choices[chunk.tensor].type, plan.numpy_only)
-    with output.open("r+b", buffering=0) as file:  # its own position: no lock, no pwrite needed
-        file.seek(chunk.position)
-        view = memoryview(encoded).cast("B")
-        while view:
-            view = view[file.write(view) :]
+def _write_chunk(files: Sequence[_File], chunk: _Chunk) -> None:
+    rows = _read_rows(files[0].plan, chunk)
+    for file in files:
+        encoded = _encoded(file.plan, chunk, rows)
+        _, columns = _matrix(file.plan.shape(chunk.tensor))
+        kind = file.plan.choices[chunk.tensor].type
+        position = file.positions[chunk.tensor] + encoded_bytes((chunk.start, columns), kind)
+        with file.path.open("r+b", buffering=0) as stream:  # its own position: no lock needed
+            stream.seek(position)
+            view = memoryview(encoded).cast("B")
+            while view:
+                view = view[stream.write(view) :]
 
 
 def _read_rows(plan: Plan, chunk: _Chunk) -> np.ndarray:
-    """float32 (rows, columns) in llama.cpp's order; InputError for values the type cannot hold."""
-    source = plan.source[chunk.tensor]
-    tensor = plan.checkpoint.read(source, chunk.start, chunk.stop)
-    rows = tensor.to(torch.float32).numpy().reshape(chunk.stop - chunk.start, -1)
-    limit = np.finfo(np.float32).max if _is_wide(plan, chunk.tensor) else _FLOAT16_MAX
-    largest = np.abs(rows).max()
-    if not largest <= limit:  # also true for NaN
-        raise InputError(
-            f"{plan.folder}: {source} holds {largest} in rows {chunk.start} to {chunk.stop}",
-            "training diverged, or the file is damaged",
-            "train again with a smaller learning rate, or copy the folder again",
-        )
+    """float32 (rows, columns) in llama.cpp's order."""
+    if chunk.tensor in plan.computed:
+        return plan.computed[chunk.tensor][chunk.start : chunk.stop, None]
+    rows = plan.checkpoint.read_float32(plan.source[chunk.tensor], chunk.start, chunk.stop)
     order = row_order(plan.architecture, chunk.tensor)
     if order is None:
         return rows
     return rows.reshape(-1, len(order), rows.shape[1])[:, order].reshape(rows.shape)
 
 
-def _is_wide(plan: Plan, tensor: str) -> bool:
-    return plan.choices[tensor].type in (Type.F32, Type.BF16)
-
-
-def _encode(rows: np.ndarray, kind: Type, numpy_only: bool) -> np.ndarray:
-    """The bytes of rows in a type, contiguous; ggml where it is there, its numpy twin otherwise."""
-    if kind == Type.F32:
-        return np.ascontiguousarray(rows)
-    if kind == Type.F16:
-        return rows.astype(np.float16)
-    if numpy_only or kind in PLAIN:
-        return np.ascontiguousarray(gguf.quants.quantize(rows, kind))
-    return quantize_rows(rows, kind)
+def _encoded(plan: Plan, chunk: _Chunk, rows: np.ndarray) -> np.ndarray:
+    """The bytes of rows in their type; InputError for values that it cannot hold."""
+    kind = plan.choices[chunk.tensor].type
+    largest = max(rows.max(), -rows.min())
+    limit = np.finfo(np.float32).max if kind in _WIDE else _FLOAT16_MAX
+    if not largest <= limit:  # also true for NaN
+        raise InputError(
+            f"{plan.checkpoint.folder}: {plan.source[chunk.tensor]} holds {largest} in rows "
+            f"{chunk.start} to {chunk.stop}",
+            "training diverged, or the file is damaged",
+            "train again with a smaller learning rate, or copy the folder again",
+        )
+    encoding = plan.encoding
+    if encoding.through_f16 and kind not in PLAIN:
+        rows = encoding.encoder.through_f16(rows)
+    weights = None
+    if encoding.importance is not None and kind not in PLAIN:
+        weights = encoding.importance.of(chunk.tensor, rows.shape[1])
+    return encoding.encoder.encode(rows, kind, weights)

@@ -2,11 +2,24 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
+from slimtune.export import rope
 from slimtune.export.architecture import Architecture
-from slimtune.export.quant_types import Choice, encoded_bytes
+from slimtune.export.ggml import Encoder, find_encoder
+from slimtune.export.imatrix import Importance
+from slimtune.export.quant_types import (
+    K_QUANTS,
+    Choice,
+    choose_types,
+    encoded_bytes,
+    quantization,
+)
+from slimtune.export.tensors import file_order
 from slimtune.export.vocabulary import Vocabulary
 from slimtune.models.checkpoints import Checkpoint
 
@@ -15,17 +28,63 @@ _TABLE_BYTES = 100  # a tensor's name, shape, type and offset, and its padding
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """How values become bytes, whatever the type.
+
+    `through_f16` rounds matrices to F16 first, as llama.cpp's converter with llama-quantize does.
+    """
+
+    encoder: Encoder = field(default_factory=find_encoder)
+    importance: Importance | None = None
+    through_f16: bool = False
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What a conversion will do; `source` maps GGUF names to Hugging Face names, in file order."""
+    """One file to be written: weights from `checkpoint`, all beside them from `folder`.
+
+    `source` maps GGUF names to Hugging Face names.
+    """
 
     folder: Path
-    quantization: str
     checkpoint: Checkpoint
     architecture: Architecture
     vocabulary: Vocabulary
     source: dict[str, str]
-    choices: dict[str, Choice]
-    numpy_only: bool
+    quantization: str
+    encoding: Encoding
+
+    @cached_property
+    def computed(self) -> dict[str, np.ndarray]:
+        """Tensors that no checkpoint stores: Llama-3's divisors of the rotation frequencies."""
+        if self.architecture.rope.kind != "llama3":
+            return {}
+        return {rope.FACTORS: rope.factors(self.architecture.rope, self.architecture.head_dim)}
+
+    @cached_property
+    def tensors(self) -> list[str]:
+        """GGUF names in file order."""
+        return sorted([*self.source, *self.computed], key=file_order)
+
+    @cached_property
+    def choices(self) -> dict[str, Choice]:
+        """The type of each tensor, as llama.cpp chooses it."""
+        library = self.encoding.encoder.k_quants
+        return choose_types(
+            {name: self.shape(name) for name in self.tensors},
+            self.quantization,
+            seventy_billion=self.architecture.seventy_billion,
+            k_quants=library or quantization(self.quantization).default in K_QUANTS,
+            importance=self.encoding.importance is not None,
+        )
+
+    @property
+    def needs_tool(self) -> bool:
+        """Whether this machine has no encoder for a type, so that llama-quantize has to do it."""
+        if self.encoding.encoder.k_quants:
+            return False
+        k_quants = any(choice.type in K_QUANTS for choice in self.choices.values())
+        return k_quants or self.encoding.importance is not None
 
     @property
     def parameters(self) -> int:
@@ -53,4 +112,6 @@ class Plan:
         return dict(Counter(choice.type.name for choice in self.choices.values()))
 
     def shape(self, name: str) -> tuple[int, ...]:
+        if name in self.computed:
+            return self.computed[name].shape
         return self.checkpoint.tensors[self.source[name]].shape

@@ -8,62 +8,60 @@ import shutil
 from pathlib import Path
 
 from slimtune.console import ResourceError, size
-from slimtune.export.architecture import map_tensors, read_architecture
+from slimtune.export.architecture import read_architecture
 from slimtune.export.checks import require_finite, require_one_end
-from slimtune.export.plan import Plan
-from slimtune.export.quant_types import K_QUANTS, choose_types, quantization
+from slimtune.export.llama_tools import find_quantize, no_encoder
+from slimtune.export.plan import Encoding, Plan
+from slimtune.export.quant_types import quantization
+from slimtune.export.source import Source, as_source
+from slimtune.export.tensors import map_tensors
 from slimtune.export.vocabulary import read_vocabulary
 from slimtune.models.checkpoints import Checkpoint
+from slimtune.models.folders import read_json
 from slimtune.models.llama_library import library
 
 log = logging.getLogger(__name__)
 
 
-def preflight(model_folder: Path | str, quantization_name: str) -> Plan:
+def preflight(
+    model: Path | str | Source, quantization_name: str, *, encoding: Encoding | None = None
+) -> Plan:
     """Checks everything that headers can tell, before any work.
 
     Raises SettingsError for an unknown type, InputError for a folder that is no convertible model,
-    ResourceError where a K-quant is asked for and ggml's library is not there.
+    ResourceError where ggml's library is asked for and is not there.
     """
-    folder = Path(model_folder)
     quantization(quantization_name)
-    checkpoint = Checkpoint(folder)
-    architecture = read_architecture(folder, checkpoint.config)
-    source = map_tensors(folder, architecture, checkpoint.shapes)
+    encoding = encoding or Encoding()
+    source = as_source(model)
+    folder, checkpoint = source.folder, source.checkpoint
+    architecture = read_architecture(folder, read_json(folder / "config.json"))
+    mapped = map_tensors(folder, architecture, checkpoint.shapes)
     checkpoint.require_full_precision("make a GGUF")
     vocabulary = read_vocabulary(folder, architecture.vocabulary)
     require_one_end(folder, vocabulary)
-    require_finite(checkpoint, [name for name in source.values() if _is_small(checkpoint, name)])
-    shapes = {name: checkpoint.tensors[hf].shape for name, hf in source.items()}
-    numpy_only = not _has_library()
-    choices = choose_types(
-        shapes,
-        quantization_name,
-        seventy_billion=architecture.seventy_billion,
-        k_quants=not numpy_only,
-    )
-    if numpy_only and any(choice.type in K_QUANTS for choice in choices.values()):
-        raise _no_encoder(quantization_name)
-    return Plan(
-        folder,
-        quantization_name,
-        checkpoint,
-        architecture,
-        vocabulary,
-        source,
-        choices,
-        numpy_only,
-    )
+    require_finite(checkpoint, [name for name in mapped.values() if _is_small(checkpoint, name)])
+    plan = Plan(folder, checkpoint, architecture, vocabulary, mapped, quantization_name, encoding)
+    require_encoder(plan)
+    return plan
 
 
-def require_disk(plan: Plan, output: Path) -> None:
-    """Raises ResourceError if the file will not fit beside `output`, whose folder may not exist."""
+def require_encoder(plan: Plan) -> None:
+    """Raises ResourceError where neither ggml's library nor llama-quantize can make the types."""
+    if plan.needs_tool and find_quantize() is None:
+        raise no_encoder(plan.quantization)
+
+
+def require_disk(plans: dict[Path, Plan]) -> None:
+    """Raises ResourceError if the files will not fit where they are to be written together."""
+    output, needed = next(iter(plans)), sum(plan.bytes for plan in plans.values())
     folder = next(parent for parent in output.absolute().parents if parent.is_dir())
     free = shutil.disk_usage(folder).free
-    if free < plan.bytes:
+    if free < needed:
+        types = " and ".join(plan.quantization for plan in plans.values())
         raise ResourceError(
-            f"{folder}: {plan.bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
-            f"a {plan.quantization} file of this model is that large",
+            f"{folder}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
+            f"this model as {types} is that large",
             "free some space, choose another --output-dir, or a smaller type",
         )
 
@@ -98,12 +96,3 @@ def _has_library() -> bool:
         log.debug("encoding with numpy: %s", error.why)
         return False
     return True
-
-
-def _no_encoder(name: str) -> ResourceError:
-    return ResourceError(
-        f"quantization {name}: no encoder for K-quants on this machine",
-        "they need ggml's library, which the wheel xllamacpp brings on Linux and macOS",
-        "pip install xllamacpp, or --quantization Q8_0 or Q4_0, which need nothing; "
-        "or F16 and then llama.cpp's llama-quantize",
-    )

@@ -12,6 +12,7 @@ from slimtune.config import Config
 from slimtune.console import SlimTuneError, near
 from slimtune.data.rows import beside, read_rows
 from slimtune.export.reference import Precision, Truth, truth
+from slimtune.export.source import Source
 from slimtune.export.verify import verify
 from slimtune.models import memory
 from slimtune.models.folders import read_json
@@ -33,7 +34,7 @@ _PROMPTS = (
 )
 
 
-def ask_model(model: Path, template: str, config: Config) -> Truth | None:
+def ask_model(source: Source, template: str, config: Config) -> Truth | None:
     """What the model says to the rows of the proof, once for all its files; None for `off`.
 
     Where memory holds the model in bfloat16 only, that is the reference; where not even that, no
@@ -43,9 +44,9 @@ def ask_model(model: Path, template: str, config: Config) -> Truth | None:
         _log.info("proof skipped: gguf.verify is off")
         return None
     rows = conversations(config)[: _ROWS[config.gguf.verify]]
-    precision = _precision(model)
+    precision = _precision(source.folder)
     compared = len(rows) if precision else 0
-    return truth(model, rows, template, compared=compared, precision=precision or "float32")
+    return truth(source, rows, template, compared=compared, precision=precision or "float32")
 
 
 def prove(written: Path, final: Path, quantization: str, said: Truth | None) -> dict[str, Any]:

@@ -20,7 +20,6 @@ class Quantization:
 
     file_type: LlamaFileType
     default: Type
-    mixed: bool = False  # attn_v and ffn_down get Q6_K in some layers
 
 
 QUANTIZATIONS = {
@@ -29,12 +28,20 @@ QUANTIZATIONS = {
     "BF16": Quantization(LlamaFileType.MOSTLY_BF16, Type.BF16),
     "Q8_0": Quantization(LlamaFileType.MOSTLY_Q8_0, Type.Q8_0),
     "Q4_0": Quantization(LlamaFileType.MOSTLY_Q4_0, Type.Q4_0),
-    "Q4_K_M": Quantization(LlamaFileType.MOSTLY_Q4_K_M, Type.Q4_K, mixed=True),
-    "Q5_K_M": Quantization(LlamaFileType.MOSTLY_Q5_K_M, Type.Q5_K, mixed=True),
+    "Q4_1": Quantization(LlamaFileType.MOSTLY_Q4_1, Type.Q4_1),
+    "Q5_0": Quantization(LlamaFileType.MOSTLY_Q5_0, Type.Q5_0),
+    "Q5_1": Quantization(LlamaFileType.MOSTLY_Q5_1, Type.Q5_1),
+    "Q4_K_S": Quantization(LlamaFileType.MOSTLY_Q4_K_S, Type.Q4_K),
+    "Q4_K_M": Quantization(LlamaFileType.MOSTLY_Q4_K_M, Type.Q4_K),
+    "Q5_K_S": Quantization(LlamaFileType.MOSTLY_Q5_K_S, Type.Q5_K),
+    "Q5_K_M": Quantization(LlamaFileType.MOSTLY_Q5_K_M, Type.Q5_K),
+    "Q6_K": Quantization(LlamaFileType.MOSTLY_Q6_K, Type.Q6_K),
 }
 PLAIN = (Type.F32, Type.F16, Type.BF16)
 K_QUANTS = (Type.Q4_K, Type.Q5_K, Type.Q6_K)
 _FALLBACK = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}
+# The first ffn_down can go astray in these two where an importance matrix is used.
+_GUARDED = {"Q4_0": Type.Q4_1, "Q5_0": Type.Q5_1}
 
 
 @dataclass(frozen=True)
@@ -56,34 +63,50 @@ def quantization(name: str) -> Quantization:
 
 
 def choose_types(
-    shapes: dict[str, tuple[int, ...]], name: str, *, seventy_billion: bool, k_quants: bool = True
+    shapes: dict[str, tuple[int, ...]],
+    name: str,
+    *,
+    seventy_billion: bool = False,
+    k_quants: bool = True,
+    importance: bool = False,
 ) -> dict[str, Choice]:
     """GGUF tensor name -> its type; `shapes` in file order, as (rows, columns).
 
     `seventy_billion`: llama.cpp gives attn_v of Llama-2-70B (8 KV heads shared by 64) one size
-    more. `k_quants=False` does without ggml's library: Q4_0's output matrix is then Q8_0 instead of
-    Q6_K.
+    more. `k_quants=False` does without ggml's library: the output matrix of the old types is then
+    Q8_0 instead of Q6_K. `importance`: whether an importance matrix will be used.
     """
-    kind = quantization(name)
-    values = [tensor for tensor in shapes if "attn_v.weight" in tensor]
-    downs = [tensor for tensor in shapes if "ffn_down.weight" in tensor]
-    larger = {*_more_bits(values), *_more_bits(downs)} if kind.mixed else set()
+    default = quantization(name).default
+    wanted = _exceptions(name, list(shapes), seventy_billion, importance)
     output = "output.weight" if "output.weight" in shapes else "token_embd.weight"
     choices = {}
     for tensor, shape in shapes.items():
         if len(shape) < 2 or tensor.endswith("_norm.weight"):
             choices[tensor] = Choice(Type.F32)
-            continue
-        wanted = kind.default
-        if tensor == output and wanted not in PLAIN:
-            choices[tensor] = _output_choice(wanted, shape[-1], k_quants)
-            continue
-        if tensor in larger:
-            wanted = Type.Q6_K
-        elif tensor in values and seventy_billion and wanted == Type.Q4_K:
-            wanted = Type.Q5_K
-        choices[tensor] = _fitting(wanted, shape[-1])
+        elif tensor == output and default not in PLAIN:
+            choices[tensor] = _output_choice(default, shape[-1], k_quants)
+        else:
+            choices[tensor] = _fitting(wanted.get(tensor, default), shape[-1])
     return choices
+
+
+def _exceptions(
+    name: str, tensors: list[str], seventy_billion: bool, importance: bool
+) -> dict[str, Type]:
+    """Matrices that get more bits than the default, because errors cost most in them."""
+    values = [tensor for tensor in tensors if "attn_v.weight" in tensor]
+    downs = [tensor for tensor in tensors if "ffn_down.weight" in tensor]
+    first_downs = downs[: len(downs) // 8]
+    found: dict[str, Type] = {}
+    if seventy_billion and QUANTIZATIONS[name].default == Type.Q4_K:
+        found |= dict.fromkeys(values, Type.Q5_K)
+    if name in ("Q4_K_M", "Q5_K_M"):
+        found |= dict.fromkeys([*_more_bits(values), *_more_bits(downs)], Type.Q6_K)
+    if name == "Q4_K_S":
+        found |= dict.fromkeys([*values[:4], *first_downs], Type.Q5_K)
+    if importance and name in _GUARDED:
+        found |= dict.fromkeys(first_downs, _GUARDED[name])
+    return found
 
 
 def encoded_bytes(shape: Iterable[int], kind: Type) -> int:

@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from slimtune import prompts
-from slimtune.models import loading, tokenizers
+from slimtune.export.source import Source, as_source, load_model
+from slimtune.models import tokenizers
 from slimtune.prompts import IGNORED, Message
 
 Precision = Literal["float32", "bfloat16"]
@@ -51,7 +52,7 @@ class Truth:
 
 
 def truth(
-    model_folder: Path | str,
+    model: Path | str | Source,
     conversations: Sequence[Sequence[Message]],
     template: str,
     *,
@@ -64,11 +65,12 @@ def truth(
     A last assistant message is the answer whose likelihood counts, else the greedy answer is.
     `compared=0` spares loading the model (4 bytes a parameter, 2 in bfloat16).
     """
-    tokenizer = tokenizers.load(str(model_folder))
+    source = as_source(model)
+    tokenizer = tokenizers.load(str(source.folder))
     rows = [_row(tokenizer, messages, template) for messages in conversations]
-    model = loading.load(model_folder, device="cpu", dtype=precision) if compared else None
+    loaded = load_model(source, precision) if compared else None
     eos = tokenizer.eos_token_id
-    said = [refer(model, r.prompt, r.answer, eos, max_new_tokens) for r in rows[:compared]]
+    said = [refer(loaded, r.prompt, r.answer, eos, max_new_tokens) for r in rows[:compared]]
     return Truth(tokenizer, rows, said, precision, max_new_tokens)
 
 

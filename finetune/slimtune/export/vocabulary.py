@@ -1,4 +1,4 @@
-"""The vocabulary of a GGUF: tokenizer.model (SentencePiece) and the files beside it.
+"""The vocabulary of a GGUF: tokenizer.model (SentencePiece), or the BPE of a tokenizer.json.
 
 The rules are those of llama.cpp's converter (conversion/base.py).
 """
@@ -13,6 +13,7 @@ from gguf import TokenType
 from sentencepiece import SentencePieceProcessor
 
 from slimtune.console import InputError
+from slimtune.export.bpe_vocabulary import is_special, read_bpe
 
 MODEL_FILE = "tokenizer.model"
 _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10000.0
@@ -21,40 +22,34 @@ logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it warns about Llama'
 
 @dataclass
 class Vocabulary:
-    """Bytes, score and type of each token, in order of ids, one for each row of the embedding."""
+    """Bytes, score and type of each token, in order of ids, one for each row of the embedding.
 
+    `model` is llama.cpp's name of the algorithm, `pre` of the rule that splits text before it; BPE
+    has no scores.
+    """
+
+    model: str
+    pre: str
     tokens: list[bytes]
     scores: list[float]
     types: list[TokenType]
 
-    def set(self, index: int, text: str, score: float, kind: TokenType) -> None:
+    def set(self, index: int, text: str, kind: TokenType, score: float = 0.0) -> None:
         self.tokens[index], self.scores[index], self.types[index] = text.encode(), score, kind
 
 
 def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     """The tokens of a model folder, filled up with unused `[PADn]` to the embedding's `rows`.
 
-    Raises InputError without tokenizer.model, or when the tokenizer has more tokens than the
-    embedding has rows.
+    Raises InputError without tokenizer.model or a byte-level BPE, or when the tokenizer has more
+    tokens than the embedding has rows.
     """
-    processor = _processor(folder)
-    added = _added_tokens(folder, processor.vocab_size())
-    count = max([processor.vocab_size(), *(index + 1 for index in added)])
-    if count > rows:
-        raise InputError(
-            f"{folder}: the tokenizer has {count} tokens, the embedding {rows} rows",
-            "a token was added to the tokenizer (often <pad>) and not to the model, or the reverse",
-            "use the tokenizer the model was trained with; SlimTune itself pads with <unk>",
-        )
-    names = [f"[PAD{i}]".encode() for i in range(rows)]
-    vocabulary = Vocabulary(names, [_UNUSED_SCORE] * rows, [TokenType.UNUSED] * rows)
-    for index in range(processor.vocab_size()):
-        piece, score = processor.IdToPiece(index), processor.GetScore(index)
-        vocabulary.set(index, piece, score, _piece_type(processor, index))
-    for index, (content, special) in added.items():
-        text = content if special else content.replace("\u2581", " ")
-        kind = TokenType.CONTROL if special else TokenType.USER_DEFINED
-        vocabulary.set(index, text, _ADDED_SCORE, kind)
+    if (folder / MODEL_FILE).is_file() or not (folder / "tokenizer.json").is_file():
+        return _sentencepiece(folder, rows)
+    pre, tokens = read_bpe(folder)
+    vocabulary = _blank(folder, "gpt2", pre, max(tokens) + 1, rows)
+    for index, (text, kind) in tokens.items():
+        vocabulary.set(index, text, kind)
     return vocabulary
 
 
@@ -63,13 +58,41 @@ def write_vocabulary(writer: gguf.GGUFWriter, folder: Path, vocabulary: Vocabula
     prefix = _read_json(folder / "tokenizer_config.json").get("add_prefix_space")
     if prefix is not None:
         writer.add_add_space_prefix(prefix)
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
-    writer.add_token_scores(vocabulary.scores)
+    merges = vocabulary.model == "gpt2"
+    if not merges:
+        writer.add_token_scores(vocabulary.scores)
     writer.add_token_types(vocabulary.types)
-    special = gguf.SpecialVocab(folder, n_vocab=len(vocabulary.tokens))
+    special = gguf.SpecialVocab(folder, load_merges=merges, n_vocab=len(vocabulary.tokens))
     special.add_to_gguf(writer, quiet=True)
+
+
+def _sentencepiece(folder: Path, rows: int) -> Vocabulary:
+    processor = _processor(folder)
+    added = _added_tokens(folder, processor.vocab_size())
+    count = max([processor.vocab_size(), *(index + 1 for index in added)])
+    vocabulary = _blank(folder, "llama", "default", count, rows)
+    for index in range(processor.vocab_size()):
+        piece, score = processor.IdToPiece(index), processor.GetScore(index)
+        vocabulary.set(index, piece, _piece_type(processor, index), score)
+    for index, (content, special) in added.items():
+        text = content if special else content.replace("\u2581", " ")
+        kind = TokenType.CONTROL if special else TokenType.USER_DEFINED
+        vocabulary.set(index, text, kind, _ADDED_SCORE)
+    return vocabulary
+
+
+def _blank(folder: Path, model: str, pre: str, count: int, rows: int) -> Vocabulary:
+    if count > rows:
+        raise InputError(
+            f"{folder}: the tokenizer has {count} tokens, the embedding {rows} rows",
+            "a token was added to the tokenizer (often <pad>) and not to the model, or the reverse",
+            "use the tokenizer the model was trained with; SlimTune itself pads with <unk>",
+        )
+    names = [f"[PAD{i}]".encode() for i in range(rows)]
+    return Vocabulary(model, pre, names, [_UNUSED_SCORE] * rows, [TokenType.UNUSED] * rows)
 
 
 def _processor(folder: Path) -> SentencePieceProcessor:
@@ -111,19 +134,11 @@ def _added_tokens(folder: Path, pieces: int) -> dict[int, tuple[str, bool]]:
     }
     for token in _read_json(folder / "tokenizer.json").get("added_tokens", []):
         if token["id"] >= pieces:
-            added[token["id"]] = (token["content"], _is_special(token))
+            added[token["id"]] = (token["content"], is_special(token))
     decoder = _read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
     for index, token in decoder.items():
-        added[int(index)] = (token["content"], _is_special(token))
+        added[int(index)] = (token["content"], is_special(token))
     return added
-
-
-def _is_special(token: dict) -> bool:
-    text = token["content"]
-    control = text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
-    bars = text.startswith("<|") and text.endswith("|>")
-    unused = text.startswith("<unused") and text.endswith(">")
-    return bool(token.get("special")) or control or bars or unused
 
 
 def _read_json(file: Path) -> dict:

@@ -16,11 +16,14 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
+
 from slimtune.console import InputError, ResourceError
 from slimtune.models.folders import INDEX_FILE, SINGLE_FILE, read_json, weight_files, write_json
 from slimtune.models.headers import (
     Spec,
     TensorInfo,
+    read_float32,
     read_header,
     read_tensor,
     write_header,
@@ -97,6 +100,10 @@ class Checkpoint:
     def read(self, name: str, start: int = 0, stop: int | None = None) -> "torch.Tensor":
         """Rows start..stop (all by default) in a buffer of their own; safe from many threads."""
         return read_tensor(self.tensors[name], start, stop)
+
+    def read_float32(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The same as float32 in numpy, two dimensions: for those who do without torch."""
+        return read_float32(self.tensors[name], start, stop)
 
     def rows(self, name: str) -> Iterator[tuple[int, "torch.Tensor"]]:
         """The tensor in pieces of at most CHUNK_BYTES: (first row, rows); a scalar is one piece."""

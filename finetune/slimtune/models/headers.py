@@ -34,6 +34,7 @@ _KINDS = {
     "U8": ("uint8", 1),
     "BOOL": ("bool", 1),
 }
+_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 _KIND_OF = {f"torch.{name}": kind for kind, (name, _) in _KINDS.items()}
 
 Spec = Mapping[str, tuple["torch.dtype", tuple[int, ...]]]
@@ -120,6 +121,16 @@ def read_bytes(info: TensorInfo, start: int = 0, stop: int | None = None) -> np.
     data = np.empty(last - first, np.uint8)
     _read_into(memoryview(data), info, first)
     return data
+
+
+def read_float32(info: TensorInfo, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """The same rows as float32, two dimensions: a vector is a column. F32, F16, BF16 and F64."""
+    data = read_bytes(info, start, stop)
+    if info.kind == "BF16":  # the upper half of a float32
+        wide = np.left_shift(data.view("<u2"), 16, dtype="<u4").view("<f4")
+    else:
+        wide = data.view(_FLOATS[info.kind]).astype(np.float32, copy=False)
+    return wide.reshape(-1, max(1, math.prod(info.shape[1:])))
 
 
 def _span(info: TensorInfo, start: int, stop: int | None) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """llama.cpp's C functions, from the prebuilt wheel xllamacpp through ctypes: no compiler needed.
 
-The wheel's one shared object exports ggml (K-quant encoder) and llama (tokenise, decode, logits) on
-Linux and macOS; the Windows wheel exports neither. ctypes releases the GIL while they run.
+The wheel's one shared object exports llama (tokenise, decode, logits) and ggml (encoders, used by
+export) on Linux and macOS; the Windows wheel exports neither. ctypes releases the GIL.
 Header: https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h
 """
 
@@ -10,8 +10,6 @@ import importlib.util
 import sys
 from functools import cache
 from pathlib import Path
-
-import numpy as np
 
 from slimtune.console import ResourceError
 
@@ -47,11 +45,6 @@ LOG_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int, _TEXT, _POINTER)
 
 # name: (result, arguments)
 _SIGNATURES = {
-    "ggml_quantize_init": (None, [ctypes.c_int]),
-    "ggml_quantize_chunk": (
-        ctypes.c_size_t,
-        [ctypes.c_int, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER],
-    ),
     "llama_backend_init": (None, []),
     "llama_log_set": (None, [LOG_CALLBACK, _POINTER]),
     "llama_model_default_params": (Parameters, []),
@@ -88,7 +81,7 @@ def library() -> ctypes.CDLL:
     Raises ResourceError where the wheel is not installed, exports nothing (Windows), or is of
     another generation.
     """
-    loaded = ctypes.CDLL(str(_shared_object()))
+    loaded = ctypes.CDLL(str(shared_object()))
     try:
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(loaded, name)
@@ -100,17 +93,8 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def quantize_rows(rows: np.ndarray, ggml_type: int) -> np.ndarray:
-    """float32 (rows, columns) -> the bytes of ggml's own encoder, uint8 (rows, row bytes)."""
-    rows = np.ascontiguousarray(rows, np.float32)
-    count, columns = rows.shape
-    encoded = np.empty(rows.nbytes + 256, np.uint8)  # no type is wider than float32
-    encode = library().ggml_quantize_chunk
-    written = encode(ggml_type, rows.ctypes.data, encoded.ctypes.data, 0, count, columns, None)
-    return encoded[:written].reshape(count, -1)
-
-
-def _shared_object() -> Path:
+def shared_object() -> Path:
+    """The file of the wheel that holds llama.cpp; ResourceError where it is not installed."""
     spec = importlib.util.find_spec("xllamacpp")
     if spec is None or not spec.submodule_search_locations:
         raise ResourceError(

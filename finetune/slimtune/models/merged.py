@@ -85,6 +85,10 @@ class MergedCheckpoint(Checkpoint):
         self._require_finite(rows, name)
         return rows
 
+    def read_float32(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        rows = self.read(name, start, stop).float().numpy()
+        return rows.reshape(len(rows), -1)
+
     def write_companions(self, folder: Path) -> None:
         """Everything beside the weights: the base's, but the adapter's tokenizer and template."""
         brought = {name for name in TOKENIZER_FILES if (self.lora.folder / name).is_file()}

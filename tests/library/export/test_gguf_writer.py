@@ -13,10 +13,14 @@ from tiny_folders import VOCABULARY, write_tiny_llama
 from slimtune import prompts
 from slimtune.console import InputError, ResourceError
 from slimtune.export import gguf_writer, preflight
+from slimtune.export.ggml import Encoder
 from slimtune.export.gguf_writer import convert
+from slimtune.export.plan import Encoding
+from slimtune.export.quant_types import QUANTIZATIONS
 from slimtune.models.checkpoints import CheckpointWriter, copy_companions
 
-ALL = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M", "Q5_K_M"]
+ALL = list(QUANTIZATIONS)
+NUMPY = Encoding(Encoder(None))  # a machine without ggml's library
 # Root mean square error relative to the tensor's own, generous: wrong order or scale gives over 1.
 ERROR = {"F32": 0, "F16": 1e-3, "BF16": 1e-3, "Q8_0": 0.01, "Q5_K_M": 0.05, "Q4_K_M": 0.1}
 HF_NAMES = {
@@ -90,8 +94,8 @@ def test_the_file_does_not_depend_on_threads_chunks_shards_or_encoder(llama, tmp
     copy_companions(llama, tmp_path / "sharded")
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
     monkeypatch.setattr(gguf_writer, "_CHUNK_VALUES", 7 * 256)
-    monkeypatch.setattr(preflight, "_has_library", lambda: False)
-    convert(tmp_path / "sharded", tmp_path / "parts.gguf", "Q8_0", threads=3, name="x")
+    parts = tmp_path / "parts.gguf"
+    convert(tmp_path / "sharded", parts, "Q8_0", encoding=NUMPY, threads=3, name="x")
     assert (tmp_path / "parts.gguf").read_bytes() == whole
 
 
@@ -149,11 +153,13 @@ def test_narrow_rows_fall_back_and_the_plan_knows(narrow, tmp_path):
 
 
 def test_without_the_library_k_quants_are_refused_and_q8_0_is_not(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "_has_library", lambda: False)
+    monkeypatch.setenv("PATH", "")
     with pytest.raises(ResourceError, match="Q8_0") as caught:
-        convert(llama, tmp_path / "out.gguf", "Q4_K_M")
-    assert "xllamacpp" in str(caught.value) and "llama-quantize" in str(caught.value)
-    assert convert(llama, tmp_path / "out.gguf", "Q4_0").fallbacks == ["output.weight (Q8_0)"]
+        convert(llama, tmp_path / "out.gguf", "Q4_K_M", encoding=NUMPY)
+    for way in ("xllamacpp", "gguf.ggml_library", "llama-quantize"):
+        assert way in str(caught.value)
+    report = convert(llama, tmp_path / "out.gguf", "Q4_0", encoding=NUMPY)
+    assert report.fallbacks == ["output.weight (Q8_0)"]
 
 
 def spoil(source, folder, change) -> None:
@@ -207,7 +213,7 @@ def test_preflight_finds_what_headers_tell(narrow, tmp_path, change, words):
     ("changes", "words"),
     [
         ({"model_type": "gpt2"}, "convert_hf_to_gguf.py"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "llama3"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 5e5}}, "longrope"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"quantization_config": {}}, "already quantised"),
         ({"num_hidden_layers": 3}, "tensors missing"),

@@ -67,7 +67,7 @@ def test_quantised_types_report_their_loss(folder, tmp_path):
 
 
 def test_no_rows_compare_ids_alone(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(reference.loading, "load", lambda *_, **__: pytest.fail("loaded the model"))
+    monkeypatch.setattr(reference, "load_model", lambda *_, **__: pytest.fail("loaded the model"))
     proof = prove(folder, "F16", tmp_path, compared=0)
     assert proof == room.Proof(prompts=4, rows=0)
     with pytest.raises(InputError, match="nothing to prove"):
@@ -105,6 +105,15 @@ def test_other_ids_are_found(folder, tmp_path):
     with pytest.raises(QualityError, match="prompt 1 becomes other tokens") as caught:
         prove(folder, "F16", tmp_path)
     assert re.search(r"training has \['<s>'", caught.value.why)
+
+
+def test_another_end_token_is_found_even_without_a_reference(folder, tmp_path):
+    convert(folder, tmp_path / "F16.gguf", "F16")
+    reader = gguf.GGUFReader(tmp_path / "F16.gguf", "r+")
+    reader.fields["tokenizer.ggml.eos_token_id"].parts[-1][0] = 5
+    del reader
+    with pytest.raises(QualityError, match="its end token is 5, training's is 2"):
+        prove(folder, "F16", tmp_path, compared=0)
 
 
 def test_a_file_that_llama_cpp_cannot_load_is_a_failed_proof(folder, tmp_path):

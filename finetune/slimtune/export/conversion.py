@@ -1,0 +1,132 @@
+"""A conversion as the settings ask for it: plans, importance, who writes the files, their proof."""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from slimtune.artifacts import Stage, stage_files
+from slimtune.config import Config
+from slimtune.console import size
+from slimtune.export import preflight
+from slimtune.export.ggml import find_encoder
+from slimtune.export.gguf_writer import ConversionReport, write
+from slimtune.export.imatrix import read_imatrix
+from slimtune.export.llama_tools import quantize_file
+from slimtune.export.plan import Encoding, Plan
+from slimtune.export.source import Source
+
+
+def files_of(config: Config) -> list[Path]:
+    """OUTPUT_DIR/NAME-TYPE.gguf for each type."""
+    gguf = config.gguf
+    return [gguf.output_dir / f"{gguf.model_name}-{name}.gguf" for name in gguf.quantization]
+
+
+def manifest_of(file: Path) -> Path:
+    return file.with_name(f"{file.stem}_run.json")
+
+
+def plans_for(source: Source, config: Config) -> list[Plan]:
+    """One plan for each type of `gguf.quantization`; raises what `preflight` raises for them."""
+    gguf = config.gguf
+    named = None if gguf.imatrix in (None, "auto") else read_imatrix(gguf.imatrix)
+    encoding = Encoding(find_encoder(gguf.ggml_library), named, gguf.through_f16)
+    first, *others = gguf.quantization
+    plan = preflight.preflight(source, first, encoding=encoding)
+    plans = [plan, *(replace(plan, quantization=name) for name in others)]
+    for one in plans:
+        preflight.require_encoder(one)
+    return plans
+
+
+def words(plans: Iterable[Plan]) -> dict[str, str]:
+    """Size, types, and every tensor that fell back, for a script's last lines."""
+    plans = list(plans)
+    if len(plans) == 1:
+        return preflight.words(plans[0])
+    return {
+        plan.quantization: "; ".join(f"{key} {text}" for key, text in preflight.words(plan).items())
+        for plan in plans
+    }
+
+
+def convert_and_prove(source: Source, plans: dict[Path, Plan], config: Config) -> dict[str, str]:
+    """Writes every file, proves each, gives all their names together; the closing numbers.
+
+    Raises what `write` and `prove` raise; then no file has its name.
+    """
+    gguf = config.gguf
+    inputs = [path for path in (gguf.model_path, gguf.lora_model) if path]
+    with ExitStack() as stack:
+        stages = {
+            file: stack.enter_context(
+                stage_files("convert_to_gguf", manifest_of(file), config, inputs=inputs)
+            )
+            for file in plans
+        }
+        reports = _convert(source, plans, stages, config)
+        proofs = _prove(source, plans, stages, config)
+    numbers = words(plans.values()) | {"parameters": f"{reports[0].parameters:,}"}
+    if len(reports) == 1:
+        numbers["on disk"] = size(reports[0].bytes)
+    return numbers | proofs
+
+
+def _convert(
+    source: Source, plans: dict[Path, Plan], stages: dict[Path, Stage], config: Config
+) -> list[ConversionReport]:
+    """All types from one read; those that no library here encodes through llama-quantize."""
+    imatrix, name = config.gguf.imatrix, config.gguf.model_name
+    if imatrix == "auto":
+        from slimtune.export.importance import measure_importance  # torch and transformers
+
+        imatrix = next(iter(stages.values())).folder / f"{name}.imatrix.gguf"
+        importance = measure_importance(source, next(iter(plans.values())), imatrix, config)
+        plans = {
+            file: replace(plan, encoding=replace(plan.encoding, importance=importance))
+            for file, plan in plans.items()
+        }
+    written = {file: stages[file].folder / file.name for file in plans}
+    own = [file for file, plan in plans.items() if not plan.needs_tool]
+    reports = {}
+    if own:
+        made = write({written[file]: plans[file] for file in own}, name=name)
+        reports = dict(zip(own, made, strict=True))
+    for file in plans.keys() - reports.keys():
+        reports[file] = _by_tool(plans[file], written[file], imatrix, name)
+    for file, report in reports.items():
+        stages[file].metrics.update(vars(report))
+    return [reports[file] for file in plans]
+
+
+def _prove(
+    source: Source, plans: dict[Path, Plan], stages: dict[Path, Stage], config: Config
+) -> dict[str, str]:
+    if config.gguf.verify == "off":
+        return {"proof": "off: nothing was compared"}
+    # Imported after the files are written: torch and transformers weigh ten times a conversion.
+    from slimtune.export import proving, templates
+
+    said, truth = {}, None
+    for file, plan in plans.items():
+        written = stages[file].folder / file.name
+        with proving.failures_kept(written, file):
+            if truth is None:
+                template = templates.chosen(source.folder, config.model.prompt_template)
+                truth = proving.ask_model(source, template, config)
+            proof = proving.prove(written, file, plan.quantization, truth)
+        stages[file].metrics.update(proof)
+        key = "proof" if len(plans) == 1 else f"proof of {plan.quantization}"
+        said[key] = proving.words(proof)
+    return said
+
+
+def _by_tool(plan: Plan, file: Path, imatrix: Path | None, name: str) -> ConversionReport:
+    halves = replace(plan, quantization="F16", encoding=replace(plan.encoding, importance=None))
+    with TemporaryDirectory(dir=file.parent) as folder:
+        temporary = Path(folder) / "f16.gguf"
+        report = write({temporary: halves}, name=name)[0]
+        quantize_file(temporary, file, plan.quantization, imatrix)
+    return replace(report, bytes=file.stat().st_size, types=plan.types, fallbacks=plan.fallbacks)

@@ -1,0 +1,126 @@
+"""Importance matrices: for each matrix, the mean square of what enters each of its columns.
+
+An encoder that knows them keeps the columns that matter more exactly. llama.cpp's files are read in
+both formats, GGUF (`NAME.in_sum2` and `NAME.counts`) and the older .dat (int32 counts, names,
+float32 sums); ours are written as GGUF, and llama-quantize reads them.
+"""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import gguf
+import numpy as np
+
+from slimtune.console import InputError
+
+_SUM, _COUNT = ".in_sum2", ".counts"
+
+
+@dataclass(frozen=True)
+class Importance:
+    """GGUF name of a matrix -> float32 mean squares of its input, one a column."""
+
+    weights: dict[str, np.ndarray]
+    file: str
+    dataset: str | None
+    chunks: int
+
+    def of(self, name: str, columns: int) -> np.ndarray | None:
+        """The weights of one tensor; None where it was not measured (the embedding never is)."""
+        found = self.weights.get(name)
+        if found is not None and len(found) != columns:
+            raise InputError(
+                f"{self.file}: {name} has {len(found)} weights",
+                f"the tensor has {columns} columns: this importance matrix is another model's",
+                "make one from this model: --imatrix auto",
+            )
+        return found
+
+    def write_metadata(self, writer: gguf.GGUFWriter) -> None:
+        """The keys llama-quantize adds; of the file its name, not where it lies."""
+        writer.add_string("quantize.imatrix.file", self.file)
+        if self.dataset is not None:
+            writer.add_string("quantize.imatrix.dataset", self.dataset)
+        writer.add_uint32("quantize.imatrix.entries_count", len(self.weights))
+        if self.chunks:
+            writer.add_uint32("quantize.imatrix.chunks_count", self.chunks)
+
+
+def read_imatrix(file: Path) -> Importance:
+    """Raises InputError for a file that is no importance matrix, or holds values not finite."""
+    try:
+        with file.open("rb") as stream:
+            is_gguf = stream.read(4) == b"GGUF"
+        importance = _from_gguf(file) if is_gguf else _from_dat(file)
+    except (OSError, ValueError, KeyError, IndexError, struct.error, UnicodeDecodeError) as error:
+        raise _no_imatrix(file, str(error) or type(error).__name__) from error
+    for name, weights in importance.weights.items():
+        if not np.isfinite(weights).all():
+            raise _no_imatrix(file, f"{name} is not finite")
+    return importance
+
+
+def write_imatrix(
+    file: Path, sums: dict[str, np.ndarray], counts: dict[str, int], dataset: str, chunk: int
+) -> None:
+    """Sums of squares and the tokens they were summed over, as llama-imatrix writes them."""
+    writer = gguf.GGUFWriter(file, "")
+    writer.kv_data[0].pop("general.architecture", None)
+    writer.add_string("general.type", "imatrix")
+    writer.add_array("imatrix.datasets", [dataset])
+    writer.add_uint32("imatrix.chunk_count", max(1, max(counts.values()) // chunk))
+    writer.add_uint32("imatrix.chunk_size", chunk)
+    for name in sorted(sums):
+        writer.add_tensor(name + _SUM, sums[name].astype(np.float32)[None])
+        writer.add_tensor(name + _COUNT, np.array([[counts[name]]], np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _from_gguf(file: Path) -> Importance:
+    reader = gguf.GGUFReader(file)
+    tensors = {tensor.name: tensor.data.reshape(-1) for tensor in reader.tensors}
+    weights = {}
+    for name in (n.removesuffix(_SUM) for n in tensors if n.endswith(_SUM)):
+        sums, count = tensors[name + _SUM].astype(np.float32), tensors[name + _COUNT]
+        weights[name] = sums / np.float32(count[0]) if count[0] > 0 else np.ones_like(sums)
+    datasets = reader.fields["imatrix.datasets"].contents()
+    chunks = int(reader.fields["imatrix.chunk_count"].contents())
+    return Importance(weights, file.name, datasets[0] if datasets else None, chunks)
+
+
+def _from_dat(file: Path) -> Importance:
+    weights = {}
+    with file.open("rb") as stream:
+        for _ in range(_int(stream)):
+            name = _take(stream, _int(stream)).decode()
+            calls, count = _int(stream), _int(stream)
+            sums = np.frombuffer(_take(stream, 4 * count), "<f4")
+            weights[name] = sums / np.float32(calls) if calls > 0 else sums.copy()
+        rest = stream.read()
+    chunks = struct.unpack_from("<i", rest)[0] if len(rest) >= 4 else 0
+    dataset = rest[8:].decode("utf-8", "replace") or None
+    return Importance(weights, file.name, dataset, chunks)
+
+
+def _int(stream: BinaryIO) -> int:
+    return struct.unpack("<i", _take(stream, 4))[0]
+
+
+def _take(stream: BinaryIO, size: int) -> bytes:
+    data = stream.read(size) if 0 <= size < 1 << 30 else b""
+    if len(data) != size:
+        raise ValueError("it ends in the middle of an entry")
+    return data
+
+
+def _no_imatrix(file: Path, why: str) -> InputError:
+    return InputError(
+        f"{file}: no importance matrix",
+        why,
+        "give a file that llama-imatrix wrote (.gguf or .dat), or --imatrix auto",
+    )

@@ -1,0 +1,95 @@
+"""llama.cpp's own programs, where this library's encoder or knowledge ends.
+
+`llama-quantize` on PATH encodes K-quants where no ggml library can be loaded, from a temporary F16
+file. A checkout named by LLAMA_CPP_DIR converts the architectures that SlimTune does not know.
+"""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from slimtune.console import InputError, ResourceError
+
+_log = logging.getLogger(__name__)
+
+QUANTIZE = "llama-quantize"
+_CONVERTER = "convert_hf_to_gguf.py"
+_DIRECT = {"F32": "f32", "F16": "f16", "BF16": "bf16", "Q8_0": "q8_0"}
+
+
+def find_quantize() -> Path | None:
+    """llama-quantize on PATH, or built in LLAMA_CPP_DIR."""
+    checkout = _checkout()
+    folders = [str(checkout / "build" / "bin")] if checkout else []
+    found = shutil.which(QUANTIZE, path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
+    return Path(found) if found else None
+
+
+def quantize_file(source: Path, output: Path, name: str, imatrix: Path | None = None) -> None:
+    """F16 GGUF -> GGUF of type `name`, by llama-quantize; ResourceError where it fails."""
+    tool = find_quantize()
+    if tool is None:
+        raise no_encoder(name)
+    _log.info("%s writes %s from a temporary F16 file", tool, output.name)
+    options = ["--imatrix", str(imatrix)] if imatrix else []
+    _run([tool, *options, source, output, name], {})
+
+
+def convert_elsewhere(model: Path, output: Path, name: str) -> None:
+    """An unknown architecture -> GGUF, by the converter of LLAMA_CPP_DIR.
+
+    Raises InputError where the variable is not set or the converter fails on the model.
+    """
+    checkout = _checkout()
+    if checkout is None:
+        raise InputError(
+            f"{model}: not an architecture that SlimTune converts",
+            "LLAMA_CPP_DIR is not set",
+            "set it to a checkout of llama.cpp, whose converter knows many more",
+        )
+    _log.info("%s converts %s", checkout / _CONVERTER, model)
+    environment = {"PYTHONPATH": str(checkout / "gguf-py")}
+    with TemporaryDirectory(dir=output.parent) as folder:
+        target = output if name in _DIRECT else Path(folder) / "f16.gguf"
+        kind = _DIRECT.get(name, "f16")
+        convert = [sys.executable, checkout / _CONVERTER, model, "--outfile", target]
+        _run([*convert, "--outtype", kind], environment)
+        if target != output:
+            quantize_file(target, output, name)
+
+
+def no_encoder(name: str) -> ResourceError:
+    return ResourceError(
+        f"quantization {name}: no encoder for K-quants on this machine",
+        "neither the wheel xllamacpp nor gguf.ggml_library brings ggml's, and llama-quantize is "
+        "not on PATH",
+        "pip install xllamacpp (Linux, macOS), or name a libggml-base in gguf.ggml_library, or put "
+        "llama-quantize on PATH; --quantization Q8_0 or Q4_0 need none of them",
+    )
+
+
+def _checkout() -> Path | None:
+    named = os.environ.get("LLAMA_CPP_DIR")
+    return Path(named) if named and (Path(named) / _CONVERTER).is_file() else None
+
+
+def _run(command: list[str | Path], environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [str(word) for word in command],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode:
+        lines = [line for line in done.stdout.splitlines() if line.strip()]
+        raise ResourceError(
+            f"{Path(command[0]).name} {Path(str(command[1])).name}: exit code {done.returncode}",
+            lines[-1] if lines else "it said nothing",
+            "run it by hand to see all it says: " + " ".join(map(str, command)),
+        )
