@@ -20,7 +20,7 @@ MODEL_TYPES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 
 @dataclass(frozen=True)
 class Architecture:
-    """The numbers llama.cpp needs; `key_length` only where config.json names a head_dim."""
+    """The numbers llama.cpp needs."""
 
     name: str
     layers: int
@@ -29,7 +29,6 @@ class Architecture:
     heads: int
     kv_heads: int
     head_dim: int
-    key_length: int | None
     context: int
     vocabulary: int
     epsilon: float
@@ -75,7 +74,6 @@ def _from_config(config: dict) -> Architecture:
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        key_length=config.get("head_dim"),
         context=min(context, window or context),
         vocabulary=config["vocab_size"],
         epsilon=config["rms_norm_eps"],
@@ -95,10 +93,9 @@ def write_architecture(writer: gguf.GGUFWriter, architecture: Architecture) -> N
     writer.add_head_count_kv(a.kv_heads)
     rope.write(writer, a.rope)
     writer.add_layer_norm_rms_eps(a.epsilon)
-    if a.key_length is not None:
-        writer.add_key_length(a.key_length)
-        writer.add_value_length(a.key_length)
-    if a.name == "llama":
+    if a.name == "llama":  # of Qwen2 the converter leaves them out: they follow from the rest
+        writer.add_key_length(a.head_dim)
+        writer.add_value_length(a.head_dim)
         writer.add_vocab_size(a.vocabulary)
         writer.add_rope_dimension_count(a.head_dim)
 

@@ -14,6 +14,7 @@ from sentencepiece import SentencePieceProcessor
 
 from slimtune.console import InputError
 from slimtune.export.bpe_vocabulary import is_special, read_bpe
+from slimtune.export.tokenizer_json import read_head, without_vocabulary
 
 MODEL_FILE = "tokenizer.model"
 _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10000.0
@@ -53,8 +54,13 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     return vocabulary
 
 
-def write_vocabulary(writer: gguf.GGUFWriter, folder: Path, vocabulary: Vocabulary) -> None:
-    """Tokens, special ids, add_bos/add_eos and the chat template, into the metadata."""
+def write_vocabulary(
+    writer: gguf.GGUFWriter, folder: Path, vocabulary: Vocabulary, template: str | None = None
+) -> None:
+    """Tokens, special ids, add_bos/add_eos and the chat template, into the metadata.
+
+    `template` is for a folder that has none of its own.
+    """
     prefix = _read_json(folder / "tokenizer_config.json").get("add_prefix_space")
     if prefix is not None:
         writer.add_add_space_prefix(prefix)
@@ -65,7 +71,12 @@ def write_vocabulary(writer: gguf.GGUFWriter, folder: Path, vocabulary: Vocabula
     if not merges:
         writer.add_token_scores(vocabulary.scores)
     writer.add_token_types(vocabulary.types)
-    special = gguf.SpecialVocab(folder, load_merges=merges, n_vocab=len(vocabulary.tokens))
+    if merges:
+        gguf.SpecialVocab(folder, load_merges=True).add_to_gguf(writer, quiet=True)
+        return
+    with without_vocabulary(folder) as slim:
+        special = gguf.SpecialVocab(slim, n_vocab=len(vocabulary.tokens))
+        special.chat_template = special.chat_template or template
     special.add_to_gguf(writer, quiet=True)
 
 
@@ -132,7 +143,7 @@ def _added_tokens(folder: Path, pieces: int) -> dict[int, tuple[str, bool]]:
     added = {
         index: (text, False) for text, index in _read_json(folder / "added_tokens.json").items()
     }
-    for token in _read_json(folder / "tokenizer.json").get("added_tokens", []):
+    for token in read_head(folder / "tokenizer.json").get("added_tokens", []):
         if token["id"] >= pieces:
             added[token["id"]] = (token["content"], is_special(token))
     decoder = _read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
