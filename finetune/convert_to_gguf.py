@@ -40,6 +40,7 @@ def main(config: Config) -> None:
         said = ollama.modelfile_for(modelfile, files[0], plan, config) if modelfile else ""
         if config.options.dry_run:
             estimates = conversion.words(plans.values())
+            estimates |= preflight.memory_words(source.folder, gguf.verify)
             would_write(*filter(None, [*files, modelfile]), estimates=estimates)
             return
         numbers = conversion.convert_and_prove(source, plans, config)

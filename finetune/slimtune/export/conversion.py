@@ -1,5 +1,6 @@
 """A conversion as the settings ask for it: plans, importance, who writes the files, their proof."""
 
+import logging
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -8,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from slimtune.artifacts import Stage, stage_files
 from slimtune.config import Config
-from slimtune.console import size
+from slimtune.console import SlimTuneError, size
 from slimtune.export import preflight
 from slimtune.export.ggml import find_encoder
 from slimtune.export.gguf_writer import ConversionReport, write
@@ -16,6 +17,9 @@ from slimtune.export.imatrix import read_imatrix
 from slimtune.export.llama_tools import quantize_file
 from slimtune.export.plan import Encoding, Plan
 from slimtune.export.source import Source
+from slimtune.export.templates import chosen
+
+log = logging.getLogger(__name__)
 
 
 def files_of(config: Config) -> list[Path]:
@@ -35,6 +39,7 @@ def plans_for(source: Source, config: Config) -> list[Plan]:
     encoding = Encoding(find_encoder(gguf.ggml_library), named, gguf.through_f16)
     first, *others = gguf.quantization
     plan = preflight.preflight(source, first, encoding=encoding)
+    plan = replace(plan, template=chosen(source.folder, config.model.prompt_template))
     plans = [plan, *(replace(plan, quantization=name) for name in others)]
     for one in plans:
         preflight.require_encoder(one)
@@ -53,21 +58,23 @@ def words(plans: Iterable[Plan]) -> dict[str, str]:
 
 
 def convert_and_prove(source: Source, plans: dict[Path, Plan], config: Config) -> dict[str, str]:
-    """Writes every file, proves each, gives all their names together; the closing numbers.
+    """Writes every file, proves each, and gives those that pass their names; the closing numbers.
 
-    Raises what `write` and `prove` raise; then no file has its name.
+    Raises what `write` raises, and what `prove` does for the first file that fails: it and none but
+    the ones that fail are left without their final names.
     """
     gguf = config.gguf
     inputs = [path for path in (gguf.model_path, gguf.lora_model) if path]
-    with ExitStack() as stack:
+    with ExitStack() as every:
+        open_stages = {file: every.enter_context(ExitStack()) for file in plans}
         stages = {
             file: stack.enter_context(
                 stage_files("convert_to_gguf", manifest_of(file), config, inputs=inputs)
             )
-            for file in plans
+            for file, stack in open_stages.items()
         }
         reports = _convert(source, plans, stages, config)
-        proofs = _prove(source, plans, stages, config)
+        proofs = _prove(source, plans, stages, open_stages, config)
     numbers = words(plans.values()) | {"parameters": f"{reports[0].parameters:,}"}
     if len(reports) == 1:
         numbers["on disk"] = size(reports[0].bytes)
@@ -102,24 +109,36 @@ def _convert(
 
 
 def _prove(
-    source: Source, plans: dict[Path, Plan], stages: dict[Path, Stage], config: Config
+    source: Source,
+    plans: dict[Path, Plan],
+    stages: dict[Path, Stage],
+    open_stages: dict[Path, ExitStack],
+    config: Config,
 ) -> dict[str, str]:
+    """The proofs in words; each stage is closed, and its file has its name, once it is proven."""
     if config.gguf.verify == "off":
         return {"proof": "off: nothing was compared"}
     # Imported after the files are written: torch and transformers weigh ten times a conversion.
-    from slimtune.export import proving, templates
+    from slimtune.export import proving
 
-    said, truth = {}, None
+    said, failures = {}, []
+    written = {file: stages[file].folder / file.name for file in plans}
+    with proving.failures_kept(written):
+        truth = proving.ask_model(source, next(iter(plans.values())).template, config)
     for file, plan in plans.items():
-        written = stages[file].folder / file.name
-        with proving.failures_kept(written, file):
-            if truth is None:
-                template = templates.chosen(source.folder, config.model.prompt_template)
-                truth = proving.ask_model(source, template, config)
-            proof = proving.prove(written, file, plan.quantization, truth)
+        try:
+            with proving.failures_kept({file: written[file]}):
+                proof = proving.prove(written[file], file, plan.quantization, truth)
+        except SlimTuneError as error:
+            log.warning("%s", error)
+            failures.append(error)
+            continue
         stages[file].metrics.update(proof)
+        open_stages[file].close()
         key = "proof" if len(plans) == 1 else f"proof of {plan.quantization}"
         said[key] = proving.words(proof)
+    if failures:
+        raise failures[0]
     return said
 
 

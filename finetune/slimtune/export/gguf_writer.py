@@ -143,7 +143,9 @@ def _write_metadata(plan: Plan, writer: gguf.GGUFWriter, name: str | None) -> No
     writer.add_type(gguf.GGUFType.MODEL)
     general.set_gguf_meta_model(writer)
     write_architecture(writer, plan.architecture)
-    write_vocabulary(writer, plan.folder, plan.vocabulary)
+    # llama.cpp's tools write a template only where the folder has one.
+    template = None if plan.encoding.through_f16 else plan.template
+    write_vocabulary(writer, plan.folder, plan.vocabulary, template)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(quantization(plan.quantization).file_type)
     if plan.encoding.importance is not None:

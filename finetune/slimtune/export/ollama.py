@@ -18,7 +18,6 @@ from slimtune.console import ResourceError, SettingsError, near
 from slimtune.export.checks import special_tokens
 from slimtune.export.modelfile import modelfile
 from slimtune.export.plan import Plan
-from slimtune.export.templates import chosen
 from slimtune.prompts import Message
 
 log = logging.getLogger(__name__)
@@ -59,11 +58,11 @@ def modelfile_for(file: Path, gguf: Path, plan: Plan, config: Config) -> str:
     tokens = special_tokens(plan.folder, plan.vocabulary)
     return modelfile(
         _relative(gguf, file.parent),
-        chosen(plan.folder, config.model.prompt_template),
+        plan.template,
         bos_token=tokens.bos,
         eos_token=tokens.eos,
         system=config.model.system_prompt,
-        num_ctx=min(_trained_length(plan.folder, config), plan.architecture.context),
+        num_ctx=min(_trained_length(config), plan.architecture.context),
     )
 
 
@@ -104,8 +103,7 @@ def try_out(conversation: Sequence[Message], plan: Plan, config: Config) -> str:
     answer = ask(config.gguf.model_name, asked)
     if system and asked[0]["role"] != "system":  # Ollama puts the Modelfile's SYSTEM first
         asked.insert(0, Message(role="system", content=system))
-    template = chosen(plan.folder, config.model.prompt_template)
-    expected = len(prompts.encode_prompt(tokenizers.load(plan.folder), asked, template))
+    expected = len(prompts.encode_prompt(tokenizers.load(plan.folder), asked, plan.template))
     if answer.prompt_tokens not in (None, expected):
         log.warning(
             "Ollama made %s tokens of the prompt, training %d: compare `ollama show --template %s` "
@@ -153,12 +151,12 @@ def _address() -> str:
     return f"{url.scheme}://{f'[{name}]' if ':' in name else name}:{url.port or _PORT}"
 
 
-def _trained_length(folder: Path, config: Config) -> int:
+def _trained_length(config: Config) -> int:
     """Tokens of the longest row in training, as its record says; the setting where there is none.
 
     Beyond it the model has never seen a token, and Ollama reserves memory for every one.
     """
-    runs = lineage(folder)
+    runs = lineage(Path(config.gguf.lora_model or config.gguf.model_path))
     trained = [run["settings"] for stage, run in runs.items() if stage in _TRAINED]
     return (trained[0]["training"] if trained else config.training.model_dump())["max_length"]
 

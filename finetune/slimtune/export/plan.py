@@ -53,6 +53,7 @@ class Plan:
     source: dict[str, str]
     quantization: str
     encoding: Encoding
+    template: str | None = None  # the chat template of this export, in jinja
 
     @cached_property
     def computed(self) -> dict[str, np.ndarray]:
@@ -97,8 +98,7 @@ class Plan:
             encoded_bytes(self.shape(name), choice.type) for name, choice in self.choices.items()
         )
         tokens = sum(len(token) + 16 for token in self.vocabulary.tokens)
-        template = self.folder / "chat_template.jinja"
-        text = template.stat().st_size if template.is_file() else 0
+        text = len((self.template or "").encode())
         return tensors + tokens + text + _TABLE_BYTES * len(self.choices) + _METADATA_BYTES
 
     @property

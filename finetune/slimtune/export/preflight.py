@@ -15,7 +15,9 @@ from slimtune.export.plan import Encoding, Plan
 from slimtune.export.quant_types import quantization
 from slimtune.export.source import Source, as_source
 from slimtune.export.tensors import map_tensors
+from slimtune.export.tolerances import Precision
 from slimtune.export.vocabulary import read_vocabulary
+from slimtune.models import memory
 from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.folders import read_json
 from slimtune.models.llama_library import library
@@ -74,6 +76,33 @@ def require_proof(verify: str) -> None:
             "without it nothing can show that the file answers as the model does",
             "pip install -r requirements.txt on Linux or macOS, or go on unproven: --verify off",
         )
+
+
+def reference_precision(folder: Path) -> Precision | None:
+    """The widest numbers in which free memory holds the proof's reference, None if none do."""
+    free = memory.available_memory()
+    return next((name for name, need in _reference_memory(folder).items() if need < free), None)
+
+
+def memory_words(folder: Path, verify: str) -> dict[str, str]:
+    """What memory a run will take, for --dry-run."""
+    if verify == "off":
+        return {"memory": "about 0.1 GB"}
+    precision = reference_precision(folder)
+    if precision is None:
+        least = size(_reference_memory(folder)["bfloat16"])
+        return {"memory": f"about 0.1 GB; the proof of text and likelihood would need {least}"}
+    need = size(_reference_memory(folder)[precision])
+    return {"memory": f"about 0.1 GB; {need} for the proof against the model in {precision}"}
+
+
+def _reference_memory(folder: Path) -> dict[Precision, float]:
+    config = read_json(folder / "config.json")
+    sizes: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
+    return {
+        name: memory.estimate(config, "inference", itemsize=itemsize).total
+        for name, itemsize in sizes.items()
+    }
 
 
 def words(plan: Plan) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,18 +11,21 @@ from typing import Any
 from slimtune.config import Config
 from slimtune.console import SlimTuneError, near
 from slimtune.data.rows import beside, read_rows
-from slimtune.export.reference import Precision, Truth, truth
+from slimtune.export.preflight import reference_precision
+from slimtune.export.reference import Truth, truth
 from slimtune.export.source import Source
 from slimtune.export.verify import verify
-from slimtune.models import memory
-from slimtune.models.folders import read_json
 from slimtune.prompts import Message
 
 _log = logging.getLogger(__name__)
 
 _ROWS = {"quick": 8, "full": 64}
 _PATIENCE = 600.0  # seconds without a word from llama.cpp: a 7B in F32 takes two for a token
-_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
+# What a log says where memory does not hold the model in float32.
+_SHORT = {
+    "bfloat16": "against the model in bfloat16: float32 needs more memory than is free",
+    None: "of token ids and end token only: the model needs more memory than is free",
+}
 
 # For models converted without prepared rows at hand; with digits, code, Chinese and an emoji.
 _PROMPTS = (
@@ -34,44 +37,46 @@ _PROMPTS = (
 )
 
 
-def ask_model(source: Source, template: str, config: Config) -> Truth | None:
-    """What the model says to the rows of the proof, once for all its files; None for `off`.
+def ask_model(source: Source, template: str, config: Config) -> Truth:
+    """What the model says to the rows of the proof, once for all its files.
 
     Where memory holds the model in bfloat16 only, that is the reference; where not even that, no
     reference is, and token ids and the end token alone are compared. A line says so.
     """
-    if config.gguf.verify == "off":
-        _log.info("proof skipped: gguf.verify is off")
-        return None
     rows = conversations(config)[: _ROWS[config.gguf.verify]]
-    precision = _precision(source.folder)
+    precision = reference_precision(source.folder)
+    if precision != "float32":
+        _log.info("proof %s", _SHORT[precision])
     compared = len(rows) if precision else 0
     return truth(source, rows, template, compared=compared, precision=precision or "float32")
 
 
-def prove(written: Path, final: Path, quantization: str, said: Truth | None) -> dict[str, Any]:
-    """`{"proof": ...}` for the run's record; {} where the proof is off.
+def prove(written: Path, final: Path, quantization: str, said: Truth) -> dict[str, Any]:
+    """`{"proof": ...}` for the run's record.
 
     Raises QualityError for a difference, ResourceError where llama.cpp hangs or lacks memory.
     """
-    failed = failed_name(final)
-    if said is None:
-        return {}
     found = verify(written, said, quantization, patience=_PATIENCE)
-    failed.unlink(missing_ok=True)  # an earlier attempt's
+    failed_name(final).unlink(missing_ok=True)  # an earlier attempt's
     return {"proof": asdict(found)}
 
 
 @contextmanager
-def failures_kept(written: Path, final: Path) -> Iterator[None]:
-    """Moves a file whose proof fails to a name that says so, never `final`; the error names it."""
+def failures_kept(written: Mapping[Path, Path]) -> Iterator[None]:
+    """Moves files whose proof fails to names that say so, never their final ones; the error says
+    which. `written` maps final names to where the files lie.
+    """
     try:
         yield
     except SlimTuneError as error:
-        failed = failed_name(final)
-        os.replace(written, failed)
-        what, why = (text.replace(str(written), near(failed)) for text in (error.what, error.why))
-        cure = f"{error.cure}; the file that failed is kept as {near(failed)}"
+        what, why = error.what, error.why
+        kept = []
+        for final, now in written.items():
+            failed = failed_name(final)
+            os.replace(now, failed)
+            what, why = (text.replace(str(now), near(failed)) for text in (what, why))
+            kept.append(near(failed))
+        cure = f"{error.cure}; what failed is kept as {' and '.join(kept)}"
         raise type(error)(what, why, cure) from error
 
 
@@ -82,8 +87,6 @@ def failed_name(final: Path) -> Path:
 
 def words(proof: dict[str, Any]) -> str:
     """The proof in one line."""
-    if not proof:
-        return "off: nothing was compared"
     found = proof["proof"]
     text = f"token ids equal on {found['prompts']} prompts"
     if found["nll_gguf"] is None:
@@ -92,22 +95,6 @@ def words(proof: dict[str, Any]) -> str:
     text += f"; loss per token {before:.4f} -> {after:.4f}"
     text += f"; same greedy text for {found['agreement']:.0%} of the tokens"
     return text + f"; {found['stopped']} answers end, {found['stopping']} of the model's"
-
-
-def _precision(model: Path) -> Precision | None:
-    """The widest numbers in which memory holds the model, None if none do."""
-    available = memory.available_memory()
-    needed = {
-        name: memory.estimate(read_json(model / "config.json"), "inference", itemsize=size)
-        for name, size in _BYTES.items()
-    }
-    for name, estimate in needed.items():
-        if estimate.total < available:
-            if name != "float32":
-                _log.info("proof against the model in %s: float32 needs more memory", name)
-            return name
-    _log.info("proof of token ids and end token only: %s would be needed", needed["bfloat16"])
-    return None
 
 
 def conversations(config: Config) -> list[list[Message]]:

@@ -3,17 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from slimtune import prompts
 from slimtune.export.source import Source, as_source, load_model
+from slimtune.export.tolerances import Precision
 from slimtune.models import tokenizers
 from slimtune.prompts import IGNORED, Message
-
-Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
