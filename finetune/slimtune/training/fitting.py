@@ -16,6 +16,7 @@ from slimtune.console import first_process, processes
 from slimtune.training import checkpoints
 from slimtune.training.batches import Sample
 from slimtune.training.curve import METRICS, Curve, MetricsFile
+from slimtune.training.forward import require_exact
 from slimtune.training.progress import ProgressShown
 from slimtune.training.trainer import SlimTrainer
 
@@ -62,6 +63,7 @@ def fit(
         eval_dataset=list(validation) or None,
         **trainer_options,
     )
+    require_exact(model, train)
     if first_process():
         if resume_from is None:
             checkpoints.begin(folder, conditions or {})

@@ -5,20 +5,17 @@ Replaced are the loss, the evaluation (token-weighted, no logits kept), the chec
 not there) and the way runs fail: a loss or gradient that is not finite ends it within one step.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerState
+from transformers import Trainer, TrainerState
 
 from slimtune.console import QualityError, near
-from slimtune.prompts import IGNORED
-from slimtune.training import attention, checkpoints, losses
+from slimtune.training import checkpoints, losses
 from slimtune.training.batches import collate
+from slimtune.training.forward import loss_parts, supervised
 from slimtune.training.interruption import Interruption
 
 _SKIPPED_STEPS = 20  # float16's loss scale halves at each: from 65,536 it is below 1 by then
@@ -64,18 +61,8 @@ class SlimTrainer(Trainer):
 
     def sums(self, model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, int]:
         """The parts of the loss summed over the supervised positions, and how many these are."""
-        positions = (batch["labels"][0, 1:] != IGNORED).nonzero().squeeze(1)
-        causal = causal_model(model)
-        with _losses_from(causal.get_output_embeddings(), self.loss_of(batch, positions)):
-            parts = model(
-                input_ids=batch["input_ids"],
-                position_ids=batch["position_ids"],
-                logits_to_keep=positions,
-                use_cache=False,
-                **attention.bounds(
-                    batch["lengths"], causal.config._attn_implementation, positions.device
-                ),
-            ).logits
+        positions = supervised(batch)
+        parts = loss_parts(model, batch, positions, self.loss_of(batch, positions))
         return parts, len(positions)
 
     def evaluate(
@@ -188,29 +175,3 @@ class SlimTrainer(Trainer):
         self._load_from_checkpoint(str(checkpoint))
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
             self._load_best_model()
-
-
-def causal_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers model with its output head, under any wrapper."""
-    while not isinstance(model, (PeftModel, PreTrainedModel)):
-        model = model.module  # DistributedDataParallel, FullyShardedDataParallel
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-@contextmanager
-def _losses_from(head: nn.Module, loss: losses.Loss) -> Iterator[None]:
-    """Within, the head returns the parts of the loss instead of logits, chunk by chunk.
-
-    It does so inside the model's own forward, with every wrapper and hook around it: adapters on
-    the head work as they are, and a sharded head is whole at that moment.
-    """
-    before = vars(head).get("forward")
-    project: Callable[[torch.Tensor], torch.Tensor] = head.forward
-    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-    head.forward = lambda hidden: losses.chunked_loss(hidden[0], project, loss, trained)
-    try:
-        yield
-    finally:
-        del head.forward
-        if before is not None:
-            head.forward = before

@@ -1,12 +1,12 @@
-"""The trainer: exactly the losses of a padded run, and no failure in silence."""
+"""The trainer: what it measures, what it ends with, and no failure in silence."""
 
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import FAMILIES, tiny_model, tiny_samples
-from transformers import Trainer, TrainingArguments
+from tiny_models import tiny_model, tiny_samples
+from transformers import TrainingArguments
 
 from slimtune.config import Lora, Training
 from slimtune.console import QualityError, SettingsError
@@ -20,24 +20,6 @@ from slimtune.training.trainer import SlimTrainer
 @pytest.fixture
 def settings() -> Training:
     return Training(epochs=2, batch_size=4, learning_rate=1e-2, evaluations_per_epoch=1)
-
-
-def pad(samples: list) -> dict[str, torch.Tensor]:
-    width = max(len(s.input_ids) for s in samples)
-
-    def filled(values: list[int], with_: int) -> list[int]:
-        return values + [with_] * (width - len(values))
-
-    return {
-        "input_ids": torch.tensor([filled(s.input_ids, 0) for s in samples]),
-        "attention_mask": torch.tensor([filled([1] * len(s.input_ids), 0) for s in samples]),
-        "labels": torch.tensor([filled(s.labels, IGNORED) for s in samples]),
-    }
-
-
-def step_losses(trainer: Trainer) -> list[float]:
-    trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def arguments(folder: Path, **changes: object) -> TrainingArguments:
@@ -54,32 +36,6 @@ def arguments(folder: Path, **changes: object) -> TrainingArguments:
         remove_unused_columns=False,
         seed=3,
         **changes,
-    )
-
-
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_losses_equal_the_padded_trainers(tmp_path: Path, family: str, accumulation: int) -> None:
-    samples = tiny_samples(18)
-    args = arguments(tmp_path, gradient_accumulation_steps=accumulation)
-    padded_model = lora.attach(tiny_model(family, "sdpa"), Lora(rank=4), seed=0)
-    padded = Trainer(padded_model, args, train_dataset=samples, data_collator=pad)
-    reference = step_losses(padded)
-    packed_model = lora.attach(tiny_model(family), Lora(rank=4), seed=0)
-    ours = step_losses(SlimTrainer(packed_model, args, train_dataset=samples))
-    assert len(ours) == len(reference) > 3
-    assert ours == pytest.approx(reference, abs=1e-5)
-    assert reference[0] != pytest.approx(reference[-1], abs=1e-3)
-
-
-def test_full_training_moves_tied_embeddings_as_the_padded_trainer_does(tmp_path: Path) -> None:
-    samples, args = tiny_samples(12), arguments(tmp_path)
-    padded_model, packed_model = tiny_model("llama_tied", "sdpa"), tiny_model("llama_tied")
-    reference = step_losses(Trainer(padded_model, args, train_dataset=samples, data_collator=pad))
-    ours = step_losses(SlimTrainer(packed_model, args, train_dataset=samples))
-    assert ours == pytest.approx(reference, abs=1e-5)
-    torch.testing.assert_close(
-        packed_model.lm_head.weight, padded_model.lm_head.weight, rtol=1e-3, atol=1e-5
     )
 
 

@@ -1,0 +1,177 @@
+"""Step by step the losses of transformers' own padded Trainer: any family, head, rope, window."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_models import FAMILIES, SHAPE, tiny_model, tiny_samples
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GraniteConfig,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from slimtune.console import InputError
+from slimtune.prompts import IGNORED
+from slimtune.training.attention import register
+from slimtune.training.forward import require_exact
+from slimtune.training.trainer import SlimTrainer
+
+LINEARS = ["q_proj", "v_proj", "down_proj"]
+ADAPTERS = {
+    "plain": {"target_modules": LINEARS},
+    "head": {"target_modules": [*LINEARS, "lm_head"]},
+    "head, DoRA": {"target_modules": ["q_proj", "lm_head"], "use_dora": True},
+    "embeddings": {"target_modules": ["q_proj", "embed_tokens"]},
+    "head and embeddings saved": {
+        "target_modules": LINEARS,
+        "modules_to_save": ["lm_head", "embed_tokens"],
+    },
+    "rsLoRA": {"target_modules": LINEARS, "use_rslora": True},
+}
+ROPES = {
+    "linear": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4},
+    "yarn": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 8,
+        "rope_theta": 1e4,
+    },
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8,
+        "rope_theta": 1e4,
+    },
+}
+
+
+def pad(samples: list) -> dict[str, torch.Tensor]:
+    width = max(len(s.input_ids) for s in samples)
+
+    def filled(values: list[int], with_: int) -> list[int]:
+        return values + [with_] * (width - len(values))
+
+    return {
+        "input_ids": torch.tensor([filled(s.input_ids, 0) for s in samples]),
+        "attention_mask": torch.tensor([filled([1] * len(s.input_ids), 0) for s in samples]),
+        "labels": torch.tensor([filled(s.labels, IGNORED) for s in samples]),
+    }
+
+
+def arguments(folder: Path, accumulation: int, learning_rate: float) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=2,
+        learning_rate=learning_rate,
+        logging_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        seed=3,
+    )
+
+
+def losses(trainer: Trainer) -> list[float]:
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def trained(base: PreTrainedModel, adapter: dict | None) -> PreTrainedModel | PeftModel:
+    if adapter is None:
+        return base
+    set_seed(0)
+    return get_peft_model(base, LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **adapter))
+
+
+def require_equal(
+    folder: Path,
+    make: Callable[[str], PreTrainedModel],
+    adapter: dict | None = None,
+    accumulation: int = 1,
+    learning_rate: float = 1e-2,
+) -> None:
+    samples, args = tiny_samples(18), arguments(folder, accumulation, learning_rate)
+    padded = trained(make("sdpa"), adapter)
+    reference = losses(Trainer(padded, args, train_dataset=samples, data_collator=pad))
+    packed = trained(make(register()), adapter)
+    ours = losses(SlimTrainer(packed, args, train_dataset=samples))
+    assert len(ours) == len(reference) >= 4
+    assert ours == pytest.approx(reference, abs=1e-5)
+    assert reference[0] != pytest.approx(reference[-1], abs=1e-3)
+    for name, weight in padded.named_parameters():
+        torch.testing.assert_close(packed.get_parameter(name), weight, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(tmp_path: Path, family: str, accumulation: int) -> None:
+    require_equal(tmp_path, lambda how: tiny_model(family, how), ADAPTERS["plain"], accumulation)
+
+
+@pytest.mark.parametrize(
+    ("family", "adapter"), [*(("llama", name) for name in ADAPTERS), ("llama_tied", "embeddings")]
+)
+def test_adapters(tmp_path: Path, family: str, adapter: str) -> None:
+    require_equal(tmp_path, lambda how: tiny_model(family, how), ADAPTERS[adapter], 3)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_tied", "qwen2"])
+def test_all_weights(tmp_path: Path, family: str) -> None:
+    # Slowly: the gradient of a key's bias is rounding alone, and Adam makes full steps of it.
+    require_equal(tmp_path, lambda how: tiny_model(family, how), accumulation=3, learning_rate=1e-3)
+
+
+def changed(family: str, how: str, **changes: object) -> PreTrainedModel:
+    config_class, model_class, extra = FAMILIES[family]
+    torch.manual_seed(1)
+    return model_class(config_class(**SHAPE | extra | changes, attn_implementation=how))
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_ropes(tmp_path: Path, rope: str) -> None:
+    changes = {"rope_parameters": ROPES[rope], "max_position_embeddings": 32}
+    require_equal(tmp_path, lambda how: changed("llama", how, **changes), ADAPTERS["plain"])
+
+
+@pytest.mark.parametrize("window", [3, 8, 4096, None])
+def test_sliding_windows(tmp_path: Path, window: int | None) -> None:
+    require_equal(
+        tmp_path, lambda how: changed("mistral", how, sliding_window=window), ADAPTERS["plain"]
+    )
+
+
+def test_windows_in_some_layers_only(tmp_path: Path) -> None:
+    changes = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+    require_equal(tmp_path, lambda how: changed("qwen2", how, **changes), ADAPTERS["plain"])
+
+
+def test_every_family_here_passes_the_probe() -> None:
+    for family in FAMILIES:
+        require_exact(tiny_model(family), tiny_samples(2))
+
+
+@pytest.mark.parametrize(
+    ("config_class", "words"),
+    [(GraniteConfig, "scales its logits"), (Gemma2Config, "caps its attention scores")],
+)
+def test_a_family_that_would_train_wrongly_is_refused(config_class: type, words: str) -> None:
+    torch.manual_seed(1)
+    shape = SHAPE | {"head_dim": 8, "attn_implementation": register()}
+    extra = {"logits_scaling": 4.0, "initializer_range": 0.3} if words.startswith("scales") else {}
+    model = AutoModelForCausalLM.from_config(config_class(**shape | extra))
+    with pytest.raises(InputError, match=words):
+        require_exact(model, tiny_samples(2))
