@@ -62,7 +62,7 @@ def test_what_is_written_beside_the_student(project, merged, pruned, distilled) 
     assert min(validation) == pytest.approx(run["metrics"]["validation_loss_best"])
     assert min(validation) < validation[0]
     assert all({"kd", "ce"} <= entry.keys() for entry in curve if "loss" in entry)
-    assert len(list((project / "cache").glob("*.safetensors"))) == 1
+    assert len(list((project / "cache").glob("*/cache.json"))) == 1
     assert not list(project.glob("*_checkpoints"))
 
 

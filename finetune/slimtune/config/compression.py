@@ -38,9 +38,14 @@ class Distillation(Section):
     )
     student_model: Model = setting("models/pruned", "Model that learns.")
     output_dir: Path = setting(Path("models/distilled"), "Folder for the distilled student.")
+    mode: Literal["cached", "online"] = setting(
+        "cached",
+        "cached: the teacher runs once, alone in memory, and its answers wait on disk; online:\n"
+        "both models in memory, every probability, slower steps.",
+    )
     cache_dir: Path = setting(
         Path("models/teacher_cache"),
-        "Folder for the teacher's answers: it runs once, alone in memory, before the student.",
+        "Folder for the teacher's answers. The same rows and teacher are never asked twice.",
     )
     text_data: Path | None = setting(
         Path("data/sample_text.txt"),
@@ -52,14 +57,19 @@ class Distillation(Section):
     )
     top_k: Positive = setting(
         32,
-        "Teacher probabilities kept per token; the rest is one bucket. 6 bytes each on disk.",
+        "Teacher probabilities kept per token; the rest is one bucket. 4 bytes each on disk\n"
+        "(6 above 65,536 tokens of vocabulary). online keeps them all.",
     )
     temperature: Annotated[float, Field(gt=0)] = setting(
         1.0, "Above 1 the teacher's small probabilities count more; 1 measured best."
     )
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"] = setting(
+        "forward_kl",
+        "How far the student is from the teacher: forward_kl measured best on given rows;\n"
+        "reverse_kl keeps to the teacher's first choices, jsd and skew_kl forgive single misses.",
+    )
     alpha: Share = setting(
-        0.5,
-        "Share of the teacher in the loss (forward KL); the rest is cross entropy on the rows.",
+        0.5, "Share of the teacher in the loss; the rest is cross entropy on the rows."
     )
     epochs: Positive = setting(2, "Times through rows and text.")
     learning_rate: Annotated[float, Field(gt=0)] = setting(

@@ -1,63 +1,58 @@
 """The student's side of distillation: a loss of what the teacher said and what the rows say.
 
-loss = α · T² · KL(teacher ‖ student) + (1 - α) · cross entropy, at supervised positions only.
+loss = α · T² · D(teacher, student) + (1 - α) · cross entropy, at supervised positions only.
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slimtune.config import Distillation, Training
-from slimtune.console import InputError, QualityError, near, processes
+from slimtune.config import Config, Distillation
+from slimtune.console import InputError, QualityError, near
 from slimtune.models import loading, tokenizers
 from slimtune.models.checkpoints import EMBEDDING, Checkpoint
 from slimtune.models.hub import resolve
-from slimtune.training import losses, teacher_cache
-from slimtune.training.attention import register
+from slimtune.training import losses, teachers
 from slimtune.training.batches import Sample, encode_text
-from slimtune.training.conditions import identity
 from slimtune.training.curve import Curve
+from slimtune.training.divergences import DIVERGENCES
 from slimtune.training.fitting import fit
 from slimtune.training.reading import Lessons
-from slimtune.training.teacher_cache import TeacherCache
 from slimtune.training.trainer import SlimTrainer
 
 _log = logging.getLogger(__name__)
 
-_A_DAY = timedelta(days=1)
+_KEPT_ASIDE = 20  # without validation rows every 20th training row judges instead
 
 
 class DistillationTrainer(SlimTrainer):
-    """SlimTrainer whose targets come from the rows and from the teacher's cached top-k."""
+    """SlimTrainer whose targets come from the rows and from a teacher."""
 
     part_names = ("loss", "kd", "ce")
 
     def __init__(
-        self, *args: Any, cache: TeacherCache, alpha: float, temperature: float, **kwargs: Any
+        self, *args: Any, teacher: teachers.Teacher, lesson: Distillation, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.cache, self.alpha, self.temperature = cache, alpha, temperature
+        self.teacher = teacher
+        self.mixed = partial(
+            losses.distillation,
+            divergence=DIVERGENCES[lesson.divergence],
+            alpha=lesson.alpha,
+            temperature=lesson.temperature,
+        )
 
     def loss_of(self, batch: dict[str, Any], positions: torch.Tensor) -> losses.Loss:
         targets = batch["labels"][0, positions + 1]
-        teacher = self.cache.of(batch["indices"], targets.device)
-        mixed = partial(losses.distillation, alpha=self.alpha, temperature=self.temperature)
-
-        def loss(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-            said = losses.TeacherTopK(teacher.ids[rows], teacher.log_probabilities[rows])
-            return mixed(logits, targets[rows], said)
-
-        return loss
+        said = self.teacher.says(batch, positions)
+        return lambda logits, rows: self.mixed(logits, targets[rows], said(rows))
 
 
 def numbered(*groups: Sequence[Sample]) -> list[list[Sample]]:
@@ -91,49 +86,54 @@ def require_same_vocabulary(
 
 
 def distil(
-    teacher: str,
+    config: Config,
     student: str,
     lessons: Lessons,
     text: Sequence[str],
-    settings: Distillation,
-    training: Training,
-    *,
     checkpoints: Path,
-    device: str,
-    dtype: str,
+    *,
     resume_from: Path | None = None,
     conditions: Mapping[str, str] | None = None,
 ) -> tuple[PreTrainedModel, Curve]:
     """Teach the student what the teacher says about the rows and the plain text.
 
-    The teacher is loaded first, alone, and only where its answers are not cached.
-    Returns the trained student in the type it is stored in. Raises InputError for different
-    vocabularies, QualityError for a student that got worse.
+    A cached teacher is loaded first, alone, and only for answers that are not cached. Returns the
+    trained student in the type it is stored in. Raises InputError for different vocabularies,
+    QualityError for a student that got worse.
     """
-    require_teacher(teacher, lessons)
-    passages = encode_text(text, lessons.tokenizer, training.max_length)
-    train, validation = numbered([*lessons.train, *passages], lessons.validation)
-    compute = {"device": device, "dtype": dtype, "attn_implementation": register()}
-    cache = _cached(teacher, [*train, *validation], settings, compute)
-    model = loading.load(student, **compute)
+    settings = config.distillation
+    require_teacher(settings.teacher_model, lessons)
+    rows, judges = kept_aside(lessons)
+    passages = encode_text(text, lessons.tokenizer, config.training.max_length)
+    train, validation = numbered([*rows, *passages], judges)
+    teacher = teachers.choose(config, [*train, *validation])
+    model = loading.load(student, **teachers.compute(config))
     stored = Checkpoint(resolve(student)).dtype(EMBEDDING)
     curve = fit(
         model.float(),
         train,
         validation,
-        training,
+        config.training,
         checkpoints,
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         resume_from=resume_from,
         conditions=conditions,
         trainer_class=DistillationTrainer,
-        cache=TeacherCache(cache),
-        alpha=settings.alpha,
-        temperature=settings.temperature,
+        teacher=teacher,
+        lesson=settings,
     )
     _require_better(curve, checkpoints)
     return model.to(stored), curve
+
+
+def kept_aside(lessons: Lessons) -> tuple[list[Sample], list[Sample]]:
+    """Rows to learn from and rows to judge by: a student that got worse must be noticed."""
+    if lessons.validation or len(lessons.train) < 2:
+        return lessons.train, lessons.validation
+    judges = lessons.train[::_KEPT_ASIDE]
+    _log.info("no validation rows: %d training rows are kept aside to judge by", len(judges))
+    return [row for i, row in enumerate(lessons.train) if i % _KEPT_ASIDE], judges
 
 
 def passages_of(file: Path | None, count: int) -> list[str]:
@@ -149,40 +149,6 @@ def passages_of(file: Path | None, count: int) -> list[str]:
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     step = max(1, len(lines) // count)
     return lines[::step][:count]
-
-
-def _cached(
-    teacher: str,
-    samples: Sequence[Sample],
-    settings: Distillation,
-    compute: dict[str, str],
-) -> Path:
-    key = teacher_cache.key(samples, identity(teacher), settings.top_k, settings.temperature)
-    file = settings.cache_dir / f"{key}.safetensors"
-    if processes() > 1:  # the first process asks the teacher, the others wait and read
-        with PartialState(timeout=_A_DAY).main_process_first():
-            return _ask(teacher, samples, settings, compute, file)
-    return _ask(teacher, samples, settings, compute, file)
-
-
-def _ask(
-    teacher: str,
-    samples: Sequence[Sample],
-    settings: Distillation,
-    compute: dict[str, str],
-    file: Path,
-) -> Path:
-    if file.is_file():
-        _log.info("the teacher's answers are cached already: %s", near(file))
-        return file
-    settings.cache_dir.mkdir(parents=True, exist_ok=True)
-    model = loading.load(teacher, **compute)
-    partial = file.with_suffix(".partial")
-    teacher_cache.write(
-        partial, model, samples, top_k=settings.top_k, temperature=settings.temperature
-    )
-    os.replace(partial, file)
-    return file
 
 
 def _require_better(curve: Curve, checkpoints: Path) -> None:

@@ -8,9 +8,10 @@ respect to the hidden states (and to what is trained in the head): never a tenso
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
+
+from slimtune.training.divergences import Divergence, TeacherTopK, between
 
 # Positions at a time. On a CPU 16 MB of float32 logits (Llama-2's vocabulary) stay in the cache:
 # 64 to 256 measured the same speed; a GPU wants larger products.
@@ -19,16 +20,6 @@ CHUNK = {"cpu": 128, "cuda": 1024}
 Head = Callable[[torch.Tensor], torch.Tensor]
 
 Loss = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
-
-
-class TeacherTopK(NamedTuple):
-    """The teacher's `k` likeliest tokens at each position, under softmax(logits / temperature).
-
-    ids: (positions, k) int64; log_probabilities: (positions, k) float32, natural logarithms.
-    """
-
-    ids: torch.Tensor
-    log_probabilities: torch.Tensor
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,39 +38,17 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Te
     return value[None], gradient
 
 
-def forward_kl(
-    logits: torch.Tensor, teacher: TeacherTopK, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """T² · Σ KL(teacher ‖ softmax(logits / T)) over the top-k tokens and one bucket for the rest.
-
-    The bucket keeps the k teacher probabilities unscaled: dropping it or renormalising measured
-    worse. logits: (positions, vocabulary) float32, left as they are. Returns ((1,), gradient of
-    their shape). Distillation: Hinton et al., arXiv:1503.02531.
-    """
-    log_q = (logits / temperature).log_softmax(dim=1)
-    log_q_top = log_q.gather(1, teacher.ids)
-    p_top = teacher.log_probabilities.exp()
-    rest_p = (1 - p_top.sum(1, keepdim=True)).clamp_min(0)
-    q = log_q.exp_()
-    q_top = q.gather(1, teacher.ids)
-    rest_q = (q.scatter(1, teacher.ids, 0.0)).sum(1, keepdim=True).clamp_min(1e-9)
-    known = (p_top * (teacher.log_probabilities - log_q_top)).sum()
-    bucket = (torch.xlogy(rest_p, rest_p) - rest_p * rest_q.log()).sum()
-    # d/dz: q - p on the top-k tokens, q · (1 - rest_p / rest_q) on all others.
-    gradient = q.mul_(1 - rest_p / rest_q).scatter_(1, teacher.ids, q_top - p_top)
-    return (temperature**2 * (known + bucket))[None], gradient.mul_(temperature)
-
-
 def distillation(
     logits: torch.Tensor,
     targets: torch.Tensor,
     teacher: TeacherTopK,
     *,
+    divergence: Divergence,
     alpha: float,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """α · T² · KL(teacher ‖ student) + (1 - α) · cross entropy; parts (total, kd, ce)."""
-    kd, kd_gradient = forward_kl(logits, teacher, temperature)
+    """α · T² · D(teacher, student) + (1 - α) · cross entropy; parts (total, kd, ce)."""
+    kd, kd_gradient = between(logits, teacher, divergence, temperature)
     ce, ce_gradient = cross_entropy(logits, targets)
     total = alpha * kd + (1 - alpha) * ce
     return torch.cat([total, kd, ce]), kd_gradient.mul_(alpha).add_(ce_gradient, alpha=1 - alpha)

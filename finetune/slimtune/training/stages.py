@@ -71,15 +71,11 @@ def distil_student(
     with stage_folder("knowledge_distillation", final, config, inputs=inputs) as stage:
         resume_from = to_resume(checkpoints, same) if config.options.resume else None
         model, curve = distillation.distil(
-            teacher,
+            config,
             student,
             lessons,
             text,
-            config.distillation,
-            config.training,
-            checkpoints=checkpoints,
-            device=config.model.device,
-            dtype=config.model.dtype,
+            checkpoints,
             resume_from=resume_from,
             conditions=same,
         )

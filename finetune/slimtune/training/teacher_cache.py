@@ -1,113 +1,233 @@
 """The teacher's answers on disk: top-k log-probabilities at every supervised position.
 
-The teacher runs once, alone in memory; the student then learns from the file. ids int32 and
-log-probabilities float16: 6 · k bytes a token. The file is good for exactly the samples, teacher,
-k and temperature it was made with: their hash is in its name.
+The teacher runs once, alone in memory; the student then learns from the files. A cache is a
+folder named by the hash of everything its numbers depend on (samples, teacher, k, temperature),
+so it is never stale. Its parts hold the samples in order, SAMPLES_A_PART each: ids (uint16 where
+the vocabulary allows, else int32) and float16 log-probabilities, 4 or 6 bytes times k a token.
+A part is there whole or not at all, so a stopped first pass goes on where it was; cache.json
+with the checksum of every part comes last.
 """
 
 import hashlib
+import json
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from slimtune.console import InputError, near
 from slimtune.prompts import IGNORED
+from slimtune.training.attention import bounds
 from slimtune.training.batches import Sample, collate
-from slimtune.training.losses import CHUNK, TeacherTopK
+from slimtune.training.divergences import TeacherTopK
+from slimtune.training.losses import CHUNK
 
 _log = logging.getLogger(__name__)
 
+SAMPLES_A_PART = 512
+MANIFEST = "cache.json"
 _TOKENS_PER_BATCH = 4096
 
+Said = Callable[[slice], TeacherTopK]  # a slice of a batch's supervised positions -> the top-k
 
-class TeacherCache:
-    """Top-k rows of a cache file by sample index."""
 
-    def __init__(self, file: Path) -> None:
-        with safe_open(file, framework="pt") as handle:
-            self.ids = handle.get_tensor("ids")
-            self.log_probabilities = handle.get_tensor("log_probabilities")
-            self.starts = handle.get_tensor("starts").tolist()
+class CachedTeacher:
+    """What the teacher said, looked up by sample index; a batch at a time is in memory."""
 
-    def of(self, indices: Sequence[int], device: torch.device) -> TeacherTopK:
-        """The supervised positions of these samples, one after another."""
-        rows = torch.cat([torch.arange(self.starts[i], self.starts[i + 1]) for i in indices])
-        return TeacherTopK(
-            self.ids[rows].to(device, torch.int64),
-            self.log_probabilities[rows].to(device, torch.float32),
-        )
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._part = cache(self._open)
+
+    def says(self, batch: dict[str, Any], positions: torch.Tensor) -> Said:
+        """The top-k at the supervised positions of a batch, sample after sample."""
+        rows = [self._sample(index) for index in batch["indices"]]
+        ids = torch.cat([ids for ids, _ in rows]).to(positions.device, torch.int64)
+        logs = torch.cat([logs for _, logs in rows]).to(positions.device, torch.float32)
+        return lambda some: TeacherTopK(ids[some], logs[some])
+
+    def _sample(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        part, place = divmod(index, SAMPLES_A_PART)
+        ids, logs, starts = self._part(part)
+        rows = slice(starts[place], starts[place + 1])
+        # Widened at once: uint16 has few operations in torch, not even concatenation.
+        return ids[rows].to(torch.int32), logs[rows]
+
+    def _open(self, part: int) -> tuple[Any, Any, list[int]]:
+        handle = safe_open(part_file(self._folder, part), framework="pt")
+        starts = handle.get_tensor("starts").tolist()
+        return handle.get_slice("ids"), handle.get_slice("log_probabilities"), starts
 
 
 def key(samples: Sequence[Sample], teacher: str, top_k: int, temperature: float) -> str:
     """Hash of everything that the cached numbers depend on."""
-    digest = hashlib.sha256(f"{teacher} {top_k} {temperature}".encode())
+    digest = hashlib.sha256(f"{teacher} {top_k} {temperature} {SAMPLES_A_PART}".encode())
     for sample in samples:
         digest.update(repr((sample.input_ids, sample.labels)).encode())
     return digest.hexdigest()[:16]
 
 
+def part_file(folder: Path, part: int) -> Path:
+    return folder / f"part-{part:05}.safetensors"
+
+
+def size(samples: Sequence[Sample], top_k: int, vocabulary: int) -> int:
+    """Bytes of the cache on disk, headers apart."""
+    tokens = sum(sample.supervised for sample in samples)
+    return tokens * min(top_k, vocabulary) * (2 + _id_type(vocabulary).itemsize)
+
+
+def whole(folder: Path) -> bool:
+    """Whether the cache is complete; InputError for one that is not what its manifest says."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    for name, checksum in manifest["sha256"].items():
+        if not (folder / name).is_file() or _sha256(folder / name) != checksum:
+            raise _damaged(folder, f"{name} has changed since it was written")
+    if manifest["key"] != folder.name:
+        raise _damaged(folder, f"it was made for {manifest['key']}: other rows or another teacher")
+    return True
+
+
 def write(
-    file: Path,
-    teacher: PreTrainedModel,
+    folder: Path,
+    load_teacher: Callable[[], PreTrainedModel],
     samples: Sequence[Sample],
     *,
     top_k: int,
     temperature: float,
 ) -> None:
-    """Run the teacher over the samples and write its top-k at every supervised position."""
-    top_k = min(top_k, teacher.config.vocab_size)
-    counts = torch.tensor([0, *(sample.supervised for sample in samples)])
-    starts = counts.cumsum(0)
-    total = int(starts[-1])
-    ids = torch.empty(total, top_k, dtype=torch.int32)
-    log_probabilities = torch.empty(total, top_k, dtype=torch.float16)
-    order = sorted(range(len(samples)), key=lambda i: len(samples[i].input_ids))
-    done = 0
-    for batch in _batches(order, samples):
+    """Run the teacher over the samples, part by part; parts that are there already stay.
+
+    The teacher is loaded only if a part is missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = range(-(-len(samples) // SAMPLES_A_PART))
+    missing = [part for part in parts if not _readable(part_file(folder, part))]
+    if missing and len(missing) < len(parts):
+        _log.info("teacher: %d of %d parts are there", len(parts) - len(missing), len(parts))
+    teacher = load_teacher() if missing else None
+    for part in missing:
+        first = part * SAMPLES_A_PART
+        some = samples[first : first + SAMPLES_A_PART]
+        _write_part(part_file(folder, part), teacher, some, top_k, temperature)
+        _log.info("teacher: %d of %d samples", first + len(some), len(samples))
+    checksums = {part_file(folder, p).name: _sha256(part_file(folder, p)) for p in parts}
+    about = {"key": folder.name, "top_k": top_k, "temperature": temperature}
+    manifest = json.dumps(about | {"samples": len(samples), "sha256": checksums}, indent=2)
+    _replace(folder / MANIFEST, lambda file: file.write_text(manifest + "\n", encoding="utf-8"))
+
+
+def _write_part(
+    file: Path,
+    teacher: PreTrainedModel,
+    samples: Sequence[Sample],
+    top_k: int,
+    temperature: float,
+) -> None:
+    vocabulary = teacher.get_output_embeddings().weight.shape[0]
+    top_k = min(top_k, vocabulary)
+    starts = torch.tensor([0, *(sample.supervised for sample in samples)]).cumsum(0)
+    ids = torch.empty(int(starts[-1]), top_k, dtype=torch.int32)
+    logs = torch.empty(int(starts[-1]), top_k, dtype=torch.float16)
+    for batch in _batches(samples):
         rows = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in batch])
-        top = _top_k(teacher, [samples[i] for i in batch], top_k, temperature)
+        top = top_of(teacher, collate([samples[i] for i in batch]), top_k, temperature)
         ids[rows] = top.ids.to("cpu", torch.int32)
-        log_probabilities[rows] = top.log_probabilities.to("cpu", torch.float16)
-        done += len(batch)
-        _log.info("teacher  %d of %d samples", done, len(samples))
-    save_file({"ids": ids, "log_probabilities": log_probabilities, "starts": starts}, file)
-
-
-def _batches(order: Sequence[int], samples: Sequence[Sample]) -> list[list[int]]:
-    batches: list[list[int]] = [[]]
-    tokens = 0
-    for index in order:
-        length = len(samples[index].input_ids)
-        if batches[-1] and tokens + length > _TOKENS_PER_BATCH:
-            batches.append([])
-            tokens = 0
-        batches[-1].append(index)
-        tokens += length
-    return batches
+        logs[rows] = top.log_probabilities.to("cpu", torch.float16)
+    tensors = {
+        "ids": ids.to(_id_type(vocabulary)),
+        "log_probabilities": logs,
+        "starts": starts,
+    }
+    _replace(file, lambda partial: save_file(tensors, partial))
 
 
 @torch.no_grad()
-def _top_k(
-    teacher: PreTrainedModel, samples: Sequence[Sample], top_k: int, temperature: float
+def top_of(
+    teacher: PreTrainedModel, batch: dict[str, Any], top_k: int, temperature: float
 ) -> TeacherTopK:
-    batch = collate(samples)
-    positions = (batch["labels"][0, 1:] != IGNORED).nonzero().squeeze(1)
-    device = teacher.device
-    hidden = teacher.get_decoder()(
-        input_ids=batch["input_ids"].to(device),
-        position_ids=batch["position_ids"].to(device),
-        lengths=batch["lengths"],
-        use_cache=False,
-    ).last_hidden_state[0, positions.to(device)]
+    """The teacher's top-k at the supervised positions of a padding-free batch."""
+    hidden, _ = hidden_states(teacher, batch)
     head = teacher.get_output_embeddings()
     parts = [
         (head(rows).float() / temperature).log_softmax(-1).topk(top_k)
-        for rows in hidden.split(CHUNK[device.type])
+        for rows in hidden.split(CHUNK[hidden.device.type])
     ]
     return TeacherTopK(
         torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts])
+    )
+
+
+@torch.no_grad()
+def hidden_states(
+    teacher: PreTrainedModel, batch: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the teacher's head reads at the supervised positions, and these positions."""
+    device = teacher.device
+    positions = (batch["labels"][0, 1:] != IGNORED).nonzero().squeeze(1).to(device)
+    hidden = teacher.get_decoder()(
+        input_ids=batch["input_ids"].to(device),
+        position_ids=batch["position_ids"].to(device),
+        use_cache=False,
+        **bounds(batch["lengths"], teacher.config._attn_implementation, device),
+    ).last_hidden_state[0, positions]
+    return hidden, positions
+
+
+def _batches(samples: Sequence[Sample]) -> Iterator[list[int]]:
+    """Places of samples of similar length, at most _TOKENS_PER_BATCH tokens together."""
+    batch: list[int] = []
+    tokens = 0
+    for index in sorted(range(len(samples)), key=lambda i: len(samples[i].input_ids)):
+        length = len(samples[index].input_ids)
+        if batch and tokens + length > _TOKENS_PER_BATCH:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(index)
+        tokens += length
+    if batch:
+        yield batch
+
+
+def _id_type(vocabulary: int) -> torch.dtype:
+    return torch.uint16 if vocabulary <= 1 << 16 else torch.int32
+
+
+def _replace(file: Path, write_to: Callable[[Path], Any]) -> None:
+    """`file` is there whole or not at all."""
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    try:
+        write_to(partial)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _readable(file: Path) -> bool:
+    """A file of fewer bytes than its header promises does not open."""
+    try:
+        with safe_open(file, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _damaged(folder: Path, why: str) -> InputError:
+    return InputError(
+        f"{near(folder)}: the teacher's cache cannot be trusted",
+        why,
+        f"delete {near(folder)}: the teacher answers again",
     )

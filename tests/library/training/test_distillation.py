@@ -4,19 +4,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from tiny_models import tiny_model, tiny_samples
 from torch.nn import functional as F
 
-from slimtune.config import Training
+from slimtune.config import Distillation, Training
 from slimtune.console import InputError
 from slimtune.prompts import IGNORED
 from slimtune.training import teacher_cache
+from slimtune.training.batches import Sample, collate
 from slimtune.training.distillation import (
     DistillationTrainer,
+    kept_aside,
     numbered,
     require_same_vocabulary,
 )
+from slimtune.training.divergences import DIVERGENCES, TeacherTopK
 from slimtune.training.fitting import fit
+from slimtune.training.reading import Lessons
+from slimtune.training.teacher_cache import CachedTeacher
+from slimtune.training.teachers import OnlineTeacher, Teacher
 
 
 def teacher() -> torch.nn.Module:
@@ -26,11 +33,33 @@ def teacher() -> torch.nn.Module:
     return model
 
 
-def test_the_cache_holds_the_teachers_top_k(tmp_path: Path) -> None:
+@pytest.fixture
+def cached(tmp_path: Path):
+    """Fills a cache from the teacher, with parts of 4 samples; the folder and its samples."""
+
+    def fill(samples: list[Sample], model=None, **options) -> Path:
+        folder = tmp_path / teacher_cache.key(samples, "t", 4, 1.0)
+        chosen = {"top_k": 4, "temperature": 1.0} | options
+        teacher_cache.write(folder, lambda: model or teacher(), samples, **chosen)
+        return folder
+
+    return fill
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch) -> None:
+    monkeypatch.setattr(teacher_cache, "SAMPLES_A_PART", 4)
+
+
+def said_by(teacher: Teacher, samples: list[Sample]) -> TeacherTopK:
+    batch = collate(samples)
+    positions = (batch["labels"][0, 1:] != IGNORED).nonzero().squeeze(1)
+    return teacher.says(batch, positions)(slice(None))
+
+
+def test_the_cache_holds_the_teachers_top_k(cached) -> None:
     model, samples = teacher(), tiny_samples(9)
-    teacher_cache.write(tmp_path / "c", model, samples, top_k=4, temperature=2.0)
-    cache = teacher_cache.TeacherCache(tmp_path / "c")
-    said = cache.of([7, 2], torch.device("cpu"))
+    said = said_by(CachedTeacher(cached(samples, model, temperature=2.0)), [samples[7], samples[2]])
     expected = []
     for index in (7, 2):
         with torch.no_grad():
@@ -40,6 +69,62 @@ def test_the_cache_holds_the_teachers_top_k(tmp_path: Path) -> None:
     assert torch.equal(said.ids, torch.cat([top.indices for top in expected]))
     values = torch.cat([top.values for top in expected])
     torch.testing.assert_close(said.log_probabilities, values, rtol=2e-3, atol=2e-3)
+
+
+def test_the_teacher_online_says_every_probability(cached) -> None:
+    model, samples = teacher(), tiny_samples(9)
+    chosen = [samples[7], samples[2]]
+    online = said_by(OnlineTeacher(model, 1.0), chosen)
+    assert online.ids.shape[1] == model.config.vocab_size
+    torch.testing.assert_close(online.log_probabilities.exp().sum(1), torch.ones(len(online.ids)))
+    top = online.log_probabilities.topk(4)
+    stored = said_by(CachedTeacher(cached(samples, model)), chosen)
+    assert torch.equal(top.indices, stored.ids)
+
+
+def test_a_stopped_first_pass_goes_on_where_it_was(cached) -> None:
+    samples = tiny_samples(10)
+    folder = cached(samples)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert len(before) == 4  # parts of 4, 4 and 2 samples, and the manifest
+    (folder / "cache.json").unlink()
+    cut = teacher_cache.part_file(folder, 1)
+    cut.write_bytes(cut.read_bytes()[:-10])
+    kept = teacher_cache.part_file(folder, 0).stat().st_mtime_ns
+    assert not teacher_cache.whole(folder)
+    cached(samples)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert teacher_cache.part_file(folder, 0).stat().st_mtime_ns == kept
+
+
+def test_a_whole_cache_does_not_load_the_teacher(tmp_path: Path, cached) -> None:
+    samples = tiny_samples(5)
+    folder = cached(samples)
+    assert teacher_cache.whole(folder)
+    teacher_cache.write(folder, pytest.fail, samples, top_k=4, temperature=1.0)
+
+
+def test_a_cache_that_changed_or_belongs_to_other_rows_is_refused(cached) -> None:
+    folder = cached(tiny_samples(5))
+    moved = folder.rename(folder.with_name("0123456789abcdef"))
+    with pytest.raises(InputError, match="other rows or another teacher"):
+        teacher_cache.whole(moved)
+    part = teacher_cache.part_file(moved, 0)
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(InputError, match="has changed"):
+        teacher_cache.whole(moved)
+
+
+def test_ids_take_two_bytes_where_the_vocabulary_allows(cached) -> None:
+    samples = tiny_samples(5)
+    with safe_open(teacher_cache.part_file(cached(samples), 0), framework="pt") as handle:
+        ids, logs = handle.get_tensor("ids"), handle.get_tensor("log_probabilities")
+    assert (ids.dtype, logs.dtype) == (torch.uint16, torch.float16)
+    supervised = sum(sample.supervised for sample in samples)
+    assert teacher_cache.size(samples, 4, 512) == supervised * 4 * 4
+    assert teacher_cache.size(samples, 4, 100_000) == supervised * 4 * 6
 
 
 def test_the_cache_key_changes_with_everything_it_depends_on() -> None:
@@ -55,11 +140,22 @@ def test_the_cache_key_changes_with_everything_it_depends_on() -> None:
     assert teacher_cache.key(tiny_samples(3), "t", 4, 1.0) in keys
 
 
-def test_the_student_comes_nearer_to_the_teacher(tmp_path: Path) -> None:
+def teacher_for(mode: str, model, samples: list[Sample], cached) -> Teacher:
+    if mode == "online":
+        return OnlineTeacher(model, 1.0)
+    return CachedTeacher(cached(samples, model, top_k=16))
+
+
+@pytest.mark.parametrize(
+    ("mode", "divergence_name"),
+    [("online", "forward_kl"), *(("cached", name) for name in DIVERGENCES)],
+)
+def test_the_student_comes_nearer_to_the_teacher(
+    mode: str, divergence_name: str, tmp_path: Path, cached
+) -> None:
     samples, validation = numbered(tiny_samples(40), tiny_samples(8, seed=3))
-    teacher_cache.write(
-        tmp_path / "c", model := teacher(), [*samples, *validation], top_k=16, temperature=1.0
-    )
+    model = teacher()
+    told = teacher_for(mode, model, [*samples, *validation], cached)
     student = tiny_model()
 
     def divergence() -> float:
@@ -76,9 +172,8 @@ def test_the_student_comes_nearer_to_the_teacher(tmp_path: Path) -> None:
         Training(epochs=8, batch_size=8, learning_rate=1e-2),
         tmp_path / "checkpoints",
         trainer_class=DistillationTrainer,
-        cache=teacher_cache.TeacherCache(tmp_path / "c"),
-        alpha=1.0,
-        temperature=1.0,
+        teacher=told,
+        lesson=Distillation(alpha=1.0, divergence=divergence_name),
     )
     assert divergence() < 0.5 * before
     logged = next(entry for entry in curve.history if "kd" in entry)
@@ -100,3 +195,11 @@ def test_other_vocabularies_are_refused_by_their_ids_not_their_size() -> None:
         require_same_vocabulary(_Vocabulary(a=0, b=1), _Vocabulary(a=1, b=0))
     with pytest.raises(InputError, match="lacks"):
         require_same_vocabulary(_Vocabulary(a=0, b=1), _Vocabulary(a=0))
+
+
+def test_without_validation_rows_some_training_rows_judge() -> None:
+    rows = tiny_samples(41)
+    learned, judges = kept_aside(Lessons(None, rows, [], []))
+    assert judges == [rows[0], rows[20], rows[40]]
+    assert len(learned) == 38 and not any(judge in learned for judge in judges)
+    assert kept_aside(Lessons(None, rows, rows[:2], [])) == (rows, rows[:2])
