@@ -1,0 +1,167 @@
+"""Each family of models, as transformers knows it, says the same from its GGUF."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from running import succeeds
+from tiny_folders import SHARED, TEXT
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from slimtune import prompts
+from slimtune.export import reference
+from slimtune.export.gguf_writer import convert
+from slimtune.models import tokenizers
+from slimtune.models.checkpoints import copy_companions
+from slimtune.models.llama_cpp import LlamaCpp
+
+needs_stories = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="needs ../shared/data/stories260K and text"
+)
+ALLOWED = {"F32": 1e-3, "F16": 1e-3, "Q8_0": 5e-3}  # nats a token
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+}
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
+    r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def compare(folder: Path, file: Path, kind: str) -> None:
+    """100 greedy tokens, and the likelihood of a real text, against transformers in float32."""
+    convert(folder, file, kind)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    text = (SHARED / "text" / "tinystories.txt").read_text(encoding="utf-8")[:800]
+    with LlamaCpp(file, context=512, threads=1) as gguf:
+        asked, story = gguf.tokenize("Once upon a time"), gguf.tokenize(text)
+        assert story == tokenizers.load(folder)(text).input_ids and len(story) > 250
+        answer = gguf.generate([asked], 100)[0].ids
+        losses = gguf.nll(story[:1], story[1:])
+    assert answer == reference.greedy(model, asked, eos=2, max_new_tokens=100)[0]
+    assert len(answer) == 100
+    expected = reference.nll(model, story[:1], story[1:])
+    assert sum(losses) / len(losses) == pytest.approx(
+        sum(expected) / len(expected), abs=ALLOWED[kind]
+    )
+
+
+@needs_stories
+@pytest.mark.parametrize("kind", ALLOWED)
+def test_a_trained_llama(tmp_path, kind) -> None:
+    compare(SHARED / "stories260K", tmp_path / "model.gguf", kind)
+
+
+@needs_stories
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+def test_a_trained_llama_without_some_of_its_heads_and_neurons(tmp_path, kind) -> None:
+    """6 heads of 8 at hidden 64: no Llama any more, so it is saved as a Mistral."""
+    source = AutoModelForCausalLM.from_pretrained(SHARED / "stories260K")
+    config = source.config.to_dict() | {
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "head_dim": 8,
+        "intermediate_size": 128,
+        "sliding_window": None,
+    }
+    del config["model_type"], config["architectures"]
+    pruned = AutoModelForCausalLM.from_config(MistralConfig(**config))
+    wanted = pruned.state_dict()
+    kept = {
+        name: tensor[tuple(slice(length) for length in wanted[name].shape)]
+        for name, tensor in source.state_dict().items()
+    }
+    pruned.load_state_dict(kept)
+    pruned.save_pretrained(tmp_path / "pruned")
+    copy_companions(SHARED / "stories260K", tmp_path / "pruned", without=["config.json"])
+    compare(tmp_path / "pruned", tmp_path / "model.gguf", kind)
+
+
+def byte_level(folder: Path, digits: str, bos: str | None, eos: str) -> int:
+    """A BPE of bytes, split as Llama-3 and Qwen2 split; returns its size."""
+    backend = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(SPLIT.format(digits=digits)), "isolated")
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_of])
+    backend.decoder = decoders.ByteLevel()
+    special = [name for name in (bos, eos, "<|im_start|>", "<|pad|>") if name]
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(TEXT, trainer)
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
+        )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=bos, eos_token=eos, pad_token="<|pad|>"
+    )
+    tokenizer.chat_template = prompts.template("chatml")
+    tokenizers.save(tokenizer, folder)
+    return len(tokenizer)
+
+
+FAMILIES = {
+    "qwen2": (Qwen2Config, {}, r"\p{{N}}", None, "<|im_end|>"),
+    "qwen2, tied": (Qwen2Config, {"tie_word_embeddings": True}, r"\p{{N}}", None, "<|im_end|>"),
+    "llama3": (
+        LlamaConfig,
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+        r"\p{{N}}{{1,3}}",
+        "<|begin_of_text|>",
+        "<|eot_id|>",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_random_model_of_another_family(family, kind, tmp_path, monkeypatch) -> None:
+    """The script's own proof, on rows with digits, code, Chinese and an emoji."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    config_class, extra, digits, bos, eos = FAMILIES[family]
+    folder = tmp_path / "model"
+    size = byte_level(folder, digits.format(), bos, eos)
+    ids = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    end = next(token["id"] for token in ids if token["content"] == eos)
+    config = config_class(**SHAPE, **extra, vocab_size=size, eos_token_id=end, bos_token_id=None)
+    model = AutoModelForCausalLM.from_config(config)
+    for name, values in model.named_parameters():
+        if name.endswith(".bias"):
+            torch.nn.init.normal_(values)
+    model.save_pretrained(folder)
+    words = ["--model-path", folder, "--quantization", kind, "--output-dir", "out"]
+    succeeds("convert_to_gguf", *words, "--model-name", "m", "--create-modelfile")
+    proof = json.loads((tmp_path / f"out/m-{kind}_run.json").read_text())["metrics"]["proof"]
+    assert proof["prompts"] == proof["rows"] == 5
+    assert proof["agreement"] > 0.9
+    assert proof["nll_gguf"] == pytest.approx(proof["nll_reference"], abs=5e-3)
+    modelfile = (tmp_path / "Modelfile").read_text(encoding="utf-8")
+    assert f'$eos := "{eos}"' in modelfile and f'$bos := "{bos or ""}"' in modelfile
