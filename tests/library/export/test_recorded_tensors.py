@@ -1,0 +1,38 @@
+"""Every tensor of every type as llama.cpp's converter and llama-quantize write it, to the bit."""
+
+import json
+import platform
+
+import pytest
+from recorded_tensors import FILE, digest, write_wide, write_wide_imatrix
+from tiny_folders import SHARED
+
+from slimtune.export.gguf_writer import convert
+from slimtune.export.imatrix import read_imatrix
+from slimtune.export.plan import Encoding
+from slimtune.export.quant_types import QUANTIZATIONS
+
+RECORDED = json.loads(FILE.read_text(encoding="utf-8"))
+pytestmark = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="recorded on x86-64"
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recorded")
+    return {"stories260K": SHARED / "stories260K", "wide": write_wide(folder / "wide")}
+
+
+@pytest.mark.parametrize("kind", QUANTIZATIONS)
+@pytest.mark.parametrize("name", RECORDED)
+def test_all_tensors_are_llama_cpps(name, kind, models, tmp_path):
+    model = models[name.removesuffix("+imatrix")]
+    if not model.is_dir():
+        pytest.skip(f"{model} is not here")
+    importance = None
+    if name.endswith("+imatrix"):
+        importance = read_imatrix(write_wide_imatrix(tmp_path / "imatrix.gguf"))
+    encoding = Encoding(importance=importance, through_f16=True)
+    convert(model, tmp_path / "out.gguf", kind, encoding=encoding)
+    assert digest(tmp_path / "out.gguf") == RECORDED[name][kind]
