@@ -20,6 +20,7 @@ from slimtune.console import near, would_write, wrote
 
 def main(config: Config) -> None:
     from slimtune.export import conversion, ollama, preflight
+    from slimtune.export.architecture import Unsupported
     from slimtune.export.source import open_source
     from slimtune.models.hub import resolve
 
@@ -34,7 +35,11 @@ def main(config: Config) -> None:
         ollama.require(modelfile, config)
     preflight.require_proof(gguf.verify)
     with open_source(resolve(gguf.model_path), gguf.lora_model) as source:
-        plans = dict(zip(files, conversion.plans_for(source, config), strict=True))
+        try:
+            plans = dict(zip(files, conversion.plans_for(source, config), strict=True))
+        except Unsupported as unknown:
+            hand_over(source.folder, files, unknown, config)
+            return
         preflight.require_disk(plans)
         plan = plans[files[0]]
         said = ollama.modelfile_for(modelfile, files[0], plan, config) if modelfile else ""
@@ -49,12 +54,23 @@ def main(config: Config) -> None:
             ollama.write(modelfile, said)
             following = " ".join(ollama.create_command(gguf.model_name, modelfile))
         if modelfile and gguf.ollama_create:
-            from slimtune.export import proving
-
             ollama.create(gguf.model_name, modelfile)
-            numbers["ollama"] = ollama.try_out(proving.conversations(config)[0], plan, config)
+            numbers["ollama"] = ollama.try_out(plan, config)
             following = f"ollama run {gguf.model_name}"
     wrote(*filter(None, [*files, modelfile]), numbers=numbers, next=following)
+
+
+def hand_over(model: Path, files: list[Path], unknown: Exception, config: Config) -> None:
+    """An architecture that only llama.cpp's own converter knows; LLAMA_CPP_DIR names it."""
+    from slimtune.export import foreign
+
+    foreign.require_hand_over(unknown, config)
+    if config.options.dry_run:
+        would_write(*files, estimates={"converted by": "llama.cpp's own converter"})
+        return
+    numbers = foreign.hand_over(model, files, config)
+    following = f"python finetune/evaluate_model.py --models {','.join(map(near, files))}"
+    wrote(*files, numbers=numbers, next=following)
 
 
 if __name__ == "__main__":

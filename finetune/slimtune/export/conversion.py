@@ -16,6 +16,7 @@ from slimtune.export.gguf_writer import ConversionReport, write
 from slimtune.export.imatrix import read_imatrix
 from slimtune.export.llama_tools import quantize_file
 from slimtune.export.plan import Encoding, Plan
+from slimtune.export.proof_rows import proof_rows
 from slimtune.export.source import Source
 from slimtune.export.templates import chosen
 
@@ -43,6 +44,7 @@ def plans_for(source: Source, config: Config) -> list[Plan]:
     plans = [plan, *(replace(plan, quantization=name) for name in others)]
     for one in plans:
         preflight.require_encoder(one)
+    proof_rows(config, plan.template)  # rows that cannot be read are told now
     return plans
 
 
@@ -121,10 +123,12 @@ def _prove(
     # Imported after the files are written: torch and transformers weigh ten times a conversion.
     from slimtune.export import proving
 
+    template = next(iter(plans.values())).template
+    rows = proof_rows(config, template)
     said, failures = {}, []
     written = {file: stages[file].folder / file.name for file in plans}
     with proving.failures_kept(written):
-        truth = proving.ask_model(source, next(iter(plans.values())).template, config)
+        truth = proving.ask_model(source, template, rows)
     for file, plan in plans.items():
         try:
             with proving.failures_kept({file: written[file]}):

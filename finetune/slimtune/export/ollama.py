@@ -18,6 +18,7 @@ from slimtune.console import ResourceError, SettingsError, near
 from slimtune.export.checks import special_tokens
 from slimtune.export.modelfile import modelfile
 from slimtune.export.plan import Plan
+from slimtune.export.proof_rows import proof_rows
 from slimtune.prompts import Message
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def create(name: str, file: Path) -> None:
         )
 
 
-def try_out(conversation: Sequence[Message], plan: Plan, config: Config) -> str:
+def try_out(plan: Plan, config: Config) -> str:
     """Asks the new model one prompt and says what it answered, and whether it read training's ids.
 
     A different number of tokens is a warning: Ollama's templates and ours are proven equal, but not
@@ -98,6 +99,7 @@ def try_out(conversation: Sequence[Message], plan: Plan, config: Config) -> str:
     from slimtune import prompts
     from slimtune.models import tokenizers
 
+    conversation = proof_rows(config, plan.template)[0]
     first = next((i for i, m in enumerate(conversation) if m["role"] == "assistant"), None)
     asked, system = list(conversation[:first]), config.model.system_prompt
     answer = ask(config.gguf.model_name, asked)

@@ -14,7 +14,7 @@ from slimtune.export.llama_tools import find_quantize, no_encoder
 from slimtune.export.plan import Encoding, Plan
 from slimtune.export.quant_types import quantization
 from slimtune.export.source import Source, as_source
-from slimtune.export.tensors import map_tensors
+from slimtune.export.tensors import map_tensors, require_unquantised
 from slimtune.export.tolerances import Precision
 from slimtune.export.vocabulary import read_vocabulary
 from slimtune.models import memory
@@ -37,6 +37,7 @@ def preflight(
     encoding = encoding or Encoding()
     source = as_source(model)
     folder, checkpoint = source.folder, source.checkpoint
+    require_unquantised(folder, checkpoint.shapes)
     architecture = read_architecture(folder, read_json(folder / "config.json"))
     mapped = map_tensors(folder, architecture, checkpoint.shapes)
     checkpoint.require_full_precision("make a GGUF")

@@ -1,16 +1,14 @@
-"""The proof as convert_to_gguf runs it: on which rows, how much memory allows, and what is left."""
+"""The proof as convert_to_gguf runs it: how much of it memory allows, and what is left."""
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from slimtune.config import Config
 from slimtune.console import SlimTuneError, near
-from slimtune.data.rows import beside, read_rows
 from slimtune.export.preflight import reference_precision
 from slimtune.export.reference import Truth, truth
 from slimtune.export.source import Source
@@ -19,7 +17,6 @@ from slimtune.prompts import Message
 
 _log = logging.getLogger(__name__)
 
-_ROWS = {"quick": 8, "full": 64}
 _PATIENCE = 600.0  # seconds without a word from llama.cpp: a 7B in F32 takes two for a token
 # What a log says where memory does not hold the model in float32.
 _SHORT = {
@@ -27,23 +24,13 @@ _SHORT = {
     None: "of token ids and end token only: the model needs more memory than is free",
 }
 
-# For models converted without prepared rows at hand; with digits, code, Chinese and an emoji.
-_PROMPTS = (
-    "What is 12 + 30?",
-    "Translate to Chinese: good morning",
-    "用一句话介绍一下你自己。",
-    'Explain this line:\n    print(f"{1 + 1:>4}")',
-    "List three colours 🙂",
-)
 
-
-def ask_model(source: Source, template: str, config: Config) -> Truth:
+def ask_model(source: Source, template: str, rows: Sequence[Sequence[Message]]) -> Truth:
     """What the model says to the rows of the proof, once for all its files.
 
     Where memory holds the model in bfloat16 only, that is the reference; where not even that, no
     reference is, and token ids and the end token alone are compared. A line says so.
     """
-    rows = conversations(config)[: _ROWS[config.gguf.verify]]
     precision = reference_precision(source.folder)
     if precision != "float32":
         _log.info("proof %s", _SHORT[precision])
@@ -95,13 +82,3 @@ def words(proof: dict[str, Any]) -> str:
     text += f"; loss per token {before:.4f} -> {after:.4f}"
     text += f"; same greedy text for {found['agreement']:.0%} of the tokens"
     return text + f"; {found['stopped']} answers end, {found['stopping']} of the model's"
-
-
-def conversations(config: Config) -> list[list[Message]]:
-    """The rows to prove with: the test data, else prompts of our own after the system prompt."""
-    file = config.evaluation.test_data or beside(config.training.train_data, "test")
-    if file and file.is_file():
-        return [row["messages"] for row in read_rows(file)]
-    system = config.model.system_prompt
-    opening = [Message(role="system", content=system)] if system else []
-    return [[*opening, Message(role="user", content=text)] for text in _PROMPTS]

@@ -1,6 +1,7 @@
 """Hugging Face tensors under llama.cpp's names, in its order; all there, with the right shapes."""
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,13 @@ _BITSANDBYTES = re.compile(r"\.(SCB|absmax|quant_map|quant_state\..*|nested_absm
 _ARCHITECTURES = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
 
 Shape = tuple[int, ...]
+
+
+def require_unquantised(folder: Path, names: Iterable[str]) -> None:
+    """InputError that names the first tensor with which bitsandbytes keeps a quantised matrix."""
+    odd = next((name for name in names if _BITSANDBYTES.search(name)), None)
+    if odd is not None:
+        raise quantised(folder, f"it holds {odd}")
 
 
 def map_tensors(
@@ -112,6 +120,4 @@ def _expected_shapes(a: Architecture) -> dict[str, Shape]:
 
 
 def _unknown_tensor(folder: Path, name: str) -> InputError:
-    if _BITSANDBYTES.search(name):
-        return quantised(folder, f"it holds {name}")
     return unsupported(folder, f"it holds {name}, which this family does not have")

@@ -92,6 +92,12 @@ def other_end(file: str, ids: object) -> Callable[[Path, Path], None]:
     return spoil
 
 
+def bad_rows(good: Path, folder: Path) -> None:
+    """The model is fine, the test data is not: known before the work too."""
+    shutil.copytree(good, folder, dirs_exist_ok=True)
+    Path("rows.json").write_text('[{"instruction": "a", "output": "b"},\n {"instruction": 1}]')
+
+
 def adapter(good: Path, folder: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
@@ -102,7 +108,7 @@ def adapter(good: Path, folder: Path) -> None:
 FAULTS = {
     "missing shard": (missing_shard, "shards missing, first model-00002"),
     "truncated shard": (truncated_shard, "model-00002"),
-    "4 bits": (four_bits, "already quantised"),
+    "4 bits": (four_bits, "it holds model.layers.0.mlp.down_proj.weight.absmax"),
     "4 bits hidden": (four_bits_that_the_config_hides, "absmax"),
     "NaN in a norm": (spoiled(NORM, math.nan), f"{NORM} holds nan at 7"),
     "infinite norm": (spoiled(NORM, -math.inf), f"{NORM} holds -inf at 7"),
@@ -110,6 +116,7 @@ FAULTS = {
     "other end": (other_end("config.json", 3), "eos_token_id is 3"),
     "other ends": (other_end("generation_config.json", [0, 3]), "eos_token_id is [0, 3]"),
     "adapter": (adapter, "--merge"),
+    "bad rows": (bad_rows, "rows.json:2"),
 }
 
 
