@@ -9,6 +9,7 @@ from pathlib import Path
 from gguf import TokenType
 
 from slimtune.console import InputError
+from slimtune.export.architecture import Unsupported
 from slimtune.models.folders import read_json
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -26,7 +27,8 @@ Token = tuple[str, TokenType]
 def read_bpe(folder: Path) -> tuple[str, dict[int, Token]]:
     """(llama.cpp's name of the splitting rule, id -> (text, type)).
 
-    Raises InputError where tokenizer.json is no byte-level BPE or splits text in an unknown way.
+    Raises InputError where tokenizer.json is no byte-level BPE, Unsupported where it splits text in
+    a way that SlimTune does not know.
     """
     file = folder / "tokenizer.json"
     content = read_json(file)
@@ -39,7 +41,7 @@ def read_bpe(folder: Path) -> tuple[str, dict[int, Token]]:
         )
     split = _split(steps)
     if split not in _SPLITS:
-        raise InputError(
+        raise Unsupported(
             f"{file}: splits text by a rule that SlimTune does not know",
             str(split),
             "set LLAMA_CPP_DIR to a checkout of llama.cpp, whose converter knows more of them",

@@ -23,7 +23,7 @@ _DIRECT = {"F32": "f32", "F16": "f16", "BF16": "bf16", "Q8_0": "q8_0"}
 
 def find_quantize() -> Path | None:
     """llama-quantize on PATH, or built in LLAMA_CPP_DIR."""
-    checkout = _checkout()
+    checkout = find_checkout()
     folders = [str(checkout / "build" / "bin")] if checkout else []
     found = shutil.which(QUANTIZE, path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
     return Path(found) if found else None
@@ -44,7 +44,7 @@ def convert_elsewhere(model: Path, output: Path, name: str) -> None:
 
     Raises InputError where the variable is not set or the converter fails on the model.
     """
-    checkout = _checkout()
+    checkout = find_checkout()
     if checkout is None:
         raise InputError(
             f"{model}: not an architecture that SlimTune converts",
@@ -72,7 +72,8 @@ def no_encoder(name: str) -> ResourceError:
     )
 
 
-def _checkout() -> Path | None:
+def find_checkout() -> Path | None:
+    """The folder in LLAMA_CPP_DIR, if it holds llama.cpp's converter."""
     named = os.environ.get("LLAMA_CPP_DIR")
     return Path(named) if named and (Path(named) / _CONVERTER).is_file() else None
 
