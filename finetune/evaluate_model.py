@@ -9,8 +9,8 @@
     python finetune/evaluate_model.py --merge                  # -> models/finetuned/merged_model
 
 reads   base model, adapter, other models, prepared test rows
-writes  evaluation_results.csv, evaluation_results_metrics.json and training_report.md beside it;
-        with --merge the merged model
+writes  evaluation_results.csv; evaluation_results_metrics.json, report.html and training_report.md
+        beside it; with --merge the merged model
 """
 
 from slimtune.artifacts import refuse_finished, require, stage_folder
@@ -55,32 +55,24 @@ def merge(config: Config) -> None:
 
 
 def chat(config: Config) -> None:
-    """A conversation on the terminal with the fine-tuned model, or with the last of --models."""
+    """A conversation on the terminal with the last of the models; /model changes to another."""
     from slimtune.evaluation import candidates, conversation
 
-    chosen = candidates.of(config)
-    conversation.hold(chosen[-1], config)
+    conversation.hold(candidates.of(config), config)
 
 
 def compare(config: Config) -> None:
-    """One table, one CSV, one report: every model on the same rows, the base first."""
+    """One table, one CSV, one report: every model on the same rows, the first the baseline."""
     from slimtune.evaluation import stage
 
-    output = config.evaluation.output
-    report = output.with_name(stage.REPORT)
     if config.options.dry_run:
-        would_write(output, report, estimates=stage.plan(config))
+        would_write(*stage.written(config), estimates=stage.plan(config))
         return
-    headers, rows, cautions = stage.compare_models(config)
+    headers, rows, cautions, next = stage.compare_models(config)
     table(headers, rows)
     for caution in cautions:
         note(f"caution: {caution}")
-    wrote(
-        output,
-        report,
-        numbers={"models": len(rows)},
-        next="python finetune/evaluate_model.py --merge",
-    )
+    wrote(*stage.written(config), numbers={"models": len(rows)}, next=next)
 
 
 if __name__ == "__main__":

@@ -45,11 +45,15 @@ class TestComparison:
         )
         assert "wrote  evaluation_results.csv\n" in ran.out
         assert "wrote  training_report.md\n" in ran.out
-        assert ran.out.endswith("next:  python finetune/evaluate_model.py --merge\n")
+        assert "wrote  report.html\n" in ran.out
+        # The adapter has a merged model beside it once another test has made it.
+        merged = (adapter.parent / "merged_model").is_dir()
+        next_ = "convert_to_gguf.py --model-path" if merged else "evaluate_model.py --merge"
+        assert f"next:  python finetune/{next_}" in ran.out
         assert re.search(r"^\s*base +0\.0", ran.out, re.M)
         assert re.search(r"^\s*fine-tuned +100\.0 +better", ran.out, re.M)
-        names = {"evaluation_results.csv", "evaluation_results_metrics.json", "training_report.md"}
-        assert set(files_under(tmp_path)) == names | {"evaluation_results_run.json"}
+        names = {f"evaluation_results{end}" for end in (".csv", "_metrics.json", "_run.json")}
+        assert set(files_under(tmp_path)) == names | {"training_report.md", "report.html"}
 
     def test_every_prompt_has_a_row_with_both_answers(
         self, project, settings, rows, adapter, tmp_path
@@ -136,10 +140,12 @@ def test_each_model_has_a_process_of_its_own(settings, adapter, tmp_path) -> Non
     assert scores["base"] < 10 and scores["fine-tuned"] == 100
 
 
-def test_a_dry_run_names_the_models_and_writes_nothing(settings, merged, tmp_path) -> None:
+def test_a_dry_run_names_the_models_and_writes_nothing(settings, rows, merged, tmp_path) -> None:
     flags = ("--models", merged, "--output", tmp_path / "r.csv", "--dry-run")
     ran = succeeds("evaluate_model", *settings, *flags)
-    assert "rows: 16" in ran.out and "models: base, fine-tuned, merged" in ran.out
+    count = len((rows / "train_test.jsonl").read_text("utf-8").splitlines())
+    assert f"rows: {count}\n" in ran.out and "report.html" in ran.out
+    assert "models: base, fine-tuned, merged" in ran.out
     assert list(tmp_path.iterdir()) == []
 
 

@@ -30,15 +30,23 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Question:
-    """One row: the conversation up to the last answer, and that answer as the reference."""
+    """One row: the conversation up to the last answer, and what counts as a right one.
+
+    The first of `references` is the row's own answer, the one whose loss is measured; `extract`
+    names the pattern (of `extraction.PATTERNS`) that finds what counts in an answer.
+    """
 
     id: str
     messages: tuple[Mapping[str, str], ...]
-    reference: str
+    references: tuple[str, ...]
+    extract: str = "whole"
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> "Question":
-        """From a canonical row; InputError if its last message is not the assistant's."""
+    def of(cls, row: Mapping[str, Any], extract: str = "whole") -> "Question":
+        """From a canonical row, `extract` where it names no pattern itself.
+
+        InputError if its last message is not the assistant's.
+        """
         *asked, answer = row["messages"]
         if answer["role"] != "assistant" or not asked:
             raise InputError(
@@ -46,7 +54,13 @@ class Question:
                 f"it has {len(row['messages'])} messages, the last by the {answer['role']}",
                 "prepare the test data with python finetune/prepare_data.py",
             )
-        return cls(row["id"], tuple(asked), answer["content"])
+        accepted = dict.fromkeys([answer["content"], *(row.get("references") or [])])
+        return cls(row["id"], tuple(asked), tuple(accepted), row.get("extract") or extract)
+
+    @property
+    def reference(self) -> str:
+        """The row's own answer."""
+        return self.references[0]
 
     @property
     def conversation(self) -> list[Mapping[str, str]]:
@@ -72,17 +86,32 @@ class Compute:
     device: str = "auto"
     dtype: str = "auto"
     quantize: bool = False
+    token_budget: int = 8192
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How the rows became token ids: a digest of all ids, and the rows that lost their start."""
+
+    digest: str
+    shortened: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every candidate of a comparison gets, unchanged."""
+    """What every candidate of a comparison gets, unchanged.
+
+    `first` is how the baseline was asked (None for the baseline itself), `kept_in` the folder that
+    holds answers while a comparison is unfinished (None: nowhere).
+    """
 
     questions: tuple[Question, ...]
     template: str
     max_length: int
     max_new_tokens: int
     compute: Compute = Compute()
+    first: Asked | None = None
+    kept_in: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -96,10 +125,12 @@ class Generation:
 
 @dataclass(frozen=True)
 class AnswerLoss:
-    """Σ −ln p over the supervised tokens of one row (nats), and how many they are."""
+    """Σ −ln p over the supervised tokens of one row (nats), how many they are, and how many of them
+    were the model's first choice."""
 
     nats: float
     tokens: int
+    hits: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,8 +151,7 @@ class Outcome:
     """Everything a child process found out about one candidate, row by row."""
 
     candidate: Candidate
-    template: str
     generations: list[Generation]
     losses: list[AnswerLoss]
-    shortened: int
+    asked: Asked
     cost: Cost

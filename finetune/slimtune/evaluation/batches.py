@@ -1,7 +1,7 @@
 """Rows of different lengths in one forward pass: sorted, left-padded, masked, within a budget."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -31,26 +31,41 @@ def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def run_batched(
-    lengths: Sequence[int], budget: int, run: Callable[[list[int]], list[Result]]
-) -> list[Result]:
-    """`run(rows)` over all rows in batches of at most `budget` tokens; the results in row order.
+    lengths: Sequence[int],
+    budget: int,
+    run: Callable[[list[int]], list[Result]],
+    known: Collection[int] = frozenset(),
+) -> Iterator[tuple[int, Result]]:
+    """(row, result) of `run(rows)` over all rows, in batches of at most `budget` tokens.
 
-    A batch that runs out of memory is halved, and all after it. Raises ResourceError where a
-    single row does.
+    Batches are made of all rows and left out where all of theirs are `known`: a resumed run pads
+    the rest as the first run would have, and gets its figures bit for bit. A batch that runs out
+    of memory is halved, and all after it. Raises ResourceError where a single row does.
     """
-    results: dict[int, Result] = {}
-    waiting = by_length(lengths, budget)
+    waiting = unknown(by_length(lengths, budget), known)
+    done = len(lengths) - sum(map(len, waiting))
     while waiting:
         batch = waiting.pop(0)
         try:
-            results.update(zip(batch, run(batch), strict=True))
+            results = run(batch)
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
             waiting = [part for rows in [batch, *waiting] for part in _halves(rows, error)]
-        else:
-            log.info("%d of %d rows", len(results), len(lengths))
-    return [results[row] for row in range(len(lengths))]
+            continue
+        yield from zip(batch, results, strict=True)
+        done += len(batch)
+        log.info("%d of %d rows", done, len(lengths))
+
+
+def unknown(batches: Iterable[list[int]], known: Collection[int]) -> list[list[int]]:
+    """The batches of which a row is still missing."""
+    return [batch for batch in batches if not set(batch) <= set(known)]
+
+
+def in_order(pairs: Iterable[tuple[int, Result]]) -> list[Result]:
+    """The results of (row, result) pairs, by row."""
+    return [result for _, result in sorted(pairs, key=lambda pair: pair[0])]
 
 
 def left_padded(
@@ -75,6 +90,7 @@ def _halves(rows: list[int], error: RuntimeError) -> list[list[int]]:
             str(error).splitlines()[0],
             "use a smaller or quantised model, or shorten the rows and answers",
         ) from error
+    log.info("out of memory with %d rows at once: half of them from here on", len(rows))
     torch.cuda.empty_cache()  # does nothing where CUDA was never used
     middle = (len(rows) + 1) // 2
     return [rows[:middle], rows[middle:]]

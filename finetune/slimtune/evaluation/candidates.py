@@ -1,6 +1,7 @@
 """Which models are compared on which rows: the settings' words as candidates with labels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from slimtune.config import Config
 from slimtune.console import InputError, near
 from slimtune.data.rows import beside, read_rows
 from slimtune.evaluation.answers import Candidate
+from slimtune.evaluation.extraction import PATTERNS
 from slimtune.models.adapters import Adapter
 from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.hub import resolve
@@ -34,7 +36,21 @@ def of(config: Config) -> list[Candidate]:
         found.append(_candidate(model, base))
     for one in found:
         _require_whole(one)
-    return found
+    return _told_apart(found)
+
+
+def _told_apart(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """With the folders above in front of labels that occur twice: runs/a/merged, runs/b/merged."""
+    labels = [one.label for one in candidates]
+    return [
+        replace(one, label=_longer(one)) if labels.count(one.label) > 1 else one
+        for one in candidates
+    ]
+
+
+def _longer(candidate: Candidate) -> str:
+    where = Path(candidate.adapter or candidate.reference)
+    return "/".join([*where.parts[-3:-1], candidate.label])
 
 
 def _require_whole(candidate: Candidate) -> None:
@@ -77,7 +93,10 @@ def template(config: Config) -> str:
 
 
 def test_rows(config: Config) -> tuple[list[dict[str, Any]], Path]:
-    """The rows to test on and their file."""
+    """The rows to test on and their file.
+
+    Raises InputError where there is none, or a row names an unknown extraction pattern.
+    """
     train = config.training.train_data
     file = config.evaluation.test_data or beside(train, "test")
     if file is None:
@@ -87,5 +106,23 @@ def test_rows(config: Config) -> tuple[list[dict[str, Any]], Path]:
             "run `python finetune/prepare_data.py`, or name a file with --test-data",
         )
     require(file)
-    rows = read_rows(file)
-    return rows[: config.evaluation.max_rows or None], file
+    rows = read_rows(file)[: config.evaluation.max_rows or None]
+    for row in rows:
+        _require_pattern(row, file)
+    return rows, file
+
+
+def training_rows(config: Config) -> list[dict[str, Any]] | None:
+    """What was trained on, to look for test questions in it; None where the file is not there."""
+    file = config.training.train_data
+    return read_rows(file) if file.is_file() and file.stat().st_size else None
+
+
+def _require_pattern(row: Mapping[str, Any], file: Path) -> None:
+    name = row.get("extract") or "whole"
+    if name not in PATTERNS:
+        raise InputError(
+            f"{near(file)}: row {row['id']} names the extraction pattern {name!r}",
+            f"known are {', '.join(PATTERNS)}",
+            'correct its field "extract", or leave it out and use --extract for all rows',
+        )

@@ -1,126 +1,172 @@
-"""Talking to a model in a terminal: streaming, history, a few commands.
+"""Talking to models in a terminal: streaming, history, two side by side.
 
-    Chat(engine, template, output=sys.stdout).run(sys.stdin)
+    talk(Chat([Partner("tuned", template, load)], output=sys.stdout), sys.stdin)
 
 Streams are given, so a test talks as a person does. Ctrl-C stops the answer, not the program.
 """
 
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TextIO
 
+from slimtune.console import SlimTuneError
+from slimtune.data.cleaning import without_special_tokens
+from slimtune.evaluation.columns import Columns
 from slimtune.evaluation.engines import Engine
 from slimtune.prompts import Message, encode_prompt
 
-_HELP = """\
-/reset          forget the conversation
-/system TEXT    set the system message (alone: remove it) and forget the conversation
-/help           this list
-/exit           leave (so does Ctrl-D)
-Ctrl-C stops an answer; twice, it leaves."""
+
+@dataclass(frozen=True)
+class Partner:
+    """Someone to talk to, loaded when first spoken to."""
+
+    label: str
+    template: str
+    load: Callable[[], Engine]
 
 
 class Chat:
-    """A conversation with one model: `messages` is what it remembers, `system` what comes first."""
+    """A conversation with one model or two: `histories` is what each of the `speakers` remembers.
+
+    The last of `partners` speaks first. `system` comes before every conversation; an answer has at
+    most `max_new_tokens`, and a conversation what the model's context holds, `max_length` at most.
+    """
 
     def __init__(
         self,
-        engine: Engine,
-        template: str,
+        partners: Sequence[Partner],
         *,
         output: TextIO,
         system: str = "",
         max_new_tokens: int = 512,
         max_length: int = 2048,
     ) -> None:
-        self.engine, self.template, self.output = engine, template, output
-        self.system, self.messages = system, list[Message]()
+        self.partners = {partner.label: partner for partner in partners}
+        self.output, self.system = output, system
         self.max_new_tokens, self.max_length = max_new_tokens, max_length
+        self.speakers = [partners[-1].label]
+        self.histories: dict[str, list[Message]] = {self.speakers[0]: []}
+        self.engines: dict[str, Engine] = {}
 
-    def run(self, source: TextIO) -> None:
-        """Reads lines until /exit or the end of `source`: commands, or something to say."""
-        self._say("/help lists the commands.\n")
-        while True:
-            try:
-                self._say("> ")
-                line = source.readline()
-            except KeyboardInterrupt:
-                self._say("\n(/exit leaves)\n")
-                continue
-            if not line or line.strip() == "/exit":
-                return
-            self.take(line.strip())
+    def ask(self, question: str) -> None:
+        """Says `question` to every speaker and shows the answers as they grow."""
+        for label in self.speakers:
+            self.histories[label].append(Message(role="user", content=question))
+        try:
+            streams = [self._stream(label) for label in self.speakers]
+            answers = self._hear_both(streams) if len(streams) > 1 else self._hear(streams[0])
+        except SlimTuneError:
+            for label in self.speakers:
+                self.histories[label].pop()
+            raise
+        # An interrupted answer stays: the next question may be about it.
+        for label, answer in zip(self.speakers, answers, strict=True):
+            self.histories[label].append(Message(role="assistant", content=answer.strip()))
 
-    def take(self, line: str) -> None:
-        """One line: runs a command, or asks the model and shows its answer as it grows."""
-        word, _, rest = line.partition(" ")
-        if word in _COMMANDS:
-            _COMMANDS[word](self, rest.strip())
-        elif word.startswith("/") and word[1:].isalpha():
-            self._say(f"{word}: no such command; /help lists them\n")
-        elif line:
-            self._ask(line)
+    def engine(self, label: str) -> Engine:
+        """The loaded model; those that do not speak are let go first."""
+        for other in [one for one in self.engines if one not in self.speakers]:
+            self.engines.pop(other).close()
+        if label not in self.engines:
+            self.engines[label] = self.partners[label].load()
+        return self.engines[label]
 
-    def reset(self) -> None:
-        """Forgets the conversation; the system message stays."""
-        self.messages = []
+    def let(self, *labels: str) -> None:
+        """These speak from now on; who has not heard the conversation so far is told it."""
+        heard = self.histories[self.speakers[0]]
+        before, self.speakers = self.speakers, list(labels)
+        try:
+            for label in labels:
+                self.engine(label)
+        except SlimTuneError:
+            self.speakers = before
+            raise
+        self.histories = {
+            label: self.histories.get(label, list(heard)) if label in before else list(heard)
+            for label in labels
+        }
 
-    def _ask(self, question: str) -> None:
-        self.messages.append(Message(role="user", content=question))
-        answer = ""
-        with closing(self._stream()) as pieces, _presses_of_ctrl_c() as presses:
-            for piece in pieces:
-                if presses:
-                    self._say(" (stopped)")
-                    break
-                piece = piece if answer else piece.lstrip()
-                answer += piece
-                self._say(piece)
-        self._say("\n")
-        # The interrupted answer stays: the next question may be about it.
-        self.messages.append(Message(role="assistant", content=answer.strip()))
+    def close(self) -> None:
+        """Lets all models go."""
+        for engine in self.engines.values():
+            engine.close()
 
-    def _stream(self) -> Iterator[str]:
-        return self.engine.stream(self._prompt(), self.max_new_tokens)
+    def conversation(self, label: str) -> list[Message]:
+        """All that a speaker was told and said, the system message first.
 
-    def _prompt(self) -> list[int]:
-        """The conversation as token ids, without its oldest turns where it became too long."""
-        room = self.max_length - self.max_new_tokens
-        while True:
-            prompt = encode_prompt(self.engine.tokenizer, self._conversation(), self.template)
-            if len(prompt) <= room or len(self.messages) < 3:
-                return prompt
-            self.messages = self.messages[2:]
-            self._say("(the oldest turn is forgotten: the conversation became too long)\n")
-
-    def _conversation(self) -> list[Message]:
+        Control tokens typed as text are harmless, as in prepared rows.
+        """
         first = [Message(role="system", content=self.system)] if self.system else []
-        return [*first, *self.messages]
+        return without_special_tokens([*first, *self.histories[label]])
 
-    def _set_system(self, text: str) -> None:
-        self.system = text
-        self.reset()
-        self._say("system message set\n" if text else "no system message\n")
-
-    def _start_anew(self, _: str) -> None:
-        self.reset()
-        self._say("conversation forgotten\n")
-
-    def _show_help(self, _: str) -> None:
-        self._say(f"{_HELP}\n")
-
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
         self.output.write(text)
         self.output.flush()
 
+    def _hear(self, stream: Iterator[str]) -> list[str]:
+        answer = ""
+        with _presses_of_ctrl_c() as presses:
+            for piece in stream:
+                if presses:
+                    self.say(" (stopped)")
+                    break
+                piece = piece if answer else piece.lstrip()
+                answer += piece
+                self.say(piece)
+        stream.close()
+        self.say("\n")
+        return [answer]
 
-_COMMANDS: dict[str, Callable[[Chat, str], None]] = {
-    "/reset": Chat._start_anew,
-    "/system": Chat._set_system,
-    "/help": Chat._show_help,
-}
+    def _hear_both(self, streams: Sequence[Iterator[str]]) -> list[str]:
+        columns = Columns(self.speakers, min(shutil.get_terminal_size((100, 24)).columns, 160))
+        self.say(columns.head)
+        with _presses_of_ctrl_c() as presses:
+            for column, piece in _in_turn(streams):
+                if presses:
+                    break
+                if piece is None:
+                    self.say(columns.end(column))
+                else:
+                    first = not columns.texts[column]
+                    self.say(columns.add(column, piece.lstrip() if first else piece))
+        for column, stream in enumerate(streams):
+            stream.close()
+            self.say(columns.end(column))
+        self.say("(stopped)\n" if presses else "")
+        return columns.texts
+
+    def _stream(self, label: str) -> Iterator[str]:
+        engine = self.engine(label)
+        context = min(self.max_length, engine.context)
+        answer = min(self.max_new_tokens, context // 2)
+        return engine.stream(self._prompt(label, engine, context - answer), answer)
+
+    def _prompt(self, label: str, engine: Engine, room: int) -> list[int]:
+        """The conversation as token ids, without its oldest turns where it became too long."""
+        told = engine.tokenizer, self.partners[label].template
+        while True:
+            prompt = encode_prompt(told[0], self.conversation(label), told[1])
+            if len(prompt) <= room:
+                return prompt
+            if len(self.histories[label]) < 3:
+                return encode_prompt(told[0], self.conversation(label), told[1], room)
+            self.histories[label] = self.histories[label][2:]
+            self.say("(the oldest turn is forgotten: the conversation became too long)\n")
+
+
+def _in_turn(streams: Sequence[Iterator[str]]) -> Iterator[tuple[int, str | None]]:
+    """(stream's number, its next piece) by turns; None once at the end of each."""
+    going = list(enumerate(streams))
+    while going:
+        for number, stream in list(going):
+            piece = next(stream, None)
+            yield number, piece
+            if piece is None:
+                going.remove((number, stream))
 
 
 @contextmanager

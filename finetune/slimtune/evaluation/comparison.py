@@ -9,17 +9,20 @@ each candidate is loaded in a child process of its own, whose memory ends with i
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 from slimtune.console import InputError, ResourceError, SettingsError, start_logging
+from slimtune.evaluation import leakage
 from slimtune.evaluation.answers import Candidate, Compute, Job, Outcome, Question
 from slimtune.evaluation.cautions import Caution, cautions
-from slimtune.evaluation.scoring import measure, row_scores
+from slimtune.evaluation.fairness import common_template
+from slimtune.evaluation.scoring import measure, row_scores, signatures
 
 log = logging.getLogger("slimtune")
 
@@ -53,36 +56,68 @@ def compare(
     device: str = "auto",
     dtype: str = "auto",
     quantize: bool = False,
+    token_budget: int = 8192,
+    extract: str = "whole",
+    trained_on: Sequence[Mapping[str, Any]] | None = None,
+    kept_in: Path | None = None,
     isolated: bool = True,
 ) -> Comparison:
     """Evaluates every candidate on `rows` (canonical) and judges each against the first.
 
-    `template` is for models whose folder has no chat_template.jinja of its own. Prompts keep their
-    end within max_length - max_new_tokens; reference answers are scored within max_length.
-    `isolated=False` stays in this process, for one small model. Raises SettingsError for two equal
-    labels, InputError for no rows or a model that cannot be loaded, ResourceError for a killed one.
+    `template` is for models whose folders have no chat_template.jinja of their own. Prompts keep
+    their end within max_length - max_new_tokens; reference answers are scored within max_length.
+    `extract` finds what counts in an answer where a row names no pattern itself; `trained_on` are
+    the training rows, for the share of test questions among them. Answers are kept in the folder
+    `kept_in` as they come, and those found there are not asked for again. `isolated=False` stays in
+    this process, for one small model.
+
+    Raises SettingsError for two equal labels, two prompt templates or an unknown pattern,
+    InputError for no rows or a model that cannot be loaded, ResourceError for a killed one.
     """
-    _require_distinct(candidates)
-    questions = tuple(Question.of(row) for row in rows)
-    if not questions:
-        raise InputError("no rows to evaluate on", "the test data is empty", "prepare more rows")
-    compute = Compute(device, dtype, quantize)
-    job = Job(questions, template, max_length, max_new_tokens, compute)
-    run = _in_child if isolated else _here
-    outcomes = [run(candidate, job) for candidate in candidates]
+    questions = questions_of(rows, extract)
+    template = agreed_template(candidates, template, questions)
+    compute = Compute(device, dtype, quantize, token_budget)
+    job = Job(questions, template, max_length, max_new_tokens, compute, kept_in=kept_in)
+    outcomes = _outcomes(candidates, job, _in_child if isolated else _here)
     scores = [row_scores(outcome, questions) for outcome in outcomes]
-    measures = [
-        measure(outcome, own, outcomes[0], scores[0], questions)
-        for outcome, own in zip(outcomes, scores, strict=True)
-    ]
+    measures = measure(outcomes, scores, questions)
     settings = {
         "rows": len(questions),
         "max_length": max_length,
         "max_new_tokens": max_new_tokens,
+        "extract": extract,
+        "signatures": signatures(questions),
         **asdict(compute),
+        **leakage.counted(questions, trained_on),
     }
-    found = cautions(outcomes, measures, questions)
+    found = cautions(outcomes, measures, settings)
     return Comparison(questions, outcomes, scores, measures, found, settings)
+
+
+def questions_of(rows: Sequence[Mapping[str, Any]], extract: str) -> tuple[Question, ...]:
+    """The rows as questions, each with its own pattern or else `extract`; InputError for none."""
+    if not rows:
+        raise InputError("no rows to evaluate on", "the test data is empty", "prepare more rows")
+    return tuple(Question.of(row, extract) for row in rows)
+
+
+def agreed_template(
+    candidates: Sequence[Candidate], template: str, questions: Sequence[Question]
+) -> str:
+    """The template that all are asked with; SettingsError where they do not agree on one."""
+    _require_distinct(candidates)
+    return common_template(candidates, template, questions)
+
+
+def _outcomes(
+    candidates: Sequence[Candidate], job: Job, run: Callable[[Candidate, Job], Outcome]
+) -> list[Outcome]:
+    """One after another; what the first was asked is what all others must be."""
+    outcomes: list[Outcome] = []
+    for candidate in candidates:
+        first = outcomes[0].asked if outcomes else None
+        outcomes.append(run(candidate, replace(job, first=first)))
+    return outcomes
 
 
 def _here(candidate: Candidate, job: Job) -> Outcome:

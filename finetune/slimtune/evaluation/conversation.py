@@ -1,33 +1,45 @@
-"""A chat on the terminal: loads one candidate and talks until /exit."""
+"""A chat on the terminal: any of the candidates, loaded when first spoken to, until /exit."""
 
 import sys
+from collections.abc import Sequence
+from functools import partial
 
 from slimtune.config import Config
 from slimtune.console import note
 from slimtune.evaluation import candidates
 from slimtune.evaluation.answers import Candidate, Compute
-from slimtune.evaluation.chat import Chat, terminal_input
-from slimtune.evaluation.engines import open_engine, own_template
+from slimtune.evaluation.chat import Chat, Partner, terminal_input
+from slimtune.evaluation.chat_loop import talk
+from slimtune.evaluation.engines import open_engine
+from slimtune.evaluation.fairness import own_template
 
 _CONTEXT = 2048
 
 
-def hold(candidate: Candidate, config: Config) -> None:
-    """Chat with the candidate on stdin and stdout; the model is let go at the end."""
+def hold(chosen: Sequence[Candidate], config: Config) -> None:
+    """Chat on stdin and stdout, first with the last of `chosen`."""
+    last = chosen[-1]
     if config.options.dry_run:
-        note(f"dry run: would chat with {candidate.label} ({candidate.reference})")
+        note(f"dry run: would chat with {last.label} ({last.reference})")
         return
-    compute = Compute(config.model.device, config.model.dtype, config.model.use_quantization)
-    engine = open_engine(candidate, compute, _CONTEXT)
+    partners = _partners(chosen, config)
+    chat = Chat(partners, output=sys.stdout, system=config.model.system_prompt, max_length=_CONTEXT)
+    note(f"chatting with {last.label}; /help says what else it understands")
     try:
-        note(f"chatting with {candidate.label}; /help says what else it understands")
-        Chat(
-            engine,
-            own_template(candidate, candidates.template(config)),
-            output=sys.stdout,
-            system=config.model.system_prompt,
-            max_new_tokens=config.evaluation.max_new_tokens,
-            max_length=_CONTEXT,
-        ).run(terminal_input())
+        talk(chat, terminal_input())
     finally:
-        engine.close()
+        chat.close()
+
+
+def _partners(chosen: Sequence[Candidate], config: Config) -> list[Partner]:
+    """Each is asked in its own template: a talk is no comparison."""
+    compute = Compute(config.model.device, config.model.dtype, config.model.use_quantization)
+    otherwise = candidates.template(config)
+    return [
+        Partner(
+            label=one.label,
+            template=own_template(one) or otherwise,
+            load=partial(open_engine, one, compute, _CONTEXT),
+        )
+        for one in chosen
+    ]

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from slimtune.console import SettingsError
 from slimtune.evaluation import generation
 from slimtune.evaluation.answers import AnswerLoss, Candidate, Compute, Generation
+from slimtune.evaluation.batches import unknown
 from slimtune.evaluation.perplexity import answer_losses
 from slimtune.models import loading, tokenizers
 from slimtune.models.hub import resolve
@@ -19,20 +20,30 @@ from slimtune.prompts import IGNORED, Encoded
 
 log = logging.getLogger(__name__)
 
-TEMPLATE_FILE = "chat_template.jinja"
+Rows = Collection[int]
+
 _SPEED_TOKENS = 32
 _LARGE = 10**9  # bytes of a GGUF from which many caches side by side would fill a laptop
 
 
 class Engine(Protocol):
-    """A loaded model with its tokenizer. Prompts are token ids; decoding is greedy."""
+    """A loaded model with its tokenizer. Prompts are token ids; decoding is greedy.
+
+    `generate` and `losses` give (row, result) as they are found; rows that are `known` may be left
+    out, and the figures of the others do not depend on it.
+    """
 
     tokenizer: PreTrainedTokenizerFast
     process: int  # the id of the one that holds the model
+    context: int  # the longest conversation it can follow, in tokens
 
-    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Generation]: ...
+    def generate(
+        self, prompts: Sequence[list[int]], max_new_tokens: int, known: Rows = frozenset()
+    ) -> Iterator[tuple[int, Generation]]: ...
 
-    def losses(self, examples: Sequence[Encoded]) -> list[AnswerLoss]: ...
+    def losses(
+        self, examples: Sequence[Encoded], known: Rows = frozenset()
+    ) -> Iterator[tuple[int, AnswerLoss]]: ...
 
     def stream(self, prompt: list[int], max_new_tokens: int) -> Iterator[str]: ...
 
@@ -46,17 +57,32 @@ class Engine(Protocol):
 class Transformers:
     """A model folder or Hub id, with or without an adapter."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        token_budget: int = generation.TOKEN_BUDGET,
+    ) -> None:
+        self.model, self.tokenizer, self.token_budget = model, tokenizer, token_budget
         self.process = os.getpid()
+        self.context = model.config.max_position_embeddings
 
-    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Generation]:
+    def generate(
+        self, prompts: Sequence[list[int]], max_new_tokens: int, known: Rows = frozenset()
+    ) -> Iterator[tuple[int, Generation]]:
         return generation.generate(
-            self.model, self.tokenizer, prompts, max_new_tokens=max_new_tokens
+            self.model,
+            self.tokenizer,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            token_budget=self.token_budget,
+            known=known,
         )
 
-    def losses(self, examples: Sequence[Encoded]) -> list[AnswerLoss]:
-        return answer_losses(self.model, examples)
+    def losses(
+        self, examples: Sequence[Encoded], known: Rows = frozenset()
+    ) -> Iterator[tuple[int, AnswerLoss]]:
+        return answer_losses(self.model, examples, token_budget=self.token_budget, known=known)
 
     def stream(self, prompt: list[int], max_new_tokens: int) -> Iterator[str]:
         return generation.stream(self.model, self.tokenizer, prompt, max_new_tokens=max_new_tokens)
@@ -71,31 +97,45 @@ class Transformers:
 class Gguf:
     """A .gguf file in llama.cpp; `tokenizer` is that of the model it was made from."""
 
-    def __init__(self, model: LlamaCpp, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.process = model.process
+    def __init__(self, model: LlamaCpp, tokenizer: PreTrainedTokenizerFast, slots: int) -> None:
+        self.model, self.tokenizer, self.slots = model, tokenizer, slots
+        self.process, self.context = model.process, model.context
 
-    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Generation]:
-        answers = self.model.generate(prompts, max_new_tokens)
-        return [self._finished(answer.ids, answer.stopped_at_eos) for answer in answers]
+    def generate(
+        self, prompts: Sequence[list[int]], max_new_tokens: int, known: Rows = frozenset()
+    ) -> Iterator[tuple[int, Generation]]:
+        # Rounds of a few prompts a slot: what runs side by side is the same when a run is resumed.
+        for rows in self._rounds(prompts, 4 * self.slots, known):
+            asked = [prompts[row] for row in rows]
+            for place, answer in self.model.answers(asked, max_new_tokens):
+                yield rows[place], self._finished(answer.ids, answer.stopped_at_eos)
+
+    def _rounds(
+        self, sequences: Sequence[Sequence[int]], size: int, known: Rows
+    ) -> Iterator[list[int]]:
+        rows = sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
+        rounds = [rows[start : start + size] for start in range(0, len(rows), size)]
+        done = len(rows) - sum(map(len, missing := unknown(rounds, known)))
+        for batch in missing:
+            yield batch
+            done += len(batch)
+            log.info("%d of %d rows", done, len(rows))
 
     def _finished(self, ids: list[int], stopped: bool) -> Generation:
         # Not llama.cpp's own text: it writes broken UTF-8 otherwise than transformers does.
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         return Generation(text.strip(), len(ids), stopped)
 
-    def losses(self, examples: Sequence[Encoded]) -> list[AnswerLoss]:
-        return [self._loss(example["input_ids"], example["labels"]) for example in examples]
-
-    def _loss(self, ids: list[int], labels: list[int]) -> AnswerLoss:
-        first = next((place for place, label in enumerate(labels) if label != IGNORED), len(ids))
-        if first == len(ids):
-            return AnswerLoss(0.0, 0)
-        nats = self.model.nll(ids[:first], ids[first:])
-        counted = [
-            loss for loss, label in zip(nats, labels[first:], strict=True) if label != IGNORED
-        ]
-        return AnswerLoss(sum(counted), len(counted))
+    def losses(
+        self, examples: Sequence[Encoded], known: Rows = frozenset()
+    ) -> Iterator[tuple[int, AnswerLoss]]:
+        starts = [_first_label(example["labels"]) for example in examples]
+        ids = [example["input_ids"] for example in examples]
+        for rows in self._rounds(ids, self.slots, known):
+            pairs = [(ids[row][: starts[row]], ids[row][starts[row] :]) for row in rows]
+            for place, tokens in self.model.score(pairs):
+                labels = examples[rows[place]]["labels"][starts[rows[place]] :]
+                yield rows[place], _loss(tokens, labels)
 
     def stream(self, prompt: list[int], max_new_tokens: int) -> Iterator[str]:
         return self.model.stream(prompt, max_new_tokens)
@@ -117,9 +157,10 @@ def open_engine(candidate: Candidate, compute: Compute, context: int) -> Engine:
     if candidate.kind == "gguf":
         tokenizer = tokenizers.load(_tokenizer_folder(candidate))
         require_gguf(Path(candidate.reference))
-        slots = 4 if Path(candidate.reference).stat().st_size > _LARGE else 16
+        most = 4 if Path(candidate.reference).stat().st_size > _LARGE else 16
         room = context + _SPEED_TOKENS + 1
-        return Gguf(LlamaCpp(candidate.reference, context=room, slots=slots), tokenizer)
+        slots = max(min(most, compute.token_budget // room), 1)
+        return Gguf(LlamaCpp(candidate.reference, context=room, slots=slots), tokenizer, slots)
     adapter = Path(candidate.adapter) if candidate.adapter else None
     model = loading.load(
         candidate.reference,
@@ -128,17 +169,18 @@ def open_engine(candidate: Candidate, compute: Compute, context: int) -> Engine:
         dtype=compute.dtype,
         quantize=compute.quantize,
     )
-    return Transformers(model, tokenizers.load(resolve(candidate.reference)))
+    tokenizer = tokenizers.load(resolve(candidate.reference))
+    return Transformers(model, tokenizer, compute.token_budget)
 
 
-def own_template(candidate: Candidate, otherwise: str) -> str:
-    """The chat template that lies with the candidate (its adapter first), else `otherwise`."""
-    folders = [candidate.adapter, candidate.tokenizer, candidate.reference]
-    for folder in folders:
-        file = Path(folder or "") / TEMPLATE_FILE
-        if folder and file.is_file():
-            return file.read_text(encoding="utf-8")
-    return otherwise
+def _first_label(labels: Sequence[int]) -> int:
+    """Where the first supervised token is; their number if there is none."""
+    return next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
+
+
+def _loss(tokens: Sequence[tuple[float, bool]], labels: Sequence[int]) -> AnswerLoss:
+    counted = [one for one, label in zip(tokens, labels, strict=True) if label != IGNORED]
+    return AnswerLoss(sum(n for n, _ in counted), len(counted), sum(hit for _, hit in counted))
 
 
 def _tokenizer_folder(candidate: Candidate) -> str:

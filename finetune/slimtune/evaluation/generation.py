@@ -1,7 +1,7 @@
 """Greedy generation: many prompts in batches, or one as a stream, with the same answers."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerFast
@@ -19,14 +19,15 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    token_budget: int | None = None,
-) -> list[Generation]:
-    """The greedy answer to each prompt (token ids, BOS included), in the order of `prompts`.
+    token_budget: int = TOKEN_BUDGET,
+    known: Collection[int] = frozenset(),
+) -> Iterator[tuple[int, Generation]]:
+    """(row, greedy answer) for each prompt (token ids, BOS included), batch by batch.
 
-    Batches hold at most `token_budget` tokens of prompt and answer together (None: as many as keep
-    the cache under 1 GB, 8192 at most) and are halved when memory runs out. The model's own
-    sampling settings are left aside: a comparison wants its first choice. Raises ResourceError
-    where even one prompt does not fit.
+    Batches hold at most `token_budget` tokens of prompt and answer together, fewer where their
+    cache would take more than 1 GB, and are halved when memory runs out; rows that are `known` are
+    left out as `run_batched` says. The model's own sampling settings are left aside: a comparison
+    wants its first choice. Raises ResourceError where even one prompt does not fit.
     """
     ends = end_tokens(model, tokenizer)
 
@@ -35,7 +36,7 @@ def generate(
         return [_finished(tokenizer, ids, ends) for ids in answers]
 
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
-    return run_batched(lengths, token_budget or _fitting_budget(model), answer)
+    return run_batched(lengths, min(token_budget, _fitting_budget(model)), answer, known)
 
 
 def stream(
@@ -79,7 +80,7 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> se
 def _fitting_budget(model: PreTrainedModel) -> int:
     """Tokens whose keys and values in all layers take at most CACHE_BYTES (GQA needs less)."""
     values = 2 * model.config.num_hidden_layers * model.config.hidden_size
-    return max(min(TOKEN_BUDGET, CACHE_BYTES // (values * model.dtype.itemsize)), 1)
+    return max(CACHE_BYTES // (values * model.dtype.itemsize), 1)
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*")
 
 
 def write_csv(comparison: Comparison, file: Path) -> None:
-    """One row a prompt: id, prompt, reference, and each model's answer with its scores.
+    """One row a prompt: id, prompt, accepted references, each model's answer with its scores.
 
     UTF-8 with a BOM, without which Excel shows Chinese as noise; cells that a spreadsheet would run
     as formulas start with an apostrophe.
@@ -30,7 +30,7 @@ def write_csv(comparison: Comparison, file: Path) -> None:
 
 
 def write_metrics(comparison: Comparison, file: Path) -> None:
-    """Settings, measures, cautions and the worst samples: all that the report needs."""
+    """Settings, measures, cautions and the worst samples: all that the reports need."""
     content = metrics_of(comparison)
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -62,9 +62,12 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         "ROUGE-L %",
         "chrF %",
         "perplexity",
+        "bits/byte",
         "parameters",
         "on disk",
-        "tokens/s",
+        "load s",
+        "read tok/s",
+        "write tok/s",
         "peak memory",
     ]
     rows = [_table_row(measured) for measured in comparison.measures]
@@ -80,25 +83,35 @@ def _table_row(measured: dict[str, Any]) -> list[str]:
         exact["verdict"],
         f"{measured['rouge_l']['score']:.1f}",
         f"{measured['chrf']['score']:.1f}",
-        f"{measured['perplexity']:.2f}",
+        figure(measured["perplexity"], 2),
+        figure(measured["bits_per_byte"], 3),
         f"{cost['parameters']:,}",
         size(cost["bytes_on_disk"]),
+        f"{cost['load_seconds']:.1f}",
+        f"{cost['prompt_tokens_per_second']:.0f}",
         f"{cost['generated_tokens_per_second']:.0f}",
         size(cost["peak_memory_bytes"]),
     ]
 
 
+def figure(measure: dict[str, Any] | None, digits: int) -> str:
+    """A measure's score, or a dash where there is none."""
+    return "–" if measure is None else f"{measure['score']:.{digits}f}"
+
+
 def _csv_rows(comparison: Comparison) -> Iterator[list[str]]:
     scored = list(comparison.scores[0][0])
-    columns = ["answer", *scored, "tokens", "ended"]
+    columns = ["answer", *scored, "reference nats", "reference tokens", "tokens", "ended"]
     yield ["id", "prompt", "reference"] + [
         f"{label} {column}" for label in comparison.labels for column in columns
     ]
     for number, asked in enumerate(comparison.questions):
-        row = [asked.id, asked.prompt, asked.reference]
+        row = [asked.id, asked.prompt, " | ".join(asked.references)]
         for outcome, scores in zip(comparison.outcomes, comparison.scores, strict=True):
             answer = outcome.generations[number]
+            loss = outcome.losses[number]
             row += [answer.text, *(f"{score:.1f}" for score in scores[number].values())]
+            row += [f"{loss.nats:.4f}", str(loss.tokens)]
             row += [str(answer.tokens), "yes" if answer.stopped else "no"]
         yield row
 
@@ -111,8 +124,12 @@ def _sample(comparison: Comparison, number: int) -> dict[str, Any]:
     return {
         "id": asked.id,
         "prompt": asked.prompt,
-        "reference": asked.reference,
+        "reference": " | ".join(asked.references),
         "answers": answers,
+        "scores": {
+            label: scores[number]["rouge_l"]
+            for label, scores in zip(comparison.labels, comparison.scores, strict=True)
+        },
     }
 
 

@@ -1,6 +1,6 @@
 """How well a model expects the reference answers: the loss of their tokens, and only of theirs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch.nn import functional as F
@@ -14,17 +14,21 @@ TOKEN_BUDGET = 8192
 
 
 def answer_losses(
-    model: PreTrainedModel, examples: Sequence[Mapping[str, Sequence[int]]]
-) -> list[AnswerLoss]:
-    """The loss of each example's answers; examples are `prompts.encode`'s (input_ids, labels).
+    model: PreTrainedModel,
+    examples: Sequence[Mapping[str, Sequence[int]]],
+    *,
+    token_budget: int = TOKEN_BUDGET,
+    known: Collection[int] = frozenset(),
+) -> Iterator[tuple[int, AnswerLoss]]:
+    """(row, loss) of each example's answers; examples are `prompts.encode`'s (input_ids, labels).
 
     Logits exist only from the first supervised position of a batch on, in the model's own type and
     within 256 MB, and become fp32 only where a label is. A row without labels has 0 tokens.
     """
-    budget = min(TOKEN_BUDGET, LOGIT_BYTES // (4 * model.config.vocab_size))
+    budget = min(token_budget, LOGIT_BYTES // (4 * model.config.vocab_size))
     lengths = [len(example["input_ids"]) for example in examples]
     return run_batched(
-        lengths, budget, lambda rows: _batch_losses(model, [examples[row] for row in rows])
+        lengths, budget, lambda rows: _batch_losses(model, [examples[row] for row in rows]), known
     )
 
 
@@ -47,11 +51,13 @@ def _batch_losses(
         logits_to_keep=labels.shape[1] - first,
     )
     where, targets = supervised[:, first:], labels[:, first:]
-    losses = F.cross_entropy(output.logits[where].float(), targets[where], reduction="none")
-    rows = where.nonzero()[:, 0]
-    nats = losses.new_zeros(len(examples), dtype=torch.float64).index_add_(0, rows, losses.double())
-    counts = where.sum(1)
-    return [AnswerLoss(n, c) for n, c in zip(nats.tolist(), counts.tolist(), strict=True)]
+    logits, wanted, rows = output.logits[where], targets[where], where.nonzero()[:, 0]
+    losses = F.cross_entropy(logits.float(), wanted, reduction="none")
+    hits = logits.argmax(-1) == wanted
+    sums = losses.new_zeros(3, len(examples), dtype=torch.float64)
+    for row, values in zip(sums, (losses, torch.ones_like(losses), hits), strict=True):
+        row.index_add_(0, rows, values.double())
+    return [AnswerLoss(nats, int(tokens), int(hit)) for nats, tokens, hit in sums.T.tolist()]
 
 
 def _left_padded_labels(rows: list[Sequence[int]], device: torch.device) -> torch.Tensor:

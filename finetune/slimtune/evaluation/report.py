@@ -53,24 +53,41 @@ def render(
     language: str = "en",
     curve: Sequence[Mapping[str, float]] = (),
 ) -> str:
-    """The whole report as Markdown.
+    """The whole report as Markdown; the arguments are those of `blocks`."""
+    return template(language).substitute(blocks(lineage, metrics, language=language, curve=curve))
+
+
+def template(language: str) -> Template:
+    """The report without its blocks: headings, and a `${place}` for each."""
+    return Template((_FOLDER / _TEMPLATES[language]).read_text(encoding="utf-8"))
+
+
+def blocks(
+    lineage: Mapping[str, Mapping[str, Any]],
+    metrics: Mapping[str, Any] | None,
+    *,
+    language: str = "en",
+    curve: Sequence[Mapping[str, float]] = (),
+) -> dict[str, str]:
+    """Place of the template -> Markdown.
 
     `lineage` maps stage names to their run.json, `metrics` is the content of metrics.json (None
     before an evaluation), `curve` the lines of the adapter's metrics.jsonl.
     """
     words = LANGUAGES[language]
-    template = (_FOLDER / _TEMPLATES[language]).read_text(encoding="utf-8")
     places = {place: _stage(lineage, place, words) for place in _STAGES}
     if curve:
         places["training"] += "\n\n" + _curve(curve, words)
     unevaluated = words.not_evaluated.format(command=_EVALUATE)
-    blocks = compared.blocks(metrics, words, language) if metrics else {}
+    found = compared.blocks(metrics, words, language) if metrics else {}
     for place in compared.PLACES:
-        places[place] = blocks.get(place, unevaluated)
+        places[place] = found.get(place, unevaluated)
+    places["data"] += "\n\n" + places["leakage"]
     places["quantisation"] += "\n\n" + places["gguf"]
     places["cost"] += "\n\n" + _stage_costs(lineage, words)
     places["reproduction"] = _reproduction(lineage, words)
-    return Template(template).substitute(places)
+    places["measures"] = compared.explanations(words)
+    return places
 
 
 def _stage(lineage: Mapping[str, Mapping[str, Any]], place: str, words: Words) -> str:

@@ -1,6 +1,6 @@
 """The places of the report that come from metrics.json: verdict, tables, samples, warnings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from slimtune.console import size
@@ -8,9 +8,25 @@ from slimtune.data.markdown import plain, table
 from slimtune.evaluation.cautions import sentence
 from slimtune.evaluation.report_words import Words
 
-PLACES = ("verdict", "comparison", "samples", "quantisation", "cost", "warnings")
+PLACES = ("verdict", "leakage", "comparison", "samples", "quantisation", "cost", "warnings")
 
 Model = Mapping[str, Any]
+
+_QUALITY = ("exact_match", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf", "token_accuracy") + (
+    "perplexity",
+    "bits_per_byte",
+)
+_HEALTH = ("empty", "without_eos", "repeating", "length_ratio")
+_COST: dict[str, Callable[[Any], str]] = {
+    "parameters": "{:,}".format,
+    "bytes_on_disk": size,
+    "load_seconds": "{:.1f}".format,
+    "prompt_tokens_per_second": "{:,.0f}".format,
+    "generated_tokens_per_second": "{:,.0f}".format,
+    "peak_memory_bytes": size,
+}
+_DIGITS = {"perplexity": 2, "bits_per_byte": 3}
+_SIGNS = {"better": "▲", "worse": "▼", "no clear change": "≈"}
 
 
 def blocks(metrics: Mapping[str, Any], words: Words, language: str) -> dict[str, str]:
@@ -20,10 +36,11 @@ def blocks(metrics: Mapping[str, Any], words: Words, language: str) -> dict[str,
     listed = "\n".join(f"- {plain(sentence(caution, language))}" for caution in cautions)
     return {
         "verdict": "  \n".join(_verdict(metrics, words)),
+        "leakage": _leakage(metrics["settings"], words),
         "comparison": _comparison(metrics, words),
         "samples": "\n\n".join(_sample(sample, words) for sample in metrics["samples"]),
         "quantisation": _quantisation(models, words),
-        "cost": table(words.footprint, [_footprint(model) for model in models]),
+        "cost": _side_by_side(models, tuple(_COST), words),
         "warnings": listed or words.no_warnings,
     }
 
@@ -58,47 +75,31 @@ def _verdict(metrics: Mapping[str, Any], words: Words) -> list[str]:
 
 
 def _comparison(metrics: Mapping[str, Any], words: Words) -> str:
-    models = metrics["models"]
-    signatures = {name: models[0][name]["signature"] for name in ("bleu", "chrf")}
-    return "\n\n".join(
-        [
-            words.rows.format(**metrics["settings"]),
-            table(words.quality, [_quality(model, words) for model in models]),
-            table(words.health, [_health(model) for model in models]),
-            words.signatures.format(**signatures),
-        ]
-    )
+    settings, models = metrics["settings"], metrics["models"]
+    parts = [words.rows.format(**settings)]
+    parts += [words.extracted.format(**settings)] if settings["extract"] != "whole" else []
+    parts += [_side_by_side(models, _QUALITY + _HEALTH, words), words.legend]
+    return "\n\n".join([*parts, words.signatures.format(**settings["signatures"])])
 
 
-def _quality(model: Model, words: Words) -> list[str]:
-    exact = model["exact_match"]
-    others = ("rouge_1", "rouge_2", "rouge_l", "bleu", "chrf")
-    return [
-        plain(model["label"]),
-        f"{exact['score']:.1f}",
-        f"{exact['low']:.1f}–{exact['high']:.1f}",
-        words.verdicts[exact["verdict"]],
-        *(f"{model[name]['score']:.1f}" for name in others),
-        f"{model['perplexity']:.3f}",
-        f"{model['bits_per_byte']['score']:.3f}",
-    ]
+def _side_by_side(models: Sequence[Model], names: Sequence[str], words: Words) -> str:
+    """A row a measure, a column a model."""
+    headers = [words.compared, *(plain(model["label"]) for model in models)]
+    rows = [[words.measures[n].title, *(_cell(m, n, models[0]) for m in models)] for n in names]
+    return table(headers, rows)
 
 
-def _health(model: Model) -> list[str]:
-    return [plain(model["label"]), *(f"{share:.1f}" for share in model["health"].values())]
-
-
-def _footprint(model: Model) -> list[str]:
-    cost = model["cost"]
-    return [
-        plain(model["label"]),
-        f"{cost['parameters']:,}",
-        size(cost["bytes_on_disk"]),
-        f"{cost['load_seconds']:.1f}",
-        f"{cost['prompt_tokens_per_second']:.0f}",
-        f"{cost['generated_tokens_per_second']:.0f}",
-        size(cost["peak_memory_bytes"]),
-    ]
+def _cell(model: Model, name: str, first: Model) -> str:
+    if name in _COST:
+        return _COST[name](model["cost"][name])
+    if name in _HEALTH:
+        return f"{model['health'][name]:.{2 if name == 'length_ratio' else 1}f}"
+    judged = model[name]
+    if judged is None:
+        return "–"
+    digits = _DIGITS.get(name, 1)
+    shown = f"{judged['score']:.{digits}f} ({judged['low']:.{digits}f}–{judged['high']:.{digits}f})"
+    return shown if model is first else f"{shown} {_SIGNS[judged['verdict']]}"
 
 
 def _quantisation(models: Sequence[Model], words: Words) -> str:
@@ -112,13 +113,13 @@ def _quantisation(models: Sequence[Model], words: Words) -> str:
 
 def _loss(file: Model, source: Model | None, words: Words) -> str:
     label = plain(file["label"])
-    if source is None:
+    if source is None or not (file["perplexity"] and source["perplexity"]):
         return words.unpaired.format(label=label)
     return words.loss.format(
         label=label,
         source=plain(source["label"]),
         exact=_exact(file) - _exact(source),
-        perplexity=file["perplexity"] / source["perplexity"],
+        perplexity=file["perplexity"]["score"] / source["perplexity"]["score"],
         share=100 * _bytes(file) / _bytes(source),
     )
 
@@ -126,8 +127,29 @@ def _loss(file: Model, source: Model | None, words: Words) -> str:
 def _sample(sample: Mapping[str, Any], words: Words) -> str:
     lines = [f"- {words.prompt}: {plain(sample['prompt'])}"]
     lines += [f"- {words.reference}: {plain(sample['reference'])}"]
-    lines += [f"- **{plain(label)}**: {plain(text)}" for label, text in sample["answers"].items()]
+    lines += [
+        f"- **{plain(label)}** ({sample['scores'][label]:.0f}): {plain(text)}"
+        for label, text in sample["answers"].items()
+    ]
     return "\n".join([f"**{plain(sample['id'])}**", "", *lines])
+
+
+def _leakage(settings: Mapping[str, Any], words: Words) -> str:
+    if settings["leaked_rows"] is None:
+        return words.leakage_unknown
+    share = 100 * settings["leaked_rows"] / settings["rows"]
+    return words.leakage.format(
+        leaked=settings["leaked_rows"],
+        rows=settings["rows"],
+        share=share,
+        training_rows=settings["training_rows"],
+    )
+
+
+def explanations(words: Words) -> str:
+    """Every measure with its direction and what it says, one line each."""
+    rows = [(one.title, one.meaning) for one in words.measures.values()]
+    return "\n".join(f"| {a} | {b} |" for a, b in [words.explained, ("---", "---"), *rows])
 
 
 def _exact(model: Model) -> float:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from slimtune.evaluation import measures_explained
+from slimtune.evaluation.measures_explained import Measure
+
 
 @dataclass(frozen=True)
 class Words:
@@ -18,10 +21,14 @@ class Words:
     measure: tuple[str, str]
     setting: tuple[str, str]
     curve: tuple[str, str, str]
-    quality: tuple[str, ...]
-    health: tuple[str, ...]
-    footprint: tuple[str, ...]
+    measures: dict[str, Measure]
+    explained: tuple[str, str]
+    compared: str
     stages: tuple[str, ...]
+    leakage: str
+    leakage_unknown: str
+    legend: str
+    extracted: str
     took: str
     rows: str
     signatures: str
@@ -54,30 +61,17 @@ ENGLISH = Words(
     measure=("measure", "value"),
     setting=("setting", "value"),
     curve=("step", "training loss", "validation loss"),
-    quality=(
-        "model",
-        "exact match % ↑",
-        "95 % interval",
-        "against the first",
-        "ROUGE-1 ↑",
-        "ROUGE-2 ↑",
-        "ROUGE-L ↑",
-        "BLEU ↑",
-        "chrF ↑",
-        "perplexity ↓",
-        "bits per byte ↓",
-    ),
-    health=("model", "empty %", "without EOS %", "looping %"),
-    footprint=(
-        "model",
-        "parameters",
-        "on disk",
-        "load s",
-        "reading tokens/s",
-        "writing tokens/s",
-        "peak memory",
-    ),
+    measures=measures_explained.ENGLISH,
+    explained=("measure", "what it says"),
+    compared="measure",
     stages=("stage", "seconds", "peak memory"),
+    leakage="Of {rows} test questions {leaked} ({share:.1f} %) are among the {training_rows:,} "
+    "training rows too.",
+    leakage_unknown="The training rows were not at hand (training.train_data), so it is not known "
+    "how many test questions are among them.",
+    legend="In brackets the 95 % interval. Against the first model: ▲ better, ▼ worse, ≈ no clear "
+    "change. ↑ more is better, ↓ less is better, → nearer to 1 is better; – cannot be compared.",
+    extracted="Exact match compares what the pattern `{extract}` finds, where a row names none.",
     took="Run as `{command}`.",
     rows="{rows} test rows, answers of at most {max_new_tokens} tokens, greedy. "
     "The first model is the baseline.",
@@ -108,22 +102,16 @@ CHINESE = Words(
     measure=("指标", "数值"),
     setting=("设置", "数值"),
     curve=("步", "训练损失", "验证损失"),
-    quality=(
-        "模型",
-        "完全匹配 % ↑",
-        "95 % 区间",
-        "与第一个相比",
-        "ROUGE-1 ↑",
-        "ROUGE-2 ↑",
-        "ROUGE-L ↑",
-        "BLEU ↑",
-        "chrF ↑",
-        "困惑度 ↓",
-        "每字节比特 ↓",
-    ),
-    health=("模型", "空回答 %", "无 EOS %", "循环重复 %"),
-    footprint=("模型", "参数量", "磁盘占用", "加载秒数", "读入词元/秒", "生成词元/秒", "内存峰值"),
+    measures=measures_explained.CHINESE,
+    explained=("指标", "含义"),
+    compared="指标",
     stages=("步骤", "秒", "内存峰值"),
+    leakage="{rows} 条测试问题中有 {leaked} 条（{share:.1f} %）也在 {training_rows:,} "
+    "条训练数据里。",
+    leakage_unknown="找不到训练数据（training.train_data），因此不知道有多少测试问题也在其中。",
+    legend="括号内为 95 % 区间。与第一个模型相比：▲ 更好，▼ 更差，≈ 无明显变化。"
+    "↑ 越大越好，↓ 越小越好，→ 越接近 1 越好；– 无法比较。",
+    extracted="数据行没有指定模式时，完全匹配只比较 `{extract}` 模式找到的部分。",
     took="运行命令：`{command}`。",
     rows="{rows} 条测试数据，每个回答最多 {max_new_tokens} 个词元，贪心解码。第一个模型是基线。",
     signatures="BLEU `{bleu}`；chrF `{chrf}`。",

@@ -1,49 +1,109 @@
-"""The comparison as evaluate_model runs it: candidates and rows in, CSV, metrics and report out."""
+"""The comparison as evaluate_model runs it: models and rows in, CSV, metrics and reports out."""
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from slimtune.artifacts import lineage, refuse_finished_files, stage_files
+from slimtune.artifacts import lineage, refuse_finished_files, run_of, stage_files
 from slimtune.config import Config
+from slimtune.console import SettingsError, near
 from slimtune.evaluation import candidates, comparison, outputs, reporting
+from slimtune.evaluation.answers import Candidate
 
-REPORT = "training_report.md"
+REPORT, PAGE = "training_report.md", "report.html"
+
+
+def written(config: Config) -> list[Path]:
+    """What a comparison leaves for people to read."""
+    output = config.evaluation.output
+    return [output, output.with_name(PAGE), output.with_name(REPORT)]
 
 
 def plan(config: Config) -> dict[str, str]:
     """For --dry-run: the models and how many rows, after every check that needs no model."""
     chosen = candidates.of(config)
     rows, _ = candidates.test_rows(config)
-    refuse_finished_files(_manifest(config), config)
+    _refuse(config)
+    questions = comparison.questions_of(rows, config.evaluation.extract)
+    comparison.agreed_template(chosen, candidates.template(config), questions)
     return {"rows": str(len(rows)), "models": ", ".join(one.label for one in chosen)}
 
 
-def compare_models(config: Config) -> tuple[list[str], list[list[str]], list[str]]:
-    """Compare, write everything, and return the table (headers, rows) and the cautions."""
-    settings = config.evaluation
-    manifest = _manifest(config)
-    refuse_finished_files(manifest, config)
+def compare_models(config: Config) -> tuple[list[str], list[list[str]], list[str], str]:
+    """Compare and write everything; the table (headers, rows), the cautions, the next command."""
+    _refuse(config)
     chosen = candidates.of(config)
     rows, test_data = candidates.test_rows(config)
     inputs = [test_data, *candidates.paths(chosen)]
-    with stage_files("evaluate_model", manifest, config, inputs=inputs) as stage:
-        found = comparison.compare(
-            chosen,
-            rows,
-            template=candidates.template(config),
-            max_length=config.training.max_length,
-            max_new_tokens=settings.max_new_tokens,
-            device=config.model.device,
-            dtype=config.model.dtype,
-            quantize=config.model.use_quantization,
-        )
-        outputs.write_csv(found, stage.folder / settings.output.name)
-        outputs.write_metrics(found, stage.folder / f"{settings.output.stem}_metrics.json")
+    with stage_files("evaluate_model", _manifest(config), config, inputs=inputs) as stage:
+        kept = _kept_answers(config)
+        found = _compare(config, chosen, rows, kept)
+        output = config.evaluation.output
+        outputs.write_csv(found, stage.folder / output.name)
+        outputs.write_metrics(found, stage.folder / f"{output.stem}_metrics.json")
         stage.metrics.update(outputs.metrics_of(found))
         runs = lineage(*map(Path, inputs)) | {stage.name: stage.record()}
-        text = reporting.training_report(found, runs, settings.lora_model, settings.language)
-        (stage.folder / REPORT).write_text(text, encoding="utf-8")
+        adapter, language = config.evaluation.lora_model, config.evaluation.language
+        report, page = reporting.reports(found, runs, adapter, language)
+        (stage.folder / REPORT).write_text(report, encoding="utf-8")
+        (stage.folder / PAGE).write_text(page, encoding="utf-8")
+    shutil.rmtree(kept, ignore_errors=True)
     headers, lines = outputs.table(found)
-    return headers, lines, [reporting.sentence(one) for one in found.cautions]
+    return headers, lines, [reporting.sentence(one) for one in found.cautions], _next(chosen)
+
+
+def _compare(
+    config: Config, chosen: Sequence[Candidate], rows: list, kept: Path
+) -> comparison.Comparison:
+    settings = config.evaluation
+    return comparison.compare(
+        chosen,
+        rows,
+        template=candidates.template(config),
+        max_length=config.training.max_length,
+        max_new_tokens=settings.max_new_tokens,
+        device=config.model.device,
+        dtype=config.model.dtype,
+        quantize=config.model.use_quantization,
+        token_budget=settings.token_budget,
+        extract=settings.extract,
+        trained_on=candidates.training_rows(config),
+        kept_in=kept,
+    )
+
+
+def _kept_answers(config: Config) -> Path:
+    """Where answers wait until the comparison is whole; emptied where all shall be made again."""
+    output = config.evaluation.output
+    kept = output.with_name(f"{output.stem}.answers.partial")
+    if config.options.overwrite and not config.options.resume:
+        shutil.rmtree(kept, ignore_errors=True)
+    return kept
+
+
+def _refuse(config: Config) -> None:
+    """Raise SettingsError where finished files of this name, or another's reports, are there."""
+    refuse_finished_files(_manifest(config), config)
+    output = config.evaluation.output
+    report = output.with_name(REPORT)
+    run = None if config.options.overwrite else run_of(report)
+    if run and run["settings"]["evaluation"]["output"] != str(output):
+        raise SettingsError(
+            f"{near(report)}: the report of another comparison",
+            f"it belongs to {near(run['settings']['evaluation']['output'])}",
+            "give each comparison a folder of its own with --output, or add --overwrite",
+        )
+
+
+def _next(chosen: Sequence[Candidate]) -> str:
+    """The step that is still missing: merging, converting, or a talk with the result."""
+    adapters = [Path(one.adapter) for one in chosen if one.adapter]
+    merged = [adapter.with_name("merged_model") for adapter in adapters]
+    if any(not folder.is_dir() for folder in merged):
+        return "python finetune/evaluate_model.py --merge"
+    if merged and not any(one.kind == "gguf" for one in chosen):
+        return f"python finetune/convert_to_gguf.py --model-path {near(merged[0])}"
+    return "python finetune/evaluate_model.py --interactive"
 
 
 def _manifest(config: Config) -> Path:

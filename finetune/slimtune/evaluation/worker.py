@@ -1,17 +1,21 @@
 """One candidate, from loading to its numbers: what runs in a child process of its own."""
 
+import hashlib
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from gguf import GGUFReader
 from transformers.utils import logging as transformers_logging
 
 from slimtune.artifacts import peak_memory
-from slimtune.evaluation.answers import AnswerLoss, Candidate, Cost, Job, Outcome, Question
-from slimtune.evaluation.engines import Engine, open_engine, own_template
+from slimtune.evaluation.answers import AnswerLoss, Asked, Candidate, Cost, Generation, Job, Outcome
+from slimtune.evaluation.engines import Engine, Rows, open_engine
+from slimtune.evaluation.fairness import require_same_cut
+from slimtune.evaluation.predictions import Predictions
 from slimtune.models.adapters import WEIGHTS_FILE, Adapter
 from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.folders import weight_files
@@ -24,28 +28,38 @@ _STATUS = "/proc/{}/status"
 
 
 def evaluate(candidate: Candidate, job: Job) -> Outcome:
-    """Answers, answer losses and cost of one candidate; nothing of it stays in memory."""
+    """Answers, answer losses and cost of one candidate; nothing of it stays in memory.
+
+    What an interrupted run with the same weights and settings kept in `job.kept_in` is not done
+    again. Raises InputError where its prompts cannot be cut as the first candidate's.
+    """
     _quiet_transformers()
+    kept = Predictions.of(candidate, job)
+    if known := kept.outcome(candidate):
+        log.info("%s: finished in an earlier run", candidate.label)
+        return known
     started = time.perf_counter()
     engine = open_engine(candidate, job.compute, job.max_length + job.max_new_tokens)
     try:
         loaded = time.perf_counter() - started
         log.info("%s: loaded in %.1f s", candidate.label, loaded)
-        return _ask(engine, candidate, job, loaded)
+        outcome = _ask(engine, candidate, job, kept, loaded)
     finally:
         engine.close()
+    kept.finish(outcome)
+    return outcome
 
 
-def _ask(engine: Engine, candidate: Candidate, job: Job, load_seconds: float) -> Outcome:
+def _ask(
+    engine: Engine, candidate: Candidate, job: Job, kept: Predictions, load_seconds: float
+) -> Outcome:
     started = time.perf_counter()
-    template = own_template(candidate, job.template)
-    tokenizer, room = engine.tokenizer, max(job.max_length - job.max_new_tokens, 2)
-    prompts = [encode_prompt(tokenizer, q.messages, template) for q in job.questions]
-    cut = [encode_prompt(tokenizer, q.messages, template, room) for q in job.questions]
+    cut, examples, asked = _encoded(engine, job)
+    require_same_cut(candidate.label, asked, job.first or asked)
     log.info("%s: answering %d prompts", candidate.label, len(cut))
-    generations = engine.generate(cut, job.max_new_tokens)
+    generations = kept.complete(Generation, partial(engine.generate, cut, job.max_new_tokens))
     log.info("%s: scoring the reference answers", candidate.label)
-    losses = _losses(engine, job.questions, template, job.max_length)
+    losses = kept.complete(AnswerLoss, partial(_losses, engine, examples))
     reading, writing = engine.speed(max(cut, key=len))
     parameters, size = _footprint(candidate)
     cost = Cost(
@@ -57,18 +71,32 @@ def _ask(engine: Engine, candidate: Candidate, job: Job, load_seconds: float) ->
         seconds=time.perf_counter() - started,
         peak_memory_bytes=_peak_memory(engine.process),
     )
-    shortened = sum(len(prompt) > room for prompt in prompts)
-    return Outcome(candidate, template, generations, losses, shortened, cost)
+    return Outcome(candidate, generations, losses, asked, cost)
+
+
+def _encoded(engine: Engine, job: Job) -> tuple[list[list[int]], list[Encoded | None], Asked]:
+    """Prompts within their room, whole rows (None where the answers exceed max_length), and what
+    became of the rows."""
+    tokenizer, rows = engine.tokenizer, job.questions
+    room = max(job.max_length - job.max_new_tokens, 2)
+    prompts = [encode_prompt(tokenizer, row.messages, job.template) for row in rows]
+    cut = [encode_prompt(tokenizer, row.messages, job.template, room) for row in rows]
+    examples = [encode(tokenizer, row.conversation, job.template, job.max_length) for row in rows]
+    # Equal for models that read all rows as the same token ids.
+    digest = hashlib.sha256(repr((prompts, examples)).encode()).hexdigest()
+    too_long = tuple(row for row, prompt in enumerate(prompts) if len(prompt) > room)
+    return cut, examples, Asked(digest, too_long)
 
 
 def _losses(
-    engine: Engine, questions: Sequence[Question], template: str, max_length: int
-) -> list[AnswerLoss]:
-    """The loss of each row's answers; (0, 0) for an answer longer than `max_length`."""
-    examples = [encode(engine.tokenizer, q.conversation, template, max_length) for q in questions]
-    fitting: list[Encoded] = [example for example in examples if example is not None]
-    losses = iter(engine.losses(fitting))
-    return [next(losses) if example else AnswerLoss(0.0, 0) for example in examples]
+    engine: Engine, examples: Sequence[Encoded | None], known: Rows
+) -> Iterator[tuple[int, AnswerLoss]]:
+    """The loss of each row's answers; none for answers longer than max_length."""
+    rows = [row for row, example in enumerate(examples) if example is not None]
+    yield from ((row, AnswerLoss(0.0, 0)) for row in set(range(len(examples))) - set(rows))
+    fitting = [examples[row] for row in rows]
+    places = {place for place, row in enumerate(rows) if row in known}
+    yield from ((rows[place], loss) for place, loss in engine.losses(fitting, places))
 
 
 def _footprint(candidate: Candidate) -> tuple[int, int]:

@@ -1,12 +1,20 @@
 """The chat as a person meets it: lines in, text out, over an engine that says what it was asked."""
 
 import io
+import random
+import re
 import signal
 from collections.abc import Iterator
 
 import pytest
+from rich.cells import cell_len
 
-from slimtune.evaluation.chat import Chat
+from slimtune.console import InputError
+from slimtune.data.rows import read_rows
+from slimtune.evaluation.batches import in_order
+from slimtune.evaluation.chat import Chat, Partner
+from slimtune.evaluation.chat_loop import talk as talk_in
+from slimtune.evaluation.columns import Columns, wrap
 from slimtune.evaluation.engines import Transformers
 from slimtune.prompts import encode_prompt, template
 
@@ -16,8 +24,11 @@ LLAMA2 = template("llama2")
 class Parrot:
     """Streams the number of each prompt it gets, in pieces; Ctrl-C comes where a test wants it."""
 
+    context = 10_000
+
     def __init__(self, tokenizer) -> None:
         self.tokenizer = tokenizer
+        self.closed = False
         self.prompts: list[list[int]] = []
         self.interrupt_after: int | None = None
 
@@ -28,16 +39,22 @@ class Parrot:
                 signal.raise_signal(signal.SIGINT)
             yield piece
 
+    def close(self) -> None:
+        self.closed = True
+
 
 @pytest.fixture
 def parrot(tokenizer) -> Parrot:
     return Parrot(tokenizer)
 
 
-def talk(engine, lines: str, **settings) -> tuple[Chat, str]:
+def talk(engine, lines: str, others=(), **settings) -> tuple[Chat, str]:
+    """A conversation with `engine`; `others` can be called by number."""
     output = io.StringIO()
-    chat = Chat(engine, LLAMA2, output=output, **settings)
-    chat.run(io.StringIO(lines))
+    labels = {f"other{number}": other for number, other in enumerate(others)} | {"it": engine}
+    partners = [Partner(label, LLAMA2, lambda one=one: one) for label, one in labels.items()]
+    chat = Chat(partners, output=output, **settings)
+    talk_in(chat, io.StringIO(lines))
     return chat, output.getvalue()
 
 
@@ -53,7 +70,7 @@ def test_history_goes_into_the_next_prompt(parrot, tokenizer):
         encode_prompt(tokenizer, turns, LLAMA2),
     ]
     assert "> answer number 1\n> answer number 2\n" in shown
-    assert len(chat.messages) == 4
+    assert len(chat.histories["it"]) == 4
 
 
 def test_reset_and_system_begin_anew(parrot, tokenizer):
@@ -67,7 +84,7 @@ def test_interrupt_stops_the_answer_and_not_the_program(parrot):
     parrot.interrupt_after = 3
     chat, shown = talk(parrot, "w5\nw6\n")
     assert shown.count("(stopped)") == 2
-    assert chat.messages[1] == {"role": "assistant", "content": "answer number"}
+    assert chat.histories["it"][1] == {"role": "assistant", "content": "answer number"}
 
 
 def test_interrupt_at_the_prompt_says_how_to_leave(parrot):
@@ -81,7 +98,7 @@ def test_interrupt_at_the_prompt_says_how_to_leave(parrot):
             return super().readline()
 
     output = io.StringIO()
-    Chat(parrot, LLAMA2, output=output).run(Impatient("w5\n"))
+    talk_in(Chat([Partner("it", LLAMA2, lambda: parrot)], output=output), Impatient("w5\n"))
     assert "(/exit leaves)" in output.getvalue() and "answer number 1" in output.getvalue()
 
 
@@ -95,12 +112,121 @@ def test_a_long_conversation_loses_its_oldest_turns(parrot):
     chat, shown = talk(parrot, "w5 w6 w7 w8\n" * 6, max_length=60, max_new_tokens=20)
     assert "oldest turn is forgotten" in shown
     assert max(map(len, parrot.prompts)) <= 40
-    assert chat.messages[-1]["content"] == "answer number 6"
+    assert chat.histories["it"][-1]["content"] == "answer number 6"
 
 
 def test_a_real_model_streams_what_it_generates(model, tokenizer):
     engine = Transformers(model, tokenizer)
     prompt = encode_prompt(tokenizer, [{"role": "user", "content": "w5 w6"}], LLAMA2)
     _, shown = talk(engine, "w5 w6\n", max_new_tokens=10)
-    (answer,) = engine.generate([prompt], 10)
+    (answer,) = in_order(engine.generate([prompt], 10))
     assert answer.text and f"> {answer.text}" in shown.replace("> >", ">")
+
+
+def test_undo_takes_back_the_last_question_and_answer(parrot, tokenizer):
+    _, shown = talk(parrot, "w5\nw6\n/undo\nw7\n/undo\n/undo\n/undo\n")
+    turns = [
+        {"role": "user", "content": "w5"},
+        {"role": "assistant", "content": "answer number 1"},
+        {"role": "user", "content": "w7"},
+    ]
+    assert parrot.prompts[2] == encode_prompt(tokenizer, turns, LLAMA2)
+    assert "taken back: w6" in shown and "nothing to take back" in shown
+
+
+def test_what_is_saved_is_a_row_that_prepare_data_reads(parrot, tmp_path):
+    file = tmp_path / "talk.jsonl"
+    typed = f"/save {file}\n/system 你好\nw5\nw6\n/save {file}\n/save {tmp_path}\nw7\n"
+    _, shown = talk(parrot, typed)
+    (row,) = read_rows(file)
+    roles = [message["role"] for message in row["messages"]]
+    assert roles == ["system", "user", "assistant", "user", "assistant"]
+    assert row["messages"][0]["content"] == "你好"
+    assert "once something was said" in shown
+    assert "Is a directory" in shown and "answer number 3" in shown  # the talk went on
+
+
+def test_another_model_goes_on_with_the_conversation(parrot, tokenizer):
+    other = Parrot(tokenizer)
+    _, shown = talk(parrot, "w5\n/model\n/model other9\n/model other0\nw6\n", [other])
+    assert "there are other0, it; you are talking to it" in shown
+    assert "/model other9: no such model here" in shown
+    assert parrot.closed  # one model in memory
+    turns = [
+        {"role": "user", "content": "w5"},
+        {"role": "assistant", "content": "answer number 1"},
+        {"role": "user", "content": "w6"},
+    ]
+    assert other.prompts == [encode_prompt(tokenizer, turns, LLAMA2)]
+
+
+def test_two_models_answer_side_by_side_and_remember_their_own_answers(parrot, tokenizer):
+    other = Parrot(tokenizer)
+    talk_before = "w5\n/both\nw6\nw7\n/model it\nw8\n"
+    chat, shown = talk(parrot, talk_before, [other])
+    assert "talking to it and other0" in shown
+    assert re.search(r"^answer number 2 +│ answer number 1$", shown, re.M)
+    assert [len(one.prompts) for one in (parrot, other)] == [4, 2]
+    turns = [
+        {"role": "user", "content": "w5"},
+        {"role": "assistant", "content": "answer number 1"},
+        {"role": "user", "content": "w6"},
+        {"role": "assistant", "content": "answer number 1"},
+        {"role": "user", "content": "w7"},
+    ]
+    assert other.prompts[1] == encode_prompt(tokenizer, turns, LLAMA2)
+    assert len(chat.histories["it"]) == 8 and other.closed and not parrot.closed
+
+
+def test_an_interrupt_stops_both_answers(parrot, tokenizer):
+    parrot.interrupt_after = 1
+    chat, shown = talk(parrot, "/both\nw5\nw6\n", [Parrot(tokenizer)])
+    assert shown.count("(stopped)") == 2
+    assert len(chat.histories["it"]) == len(chat.histories["other0"]) == 4
+
+
+def test_a_model_that_does_not_load_leaves_the_talk_as_it_was(parrot):
+    def broken() -> None:
+        raise InputError("models/x: no weights", "they are not there", "copy them")
+
+    partners = [Partner("x", LLAMA2, broken), Partner("it", LLAMA2, lambda: parrot)]
+    output = io.StringIO()
+    chat = Chat(partners, output=output)
+    talk_in(chat, io.StringIO("w5\n/model x\nw6\n"))
+    assert "no weights" in output.getvalue() and "answer number 2" in output.getvalue()
+    assert chat.speakers == ["it"] and len(chat.histories["it"]) == 4
+
+
+def test_columns_show_every_line_once_whatever_the_pieces():
+    texts = ["一二三四五六七八九十" * 3 + " and some words of English", "short\n\nthen longer " * 4]
+    whole = [list(wrap(text, 18)) for text in texts]
+    chance = random.Random(4)
+    for _ in range(20):
+        columns = Columns(["a", "b"], 39)
+        shown = ""
+        places = [0, 0]
+        while any(place < len(text) for place, text in zip(places, texts, strict=True)):
+            column = chance.randrange(2)
+            step = chance.randint(1, 9)
+            shown += columns.add(column, texts[column][places[column] : places[column] + step])
+            places[column] += step
+        shown += columns.end(1) + columns.end(0)
+        lines = shown.splitlines()
+        assert [line.split("│")[0].strip() for line in lines][: len(whole[0])] == whole[0]
+        second = [line.partition("│")[2].strip() for line in lines]
+        assert second[: len(whole[1])] == whole[1]
+        assert all(cell_len(line) <= 39 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("", [""]),
+        ("a bc def", ["a bc", "def"]),
+        ("你好世界", ["你好", "世界"]),
+        ("abcdefgh", ["abcde", "fgh"]),
+        ("a\n\nb", ["a", "", "b"]),
+    ],
+)
+def test_wrap(text, lines):
+    assert list(wrap(text, 5)) == lines

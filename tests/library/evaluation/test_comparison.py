@@ -5,13 +5,14 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from peft import LoraConfig, get_peft_model
-from tiny_folders import write_tiny_llama
+from tiny_folders import swap_two_tokens, write_tiny_llama
 
 from slimtune import prompts
 from slimtune.console import InputError, ResourceError, SettingsError
@@ -123,7 +124,7 @@ def test_measures_say_what_each_model_is_and_costs(base, comparison):
 def test_the_baseline_does_not_differ_from_itself(comparison):
     first = comparison.measures[0]
     judged = [m for m in first.values() if isinstance(m, dict) and "verdict" in m]
-    assert len(judged) == 5
+    assert len(judged) == 9
     assert {m["verdict"] for m in judged} == {"no clear change"}
 
 
@@ -132,18 +133,77 @@ def test_an_adapter_without_effect_is_noticed(base, rows, tmp_path):
     idle = Candidate("idle", str(base), adapter=str(adapter))
     found = compared([Candidate("base", str(base)), idle], rows).cautions
     assert {"label": "idle", "first": "base", "kind": "no_effect"} in found
-    assert "idle: its answers are base's" in " ".join(map(sentence, found))
+    assert "idle: outputs identical to base" in " ".join(map(sentence, found))
 
 
-def test_another_template_is_noticed(base, rows, tmp_path):
-    chatml = write_tiny_llama(tmp_path / "chatml", template="alpaca")
-    found = compared([Candidate("base", str(base)), Candidate("c", str(chatml))], rows).cautions
-    assert "template" in [caution["kind"] for caution in found]
+def test_another_template_is_refused_before_any_model_is_asked(base, rows, tmp_path):
+    other = write_tiny_llama(tmp_path / "other", template="alpaca")
+    (other / "model.safetensors").unlink()  # asked, it would say so
+    with pytest.raises(SettingsError, match="another prompt template than base") as error:
+        compared([Candidate("base", str(base)), Candidate("other", str(other))], rows)
+    assert "row0" in error.value.why
+
+
+def test_the_bare_base_is_asked_as_its_adapter_was_trained(rows, tmp_path):
+    base = write_tiny_llama(tmp_path / "base", template="alpaca")
+    adapter = write_adapter(base, tmp_path / "adapter", trained=True)
+    (adapter / "chat_template.jinja").write_text(LLAMA2, encoding="utf-8")
+    bare, tuned = Candidate("base", str(base)), Candidate("t", str(base), adapter=str(adapter))
+    questions = comparison_module.questions_of(rows, "whole")
+    assert comparison_module.agreed_template([bare, tuned], "", questions) == LLAMA2
+    assert comparison_module.agreed_template([bare], "", questions) == prompts.template("alpaca")
+
+
+@pytest.fixture
+def other_tokenizer(rows, tmp_path) -> tuple[Path, list[dict]]:
+    """A model in whose vocabulary two tokens changed places, and rows that hold both."""
+    folder = swap_two_tokens(write_tiny_llama(tmp_path / "other"))
+    vocabulary = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+    swapped = "".join(list(vocabulary)[-2:])
+    messages = [{"role": "user", "content": swapped * 3}, rows[0]["messages"][1]]
+    return folder, [*rows, {"id": "swapped", "messages": messages}]
+
+
+def test_another_tokenizer_leaves_out_what_does_not_compare(base, other_tokenizer):
+    other, rows = other_tokenizer
+    found = compared([Candidate("base", str(base)), Candidate("other", str(other))], rows)
+    first, second = found.measures
+    assert first["perplexity"] and second["perplexity"] is None and second["bits_per_byte"]
+    assert "tokenizer" in [caution["kind"] for caution in found.cautions]
+    assert "–" in table(found)[1][1]
+
+
+def test_another_tokenizer_that_would_cut_elsewhere_is_refused(base, other_tokenizer):
+    other, rows = other_tokenizer
+    candidates = [Candidate("base", str(base)), Candidate("other", str(other))]
+    with pytest.raises(InputError, match="cut elsewhere"):
+        compared(candidates, rows, max_length=24)
+
+
+def test_an_adapter_trained_for_another_base_of_the_same_shape_is_noticed(rows, tmp_path):
+    bases = [
+        write_tiny_llama(tmp_path / "a"),
+        write_tiny_llama(tmp_path / "b", initializer_range=0.1),
+    ]
+    adapter = write_adapter(bases[0], tmp_path / "adapter", trained=True)
+    moved = shutil.copytree(bases[0], tmp_path / "moved")
+    for base, expected in ((bases[0], False), (moved, False), (bases[1], True)):
+        tuned = Candidate("tuned", str(base), adapter=str(adapter))
+        found = compared([Candidate("base", str(base)), tuned], rows[:1]).cautions
+        assert ("other_base" in [caution["kind"] for caution in found]) is expected
+
+
+def test_leaks_are_counted_whatever_their_case_and_width(base, rows):
+    leaked = {**rows[3], "messages": [{"role": "user", "content": "ｎａｍｅ a  PET."}]}
+    found = compared([Candidate("base", str(base))], rows, trained_on=[leaked, leaked])
+    assert (found.settings["leaked_rows"], found.settings["training_rows"]) == (1, 2)
+    (told,) = [sentence(caution) for caution in found.cautions if caution["kind"] == "leak"]
+    assert "1 of 5 test questions (20.0 %)" in told
 
 
 def test_long_prompts_keep_their_end_and_are_counted(base, rows):
     cut = compared([Candidate("base", str(base))], rows, max_length=24)
-    assert cut.outcomes[0].shortened > 0
+    assert cut.outcomes[0].asked.shortened
     assert "shortened" in [caution["kind"] for caution in cut.cautions]
 
 
@@ -156,7 +216,8 @@ def test_a_gguf_answers_like_the_model_it_was_made_from(base, rows, tmp_path, co
     texts = [[answer.text for answer in outcome.generations] for outcome in found.outcomes]
     assert texts[0] == texts[1]
     first, second = found.measures
-    assert second["perplexity"] == pytest.approx(first["perplexity"], rel=1e-3)
+    for name in ("perplexity", "token_accuracy"):
+        assert second[name]["score"] == pytest.approx(first[name]["score"], rel=1e-3)
     assert second["cost"]["parameters"] == first["cost"]["parameters"]
     assert 1e6 < second["cost"]["peak_memory_bytes"] < 1e9
 

@@ -5,8 +5,13 @@ import torch
 
 from slimtune.console import ResourceError
 from slimtune.evaluation import generation
-from slimtune.evaluation.batches import by_length, run_batched
-from slimtune.evaluation.generation import generate, stream
+from slimtune.evaluation.answers import Generation
+from slimtune.evaluation.batches import by_length, in_order, run_batched
+from slimtune.evaluation.generation import stream
+
+
+def generate(*arguments, **settings) -> list[Generation]:
+    return in_order(generation.generate(*arguments, **settings))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +66,7 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_order():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return [row * 10 for row in rows]
 
-    assert run_batched([1] * 20, 10, run) == [row * 10 for row in range(20)]
+    assert in_order(run_batched([1] * 20, 10, run)) == [row * 10 for row in range(20)]
     assert max(sizes[-7:]) <= 3
 
 
@@ -70,8 +75,23 @@ def test_out_of_memory_with_one_row_names_the_cure():
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 1 TB")
 
     with pytest.raises(ResourceError) as error:
-        run_batched([1, 1], 10, run)
+        list(run_batched([1, 1], 10, run))
     assert "smaller" in error.value.cure
+
+
+def test_known_rows_leave_the_other_batches_as_they_were():
+    """A resumed run must compute what is missing in the same company: bf16 is sensitive to it."""
+    asked = []
+
+    def run(rows: list[int]) -> list[int]:
+        asked.append(rows)
+        return rows
+
+    everything = by_length([1] * 20, 5)
+    known = {*everything[0], *everything[2], everything[3][0]}
+    found = dict(run_batched([1] * 20, 5, run, known))
+    assert asked == [everything[1], everything[3]]
+    assert sorted(found) == sorted(everything[1] + everything[3])
 
 
 def test_another_error_is_not_taken_for_out_of_memory():
@@ -79,7 +99,7 @@ def test_another_error_is_not_taken_for_out_of_memory():
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        run_batched([1, 1], 10, run)
+        list(run_batched([1, 1], 10, run))
 
 
 def test_batches_shrink_until_the_cache_fits(model, tokenizer, prompts, monkeypatch):

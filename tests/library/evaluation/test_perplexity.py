@@ -1,14 +1,11 @@
 """Answer losses equal the plain definition: one row, full logits, log_softmax."""
 
-import math
 import random
 
 import pytest
 import torch
 
-from slimtune.evaluation import perplexity as measured
-from slimtune.evaluation.answers import AnswerLoss
-from slimtune.evaluation.metrics import perplexity
+from slimtune.evaluation.batches import in_order
 from slimtune.evaluation.perplexity import answer_losses
 
 
@@ -27,20 +24,20 @@ def examples(prompts) -> list[dict[str, list[int]]]:
     return rows
 
 
-def plain(model, example) -> tuple[float, int]:
+def plain(model, example) -> tuple[float, int, int]:
     with torch.no_grad():
         logits = model(torch.tensor([example["input_ids"]])).logits[0].double()
     chosen = [(t - 1, label) for t, label in enumerate(example["labels"]) if label != -100]
     nats = -sum(torch.log_softmax(logits[t], -1)[label].item() for t, label in chosen)
-    return nats, len(chosen)
+    return nats, len(chosen), sum(int(logits[t].argmax()) == label for t, label in chosen)
 
 
-def test_batched_losses_equal_the_definition(model, examples, monkeypatch):
-    monkeypatch.setattr(measured, "TOKEN_BUDGET", 120)
-    losses = answer_losses(model, examples)
+def test_batched_losses_equal_the_definition(model, examples):
+    losses = in_order(answer_losses(model, examples, token_budget=120))
+    assert sum(loss.hits for loss in losses) > 0
     for loss, example in zip(losses, examples, strict=True):
-        nats, tokens = plain(model, example)
-        assert loss.tokens == tokens
+        nats, tokens, hits = plain(model, example)
+        assert (loss.tokens, loss.hits) == (tokens, hits)
         assert loss.nats == pytest.approx(nats, rel=1e-5, abs=1e-6)
 
 
@@ -48,15 +45,6 @@ def test_logits_start_at_the_first_answer_of_the_batch(model, examples):
     """Prompts must cost no vocabulary-sized memory."""
     widths = []
     hook = model.lm_head.register_forward_hook(lambda _, __, out: widths.append(out.shape[1]))
-    answer_losses(model, [{"input_ids": [1] + [5] * 30, "labels": [-100] * 29 + [5, 5]}])
+    list(answer_losses(model, [{"input_ids": [1] + [5] * 30, "labels": [-100] * 29 + [5, 5]}]))
     hook.remove()
     assert widths == [3]
-
-
-def test_perplexity_weighs_by_tokens():
-    losses = [AnswerLoss(math.log(2) * 9, 9), AnswerLoss(math.log(8), 1)]
-    assert perplexity(losses) == pytest.approx(2 ** (12 / 10))
-
-
-def test_a_hopeless_model_has_a_finite_perplexity():
-    assert math.isfinite(perplexity([AnswerLoss(1e6, 1)]))

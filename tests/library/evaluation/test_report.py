@@ -1,14 +1,18 @@
 """The report: filled from records, honest where there are none, inert whatever a row says."""
 
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
 
 from slimtune.data.markdown import code, plain
+from slimtune.evaluation import page
 from slimtune.evaluation.cautions import _SENTENCES
 from slimtune.evaluation.report import render
+from slimtune.evaluation.report_words import LANGUAGES
+from slimtune.evaluation.scoring import MEASURES
 
 HOSTILE = "=cmd|'/C calc'!A0 <script>alert(1)</script> ![x](http://evil.example/i.png) | `a` # $b$"
 STAGES = ["prepare_data", "train_lora", "merge", "model_pruning", "knowledge_distillation"]
@@ -27,6 +31,10 @@ def record(stage: str) -> dict:
     }
 
 
+def perplexity(score: float) -> dict:
+    return {"score": score, "low": score - 1, "high": score + 1, "verdict": "no clear change"}
+
+
 def model(label: str, exact: float, size: int, **changes) -> dict:
     judged = {"score": exact, "low": exact - 3, "high": exact + 3, "verdict": "better"}
     return {
@@ -34,11 +42,9 @@ def model(label: str, exact: float, size: int, **changes) -> dict:
         "reference": f"models/{label}",
         "tokenizer": None,
         "kind": "model",
-        **dict.fromkeys(("exact_match", "rouge_1", "rouge_2", "rouge_l", "bits_per_byte"), judged),
-        "perplexity": 4.0,
-        "bleu": {"score": 50.0, "signature": "tok:zh"},
-        "chrf": {"score": 60.0, "signature": "nc:6"},
-        "health": {"empty": 0.0, "without_eos": 20.0, "repeating": 0.0},
+        **dict.fromkeys(MEASURES, judged),
+        "perplexity": perplexity(4.0),
+        "health": {"empty": 0.0, "without_eos": 20.0, "repeating": 0.0, "length_ratio": 1.5},
         "cost": {
             "parameters": 2_600_000,
             "bytes_on_disk": size,
@@ -53,9 +59,16 @@ def model(label: str, exact: float, size: int, **changes) -> dict:
 
 @pytest.fixture
 def metrics() -> dict:
-    quantised = {"kind": "gguf", "tokenizer": "models/tuned", "perplexity": 4.2}
+    quantised = {"kind": "gguf", "tokenizer": "models/tuned", "perplexity": perplexity(4.2)}
     return {
-        "settings": {"rows": 300, "max_new_tokens": 64},
+        "settings": {
+            "rows": 300,
+            "max_new_tokens": 64,
+            "extract": "gsm8k",
+            "leaked_rows": 3,
+            "training_rows": 2000,
+            "signatures": {"bleu": "tok:zh", "chrf": "nc:6"},
+        },
         "models": [
             model("base", 2.0, 10_000_000),
             model("tuned", 84.0, 10_500_000),
@@ -68,6 +81,7 @@ def metrics() -> dict:
                 "prompt": HOSTILE,
                 "reference": "two\nlines",
                 "answers": {"base": HOSTILE, "tuned": "ok"},
+                "scores": {"base": 0.0, "tuned": 50.0},
             }
         ],
     }
@@ -139,15 +153,62 @@ def test_the_curve_is_thinned_but_keeps_validations():
     assert "| 37 | 2.6300 | 1.2500 |" in table
 
 
+def test_a_measure_shows_its_interval_and_verdict(metrics):
+    metrics["models"][1]["perplexity"] = None
+    report = render({}, metrics)
+    assert "| exact match % ↑ | 2.0 (-1.0–5.0) | 84.0 (81.0–87.0) ▲ | 82.5" in report
+    assert "| perplexity ↓ | 4.00 (3.00–5.00) | – | 4.20" in report
+    assert "3 (1.0 %) are among the 2,000 training rows" in report
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_measure_is_explained_in_one_line_with_its_direction(metrics, language):
+    glossary = render({}, metrics, language=language).split("\n## ")[-1]
+    for name, measure in LANGUAGES[language].measures.items():
+        assert f"| {measure.title} | {measure.meaning} |" in glossary
+        assert measure.arrow or name == "parameters"
+    assert LANGUAGES["en"].measures.keys() == LANGUAGES["zh"].measures.keys()
+
+
 def test_hostile_text_is_inert(metrics):
     metrics["models"][1]["label"] = HOSTILE
-    page = html_of(render({"train_lora": record("train_lora")}, metrics))
-    assert not re.search(r"<(script|img|a|h\d[^>]*>alert)\b", page)
+    html = html_of(render({"train_lora": record("train_lora")}, metrics))
+    assert not re.search(r"<(script|img|a|h\d[^>]*>alert)\b", html)
     shown = "=cmd|'/C calc'!A0 &lt;script&gt;alert(1)&lt;/script&gt; ![x](http://evil.example"
-    assert page.count(shown) >= 3
-    rows = re.findall(r"<tr>(.*?)</tr>", page, re.S)
-    hostile = [row for row in rows if "=cmd" in row and "10.5 MB" in row]
-    assert [row.count("<td") for row in hostile] == [7]
+    assert html.count(shown) >= 3
+    heads = re.findall(r"<thead>(.*?)</thead>", html, re.S)
+    assert [head.count("<th") for head in heads if "=cmd" in head] == [4, 4]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_page_is_inert_and_asks_nothing_of_the_net(metrics, language):
+    metrics["models"][1]["label"] = HOSTILE
+    metrics["samples"][0]["id"] = "${verdict}"
+    runs = {stage: record(stage) for stage in STAGES}
+    curve = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.5}]
+    html = page.render(runs, metrics, language=language, curve=curve)
+    tags = Tags()
+    tags.feed(html)
+    assert not tags.names & {"script", "img", "a", "iframe", "link", "object", "form", "input"}
+    assert not tags.attributes & {"src", "href", "onload", "onclick", "onerror", "srcset", "action"}
+    assert "url(" not in html and "@import" not in html
+    assert "default-src 'none'" in html
+    assert html.count("<svg") == 6  # three measures, two costs, the curve
+    assert html.count("$") == html.count("${verdict}") + 2 * html.count("$b$")
+    assert "&lt;script&gt;" in html
+
+
+class Tags(HTMLParser):
+    """Names of all tags and attributes of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.names.add(tag)
+        self.attributes |= {name for name, _ in attrs}
 
 
 def test_code_survives_backticks():

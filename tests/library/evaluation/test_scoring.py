@@ -5,11 +5,19 @@ import random
 
 import pytest
 
-from slimtune.evaluation.answers import AnswerLoss, Candidate, Cost, Generation, Outcome, Question
-from slimtune.evaluation.scoring import measure, row_scores
+from slimtune.evaluation.answers import (
+    AnswerLoss,
+    Asked,
+    Candidate,
+    Cost,
+    Generation,
+    Outcome,
+    Question,
+)
+from slimtune.evaluation.scoring import MEASURES, measure, row_scores, signatures
 
 QUESTIONS = [
-    Question(f"r{n}", ({"role": "user", "content": f"{n}?"},), f"答案{n}") for n in range(60)
+    Question(f"r{n}", ({"role": "user", "content": f"{n}?"},), (f"答案{n}",)) for n in range(60)
 ]
 COST = Cost(1, 1, 0.1, 1.0, 1.0, 1.0, 1)
 
@@ -19,15 +27,17 @@ def outcome(label: str, right: int, nats_per_token: float, tokens: int = 4) -> O
     chance = random.Random(3)
     texts = [q.reference if n < right else "不知道" for n, q in enumerate(QUESTIONS)]
     losses = [
-        AnswerLoss(tokens * (nats_per_token + chance.uniform(-0.2, 0.2)), tokens) for _ in texts
+        AnswerLoss(tokens * (nats_per_token + chance.uniform(-0.2, 0.2)), tokens, tokens // 2)
+        for _ in texts
     ]
     generations = [Generation(text, 3, True) for text in texts]
-    return Outcome(Candidate(label, label), "", generations, losses, 0, COST)
+    asked = Asked(f"{tokens} tokens an answer", ())
+    return Outcome(Candidate(label, label), generations, losses, asked, COST)
 
 
 def measured(candidate: Outcome, baseline: Outcome) -> dict:
-    scores = [row_scores(one, QUESTIONS) for one in (candidate, baseline)]
-    return measure(candidate, scores[0], baseline, scores[1], QUESTIONS)
+    both = [baseline, candidate]
+    return measure(both, [row_scores(one, QUESTIONS) for one in both], QUESTIONS)[1]
 
 
 def test_more_right_answers_and_fewer_bits_are_better():
@@ -50,7 +60,9 @@ def test_bits_per_byte_do_not_depend_on_the_tokenizer():
     for score, one in zip(bits, (coarse, fine), strict=True):
         assert score == pytest.approx(sum(loss.nats for loss in one.losses) / math.log(2) / size)
     assert bits[0] == pytest.approx(bits[1], rel=0.05)
-    assert measured(coarse, fine)["perplexity"] > 2 * measured(fine, fine)["perplexity"]
+    found = measured(coarse, fine)
+    assert found["perplexity"] is None and found["token_accuracy"] is None
+    assert found["bits_per_byte"]["verdict"] in ("no clear change", "better", "worse")
 
 
 def test_rows_whose_answer_did_not_fit_are_left_out_of_the_bits():
@@ -59,3 +71,49 @@ def test_rows_whose_answer_did_not_fit_are_left_out_of_the_bits():
     assert measured(cut, full)["bits_per_byte"]["score"] == pytest.approx(
         measured(full, cut)["bits_per_byte"]["score"]
     )
+
+
+def test_every_measure_has_its_interval_and_verdict():
+    found = measured(outcome("b", 45, 1.0), outcome("a", 15, 2.0))
+    for name in MEASURES:
+        judged = found[name]
+        assert judged["low"] <= judged["score"] <= judged["high"], name
+        assert judged["verdict"] in ("better", "worse", "no clear change"), name
+    assert found["perplexity"]["verdict"] == "better"
+    assert found["token_accuracy"]["score"] == 50
+
+
+def test_perplexity_weighs_by_tokens():
+    uneven = outcome("a", 9, 1.0)
+    uneven.losses[:] = [AnswerLoss(math.log(2) * 9, 9), *[AnswerLoss(math.log(8), 1)] * 59]
+    expected = math.exp((math.log(2) * 9 + math.log(8) * 59) / 68)
+    assert measured(uneven, uneven)["perplexity"]["score"] == pytest.approx(expected)
+
+
+def test_the_best_of_several_references_counts():
+    asked = Question("r", ({"role": "user", "content": "?"},), ("a long walk", "Paris", "巴黎"))
+    said = Outcome(
+        Candidate("m", "m"),
+        [Generation("巴黎。", 2, True)],
+        [AnswerLoss(1.0, 1)],
+        Asked("", ()),
+        COST,
+    )
+    assert set(row_scores(said, [asked])[0].values()) == {100.0}
+
+
+def test_a_row_names_its_pattern():
+    asked = Question("r", ({"role": "user", "content": "?"},), ("so #### 7",), "gsm8k")
+    said = Outcome(
+        Candidate("m", "m"),
+        [Generation("#### 7", 2, True)],
+        [AnswerLoss(1.0, 1)],
+        Asked("", ()),
+        COST,
+    )
+    assert row_scores(said, [asked])[0]["exact_match"] == 100
+
+
+def test_signatures_are_sacrebleus():
+    found = signatures(QUESTIONS)
+    assert "tok:zh" in found["bleu"] and "nc:6" in found["chrf"] and "nrefs:1" in found["bleu"]

@@ -1,0 +1,138 @@
+"""The loop of a chat, and what can be typed in it instead of a question.
+
+A new command is one function and one word in `COMMANDS`.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from slimtune.console import SettingsError, SlimTuneError
+from slimtune.evaluation.chat import Chat
+
+_HELP = """\
+/model NAME     talk to another model (alone: which there are)
+/both NAME      ask that model too, side by side (alone: the first other one)
+/undo           take back the last question and its answer
+/reset          forget the conversation
+/system TEXT    set the system message (alone: remove it) and forget the conversation
+/save FILE      add the conversation to FILE, as a row that prepare_data.py reads
+/help           this list
+/exit           leave (so does Ctrl-D)
+Ctrl-C stops an answer; twice, it leaves."""
+
+
+def talk(chat: Chat, source: TextIO) -> None:
+    """Reads lines until /exit or the end of `source`: commands, or something to say.
+
+    Raises what loading the first model raises; errors after that are shown, and the talk goes on.
+    """
+    chat.engine(chat.speakers[0])
+    chat.say("/help lists the commands.\n")
+    while True:
+        try:
+            chat.say("> ")
+            line = source.readline()
+        except KeyboardInterrupt:
+            chat.say("\n(/exit leaves)\n")
+            continue
+        if not line or line.strip() == "/exit":
+            return
+        try:
+            _take(chat, line.strip())
+        except (SlimTuneError, OSError) as error:
+            chat.say(f"{error}\n")
+
+
+def _take(chat: Chat, line: str) -> None:
+    """Runs a command, or asks the model."""
+    word, _, rest = line.partition(" ")
+    if word in COMMANDS:
+        COMMANDS[word](chat, rest.strip())
+    elif word.startswith("/") and word[1:].isalpha():
+        chat.say(f"{word}: no such command; /help lists them\n")
+    elif line:
+        chat.ask(line)
+
+
+def reset(chat: Chat, _: str) -> None:
+    for history in chat.histories.values():
+        history.clear()
+    chat.say("conversation forgotten\n")
+
+
+def system(chat: Chat, text: str) -> None:
+    chat.system = text
+    for history in chat.histories.values():
+        history.clear()
+    chat.say("system message set\n" if text else "no system message\n")
+
+
+def undo(chat: Chat, _: str) -> None:
+    taken = [history[-2]["content"] for history in chat.histories.values() if history]
+    for history in chat.histories.values():
+        del history[-2:]
+    chat.say(f"taken back: {taken[0]}\n" if taken else "nothing to take back\n")
+
+
+def save(chat: Chat, name: str) -> None:
+    """One line of JSON a speaker, in the `messages` format."""
+    spoken = {label: chat.conversation(label) for label in chat.speakers if chat.histories[label]}
+    if not name or not spoken:
+        chat.say("/save FILE, once something was said\n")
+        return
+    file = Path(name).expanduser()
+    with file.open("a", encoding="utf-8") as handle:
+        for label, messages in spoken.items():
+            row = {"model": label, "messages": messages}
+            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+    chat.say(f"added to {file}\n")
+
+
+def model(chat: Chat, name: str) -> None:
+    if not name:
+        now = " and ".join(chat.speakers)
+        chat.say(f"there are {', '.join(chat.partners)}; you are talking to {now}\n")
+        return
+    _require_partner(chat, name)
+    chat.let(name)
+    chat.say(f"talking to {name}\n")
+
+
+def both(chat: Chat, name: str) -> None:
+    speaker = chat.speakers[0]
+    others = [label for label in chat.partners if label != speaker]
+    if not others:
+        chat.say("there is only one model; start with --models to have more\n")
+        return
+    _require_partner(chat, name or others[0])
+    if (name or others[0]) == speaker:
+        chat.say(f"you are talking to {name} already; name another\n")
+        return
+    chat.let(speaker, name or others[0])
+    chat.say(f"talking to {' and '.join(chat.speakers)}; /model NAME goes back to one\n")
+
+
+def help(chat: Chat, _: str) -> None:
+    chat.say(f"{_HELP}\n")
+
+
+COMMANDS: dict[str, Callable[[Chat, str], None]] = {
+    "/reset": reset,
+    "/system": system,
+    "/undo": undo,
+    "/save": save,
+    "/model": model,
+    "/both": both,
+    "/help": help,
+}
+
+
+def _require_partner(chat: Chat, name: str) -> None:
+    if name not in chat.partners:
+        raise SettingsError(
+            f"/model {name}: no such model here",
+            f"there are {', '.join(chat.partners)}",
+            "name one of these, or start again with --models",
+        )

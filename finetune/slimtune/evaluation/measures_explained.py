@@ -1,0 +1,90 @@
+"""The name, direction and one-line meaning of every measure, in each language of the reports."""
+
+from typing import NamedTuple
+
+
+class Measure(NamedTuple):
+    """`arrow`: ↑ more is better, ↓ less is better, → nearer to 1 is better, "" neither."""
+
+    name: str
+    arrow: str
+    meaning: str
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.arrow}".strip()
+
+
+ENGLISH = {
+    "exact_match": Measure(
+        "exact match %",
+        "↑",
+        "answers equal to a reference; width, case, punctuation and spacing aside",
+    ),
+    "rouge_1": Measure(
+        "ROUGE-1", "↑", "words shared with the reference; a Chinese character is a word"
+    ),
+    "rouge_2": Measure("ROUGE-2", "↑", "pairs of neighbouring words shared with the reference"),
+    "rouge_l": Measure(
+        "ROUGE-L", "↑", "longest sequence of words in the order of the reference, gaps allowed"
+    ),
+    "bleu": Measure("BLEU", "↑", "runs of one to four words shared, over all rows together"),
+    "chrf": Measure("chrF", "↑", "runs of one to six characters shared, over all rows together"),
+    "token_accuracy": Measure(
+        "token accuracy %", "↑", "tokens of the reference answers that are the model's first choice"
+    ),
+    "perplexity": Measure(
+        "perplexity",
+        "↓",
+        "surprise at the reference answers, per token; 1 is none. Only within one tokenizer",
+    ),
+    "bits_per_byte": Measure(
+        "bits per byte", "↓", "the same surprise per byte of text: compares across tokenizers"
+    ),
+    "empty": Measure("empty %", "↓", "answers without a word"),
+    "without_eos": Measure(
+        "without EOS %", "↓", "answers that ran into the token limit instead of ending"
+    ),
+    "repeating": Measure("looping %", "↓", "answers that end in one phrase over and over"),
+    "length_ratio": Measure(
+        "length ratio", "→", "words of all answers by words of all references; 1 is as long"
+    ),
+    "parameters": Measure("parameters", "", "numbers the model consists of, an adapter's included"),
+    "bytes_on_disk": Measure("on disk", "↓", "size of the weight files"),
+    "load_seconds": Measure("load s", "↓", "seconds from the start to the first question"),
+    "prompt_tokens_per_second": Measure(
+        "reading tokens/s", "↑", "prompt tokens a second, one sequence"
+    ),
+    "generated_tokens_per_second": Measure(
+        "writing tokens/s", "↑", "answer tokens a second, one sequence"
+    ),
+    "peak_memory_bytes": Measure(
+        "peak memory", "↓", "most memory the model's own process held at once"
+    ),
+}
+
+CHINESE = {
+    "exact_match": Measure(
+        "完全匹配 %", "↑", "与某个参考答案相同的回答；不计全角半角、大小写、标点和空格"
+    ),
+    "rouge_1": Measure("ROUGE-1 词重合", "↑", "与参考答案共有的词；一个汉字算一个词"),
+    "rouge_2": Measure("ROUGE-2 词对重合", "↑", "与参考答案共有的相邻词对"),
+    "rouge_l": Measure("ROUGE-L 最长序列", "↑", "与参考答案顺序一致的最长词序列，中间可有间隔"),
+    "bleu": Measure("BLEU 词组重合", "↑", "全部数据上一到四个词的连续片段的重合"),
+    "chrf": Measure("chrF 字符重合", "↑", "全部数据上一到六个字符的连续片段的重合"),
+    "token_accuracy": Measure("词元准确率 %", "↑", "参考答案的词元中，恰为模型首选的比例"),
+    "perplexity": Measure(
+        "困惑度", "↓", "模型对参考答案的意外程度（按词元），1 为毫不意外；只在同一分词器内可比"
+    ),
+    "bits_per_byte": Measure("每字节比特", "↓", "同样的意外程度，按文本字节计：不同分词器之间可比"),
+    "empty": Measure("空回答 %", "↓", "一个词也没有的回答"),
+    "without_eos": Measure("无 EOS %", "↓", "没有自己结束、一直写到上限的回答"),
+    "repeating": Measure("循环重复 %", "↓", "以同一句话反复结尾的回答"),
+    "length_ratio": Measure("长度比", "→", "全部回答的词数除以全部参考答案的词数；1 为一样长"),
+    "parameters": Measure("参数量", "", "模型包含的数字个数，含适配器"),
+    "bytes_on_disk": Measure("磁盘占用", "↓", "权重文件的大小"),
+    "load_seconds": Measure("加载秒数", "↓", "从启动到可以提问的秒数"),
+    "prompt_tokens_per_second": Measure("读入词元/秒", "↑", "每秒读入的提示词元，单个序列"),
+    "generated_tokens_per_second": Measure("生成词元/秒", "↑", "每秒生成的词元，单个序列"),
+    "peak_memory_bytes": Measure("内存峰值", "↓", "模型所在进程同时占用的最大内存"),
+}

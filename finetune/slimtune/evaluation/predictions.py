@@ -1,0 +1,127 @@
+"""Answers kept as they come, so that a comparison that was killed goes on where it was.
+
+One file of JSON lines for each model and set of settings, named after a digest of both; each line
+belongs to one row, named after a digest of what was asked.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from slimtune.evaluation.answers import (
+    AnswerLoss,
+    Asked,
+    Candidate,
+    Cost,
+    Generation,
+    Job,
+    Outcome,
+    Question,
+)
+from slimtune.evaluation.batches import in_order
+from slimtune.models.adapters import WEIGHTS_FILE
+from slimtune.models.folders import weight_files
+from slimtune.models.hub import resolve
+
+Result = TypeVar("Result", Generation, AnswerLoss)
+Rows = set[int]
+
+
+class Predictions:
+    """What is known already about one candidate, and the file that grows with every answer."""
+
+    def __init__(self, file: Path | None, questions: Sequence[Question]) -> None:
+        self.file = file
+        self.rows = [f"{number}:{_digest(_asked(one))}" for number, one in enumerate(questions)]
+        self.known = _read(file) if file else {}
+
+    @classmethod
+    def of(cls, candidate: Candidate, job: Job) -> Self:
+        """Those of a candidate; in memory only where the job keeps none."""
+        if job.kept_in is None:
+            return cls(None, job.questions)
+        told = [job.template, job.max_length, job.max_new_tokens, asdict(job.compute)]
+        name = _digest([asdict(candidate), _weights(candidate), *told])
+        return cls(job.kept_in / f"{name}.jsonl", job.questions)
+
+    def complete(
+        self, kind: type[Result], find: Callable[[Rows], Iterator[tuple[int, Result]]]
+    ) -> list[Result]:
+        """All results of a kind, in row order: `find` is given the known rows and finds the rest.
+
+        A row found again replaces what was known: it belongs to a batch that was cut short.
+        """
+        known = {
+            row: _built(kind, self.known[name])
+            for row, key in enumerate(self.rows)
+            if (name := f"{kind.__name__}:{key}") in self.known
+        }
+        for row, result in find(set(known)):
+            known[row] = result
+            self._keep(f"{kind.__name__}:{self.rows[row]}", asdict(result))
+        return in_order(known.items())
+
+    def finish(self, outcome: Outcome) -> None:
+        """Notes that nothing is missing, and what it took."""
+        self._keep(self._finished, {"asked": asdict(outcome.asked), "cost": asdict(outcome.cost)})
+
+    def outcome(self, candidate: Candidate) -> Outcome | None:
+        """The whole outcome where an earlier run finished this candidate, else None."""
+        found = self.known.get(self._finished)
+        if found is None:
+            return None
+        asked = Asked(found["asked"]["digest"], tuple(found["asked"]["shortened"]))
+        generations = self.complete(Generation, lambda _: iter(()))
+        losses = self.complete(AnswerLoss, lambda _: iter(()))
+        return Outcome(candidate, generations, losses, asked, Cost(**found["cost"]))
+
+    @property
+    def _finished(self) -> str:
+        return f"finished:{_digest(self.rows)}"
+
+    def _keep(self, name: str, value: dict[str, Any]) -> None:
+        self.known[name] = value
+        if self.file is None:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        # The line end comes first: what a killed run left half-written stays a line of its own.
+        with self.file.open("a", encoding="ascii") as handle:
+            handle.write(f"\n{json.dumps({name: value})}")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if not file.is_file():
+        return found
+    for line in file.read_text(encoding="ascii").split("\n"):
+        try:
+            found |= json.loads(line)
+        except (ValueError, TypeError):
+            continue  # empty, or the line that a killed run was writing
+    return found
+
+
+def _built(kind: type[Result], values: dict[str, Any]) -> Result:
+    return kind(**{field.name: values[field.name] for field in fields(kind)})
+
+
+def _asked(question: Question) -> list[Any]:
+    return [[dict(message) for message in question.messages], question.reference]
+
+
+def _weights(candidate: Candidate) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of every weight file, as make looks at what it builds from."""
+    if candidate.kind == "gguf":
+        files = [Path(candidate.reference)]
+    else:
+        files = weight_files(resolve(candidate.reference))
+    if candidate.adapter:
+        files = [*files, Path(candidate.adapter) / WEIGHTS_FILE]
+    return [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode("ascii")).hexdigest()[:16]

@@ -1,0 +1,101 @@
+"""Intervals and verdicts where the truth is known: planted changes are found, chance is not."""
+
+import math
+
+import numpy as np
+import pytest
+from sacrebleu.metrics import BLEU, CHRF
+
+from slimtune.evaluation import bootstrap
+from slimtune.evaluation.bootstrap import corpus, mean, verdict
+
+
+def test_the_interval_covers_the_true_mean_about_95_times_in_100():
+    random_ = np.random.default_rng(5)
+    inside = 0
+    for trial in range(200):
+        low, high = mean(random_.normal(3, 1, 60), resamples=300, seed=trial).interval
+        inside += low <= 3 <= high
+    assert 0.90 <= inside / 200 <= 0.99
+
+
+def test_weighted_means_are_those_of_repeated_rows():
+    values = [1.0, 2.0, 5.0, 9.0]
+    assert mean(values, [3.0] * 4).interval == pytest.approx(mean(values).interval)
+    assert mean([1.0, 4.0], [3.0, 1.0]).score == pytest.approx(7 / 4)
+
+
+def right_or_wrong(random_: np.random.Generator, rate: float, rows: int) -> np.ndarray:
+    return 100.0 * (random_.random(rows) < rate)
+
+
+def alarms(draw, trials: int = 300) -> float:
+    """The share of trials in which two systems that are alike seem to differ."""
+    random_ = np.random.default_rng(7)
+    found = 0
+    for trial in range(trials):
+        one, other = (mean(draw(random_), seed=trial) for _ in range(2))
+        found += verdict(one, other) != "no clear change"
+    return found / trials
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [lambda r: r.normal(50, 20, 200), lambda r: right_or_wrong(r, 0.4, 200)],
+    ids=["scores", "right or wrong"],
+)
+def test_alike_systems_raise_3_to_7_false_alarms_in_100(draw):
+    assert 0.03 <= alarms(draw) <= 0.07
+
+
+def test_one_system_never_differs_from_itself():
+    values = np.random.default_rng(1).normal(50, 20, 200)
+    assert verdict(mean(values), mean(values)) == "no clear change"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_five_planted_points_at_200_rows_are_found_with_their_direction(seed):
+    random_ = np.random.default_rng(seed)
+    before = random_.random(200) * 100
+    after = before + 5 + random_.normal(0, 20, 200)
+    assert verdict(mean(after), mean(before)) == "better"
+    assert verdict(mean(before), mean(after)) == "worse"
+    assert verdict(mean(after), mean(before), higher_is_better=False) == "worse"
+
+
+def test_pairing_finds_what_two_separate_intervals_would_hide():
+    random_ = np.random.default_rng(2)
+    hard = random_.normal(50, 30, 200)
+    one, other = mean(hard + 2 + random_.normal(0, 5, 200)), mean(hard)
+    assert one.interval[0] < other.interval[1]
+    assert verdict(one, other) == "better"
+
+
+PREDICTIONS = ["the cat sat on the mat", "北京是中国的首都", "no idea at all", "四十二"] * 5
+REFERENCES = [
+    ["the cat sat on a mat", "a cat sat on the mat"],
+    ["北京是首都"],
+    ["forty two"],
+    ["42", "四十二"],
+] * 5
+
+
+@pytest.mark.parametrize("metric", [BLEU(tokenize="zh", effective_order=True), CHRF()])
+def test_corpus_scores_are_sacrebleus_with_any_number_of_references(metric):
+    streams = [[one[0] for one in REFERENCES], [(*one, None)[1] for one in REFERENCES]]
+    found = corpus(metric, PREDICTIONS, REFERENCES)
+    assert found.score == pytest.approx(metric.corpus_score(PREDICTIONS, streams).score)
+    low, high = found.interval
+    assert low < found.score < high
+
+
+def test_a_draw_of_a_corpus_is_the_score_of_the_drawn_rows():
+    found = corpus(CHRF(), PREDICTIONS, REFERENCES, resamples=3, seed=9)
+    rows = next(bootstrap._draws(len(PREDICTIONS), 1, 9))
+    drawn = corpus(CHRF(), [PREDICTIONS[r] for r in rows], [REFERENCES[r] for r in rows])
+    assert found.draws[0] == pytest.approx(drawn.score)
+
+
+def test_a_hopeless_model_has_a_finite_perplexity():
+    found = mean([1e6, 1e6]).exp()
+    assert math.isfinite(found.score) and all(map(math.isfinite, found.interval))
