@@ -103,8 +103,14 @@ class LlamaCpp:
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str] = ()
     ) -> list[Generation]:
         """Greedy answers to prompts given as ids, in the order of the prompts."""
-        answers = dict(self._tell("generate", prompts, max_new_tokens, list(stop)))
+        answers = dict(self.answers(prompts, max_new_tokens, stop))
         return [answers[index] for index in range(len(prompts))]
+
+    def answers(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str] = ()
+    ) -> Iterator[tuple[int, Generation]]:
+        """The same as (prompt's index, answer), each as soon as it is finished."""
+        return self._tell("generate", prompts, max_new_tokens, list(stop))
 
     def stream(
         self, prompt: Sequence[int], max_new_tokens: int, stop: Sequence[str] = ()
@@ -122,6 +128,15 @@ class LlamaCpp:
     def nll(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
         """Negative log-likelihood of each answer token given all before it, nats."""
         return self._ask("nll", prompt, answer)
+
+    def score(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> Iterator[tuple[int, list[tuple[float, bool]]]]:
+        """(index, [(nll, whether it is the likeliest) of each answer token]) of prompts, answers.
+
+        As many side by side as there are slots.
+        """
+        return self._tell("score", pairs)
 
     def speed(self, prompt: Sequence[int], new_tokens: int = 64) -> Speed:
         """Tokens per second of one sequence: reading `prompt`, then writing `new_tokens`."""
@@ -264,5 +279,6 @@ _VERBS: dict[str, Callable[..., Iterator[object]]] = {
     "nll": _once(Engine.nll),
     "speed": _once(Engine.speed),
     "generate": Engine.generate,
+    "score": Engine.score,
     "stream": Engine.stream,
 }

@@ -125,20 +125,36 @@ class Engine:
 
     def nll(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
         """-log p(token | everything before it) of each answer token, in nats."""
-        ids = [*prompt, *answer]
-        self._require_room(len(ids) - 1)
-        self.lib.llama_memory_seq_rm(self.memory, 0, -1, -1)
-        losses: list[float] = []
-        for start in range(0, len(ids), self.room):
-            part = ids[start : start + self.room]
-            wanted = [start + i + 1 >= len(prompt) for i in range(len(part))]
-            self._decode(
-                [(0, start + i, t, w) for i, (t, w) in enumerate(zip(part, wanted, strict=True))]
-            )
-            for i, position in enumerate(range(start, start + len(part))):
-                if wanted[i] and position + 1 < len(ids):
-                    losses.append(_nll(self._logits(i), ids[position + 1]))
-        return losses
+        return [nats for nats, _ in self._scores([(prompt, answer)])[0]]
+
+    def score(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> Iterator[tuple[int, list[tuple[float, bool]]]]:
+        """(pair's index, [(nll, whether it is the likeliest) of each answer token])."""
+        for start in range(0, len(pairs), self.slots):
+            yield from enumerate(self._scores(pairs[start : start + self.slots]), start)
+
+    def _scores(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> list[list[tuple[float, bool]]]:
+        """The scores of at most `slots` (prompt, answer) pairs, decoded side by side."""
+        entries: list[tuple[int, int, int, bool]] = []
+        targets: list[int] = []
+        for slot, (prompt, answer) in enumerate(pairs):
+            ids = [*prompt, *answer]
+            self._require_room(len(ids) - 1)
+            self.lib.llama_memory_seq_rm(self.memory, slot, -1, -1)
+            for position, token in enumerate(ids[:-1]):
+                entries.append((slot, position, token, position + 1 >= len(prompt)))
+            targets += ids[1:]
+        found: list[list[tuple[float, bool]]] = [[] for _ in pairs]
+        for start in range(0, len(entries), self.room):
+            part = entries[start : start + self.room]
+            self._decode(part)
+            for row, (slot, _, _, wanted) in enumerate(part):
+                if wanted:
+                    found[slot].append(_score(self._logits(row), targets[start + row]))
+        return found
 
     def speed(self, prompt: Sequence[int], new_tokens: int) -> Speed:
         self._require_room(len(prompt) + new_tokens)
@@ -246,10 +262,12 @@ class Engine:
         return self.errors[0].replace("\n", " ") if self.errors else otherwise
 
 
-def _nll(logits: np.ndarray, token: int) -> float:
+def _score(logits: np.ndarray, token: int) -> tuple[float, bool]:
+    """-log p(token) in nats, and whether no token is likelier."""
     wide = logits.astype(np.float64)
     top = wide.max()
-    return float(top + np.log(np.exp(wide - top).sum()) - wide[token])
+    nats = float(top + np.log(np.exp(wide - top).sum()) - wide[token])
+    return nats, int(logits.argmax()) == token
 
 
 def _held_back(text: str, stop: Sequence[str]) -> int:
