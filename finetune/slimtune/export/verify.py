@@ -141,7 +141,7 @@ def _require_same_text(
 def _require_likelihood(
     gguf: Path, truth: Truth, quantization: str, expected: float, measured: float
 ) -> None:
-    log.info("%s: NLL %.4f, the model's own %.4f nats per token", gguf, measured, expected)
+    log.info("%s: NLL %.4f, the model's own %.4f nats a token", gguf.name, measured, expected)
     rise = measured - expected
     tolerance = TOLERANCES[quantization]
     if truth.precision == "bfloat16":

@@ -196,6 +196,12 @@ def test_the_context_is_the_one_of_training(
     succeeds("convert_to_gguf", *words)
     assert "PARAMETER num_ctx 128\n" in (tmp_path / "Modelfile").read_text()
     (tmp_path / "Modelfile").unlink()
+    base = merged.parents[1] / "base"
+    succeeds(
+        "convert_to_gguf", *words, "--model-path", base, "--lora-model", adapter, "--overwrite"
+    )
+    assert "PARAMETER num_ctx 128\n" in (tmp_path / "Modelfile").read_text()
+    (tmp_path / "Modelfile").unlink()
     plain = write_tiny_llama(tmp_path / "plain", hidden=64)
     succeeds("convert_to_gguf", *words, "--model-path", plain, "--overwrite")
     assert "PARAMETER num_ctx 64\n" in (tmp_path / "Modelfile").read_text()
