@@ -1,16 +1,17 @@
-"""Turn raw rows (json, jsonl, csv) into clean train, validation and test rows.
+"""Turn raw rows (json, jsonl, csv, tsv, parquet) into clean train, validation and test rows.
 
     python finetune/prepare_data.py
     python finetune/prepare_data.py --input my.csv --format-type qa --output-name mine
     python finetune/prepare_data.py --input data/raw_data.json --input-format json \\
         --format-type alpaca --output-dir data/finetune --output-name train
 
-reads   the raw file; the base model's tokenizer, when it is there, to count tokens
-writes  NAME_train.jsonl, NAME_validation.jsonl, NAME_test.jsonl, data_report.json and .md,
-        rejected.jsonl with the reason of every row left out
+reads   the raw file or folder; the base model's tokenizer, when it is there, to count tokens
+writes  NAME_train.jsonl, NAME_validation.jsonl, NAME_test.jsonl (none for an empty split),
+        data_report.json, .md and .png, rejected.jsonl with the reason of every row left out;
+        the last four as NAME_data_report.json and so on where NAME is not `train`
 """
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from slimtune.artifacts import refuse_finished_files, require, stage_files
@@ -19,46 +20,38 @@ from slimtune.console import near, note, would_write, wrote
 
 
 def main(config: Config) -> None:
-    from slimtune.data import preparation
+    from slimtune.data import preparation, writing
 
     data = config.data
     manifest = data.output_dir / f"{data.output_name}_run.json"
-    require(data.input)
+    inputs = [path for path in (data.input, data.validation_input, data.test_input) if path]
+    for path in inputs:
+        require(path)
     refuse_finished_files(manifest, config)
-    prepared = preparation.prepare(
-        data.input,
-        input_format=data.input_format,
-        format_type=data.format_type,
-        ratios=(
-            1 - data.validation_ratio - data.test_ratio,
-            data.validation_ratio,
-            data.test_ratio,
-        ),
-        seed=data.seed,
-        group_column=data.group_column,
-        system_prompt=config.model.system_prompt,
-        encode=token_counter(config),
-    )
     train = data.output_dir / f"{data.output_name}_train.jsonl"
-    counts = {name: len(rows) for name, rows in prepared.splits.items()}
-    counts["left out (see rejected.jsonl)"] = len(prepared.rejected)
+    system_prompt = config.model.system_prompt
     if config.options.dry_run:
-        would_write(train, estimates=counts)
+        prepared = preparation.prepare(data, system_prompt=system_prompt)
+        would_write(train, estimates=prepared.counts())
         return
 
-    with stage_files("prepare_data", manifest, config, inputs=[data.input]) as stage:
-        preparation.write(prepared, stage.folder, data.output_name)
-        stage.metrics.update(prepared.numbers)
+    with stage_files("prepare_data", manifest, config, inputs=inputs) as stage:
+        prepared = preparation.prepare(data, stage.folder, system_prompt)
+        fit = length_limit(config)  # its libraries weigh more than the rows: not before the workers
+        numbers = writing.write(prepared, stage.folder, data.output_name, fit)
+        stage.metrics.update(numbers)
+    files = writing.names(data.output_name)
+    left_out = numbers["rows_in"] - numbers["kept"]
     wrote(
         train,
-        data.output_dir / "data_report.md",
-        numbers=counts,
+        data.output_dir / files["report"],
+        numbers=numbers["splits"] | {f"left out (see {files['rejected']})": left_out},
         next=f"python finetune/train_lora.py --train-data {near(train)}",
     )
 
 
-def token_counter(config: Config) -> Callable | None:
-    """Encodes a conversation as training would, when the base model is at hand to count tokens."""
+def length_limit(config: Config) -> partial | None:
+    """Counts a row's tokens and keeps them within the limit, if the base model is at hand."""
     model = config.model.base_model
     if not Path(model).is_dir():
         note(f"tokens are not counted: {near(model)} is not on this machine")
@@ -67,9 +60,13 @@ def token_counter(config: Config) -> Callable | None:
     from slimtune.models import tokenizers
 
     tokenizer = tokenizers.load(model)
-    template = prompts.resolve(config.model.prompt_template, tokenizer.chat_template)
-    limit = config.training.max_length
-    return lambda messages: prompts.encode(tokenizer, messages, template, limit)
+    return partial(
+        prompts.fit,
+        tokenizer=tokenizer,
+        template=prompts.resolve(config.model.prompt_template, tokenizer.chat_template),
+        max_length=config.training.max_length,
+        policy=config.data.long_rows,
+    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ MAY_USE = {
     "settings": {"config", "console"},
     "artifacts": {"config", "console"},
     "script": {"config", "console", "settings"},
-    "data": {"console"},
+    "data": {"config", "console"},
     "prompts": {"console"},
     "models": {"console", "artifacts"},
 } | {
@@ -132,7 +132,7 @@ def test_mistakes_in_the_settings_are_answered_without_torch(tmp_path: Path) -> 
 SOURCE = "\n".join(file.read_text(encoding="utf-8") for file in FILES)
 # Names under which code holds a section, besides the section's own.
 ALIASES = {"training": "settings", "lora": "settings", "distillation": "settings"}
-ALIASES |= {"evaluation": "settings"}
+ALIASES |= {"evaluation": "settings", "data": "settings"}
 
 
 @pytest.mark.parametrize(

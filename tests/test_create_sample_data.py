@@ -8,8 +8,10 @@ from running import another_run_writing, files_under, leaves_nothing, refused, r
 from tiny_folders import write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from slimtune.config.data import Data
 from slimtune.data.preparation import prepare
 from slimtune.sample import check, pretraining, shipped
+from slimtune.sample.kinds import KINDS
 
 QUICK = ("--rows", 200, "--text-lines", 100)
 
@@ -82,9 +84,9 @@ class TestWithTinyModels:
 
         monkeypatch.setattr(pretraining, "train_models", train_models)
         succeeds("create_sample_data", *QUICK, *words_for(tmp_path), "--train-models")
-        prepared = prepare(tmp_path / "data/raw_data.json", group_column="fact")
-        assert seen == [row["messages"] for row in prepared.splits["train"]]
-        assert prepared.splits["test"]
+        prepared = prepare(Data(input=tmp_path / "data/raw_data.json"))
+        assert seen == [row["messages"] for row in prepared.rows("train")]
+        assert prepared.rows("test")
 
     def test_a_dry_run_writes_nothing(self, tmp_path) -> None:
         ran = succeeds("create_sample_data", *QUICK, *words_for(tmp_path), "--dry-run")
@@ -133,7 +135,7 @@ class TestWithTinyModels:
         words = ("create_sample_data", *QUICK, *words_for(tmp_path))
         succeeds(*words)
         ran = succeeds(*words, "--kind", "all")
-        assert "kept" in ran.err and ran.out.count("wrote  ") == 3
+        assert "kept" in ran.err and ran.out.count("wrote  ") == 4
         data = tmp_path / "data"
         rows = json.loads((data / "raw_data.json").read_text("utf-8"))
         lines = (data / "raw_data.jsonl").read_text("utf-8").splitlines()
@@ -149,6 +151,39 @@ class TestWithTinyModels:
                 part for part in (row["instruction"], row["input"]) if part
             ]
             assert answered == row["output"] and told["fact"] == row["fact"]
+
+    def test_every_kind_prepares_to_the_same_rows(self, tmp_path) -> None:
+        words = words_for(tmp_path)
+        succeeds("create_sample_data", *QUICK, *words, "--kind", "all")
+        said = {}
+        for name in ("raw_data.json", "raw_data.csv", *(file for file, _ in KINDS.values())):
+            out = tmp_path / name.replace(".", "_")
+            flags = ("--output-dir", out, "--base-model", tmp_path / "none")
+            succeeds("prepare_data", "--input", tmp_path / "data" / name, *flags)
+            said[name] = {
+                file.name: [json.loads(line)["messages"] for line in file.open(encoding="utf-8")]
+                for file in sorted(out.glob("train_*.jsonl"))
+            }
+        assert len(said) == 5 and len(said["raw_data.json"]) == 3
+        assert all(one == said["raw_data.json"] for one in said.values())
+
+    @pytest.mark.parametrize("seed", [42, 7])
+    def test_the_report_counts_exactly_what_was_planted(self, tmp_path, seed) -> None:
+        words = (*QUICK, *words_for(tmp_path), "--seed", seed, "--kind", "messy")
+        ran = succeeds("create_sample_data", *words)
+        assert "messy rejected: 20" in ran.out
+        file = tmp_path / "data/raw_data_messy.jsonl"
+        run = json.loads((tmp_path / "data/raw_data_messy_run.json").read_text())
+        planted = {name.removeprefix("messy "): n for name, n in run["metrics"].items()}
+        assert planted["rows_in"] == len(file.read_text("utf-8").splitlines())
+        assert min(planted.values()) == 4
+        flags = ("--output-dir", tmp_path / "out", "--base-model", tmp_path / "none")
+        succeeds("prepare_data", "--input", file, *flags)
+        found = json.loads((tmp_path / "out/data_report.json").read_text("utf-8"))
+        counted = found | found["cleaning"]
+        assert {name: counted[name] for name in planted} == planted
+        left_out = ("rejected", "duplicates", "near_duplicates", "leaks")
+        assert found["kept"] == planted["rows_in"] - sum(planted[name] for name in left_out)
 
     def test_a_kind_is_added_to_what_is_there_and_named_next(self, tmp_path) -> None:
         words = ("create_sample_data", *QUICK, *words_for(tmp_path))

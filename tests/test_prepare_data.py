@@ -26,10 +26,11 @@ def write_raw(file: Path, rows: list[dict], encoding: str = "utf-8") -> Path:
 
 
 def read(folder: Path, name: str = "train") -> dict[str, list[dict]]:
-    """{split: rows} of a prepared folder."""
+    """{split: rows} of a prepared folder; a split without rows has no file."""
+    files = {split: folder / f"{name}_{split}.jsonl" for split in SPLITS}
     return {
-        split: [json.loads(line) for line in (folder / f"{name}_{split}.jsonl").open()]
-        for split in SPLITS
+        split: [json.loads(line) for line in file.open()] if file.exists() else []
+        for split, file in files.items()
     }
 
 

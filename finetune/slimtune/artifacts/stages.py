@@ -87,9 +87,12 @@ def stage_files(
             write_json(partial / manifest.name, run)
             _sync(partial)
             # Without a manifest nothing counts as finished: it goes first and comes back last.
+            before = read_manifest(manifest)
             manifest.unlink(missing_ok=True)
             for file in run["files"]:
                 os.replace(partial / file, target / file)
+            for file in set(before["files"] if before else ()) - set(run["files"]):
+                (target / file).unlink(missing_ok=True)  # of an output that is no more
             os.replace(partial / manifest.name, manifest)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from slimtune.config.fields import Positive, Section, Share, setting
+from slimtune.config.fields import Count, Positive, Section, Share, setting
 
 
 class Sample(Section):
@@ -19,10 +19,10 @@ class Sample(Section):
     models_dir: Path = setting(
         Path("models/sample"), "Folder for the sample models `base` and `teacher`."
     )
-    kind: Literal["csv", "jsonl", "sharegpt", "gbk", "all"] = setting(
+    kind: Literal["csv", "jsonl", "sharegpt", "gbk", "messy", "all"] = setting(
         "csv",
         "What is written beside raw_data.json: csv (as Excel saves it), jsonl, sharegpt, gbk (a\n"
-        "CSV in the encoding of Chinese Windows), or all of them.",
+        "CSV in the encoding of Chinese Windows), messy (with planted faults), or all of them.",
     )
     rows: Positive = setting(4000, "Instruction rows to write.")
     text_lines: Positive = setting(4000, "Lines of plain text to write.")
@@ -37,14 +37,23 @@ class Sample(Section):
 class Data(Section):
     """Raw rows in, canonical train, validation and test rows out."""
 
-    input: Path = setting(Path("data/raw_data.json"), "File with the raw rows.")
-    input_format: Literal["auto", "json", "jsonl", "csv"] = setting(
+    input: Path = setting(
+        Path("data/raw_data.json"), "File with the raw rows, .gz or not, or a folder of such files."
+    )
+    input_format: Literal["auto", "json", "jsonl", "csv", "tsv", "parquet"] = setting(
         "auto", "File format; auto looks at the content, not at the name."
     )
-    format_type: Literal["auto", "alpaca", "qa", "messages", "sharegpt"] = setting(
-        "auto",
-        "Shape of a row: alpaca (instruction, input, output), qa (question, answer), messages\n"
-        "(OpenAI), sharegpt (conversations); auto looks at the columns.",
+    format_type: Literal["auto", "alpaca", "qa", "messages", "sharegpt", "prompt_completion"] = (
+        setting(
+            "auto",
+            "Shape of a row: alpaca (instruction, input, output), qa (question, answer), messages\n"
+            "(OpenAI), sharegpt (conversations), prompt_completion; auto looks at the columns.",
+        )
+    )
+    columns: str = setting(
+        "",
+        "What the file calls its columns, where a shape calls them otherwise:\n"
+        "question=Frage,answer=Antwort. Case and spaces are forgiven without it.",
     )
     output_dir: Path = setting(Path("data/finetune"), "Folder for the prepared rows.")
     output_name: str = setting(
@@ -56,12 +65,65 @@ class Data(Section):
         0.05, "Share of the rows kept for validation during training."
     )
     test_ratio: Share = setting(0.1, "Share of the rows kept for the final test.")
+    validation_rows: Count = setting(
+        0, "That many rows for validation instead of a share (0: the share decides)."
+    )
+    test_rows: Count = setting(
+        0,
+        "That many rows for the test instead of a share (0: the share decides). A share never\n"
+        "moves old rows when new ones are added; a count hands some from the test to training.",
+    )
+    validation_input: Path | None = setting(
+        None, "File or folder with the validation rows: the input then gives none."
+    )
+    test_input: Path | None = setting(
+        None, "File or folder with the test rows: the input then gives none."
+    )
     group_column: str = setting(
         "fact",
         "Column whose value decides the split, so that rows with the same value stay together;\n"
         "rows without it (and an empty setting) are split by their prompt.",
     )
     seed: int = setting(42, "Another seed, another split.")
+    duplicates: Literal["near", "exact", "keep"] = setting(
+        "near",
+        "Which repeated rows are dropped: near (equal but for case, width, spaces and punctuation),\n"
+        "exact (equal in every character), or none of them (keep).",
+    )
+    drop_leaks: bool = setting(
+        True,
+        "true drops training rows whose question, near duplicates included, is asked in the test\n"
+        "or validation rows too; with false the test measures memory.",
+    )
+    trim_turns: bool = setting(
+        True,
+        "true cuts a conversation that starts with the assistant or ends with the user down to\n"
+        "whole exchanges; false rejects it.",
+    )
+    neutralise_special_tokens: bool = setting(
+        True,
+        "true puts a space into texts that a tokenizer would read as control tokens (<s>, [INST],\n"
+        "<|im_end|>), which would end a turn early; false leaves them.",
+    )
+    inspect_texts: bool = setting(
+        True, "true counts rows with HTML entities (&amp;) and mojibake; nothing is changed."
+    )
+    long_rows: Literal["truncate_prompt", "split_turns", "drop", "error"] = setting(
+        "truncate_prompt",
+        "Rows longer than --max-length tokens: truncate_prompt drops the oldest turns, then the\n"
+        "start of the question; split_turns makes several rows; drop; error. No answer is cut.",
+    )
+    max_bad_rows: float = setting(
+        0.5,
+        "Stops with exit 3 when more rows than this are rejected: below 1 a share of all rows,\n"
+        "from 1 on a count.",
+        ge=0,
+    )
+    workers: Count = setting(
+        0,
+        "Processes that parse and clean, the output is the same; each takes about 80 MB. 0: one\n"
+        "for each 64 MB of input, at most as many as there are cores, and at most 8.",
+    )
 
     @model_validator(mode="after")
     def _leaves_rows_to_train_on(self) -> "Data":

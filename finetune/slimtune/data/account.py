@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from slimtune.data.formats import Message
+from slimtune.data.turns import Message
 
 SPLITS = ("train", "validation", "test")
 # The kinds of rows set aside, and the name under which each is counted.
@@ -36,7 +36,7 @@ class Fitted(Protocol):
     reason: str  # of a dropped one
 
 
-Fit = Callable[[list[Message]], Fitted]
+Fit = Callable[..., Fitted]  # (messages, place="where the row is, for an error")
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,42 @@
-"""Equal rows and leaks, found by text with case, width and spacing forgiven."""
+"""Steps between a raw conversation and a trainable one; each says whether it found something."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Sequence
 
-from slimtune.data.formats import Message
-from slimtune.data.splits import prompt_key
-from slimtune.data.text import normalise
+from slimtune.data.turns import Message
+
+# Texts that a tokenizer would read as control tokens: they could end a turn or open a false one.
+_SPECIAL = re.compile(
+    r"</?s>|<unk>|<pad>|<bos>|<eos>|<\|[\w-]+\|>|<</?SYS>>|\[/?INST\]|<(?:start|end)_of_turn>"
+)
+_ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|nbsp|#\d{1,6}|#x[0-9a-fA-F]{1,5});")
+# UTF-8 read as Latin-1 or CP1252 (Ã©, â€™, ï¼Œ), twice as GBK (锟斤拷), the mark of a lost byte.
+_MOJIBAKE = re.compile(
+    "\u00c3[\u0080-\u00bf\u0192\u201a]|\u00e2\u20ac|\u00e2\u0080|\u00ef\u00bc|\u00ef\u00bb\u00bf"
+    "|\u00e6[\u0080-\u00bf]|\u951f\u65a4\u62f7|\ufffd"
+)
 
 
-def fingerprint(messages: Sequence[Message]) -> str:
-    """64 hex digits, equal for conversations with equal roles and normalised texts."""
-    turns = [f"{message['role']}\n{normalise(message['content'])}" for message in messages]
-    return hashlib.sha256("\n\n".join(turns).encode()).hexdigest()
+def neutralised(text: str) -> str:
+    """The text with a space after the first sign of each literal control token: `< s>`, `[ INST]`.
 
-
-def without_leaks(
-    splits: Mapping[str, Sequence[dict[str, Any]]],
-) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
-    """The splits without the rows whose question a more precious split asks too, and those rows.
-
-    Test is the most precious, then validation. Splitting by question leaves no leak; splitting by
-    a group column can, where two groups ask the same.
+    A visible change on purpose: the rest stays readable, and no tokenizer matches it any more.
     """
-    precious: set[str] = set()
-    clean: dict[str, list[dict[str, Any]]] = {name: [] for name in splits}
-    leaked: list[dict[str, Any]] = []
-    for name in ("test", "validation", "train"):
-        keys = [prompt_key(row["messages"]) for row in splits[name]]
-        for row, key in zip(splits[name], keys, strict=True):
-            (leaked if key in precious else clean[name]).append(row)
-        precious.update(keys)
-    return clean, leaked
+    if "<" not in text and "[" not in text:
+        return text
+    return _SPECIAL.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
+
+def without_special_tokens(messages: Sequence[Message]) -> list[Message]:
+    return [{**one, "content": neutralised(one["content"])} for one in messages]
+
+
+def oddities(messages: Sequence[Message]) -> list[str]:
+    """What looks broken in the texts: "html_entities", "mojibake". Reported, never changed."""
+    found = []
+    if any("&" in one["content"] and _ENTITY.search(one["content"]) for one in messages):
+        found.append("html_entities")
+    texts = (one["content"] for one in messages)
+    if any(not text.isascii() and _MOJIBAKE.search(text) for text in texts):
+        found.append("mojibake")
+    return found

@@ -3,57 +3,51 @@
 A new shape is one function here and one word in `FORMATS`.
 """
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-Message = dict[str, str]
+from slimtune.data.turns import BadRow, Message, as_text, exchange, listed_turns, turn
+
 Row = Mapping[str, Any]
 
-_QUESTION = ("question", "questions", "query", "问题", "提问")
-_ANSWER = ("answer", "answers", "response", "回答", "答案")
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can hold one; UTF-8 cannot
-_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
-
-
-class BadRow(ValueError):
-    """A row that cannot become a conversation; its text is the reason."""
+QUESTION = ("question", "questions", "query", "问题", "提问")
+ANSWER = ("answer", "answers", "response", "回答", "答案")
+COMPLETION = ("completion", "response")
 
 
 def alpaca(row: Row) -> list[Message]:
-    """`instruction`, `output`; optional `input`, `system`, `history`: earlier [user, answer]."""
-    row = _forgiving(row)
+    """`instruction`, `output`; optional `input`, `system`, `history`: earlier [user, answer].
+
+    Where `input` and `output` are lists, they are the two sides of one conversation.
+    """
+    if isinstance(row.get("input"), list) and isinstance(row.get("output"), list):
+        return _two_sides(row)
     instruction, extra = _text(row, "instruction"), _text(row, "input", required=False)
     question = f"{instruction}\n\n{extra}" if extra else instruction
-    history = row.get("history") or []
-    try:
-        turns = [_turn(role, text) for pair in history for role, text in _paired(pair)]
-    except (TypeError, ValueError) as error:
-        raise BadRow('"history" is no list of [user, answer] pairs') from error
-    return conversation([*_system(row), *turns, *_exchange(question, _text(row, "output"))])
+    return [*_system(row), *_history(row), *exchange(question, _text(row, "output"))]
 
 
 def qa(row: Row) -> list[Message]:
-    """A `question` and its `answer`, under the spellings of `_QUESTION` and `_ANSWER`."""
-    row = _forgiving(row)
-    question, answer = _text(row, *_QUESTION), _text(row, *_ANSWER)
-    return conversation([*_system(row), *_exchange(question, answer)])
+    """A `question` and its `answer`, under the spellings of `QUESTION` and `ANSWER`."""
+    question, answer = _text(row, *QUESTION), _text(row, *ANSWER)
+    return [*_system(row), *_history(row), *exchange(question, answer)]
 
 
 def messages(row: Row) -> list[Message]:
     """OpenAI's `messages`: a list of {"role", "content"}."""
-    return conversation(_listed(row, "messages", "role", "content"))
+    return [*_system(row), *listed_turns(row, "messages")]
 
 
 def sharegpt(row: Row) -> list[Message]:
     """ShareGPT's `conversations`: a list of {"from": human|gpt|system, "value"}."""
-    return conversation([*_system(row), *_listed(row, "conversations", "from", "value")])
+    return [*_system(row), *listed_turns(row, "conversations")]
+
+
+def prompt_completion(row: Row) -> list[Message]:
+    """A `prompt` and its `completion`: two texts, or two lists of {"role", "content"}."""
+    if isinstance(row.get("prompt"), list):
+        return [*listed_turns(row, "prompt"), *listed_turns(row, "completion")]
+    return [*_system(row), *exchange(_text(row, "prompt"), _text(row, *COMPLETION))]
 
 
 FORMATS: dict[str, Callable[[Row], list[Message]]] = {
@@ -61,6 +55,15 @@ FORMATS: dict[str, Callable[[Row], list[Message]]] = {
     "sharegpt": sharegpt,
     "alpaca": alpaca,
     "qa": qa,
+    "prompt_completion": prompt_completion,
+}
+# What a user may map columns to, shape by shape: the required ones, which suggestions name.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "alpaca": ("instruction", "output"),
+    "qa": ("question", "answer"),
+    "prompt_completion": ("prompt", "completion"),
 }
 
 
@@ -72,35 +75,11 @@ def detect(rows: Sequence[Row]) -> str | None:
 
 
 def fits(name: str, row: Row) -> bool:
+    """Whether the row has what this shape needs; turns in a wrong order are cleaning's matter."""
     try:
-        FORMATS[name](row)
+        return bool(FORMATS[name](row))
     except BadRow:
         return False
-    return True
-
-
-def conversation(turns: Sequence[Message]) -> list[Message]:
-    """The turns themselves if a model can learn from them; BadRow with the reason otherwise."""
-    spoken = turns[1:] if turns and turns[0]["role"] == "system" else turns
-    if not spoken:
-        raise BadRow("no turns")
-    for index, turn in enumerate(spoken):
-        expected = "assistant" if index % 2 else "user"
-        if turn["role"] != expected:
-            raise BadRow(f"turn {index + 1} is {turn['role']!r}, expected {expected!r}")
-    if len(spoken) % 2:
-        raise BadRow("the last turn is not the assistant's")
-    return list(turns)
-
-
-def columns(rows: Iterable[Row]) -> list[str]:
-    """The column names of `rows`, in the order they first appear."""
-    return list(dict.fromkeys(str(key) for row in rows for key in row))
-
-
-def _forgiving(row: Row) -> dict[str, Any]:
-    """Column names without their case and outer spaces: " Question" is question."""
-    return {str(key).strip().lower(): value for key, value in row.items()}
 
 
 def _text(row: Row, *names: str, required: bool = True) -> str:
@@ -110,51 +89,31 @@ def _text(row: Row, *names: str, required: bool = True) -> str:
         if required:
             raise BadRow(f'no "{names[0]}"')
         return ""
-    text = _string(row[name], name)
+    text = as_text(row[name], name)
     if required and not text:
         raise BadRow(f'empty "{name}"')
     return text
 
 
-def _string(value: Any, name: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise BadRow(f'"{name}" is not text')
-    text = str(value).strip()
-    if _HALF_CHARACTER.search(text):
-        raise BadRow(f'"{name}" holds half a character (a lone surrogate)')
-    return text
-
-
-def _exchange(question: str, answer: str) -> list[Message]:
-    return [_turn("user", question), _turn("assistant", answer)]
-
-
-def _turn(role: str, text: Any) -> Message:
-    content = _string(text, role)
-    if not content:
-        raise BadRow(f"empty {role} turn")
-    return {"role": role, "content": content}
-
-
-def _paired(pair: Sequence[Any]) -> Iterable[tuple[str, Any]]:
-    return zip(("user", "assistant"), pair, strict=True)
-
-
 def _system(row: Row) -> list[Message]:
     text = _text(row, "system", required=False)
-    return [_turn("system", text)] if text else []
+    return [turn("system", text)] if text else []
 
 
-def _listed(row: Row, column: str, role_key: str, text_key: str) -> list[Message]:
-    """The turns of a list column, with the roles that templates know."""
-    turns = row.get(column)
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise BadRow(f'no "{column}" list')
-    return [_listed_turn(turn, role_key, text_key) for turn in turns]
+def _history(row: Row) -> list[Message]:
+    history = row.get("history") or []
+    try:
+        pairs = [dict(zip(("user", "assistant"), pair, strict=True)) for pair in history]
+    except (TypeError, ValueError) as error:
+        raise BadRow('"history" is no list of [user, answer] pairs') from error
+    return [turn(role, text) for pair in pairs for role, text in pair.items()]
 
 
-def _listed_turn(turn: Row, role_key: str, text_key: str) -> Message:
-    role = _ROLES.get(str(turn.get(role_key)).lower())
-    if role is None:
-        raise BadRow(f"unknown role {str(turn.get(role_key))[:40]!r}")
-    return _turn(role, turn.get(text_key, ""))
+def _two_sides(row: Row) -> list[Message]:
+    asked, answered = row["input"], row["output"]
+    if len(asked) != len(answered) or not asked:
+        raise BadRow(f'{len(asked)} texts in "input", {len(answered)} in "output"')
+    turns = [one for pair in zip(asked, answered, strict=True) for one in exchange(*pair)]
+    if instruction := _text(row, "instruction", required=False):
+        turns[0] = turn("user", f"{instruction}\n\n{turns[0]['content']}")
+    return [*_system(row), *_history(row), *turns]

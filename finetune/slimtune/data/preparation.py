@@ -1,157 +1,205 @@
-"""Raw file in, clean and split rows out, and an account in which every row of the file appears."""
+"""Raw files in, clean and split rows out, and an account in which every row appears.
+
+Two passes. The first reads: each row becomes a line in a spool file and 44 bytes of numbers in
+memory. Then all rows are known, so what is repeated or leaks is known too. The second pass copies
+the lines where they belong. Whatever the number of workers, the bytes are the same.
+"""
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import os
+import tempfile
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from slimtune.console import InputError, SettingsError
-from slimtune.data import readers, report
-from slimtune.data.account import Account, Size
-from slimtune.data.cleaning import fingerprint, without_leaks
-from slimtune.data.formats import FORMATS, BadRow, Message, Row, fits
-from slimtune.data.rows import SAMPLE, CanonicalRow, canonical, no_usable_column, shape_of
-from slimtune.data.splits import SPLITS, prompt_key, split_of
-from slimtune.data.text import language
+import numpy as np
+
+from slimtune.config.data import Data
+from slimtune.console import InputError
+from slimtune.data import blocks, fates, sources
+from slimtune.data.account import SPLITS
+from slimtune.data.columns import parse_mapping, renamed, unfolded
+from slimtune.data.conversion import Columns, Converted, Plan, convert, numbered
+from slimtune.data.formats import FORMATS, Row, fits
+from slimtune.data.rows import SAMPLE, CanonicalRow, no_usable_column, shape_of
+from slimtune.data.sources import Source
+from slimtune.data.workers import spread
 
 logger = logging.getLogger(__name__)
 
-Encode = Callable[[list[Message]], Any]  # messages -> {"input_ids", "labels"}, None if too long
+_WORKER_BYTES = 64 << 20  # of input that make another process worth its start
+_MOST_WORKERS = 8
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prepared:
-    """The rows of each split, the rows set aside with their reason, and the report's numbers."""
+    """All rows read and judged: their lines in `spool`, their numbers in memory."""
 
-    splits: dict[str, list[CanonicalRow]]
-    rejected: list[dict[str, Any]]
-    numbers: dict[str, Any]
+    settings: Data
+    sources: list[dict[str, Any]]  # {"file", "encoding", "format", "shape", "rows"} of each
+    columns: Columns
+    fates: fates.Fates
+    reasons: Counter
+    cleaning: Counter
+    spool: BinaryIO
+    workers: int
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """(place, line) of every row in the order of the input."""
+        self.spool.seek(0)
+        yield from enumerate(self.spool)
+
+    def rows(self, split: str) -> list[CanonicalRow]:
+        """The kept rows of a split, in memory: for small inputs."""
+        wanted = SPLITS.index(split)
+        kind, of_split = self.fates.kind, self.fates.split
+        return [
+            json.loads(line)
+            for place, line in self.lines()
+            if not kind[place] and of_split[place] == wanted
+        ]
+
+    def counts(self) -> dict[str, int]:
+        """Rows of each split and of each kind that is left out."""
+        kept = self.fates.split[self.fates.kind == 0]
+        return {name: int((kept == place).sum()) for place, name in enumerate(SPLITS)} | {
+            "left out": int((self.fates.kind != 0).sum())
+        }
 
 
-def prepare(
-    file: Path,
-    *,
-    input_format: str = "auto",
-    format_type: str = "auto",
-    ratios: tuple[float, float, float] = (0.85, 0.05, 0.1),
-    seed: int = 42,
-    group_column: str = "",
-    max_rows: int | None = None,
-    system_prompt: str = "",
-    encode: Encode | None = None,
-) -> Prepared:
-    """Read, convert, remove duplicates, split, count.
+def prepare(settings: Data, folder: Path | None = None, system_prompt: str = "") -> Prepared:
+    """Read, convert, clean and judge every row of `settings.input` and of the files beside it.
 
-    Rows with the same value in `group_column` stay together; the others go by their question.
-    `system_prompt` opens every conversation that has no system message of its own.
-    `encode` (a tokenizer and a template in one call) adds token counts to the numbers. Raises
-    InputError for a file without usable rows, SettingsError for an unknown format.
+    The spool file lies in `folder` (else where the system keeps temporary files) and vanishes with
+    the process. `system_prompt` opens every conversation that has no system message of its own.
+    Raises InputError for a file without usable rows and for more bad rows than allowed,
+    SettingsError for unknown names.
     """
-    rows, shape = _recognise(file, islice(readers.read(file, input_format), max_rows), format_type)
-    splits: dict[str, list[CanonicalRow]] = {name: [] for name in SPLITS}
-    rejected: list[dict[str, Any]] = []
-    first_line: dict[str, int] = {}
-    for line, row in rows:
-        try:
-            messages = FORMATS[shape](row)
-        except BadRow as bad:
-            rejected.append(_set_aside(file, line, "rejected", str(bad), row))
-            continue
-        if system_prompt and messages[0]["role"] != "system":
-            messages = [Message(role="system", content=system_prompt), *messages]
-        same = first_line.setdefault(fingerprint(messages), line)
-        if same != line:
-            rejected.append(_set_aside(file, line, "duplicate", f"same as line {same}", row))
-            continue
-        split = split_of(_split_key(row, messages, group_column), ratios, seed)
-        splits[split].append(canonical(row, messages, file, line, group_column))
-    splits, leaked = without_leaks(splits)
-    for row in leaked:
-        why = "its question is also in a split kept for judging"
-        rejected.append(_set_aside(file, row["source"]["line"], "leak", why, row))
-    _require_train(file, splits, rejected, shape)
-    return Prepared(
-        splits, rejected, report.numbers(_account(file, shape, splits, rejected, encode))
+    found = _all_sources(settings)
+    mapping = parse_mapping(settings.columns)
+    shapes = {source.name: _shape(source, settings, mapping) for source in found}
+    plan = Plan(settings, system_prompt, mapping, shapes)
+    spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+    columns, reasons, cleaning, rows = Columns(), Counter(), Counter(), Counter()
+    order = {source.name: place for place, source in enumerate(found)}
+    items = (block for source in found for block in blocks.cut(source))
+    workers = worker_count(settings, found)
+    for name, done in spread(_named, items, plan, workers):
+        _number(done, order[name], rows[name])
+        columns.extend(done.columns)
+        spool.writelines(map(numbered, done.lines, done.columns.row))
+        reasons.update(done.reasons)
+        cleaning.update(done.cleaning)
+        rows[name] += done.rows
+        _require_good(settings, reasons, len(columns.row), at_end=False)
+    _require_good(settings, reasons, len(columns.row), at_end=True)
+    roles = np.array([SPLITS.index(s.split) if s.split else fates.BY_HASH for s in found], np.uint8)
+    judged = fates.judge(columns, roles[np.frombuffer(columns.file, np.uint16)], settings)
+    told = [_told(source, shapes[source.name], rows[source.name]) for source in found]
+    prepared = Prepared(settings, told, columns, judged, reasons, cleaning, spool, workers)
+    _require_train(prepared)
+    return prepared
+
+
+def _named(block: blocks.Block, plan: Plan) -> tuple[str, Converted]:
+    return block.source.name, convert(block, plan)
+
+
+def _number(done: Converted, file: int, before: int) -> None:
+    """Rows were numbered within their block: add those of the file that came before it."""
+    done.columns.row = array("Q", (before + row for row in done.columns.row))
+    done.columns.file = array("H", [file]) * len(done.columns.row)
+
+
+def _all_sources(settings: Data) -> list[Source]:
+    """The input's files, then those given for validation and test; names are told apart."""
+    given = {"validation": settings.validation_input, "test": settings.test_input}
+    found = sources.find(settings.input, settings.input_format)
+    for split, path in given.items():
+        found += sources.find(path, settings.input_format, split) if path else []
+    twice = {name for name, count in Counter(one.name for one in found).items() if count > 1}
+    return [one.called(f"{one.split}:{one.name}") if one.name in twice else one for one in found]
+
+
+def _shape(source: Source, settings: Data, mapping: dict[str, str]) -> str:
+    """The shape of a file, by its first rows of which any is usable."""
+    shapes = list(FORMATS) if settings.format_type == "auto" else [settings.format_type]
+    rows, first_bad = _good_rows(source, mapping)
+    head: list[Row] = []
+    while sample := list(islice(rows, SAMPLE)):
+        head = head or sample
+        if any(fits(shape, one) for shape in shapes for row in sample for one, _ in unfolded(row)):
+            return shape_of(source.file, sample) if len(shapes) > 1 else shapes[0]
+    if not head and first_bad:
+        line, reason = first_bad[0]
+        raise InputError(
+            f"{source.file}:{line}: cannot be read",
+            f"{reason}; no other row of the file can be read either",
+            "check that it is what --input-format says, or repair it",
+        )
+    raise no_usable_column(source.file, head, shapes)
+
+
+def _good_rows(
+    source: Source, mapping: dict[str, str]
+) -> tuple[Iterator[Row], list[tuple[int, str]]]:
+    """The rows that can be parsed; the list fills with the first line that cannot."""
+    first_bad: list[tuple[int, str]] = []
+
+    def rows() -> Iterator[Row]:
+        for block in blocks.cut(source):
+            for line, row in blocks.parse(block):
+                if not isinstance(row, blocks.BadLine):
+                    yield renamed(row, mapping)
+                elif not first_bad:
+                    first_bad.append((line, row.reason))
+
+    return rows(), first_bad
+
+
+def worker_count(settings: Data, found: Iterable[Source]) -> int:
+    """As asked; else one process for each 64 MB of input, within reason."""
+    if settings.workers:
+        return settings.workers
+    size = sum(source.file.stat().st_size for source in found)
+    return max(1, min(size // _WORKER_BYTES, os.cpu_count() or 1, _MOST_WORKERS))
+
+
+def _told(source: Source, shape: str, rows: int) -> dict[str, Any]:
+    return {**source.told(), "shape": shape, "rows": rows}
+
+
+def _require_good(settings: Data, reasons: Counter, rows: int, *, at_end: bool) -> None:
+    """InputError when more rows are rejected than allowed; a share is known at the end only."""
+    bad, limit = reasons.total(), settings.max_bad_rows
+    if limit < 1 and (not at_end or bad <= limit * rows):
+        return
+    if limit >= 1 and bad <= limit:
+        return
+    allowed = f"{limit:g}" if limit >= 1 else f"{limit:.0%} of them"
+    reason, count = reasons.most_common(1)[0]
+    raise InputError(
+        f"{settings.input}: {bad} bad rows among the {'' if at_end else 'first '}{rows}",
+        f"--max-bad-rows allows {allowed}; most often ({count} times): {reason}",
+        "repair the file, check --format-type and --columns, or raise --max-bad-rows",
     )
 
 
-def _account(
-    file: Path,
-    shape: str,
-    splits: dict[str, list[CanonicalRow]],
-    rejected: list[dict[str, Any]],
-    encode: Encode | None,
-) -> Account:
-    account = Account(sources=[{"file": file.name, "shape": shape}])
-    for entry in rejected:
-        account.set_aside(entry["kind"], entry["reason"])
-    for split, rows in splits.items():
-        for row in rows:
-            encoded = encode(row["messages"]) if encode else None
-            supervised = sum(label != -100 for label in encoded["labels"]) if encoded else 0
-            sizes = [Size(len(encoded["input_ids"]), supervised)] if encoded else []
-            spoken = "\n".join(message["content"] for message in row["messages"])
-            account.keep(split, language(spoken), sizes)
-    return account
-
-
-def write(prepared: Prepared, folder: Path, name: str) -> list[Path]:
-    """Write {name}_{split}.jsonl, rejected.jsonl and data_report.{json,md}; the paths written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {f"{name}_{split}.jsonl": rows for split, rows in prepared.splits.items()}
-    for file, rows in (files | {"rejected.jsonl": prepared.rejected}).items():
-        _write_lines(folder / file, rows)
-    report.write(prepared.numbers, folder)
-    reports = ("rejected.jsonl", *report.FILES)
-    return [folder / file for file in (*files, *reports)]
-
-
-def _recognise(
-    file: Path, rows: Iterator[readers.NumberedRow], format_type: str
-) -> tuple[Iterable[readers.NumberedRow], str]:
-    """The rows and their shape; InputError at once if none of the first ones is usable."""
-    if format_type != "auto" and format_type not in FORMATS:
-        raise SettingsError(
-            f"format type {format_type!r}: unknown",
-            f"known are auto, {', '.join(FORMATS)}",
-            "--format-type auto looks at the columns",
-        )
-    head = list(islice(rows, SAMPLE))
-    sample = [row for _, row in head]
-    shape = shape_of(file, sample) if format_type == "auto" else format_type
-    if not any(fits(shape, row) for row in sample):
-        raise no_usable_column(file, sample, [shape])
-    return chain(head, rows), shape
-
-
-def _split_key(row: Row, messages: list[Message], group_column: str) -> str:
-    group = row.get(group_column) if group_column else None
-    return prompt_key(messages) if group in (None, "") else f"{group_column}\n{group}"
-
-
-def _set_aside(file: Path, line: int, kind: str, reason: str, row: Row) -> dict[str, Any]:
-    return {"file": file.name, "line": line, "kind": kind, "reason": reason, "row": row}
-
-
-def _require_train(
-    file: Path, splits: dict[str, list[CanonicalRow]], rejected: list[Any], shape: str
-) -> None:
-    if not splits["train"]:
+def _require_train(prepared: Prepared) -> None:
+    counts, file = prepared.counts(), prepared.settings.input
+    if not counts["train"]:
+        shapes = ", ".join(dict.fromkeys(source["shape"] for source in prepared.sources))
+        kept = sum(counts[name] for name in SPLITS)
         raise InputError(
             f"{file}: no row left to train on",
-            f"read as {shape}: {len(rejected)} set aside, {sum(map(len, splits.values()))} kept",
+            f"read as {shapes}: {counts['left out']} set aside, {kept} kept",
             "give more rows, or smaller shares for validation and test",
         )
     for name in SPLITS[1:]:
-        if not splits[name]:
+        if not counts[name]:
             logger.warning("%s: the %s split is empty; give it more rows or a share", file, name)
-
-
-def _write_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    # A lone surrogate in a rejected row comes out as the JSON escape it came in as.
-    with file.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
-        for row in rows:
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -11,6 +11,8 @@ from slimtune.data.report_plots import plot
 from slimtune.data.report_tokens import token_numbers
 
 JSON, MARKDOWN, PICTURE = FILES = ("data_report.json", "data_report.md", "data_report.png")
+REJECTED = "rejected.jsonl"
+DEFAULT_NAME = "train"
 _ACCOUNT = ("rows_in", "kept", *KINDS.values())
 _SHOWN_REASONS = 20
 _BATCH_SIZE = 16
@@ -34,31 +36,39 @@ def numbers(account: Account, batch_size: int = _BATCH_SIZE) -> dict[str, Any]:
     return {"input": names, "format": shapes} | counts | tokens
 
 
-def text(numbers: Mapping[str, Any]) -> str:
+def prefix(name: str) -> str:
+    """What stands before the names of the report's files: nothing for the default output."""
+    return "" if name == DEFAULT_NAME else f"{name}_"
+
+
+def text(numbers: Mapping[str, Any], before: str = "") -> str:
     """The same numbers in Markdown; whatever a file or a row says in them is inert."""
     sections = [
         f"# Data report: {plain(numbers['input'])}",
         _sources(numbers["sources"]),
         "Every row of the input is in exactly one line below: rows in = the sum of the others.",
         _shares("rows", {name: numbers[name] for name in _ACCOUNT}, numbers["rows_in"]),
-        f"![lengths and languages]({PICTURE})",
+        f"![lengths and languages]({before}{PICTURE})",
         "## Splits\n\n" + _shares("conversations", numbers["splits"]),
         "## Languages\n\n" + _shares("rows", numbers["languages"]),
         *_reasons(numbers["reasons"]),
         *_cleaning(numbers["cleaning"]),
         *(_tokens(numbers) if "tokens" in numbers else [_UNCOUNTED]),
-        "Rows set aside are in `rejected.jsonl`, each with its file, line and reason.",
+        f"Rows set aside are in `{before}{REJECTED}`, each with its file, line and reason.",
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def write(numbers: Mapping[str, Any], folder: Path) -> None:
-    """data_report.json, its Markdown and its picture."""
+def write(numbers: Mapping[str, Any], folder: Path, name: str = DEFAULT_NAME) -> None:
+    """data_report.json, its Markdown and its picture, for the output of this name."""
+    before = prefix(name)
     content = json.dumps(numbers, indent=2, ensure_ascii=False) + "\n"
     # A reason may quote half a character (a lone surrogate), which UTF-8 does not hold.
-    for name, words in ((JSON, content), (MARKDOWN, text(numbers))):
-        (folder / name).write_text(words, encoding="utf-8", errors="backslashreplace", newline="\n")
-    plot(numbers, folder / PICTURE)
+    for file, words in ((JSON, content), (MARKDOWN, text(numbers, before))):
+        (folder / f"{before}{file}").write_text(
+            words, encoding="utf-8", errors="backslashreplace", newline="\n"
+        )
+    plot(numbers, folder / f"{before}{PICTURE}")
 
 
 _UNCOUNTED = "Tokens were not counted: the base model's tokenizer was not at hand."

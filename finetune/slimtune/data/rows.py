@@ -1,21 +1,27 @@
 """Canonical rows: what prepare_data writes, and what training, evaluation and distillation read.
 
 {"id", "messages": [{"role", "content"}...], "source": {"file", "line"}} and, where the row had
-them, the Alpaca fields "instruction", "input", "output" and the column that groups rows.
+them, the Alpaca fields "instruction", "input", "output", "references" (several accepted answers)
+and the column that groups rows. The line counts the rows of the file, as if it were JSON Lines:
+so a row is the same whether it came as an array, as lines or as CSV.
 """
 
 import logging
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from slimtune.console import InputError
 from slimtune.data import readers
-from slimtune.data.cleaning import fingerprint
-from slimtune.data.formats import FORMATS, BadRow, Message, Row, columns, detect
+from slimtune.data.cleaning import without_special_tokens
+from slimtune.data.columns import found_in, renamed, suggestion, unfolded
+from slimtune.data.formats import FORMATS, Row, detect
+from slimtune.data.keys import keys_of
+from slimtune.data.turns import BadRow, Message, require_order
 
 SAMPLE = 100  # rows looked at to tell the shape of a file
-_KEPT = ("instruction", "input", "output")
+_KEPT = ("instruction", "input", "output", "extract")
 
 logger = logging.getLogger(__name__)
 
@@ -27,23 +33,34 @@ def read_rows(file: Path) -> list[CanonicalRow]:
 
     Raises InputError with file:line for anything that is not such a row.
     """
-    numbered = list(readers.read(file))
+    numbered = [(line, renamed(row, {})) for line, row in readers.read(file)]
     shape = shape_of(file, [row for _, row in numbered[:SAMPLE]])
     rows = []
-    for line, row in numbered:
+    for number, (line, row) in enumerate(numbered, start=1):
         try:
-            messages = FORMATS[shape](row)
+            rows += _converted(row, shape, file.name, number)
         except BadRow as bad:
             raise InputError(
                 f"{file}:{line}: not usable as a row",
                 f"{bad} (read as {shape})",
                 f"python finetune/prepare_data.py --input {file} sets such rows aside",
             ) from bad
-        prepared = _is_canonical(row)
-        rows.append(
-            row | {"messages": messages} if prepared else canonical(row, messages, file, line)
-        )
     logger.info("%s: %d rows (%s)", file, len(rows), shape)
+    return rows
+
+
+def _converted(row: Row, shape: str, name: str, number: int) -> list[CanonicalRow]:
+    if _is_canonical(row):
+        messages = FORMATS[shape](row)
+        require_order(messages)
+        return [dict(row) | {"messages": messages}]
+    rows = []
+    for one, references in unfolded(row):
+        # As prepare_data does: no text may end a turn or open a false one.
+        messages = without_special_tokens(FORMATS[shape](one))
+        require_order(messages)
+        kept = alpaca_fields(one)
+        rows.append(canonical(keys_of(messages).id, messages, name, number, kept, references))
     return rows
 
 
@@ -54,16 +71,28 @@ def beside(train_data: Path, split: str) -> Path | None:
 
 
 def canonical(
-    row: Row, messages: Sequence[Message], file: Path, line: int, group_column: str = ""
+    identity: str,
+    messages: Sequence[Message],
+    name: str,
+    number: int,
+    kept: Row,
+    references: Sequence[str] = (),
 ) -> CanonicalRow:
     """The row as every later stage expects it; its id is the same wherever the row is met again."""
-    kept = [name for name in (*_KEPT, group_column) if name in row and row[name] is not None]
     return {
-        "id": fingerprint(messages)[:16],
+        "id": identity,
         "messages": list(messages),
-        "source": {"file": file.name, "line": line},
-        **{name: row[name] for name in kept},
+        "source": {"file": name, "line": number},
+        **kept,
+        **({"references": list(references)} if references else {}),
     }
+
+
+def alpaca_fields(row: Row, group_column: str = "") -> dict[str, Any]:
+    """The Alpaca fields of a row that are texts, and the column that groups it."""
+    fields = {name: row[name] for name in _KEPT if isinstance(row.get(name), str)}
+    group = row.get(group_column) if group_column else None
+    return fields if group is None else fields | {group_column: group}
 
 
 def _is_canonical(row: Row) -> bool:
@@ -73,7 +102,7 @@ def _is_canonical(row: Row) -> bool:
 
 def shape_of(file: Path, sample: Sequence[Row]) -> str:
     """The shape of most rows of the sample; InputError with the columns found if none fits."""
-    shape = detect(sample)
+    shape = detect([one for row in sample for one, _ in unfolded(row)])
     if shape is None:
         raise no_usable_column(file, sample, list(FORMATS))
     return shape
@@ -82,16 +111,18 @@ def shape_of(file: Path, sample: Sequence[Row]) -> str:
 def no_usable_column(file: Path, sample: Sequence[Row], shapes: Sequence[str]) -> InputError:
     """What to tell about a file of which no row fits any of `shapes`."""
     reason = _first_reason(sample, shapes[-1]) if len(shapes) == 1 else "no shape fits"
+    found = found_in(islice(sample, SAMPLE))
     return InputError(
         f"{file}: no usable row",
-        f"{reason}; columns found: {', '.join(columns(sample)) or '(none)'}",
-        "rename columns to instruction/output or question/answer, or name another --format-type",
+        f"{reason}; columns found: {', '.join(found) or '(none)'}",
+        suggestion(found, shapes),
     )
 
 
 def _first_reason(sample: Sequence[Row], shape: str) -> str:
     try:
-        FORMATS[shape](sample[0])
+        for row in sample[:1]:
+            FORMATS[shape](row)
     except BadRow as bad:
         return f"as {shape}: {bad}"
     return f"as {shape}: nothing usable"

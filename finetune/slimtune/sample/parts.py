@@ -18,6 +18,7 @@ from slimtune.artifacts import (
 )
 from slimtune.config import Config
 from slimtune.console import near, note
+from slimtune.sample import messy
 from slimtune.sample.kinds import KINDS, as_csv, as_json
 from slimtune.sample.shipped import unpack
 from slimtune.sample.world import rows, text
@@ -25,6 +26,7 @@ from slimtune.sample.world import rows, text
 _STAGE = "create_sample_data"
 _RAW, _TEXT = "raw_data.json", "sample_text.txt"
 _ROWS = ("sample.rows", "sample.seed")
+_FILES = {kind: name for kind, (name, _) in KINDS.items()} | {"messy": messy.FILE}
 _SPLIT = ("data.validation_ratio", "data.test_ratio", "data.group_column", "data.seed")
 
 
@@ -74,8 +76,7 @@ def make(part: Part, config: Config) -> dict[str, Any]:
 
 def example(config: Config) -> Path:
     """The file to try prepare_data on next: the one of the kind asked for, else raw_data.json."""
-    name, _ = KINDS.get(config.sample.kind, (_RAW, None))
-    return config.sample.output_dir / name
+    return config.sample.output_dir / _FILES.get(config.sample.kind, _RAW)
 
 
 def _wanted(config: Config) -> list[Part]:
@@ -85,7 +86,7 @@ def _wanted(config: Config) -> list[Part]:
     raw = Part(
         folder / _RAW, folder / "raw_data_run.json", (*_ROWS, "sample.text_lines"), _fill_raw
     )
-    kinds = [kind for kind in KINDS if sample.kind in (kind, "all")]
+    kinds = [kind for kind in _FILES if sample.kind in (kind, "all")]
     trained = (*_ROWS, *_SPLIT) if sample.train_models else ()
     made = ("sample.train_models", *trained)
     return [raw, *(_of_kind(kind, folder) for kind in kinds)] + [
@@ -94,9 +95,10 @@ def _wanted(config: Config) -> list[Part]:
 
 
 def _of_kind(kind: str, folder: Path) -> Part:
-    name, write = KINDS[kind]
-    manifest = folder / f"raw_data_{kind}_run.json"
-    return Part(folder / name, manifest, _ROWS, partial(_fill_kind, name, write))
+    output, manifest = folder / _FILES[kind], folder / f"raw_data_{kind}_run.json"
+    if kind == "messy":
+        return Part(output, manifest, (*_ROWS, *_SPLIT), _fill_messy)
+    return Part(output, manifest, _ROWS, partial(_fill_kind, kind))
 
 
 def _is_finished(part: Part, config: Config) -> bool:
@@ -133,9 +135,17 @@ def _fill_raw(stage: Stage) -> None:
     stage.metrics["rows"] = len(written)
 
 
-def _fill_kind(name: str, write: Callable[[Path, list], None], stage: Stage) -> None:
+def _fill_kind(kind: str, stage: Stage) -> None:
     sample = stage.config.sample
+    name, write = KINDS[kind]
     write(stage.folder / name, rows(sample.seed, sample.rows))
+
+
+def _fill_messy(stage: Stage) -> None:
+    sample, data = stage.config.sample, stage.config.data
+    written = rows(sample.seed, sample.rows)
+    planted = messy.write_messy(stage.folder / messy.FILE, written, data, sample.seed)
+    stage.metrics.update({f"messy {name}": count for name, count in planted.items()})
 
 
 def _fill_models(stage: Stage) -> None:
@@ -152,12 +162,5 @@ def _lessons(config: Config) -> list[list[dict[str, str]]]:
     """The conversations of the training split that prepare_data will make of the raw rows."""
     from slimtune.data import preparation
 
-    data = config.data
-    prepared = preparation.prepare(
-        config.sample.output_dir / _RAW,
-        ratios=(1 - data.validation_ratio - data.test_ratio, data.validation_ratio)
-        + (data.test_ratio,),
-        seed=data.seed,
-        group_column=data.group_column,
-    )
-    return [row["messages"] for row in prepared.splits["train"]]
+    raw = config.data.model_copy(update={"input": config.sample.output_dir / _RAW})
+    return [row["messages"] for row in preparation.prepare(raw).rows("train")]

@@ -2,7 +2,17 @@
 
 import pytest
 
-from slimtune.data.formats import FORMATS, BadRow, alpaca, detect, messages, qa, sharegpt
+from slimtune.data.columns import parse_mapping, renamed, unfolded
+from slimtune.data.formats import (
+    FORMATS,
+    alpaca,
+    detect,
+    messages,
+    prompt_completion,
+    qa,
+    sharegpt,
+)
+from slimtune.data.turns import BadRow, require_order, trimmed
 
 
 def turns(*contents: str) -> list[dict[str, str]]:
@@ -32,7 +42,7 @@ def test_alpaca_system_and_history_come_first():
     [("question", "answer"), ("Questions", " Answers "), ("query", "response"), ("问题", "回答")],
 )
 def test_qa_spellings(question, answer):
-    assert qa({question: "Why?", answer: "So."}) == turns("Why?", "So.")
+    assert qa(renamed({question: "Why?", answer: "So."}, {})) == turns("Why?", "So.")
 
 
 def test_messages_and_sharegpt():
@@ -64,7 +74,7 @@ def test_messages_and_sharegpt():
 )
 def test_bad_rows_say_why(shape, row, reason):
     with pytest.raises(BadRow, match=reason):
-        FORMATS[shape](row)
+        require_order(FORMATS[shape](row))
 
 
 def test_detect_by_majority_and_prefers_the_whole_conversation():
@@ -74,3 +84,50 @@ def test_detect_by_majority_and_prefers_the_whole_conversation():
     assert detect([good | {"messages": turns("a", "b", "c", "d")}]) == "messages"
     assert detect([{"text": "plain"}]) is None
     assert detect([]) is None
+
+
+def test_prompt_and_completion_as_texts_or_turns():
+    assert prompt_completion({"prompt": "a", "completion": "b"}) == turns("a", "b")
+    said = turns("a", "b", "c", "d")
+    assert prompt_completion({"prompt": said[:3], "completion": said[3:]}) == said
+
+
+def test_two_lists_are_the_sides_of_one_conversation():
+    row = {"input": ["a", "c"], "output": ["b", "d"]}
+    assert alpaca(row) == turns("a", "b", "c", "d")
+    assert alpaca(row | {"instruction": "I"})[0]["content"] == "I\n\na"
+    with pytest.raises(BadRow, match='2 texts in "input", 1 in "output"'):
+        alpaca({"input": ["a", "c"], "output": ["b"]})
+
+
+def test_several_accepted_answers_train_the_first_and_keep_all():
+    found = list(unfolded({"question": "a", "answer": ["b", "c"]}))
+    assert found == [({"question": "a", "answer": "b"}, ["b", "c"])]
+    assert list(unfolded({"question": "a", "answer": ["b"]})) == [
+        ({"question": "a", "answer": "b"}, [])
+    ]
+
+
+def test_nested_instances_are_rows_of_their_own():
+    nested = [{"input": "x", "output": "1"}, {"input": "y", "output": "2"}]
+    nested += [{"input": "x", "output": "3"}]
+    found = list(unfolded({"instruction": "i", "instances": nested}))
+    assert [(alpaca(row), more) for row, more in found] == [
+        (turns("i\n\nx", "1"), ["1", "3"]),
+        (turns("i\n\ny", "2"), []),
+    ]
+
+
+def test_headers_are_forgiven_and_mapped():
+    mapping = parse_mapping("question= Frage,ANSWER=My Answer")
+    row = {"  frage ": "a", "my  answer": "b", "Answer": "no", "Other": 1}
+    assert renamed(row, mapping) == {"question": "a", "answer": "b", "Answer": "no", "Other": 1}
+    assert renamed({"Output": 1, "output": 2}, {}) == {"Output": 1, "output": 2}
+
+
+def test_trimmed_keeps_the_system_message_and_whole_exchanges():
+    system = [{"role": "system", "content": "S"}]
+    said = turns("a", "b", "c", "d", "e")
+    assert trimmed(system + said) == system + said[:4]
+    assert trimmed(system + said[1:]) == system + said[2:4]
+    assert trimmed(said[1:2]) == []

@@ -1,13 +1,17 @@
 """The same rows come out of every format and encoding, and a broken place is named by its line."""
 
 import csv
+import gzip
+import io
 import json
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from slimtune.console import InputError, SettingsError
-from slimtune.data import json_array, readers
+from slimtune.data import blocks, json_array, readers, sources
 
 ROWS = [
     {"instruction": "说\u2028你好", "output": 'He said "hi",\nthen left.'},
@@ -28,8 +32,19 @@ def jsonl(rows=ROWS) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def as_csv(rows=ROWS, delimiter: str = ",") -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], delimiter=delimiter, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "gb18030"]
+
+
 @pytest.mark.parametrize("indent", [None, 2])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_json_array(tmp_path, indent, encoding, newline):
     file = tmp_path / "rows.json"
@@ -39,24 +54,53 @@ def test_json_array(tmp_path, indent, encoding, newline):
     assert lines_of(file) == ([2, 2, 2] if indent is None else [3, 7, 11])
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_json_lines_under_any_name(tmp_path, encoding):
     file = tmp_path / "rows.json"
     file.write_text(jsonl(ROWS[:1]) + "\n  \n" + jsonl(ROWS[1:]), encoding=encoding)
     assert rows_of(file) == rows_of(file, "json") == rows_of(file, "jsonl") == ROWS
     assert lines_of(file) == [1, 4, 5]
+    assert sources.recognise(file, "x").encoding == ("utf-16" if encoding == "utf-16" else encoding)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_csv_keeps_first_column_and_line_numbers(tmp_path, encoding, newline):
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_csv_keeps_first_column_and_line_numbers(tmp_path, encoding, newline, delimiter):
     file = tmp_path / "rows.csv"
-    with file.open("w", encoding=encoding, newline=newline) as stream:
-        writer = csv.DictWriter(stream, ROWS[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(ROWS)
+    file.write_text(as_csv(delimiter=delimiter), encoding=encoding, newline=newline)
     assert rows_of(file) == rows_of(file, "csv") == ROWS
     assert lines_of(file) == [2, 4, 5]
+
+
+def test_parquet_and_gzip_by_their_content(tmp_path):
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "rows", row_group_size=2)
+    assert rows_of(tmp_path / "rows") == ROWS and lines_of(tmp_path / "rows") == [1, 2, 3]
+    for name, text in (("a.json", json.dumps(ROWS)), ("b", jsonl()), ("c.csv.gz", as_csv())):
+        (tmp_path / name).write_bytes(gzip.compress(text.encode("gb18030")))
+        assert rows_of(tmp_path / name) == ROWS
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(jsonl(ROWS * 99).encode())[:-20])
+    with pytest.raises(InputError, match="broken gzip"):
+        rows_of(tmp_path / "cut.gz")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(InputError, match="cannot be read"):
+        rows_of(tmp_path / "bad.parquet")
+
+
+def test_a_folder_is_its_data_files_in_order(tmp_path, caplog):
+    (tmp_path / "b.csv").write_text(as_csv(ROWS[1:2]))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/c.jsonl").write_text(jsonl(ROWS[2:]))
+    (tmp_path / "a.json").write_text(json.dumps(ROWS[:1]))
+    (tmp_path / ".hidden.json").write_text("nothing")
+    (tmp_path / "README.md").write_text("# about")
+    found = sources.find(tmp_path)
+    assert [source.name for source in found] == ["a.json", "b.csv", "sub/c.jsonl"]
+    assert rows_of(tmp_path) == ROWS
+    assert "README.md: passed over" in caplog.text
+    with pytest.raises(InputError, match="no data file"):
+        (tmp_path / "empty").mkdir()
+        sources.find(tmp_path / "empty")
 
 
 def test_csv_field_of_a_megabyte(tmp_path):
@@ -65,13 +109,19 @@ def test_csv_field_of_a_megabyte(tmp_path):
     assert len(rows_of(file)[0]["answer"]) == 1_000_000
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 7, 64])
-def test_array_is_decoded_through_a_small_window(tmp_path, monkeypatch, chunk):
+@pytest.mark.parametrize("size", [1, 30, 100, 10_000])
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_blocks_of_any_size_hold_the_same_rows(tmp_path, monkeypatch, size, chunk):
+    monkeypatch.setattr(blocks, "SIZE", size)
     monkeypatch.setattr(json_array, "_CHUNK", chunk)
     rows = [*ROWS, {"n": -12.5e3, "t": True, "s": "\u4f60" * 99, "deep": [[{"a": None}]]}, {}]
-    file = tmp_path / "rows.json"
-    file.write_text(json.dumps(rows, indent=1))
-    assert rows_of(file) == rows
+    rows += [{"s": '"},{"'}, {"s": "\\"}, {"s": ["[", "]"]}]
+    for name, text in (("a", json.dumps(rows, indent=1)), ("b", jsonl(rows))):
+        (tmp_path / name).write_text(text)
+        assert rows_of(tmp_path / name) == rows
+    assert lines_of(tmp_path / "a")[:3] == [2, 6, 10]
+    (tmp_path / "c").write_text(as_csv())
+    assert rows_of(tmp_path / "c") == ROWS and lines_of(tmp_path / "c") == [2, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -101,6 +151,17 @@ def test_broken_place_is_named(tmp_path, monkeypatch, text, input_format, where,
     assert caught.value.cure
 
 
+def test_bad_lines_stand_between_good_rows(tmp_path):
+    file = tmp_path / "rows"
+    file.write_text('a,b\n1,2\n3,4,5\n"6"x,7\n\n8,9\n')
+    parsed = [
+        one for block in blocks.cut(sources.recognise(file, "x")) for one in blocks.parse(block)
+    ]
+    assert [line for line, _ in parsed] == [2, 3, 4, 6]
+    assert [isinstance(row, blocks.BadLine) for _, row in parsed] == [False, True, True, False]
+    assert parsed[3][1] == {"a": "8", "b": "9"}
+
+
 def test_missing_empty_and_unknown(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         rows_of(tmp_path / "none.json")
@@ -112,3 +173,6 @@ def test_missing_empty_and_unknown(tmp_path):
     (tmp_path / "binary.json").write_bytes(bytes([0xFF, 0xFF, 0xFF, 0x80]) * 10)
     with pytest.raises(InputError, match="encoding unknown"):
         rows_of(tmp_path / "binary.json")
+    (tmp_path / "book.csv").write_bytes(b"PK\x03\x04....")
+    with pytest.raises(InputError, match="Excel"):
+        rows_of(tmp_path / "book.csv")

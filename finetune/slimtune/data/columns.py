@@ -1,0 +1,122 @@
+"""A row's columns under the names that the shapes know, and what to suggest where none fits."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from slimtune.console import SettingsError
+from slimtune.data.formats import ANSWER, COLUMNS, COMPLETION, QUESTION, Row
+
+_ANSWERS = ("output", *ANSWER, *COMPLETION)
+_KNOWN = ("instruction", "input", "output", "system", "history", "prompt", "completion")
+_KNOWN += ("messages", "conversations", "instances", *QUESTION, *ANSWER)
+
+
+def parse_mapping(words: str) -> dict[str, str]:
+    """{column of the file: name the shapes know} from "question=Questions,answer=Answers"."""
+    mapping = {}
+    for word in filter(None, (word.strip() for word in words.split(","))):
+        known, found, column = word.partition("=")
+        known = _plain(known)
+        if not found or not column.strip() or known not in _KNOWN:
+            near = difflib.get_close_matches(known, _KNOWN, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_KNOWN)}"
+            raise SettingsError(
+                f"columns: {word!r} is no name=column",
+                f"the name must be one that a row's shape uses; {hint}",
+                "for instance --columns question=Questions,answer=Answers",
+            )
+        mapping[_plain(column)] = known
+    return mapping
+
+
+def renamed(row: Row, mapping: Mapping[str, str]) -> Row:
+    """The row with forgiven headers (case, spaces) and mapped columns under their known names."""
+    columns = tuple(row)
+    names = _names(columns, tuple(mapping.items()))
+    return row if names == columns else dict(zip(names, row.values(), strict=True))
+
+
+@lru_cache(maxsize=256)
+def _names(columns: tuple[str, ...], mapping: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """A column mapped by the user wins, then one spelled exactly, then one that is forgiven."""
+    mapped = dict(mapping)
+    taken = {mapped[_plain(column)] for column in columns if _plain(column) in mapped}
+    taken |= {column for column in columns if column in _KNOWN}
+    names: list[str] = []
+    for column in columns:
+        plain = _plain(column)
+        forgiven = plain if plain in _KNOWN and plain not in taken else column
+        name = mapped.get(plain, forgiven)
+        names.append(column if name in names else name)
+    return tuple(names)
+
+
+def _plain(column: Any) -> str:
+    return " ".join(str(column).split()).lower()
+
+
+def unfolded(row: Row) -> Iterator[tuple[Row, list[str]]]:
+    """The conversations nested in one row, each as a row of its own with its accepted answers.
+
+    `instances` (self-instruct) holds {"input", "output"} pairs: one row for each input. An answer
+    that is a list of texts holds several accepted ones: the first is trained on, all are returned.
+    """
+    for one in _instances(row):
+        name = next((name for name in _ANSWERS if isinstance(one.get(name), list)), None)
+        answers = one[name] if name else []
+        if isinstance(one.get("input"), list) or not answers or not _texts(answers):
+            yield one, []
+        else:
+            yield {**one, name: answers[0]}, list(answers) if len(answers) > 1 else []
+
+
+def _instances(row: Row) -> Iterator[Row]:
+    instances = row.get("instances")
+    if not isinstance(instances, list) or not instances or "output" in row:
+        yield row
+        return
+    answers: dict[str, list[Any]] = {}
+    for one in instances:
+        if isinstance(one, dict) and isinstance(one.get("input", ""), str):
+            answers.setdefault(one.get("input", ""), []).append(one.get("output"))
+        else:
+            answers.setdefault("", []).append(None)
+    rest = {name: value for name, value in row.items() if name != "instances"}
+    for asked, given in answers.items():
+        yield {**rest, "input": asked, "output": given if len(given) > 1 else given[0]}
+
+
+def _texts(answers: Sequence[Any]) -> bool:
+    return all(isinstance(answer, str) for answer in answers)
+
+
+def found_in(rows: Iterable[Row]) -> list[str]:
+    """The column names of `rows`, in the order they first appear."""
+    return list(dict.fromkeys(str(key) for row in rows for key in row))
+
+
+def suggestion(found: Sequence[str], shapes: Sequence[str]) -> str:
+    """The flag that would make the file readable, from its own columns that sound alike."""
+    best: tuple[float, str] = (0.0, "")
+    for shape in shapes:
+        wanted = COLUMNS[shape]
+        pairs = [_closest(name, found) for name in wanted]
+        score = min(score for score, _ in pairs)
+        if score > best[0] and len({column for _, column in pairs}) == len(wanted):
+            words = (f"{name}={column}" for name, (_, column) in zip(wanted, pairs, strict=True))
+            best = (score, "--columns " + ",".join(words))
+    if best[0] >= 0.5:
+        return f"did you mean {best[1]}?"
+    first, second, *_ = [*found, "FIRST", "SECOND"]
+    return f"name the columns, for instance --columns question={first},answer={second}"
+
+
+def _closest(name: str, found: Sequence[str]) -> tuple[float, str]:
+    def likeness(column: str) -> float:
+        plain = _plain(column).replace(" ", "_")
+        whole = difflib.SequenceMatcher(None, name, plain).ratio()
+        return max(whole, 0.9 if name in plain.split("_") else 0.0)
+
+    return max(((likeness(column), column) for column in found), default=(0.0, ""))

@@ -1,0 +1,161 @@
+"""A block of raw rows made into lines ready to be written, with the keys to judge them by.
+
+This is the work that several processes share: it needs no row but the one at hand.
+"""
+
+import json
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from slimtune.config.data import Data
+from slimtune.data import blocks, splits
+from slimtune.data.cleaning import neutralised, oddities, without_special_tokens
+from slimtune.data.columns import renamed, unfolded
+from slimtune.data.formats import FORMATS, Row
+from slimtune.data.keys import keys_of
+from slimtune.data.rows import alpaca_fields, canonical
+from slimtune.data.text import language
+from slimtune.data.turns import BadRow, Message, require_order, trimmed
+
+LANGUAGES = ("zh", "en", "mixed", "other")
+_NUMBER = 2**53 - 1  # stands in a line until the row's number in the file is known
+_PLACEHOLDER = b'"line": %d' % _NUMBER
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a worker must know beside the rows: settings, column names, the shape of each file."""
+
+    settings: Data
+    system_prompt: str
+    mapping: Mapping[str, str]
+    shapes: Mapping[str, str]
+
+
+@dataclass
+class Columns:
+    """The rows in the order of the input, column by column: 44 bytes a row, whatever its text."""
+
+    usable: array = field(default_factory=lambda: array("B"))  # 0: rejected
+    language: array = field(default_factory=lambda: array("B"))  # its place in LANGUAGES
+    file: array = field(default_factory=lambda: array("H"))
+    row: array = field(default_factory=lambda: array("Q"))  # its number in the file
+    line: array = field(default_factory=lambda: array("Q"))  # where that row starts
+    exact: array = field(default_factory=lambda: array("Q"))
+    near: array = field(default_factory=lambda: array("Q"))
+    question: array = field(default_factory=lambda: array("Q"))
+    position: array = field(default_factory=lambda: array("d"))
+
+    def extend(self, more: "Columns") -> None:
+        for name, column in vars(self).items():
+            column.extend(getattr(more, name))
+
+
+@dataclass
+class Converted:
+    """A block's rows as lines of JSON, their columns, and what was counted on the way."""
+
+    columns: Columns = field(default_factory=Columns)
+    lines: list[bytes] = field(default_factory=list)
+    reasons: Counter = field(default_factory=Counter)
+    cleaning: Counter = field(default_factory=Counter)
+    rows: int = 0  # of the file; nested ones make more lines
+    wordings: list[Any] = field(default_factory=list)  # MinHash of each, if similarity is asked
+
+
+def convert(block: blocks.Block, plan: Plan) -> Converted:
+    """Every row of the block as one line, usable or rejected, in the order of the file."""
+    done = Converted()
+    for line, row in blocks.parse(block):
+        done.rows += 1
+        if isinstance(row, blocks.BadLine):
+            _reject(done, block, line, row.reason, row.text)
+            continue
+        nested = -1
+        for one, references in unfolded(renamed(row, plan.mapping)):
+            nested += 1
+            try:
+                _keep(done, block, line, one, references, plan)
+            except BadRow as bad:
+                _reject(done, block, line, str(bad), row)
+        if nested:
+            done.cleaning["nested_rows"] += nested
+    return done
+
+
+def _keep(
+    done: Converted, block: blocks.Block, line: int, row: Row, references: list[str], plan: Plan
+) -> None:
+    settings, found = plan.settings, []
+    messages = FORMATS[plan.shapes[block.source.name]](row)
+    messages = _cleaned(messages, settings, found)
+    fields = alpaca_fields(row, settings.group_column)
+    if "special_tokens" in found:
+        fields = {k: neutralised(v) if isinstance(v, str) else v for k, v in fields.items()}
+        references = [neutralised(reference) for reference in references]
+    if plan.system_prompt and messages[0]["role"] != "system":
+        messages = [Message(role="system", content=plan.system_prompt), *messages]
+    keys = keys_of(messages)
+    group = row.get(settings.group_column) if settings.group_column else None
+    key = keys.asked if group in (None, "") else f"{settings.group_column}\n{group}".encode()
+    done.cleaning.update(found)
+    if references:
+        done.cleaning["several_answers"] += 1
+    name = block.source.name
+    written = canonical(keys.id, messages, name, _NUMBER, fields, references)
+    done.lines.append(_line(written))
+    columns = done.columns
+    columns.usable.append(1)
+    columns.language.append(LANGUAGES.index(language("\n".join(m["content"] for m in messages))))
+    columns.row.append(done.rows)
+    columns.line.append(line)
+    columns.exact.append(keys.exact)
+    columns.near.append(keys.near)
+    columns.question.append(keys.question)
+    columns.position.append(splits.position(key, settings.seed))
+
+
+def _cleaned(messages: list[Message], settings: Data, found: list[str]) -> list[Message]:
+    """The conversation after every step that is switched on; `found` gets those that mattered."""
+    if settings.trim_turns:
+        whole = trimmed(messages)
+        if len(whole) != len(messages):
+            found.append("trimmed_turns")
+        messages = whole or messages
+    require_order(messages)
+    if settings.neutralise_special_tokens:
+        harmless = without_special_tokens(messages)
+        if harmless != messages:
+            found.append("special_tokens")
+        messages = harmless
+    if settings.inspect_texts:
+        found += oddities(messages)
+    return messages
+
+
+def _reject(done: Converted, block: blocks.Block, line: int, reason: str, row: Any) -> None:
+    done.reasons[reason] += 1
+    done.lines.append(_line(set_aside(block.source.name, line, "rejected", reason, row)))
+    for name, column in vars(done.columns).items():
+        if name != "file":
+            column.append({"row": done.rows, "line": line}.get(name, 0))
+
+
+def set_aside(name: str, line: int, kind: str, reason: str, row: Any) -> dict[str, Any]:
+    """What rejected.jsonl says of a row; here the line is the one where it starts in its file."""
+    return {"file": name, "line": line, "kind": kind, "reason": reason, "row": row}
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    # A lone surrogate in a rejected row comes out as the JSON escape it came in as.
+    return _encode(value).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def numbered(line: bytes, number: int) -> bytes:
+    """The line with the row's number in the file, which no worker can know."""
+    return line.replace(_PLACEHOLDER, b'"line": %d' % number, 1)

@@ -1,0 +1,83 @@
+"""What becomes of each row once all are known: repeated, leaking, or kept for one split.
+
+Works on arrays of numbers, a few dozen bytes a row; the texts stay on disk.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from slimtune.config.data import Data
+from slimtune.data import splits
+from slimtune.data.conversion import Columns
+
+# Codes of `Fates.kind`, the place in this tuple; "" is kept, the others are account.KINDS.
+KINDS = ("", "rejected", "duplicate", "near_duplicate", "leak")
+_KEPT, REJECTED, DUPLICATE, NEAR_DUPLICATE, LEAK = range(5)
+BY_HASH = 255  # a role: the row's split is not given by its file
+
+
+@dataclass(frozen=True)
+class Fates:
+    """Of each row: its kind, its split, and the row that it repeats (itself if it repeats none)."""
+
+    kind: np.ndarray
+    split: np.ndarray
+    first: np.ndarray
+
+
+def judge(columns: Columns, roles: np.ndarray, settings: Data) -> Fates:
+    """The fate of every row: repeated ones first, then the splits, then leaks between them.
+
+    `roles` says of each row which split its file was given for, BY_HASH for none.
+    """
+    usable = np.frombuffer(columns.usable, np.uint8).astype(bool)
+    kind = np.where(usable, _KEPT, REJECTED).astype(np.uint8)
+    first = np.arange(len(kind))
+    if settings.duplicates != "keep":
+        _mark_repeated(kind, first, columns, roles, settings.duplicates)
+    split = roles.copy()
+    hashed = (kind == _KEPT) & (roles == BY_HASH)
+    positions = np.frombuffer(columns.position, np.float64)
+    split[hashed] = splits.assign(positions[hashed], splits.shares(settings))
+    if settings.drop_leaks:
+        _mark_leaks(kind, split, np.frombuffer(columns.question, np.uint64))
+    return Fates(kind, split, first)
+
+
+def _mark_repeated(
+    kind: np.ndarray, first: np.ndarray, columns: Columns, roles: np.ndarray, which: str
+) -> None:
+    """The first of equal rows stays. A row that a given test file repeats is a leak, no repeat."""
+    exact = np.frombuffer(columns.exact, np.uint64)
+    keys = exact if which == "exact" else np.frombuffer(columns.near, np.uint64)
+    among = np.flatnonzero(kind == _KEPT)
+    of_role = keys[among] ^ (roles[among].astype(np.uint64) << np.uint64(56))
+    first[among] = among[first_equal(of_role)]
+    repeated = first != np.arange(len(first))
+    same = exact == exact[first]
+    kind[repeated & same] = DUPLICATE
+    kind[repeated & ~same] = NEAR_DUPLICATE
+
+
+def first_equal(keys: np.ndarray) -> np.ndarray:
+    """For each key the place where it stands first."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    starts = np.ones(len(keys), bool)
+    starts[1:] = ordered[1:] != ordered[:-1]
+    of_group = np.maximum.accumulate(np.where(starts, np.arange(len(keys)), 0))
+    places = np.empty(len(keys), np.int64)
+    places[order] = order[of_group]
+    return places
+
+
+def _mark_leaks(kind: np.ndarray, split: np.ndarray, question: np.ndarray) -> None:
+    """Test is the most precious split, then validation: the other one loses its row."""
+    for less, more in (
+        (splits.VALIDATION, (splits.TEST,)),
+        (splits.TRAIN, (splits.TEST, splits.VALIDATION)),
+    ):
+        kept = kind == _KEPT
+        guarded = question[kept & np.isin(split, more)]
+        kind[kept & (split == less) & np.isin(question, guarded)] = LEAK

@@ -1,0 +1,89 @@
+"""Turns of a conversation: texts, roles under their many names, and the order a model can learn."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Message = dict[str, str]
+
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can hold one; UTF-8 cannot
+ROLES = {
+    **dict.fromkeys(("user", "human", "prompter", "customer", "question", "用户"), "user"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "ai", "answer", "助手"),
+        "assistant",
+    ),
+    **dict.fromkeys(("bing", "bard", "claude", "gemini"), "assistant"),
+    "system": "system",
+}
+
+
+class BadRow(ValueError):
+    """A row that cannot become a conversation; its text is the reason."""
+
+
+def as_text(value: Any, name: str) -> str:
+    """The value as trimmed text with plain line ends; BadRow if it is neither text nor a number."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise BadRow(f'"{name}" is not text')
+    text = str(value).strip()
+    if "\r" in text:  # Windows' line ends: a prompt typed elsewhere would have other tokens
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not text.isascii() and _HALF_CHARACTER.search(text):
+        raise BadRow(f'"{name}" holds half a character (a lone surrogate)')
+    return text
+
+
+def turn(role: str, text: Any) -> Message:
+    content = as_text(text, role)
+    if not content:
+        raise BadRow(f"empty {role} turn")
+    return {"role": role, "content": content}
+
+
+def exchange(question: Any, answer: Any) -> list[Message]:
+    return [turn("user", question), turn("assistant", answer)]
+
+
+def listed_turns(row: Mapping[str, Any], column: str) -> list[Message]:
+    """The turns of a list column; role and text under OpenAI's or ShareGPT's names.
+
+    A system message without words is none.
+    """
+    turns = row.get(column)
+    if not isinstance(turns, list) or not all(isinstance(one, dict) for one in turns):
+        raise BadRow(f'no "{column}" list')
+    return [listed for one in turns if (listed := _listed_turn(one))]
+
+
+def _listed_turn(listed: Mapping[str, Any]) -> Message | None:
+    name = str(listed.get("from", listed.get("role")))
+    role = ROLES.get(name.strip().lower())
+    if role is None:
+        raise BadRow(f"unknown role {name[:40]!r}")
+    text = listed.get("value", listed.get("content", ""))
+    return None if role == "system" and text in (None, "") else turn(role, text)
+
+
+def trimmed(turns: Sequence[Message]) -> list[Message]:
+    """The turns from the user's first to the assistant's last; a system message stays in front."""
+    opening = 1 if turns and turns[0]["role"] == "system" else 0
+    start, end = opening, len(turns)
+    while start < end and turns[start]["role"] == "assistant":
+        start += 1
+    while end > start and turns[end - 1]["role"] == "user":
+        end -= 1
+    return [*turns[:opening], *turns[start:end]]
+
+
+def require_order(turns: Sequence[Message]) -> None:
+    """BadRow with the reason unless user and assistant take turns and the assistant is last."""
+    spoken = turns[1:] if turns and turns[0]["role"] == "system" else turns
+    if not spoken:
+        raise BadRow("no turns")
+    for index, one in enumerate(spoken):
+        expected = "assistant" if index % 2 else "user"
+        if one["role"] != expected:
+            raise BadRow(f"turn {index + 1} is {one['role']!r}, expected {expected!r}")
+    if len(spoken) % 2:
+        raise BadRow("the last turn is not the assistant's")

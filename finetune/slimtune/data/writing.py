@@ -1,0 +1,165 @@
+"""The second pass: every line of the spool goes where its fate sends it, and is counted."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from slimtune.console import InputError
+from slimtune.data import fates, report
+from slimtune.data.account import SPLITS, Account, Fit, Size
+from slimtune.data.conversion import LANGUAGES, set_aside
+from slimtune.data.preparation import Prepared
+from slimtune.data.workers import spread
+
+IGNORED = -100  # the label of a token that is not learned
+_BATCH = 200  # rows that travel to a worker together
+_PIECES_LACK = ("instruction", "input", "output", "references")  # true of the whole row only
+_LEAK = "its question is also in a split kept for judging"
+
+
+@dataclass
+class Written:
+    """One kept row after the length limit: its lines with their sizes, or why there are none."""
+
+    lines: list[bytes]
+    sizes: list[Size] = field(default_factory=list)
+    how: str = ""
+    reason: str = ""
+
+
+def names(name: str) -> dict[str, str]:
+    """The files of an output beside its splits. The default output has them under plain names;
+    any other bears its own name, so that several can share a folder.
+    """
+    prefix = report.prefix(name)
+    return {"report": f"{prefix}{report.MARKDOWN}", "rejected": f"{prefix}{report.REJECTED}"}
+
+
+def write(prepared: Prepared, folder: Path, name: str, fit: Fit | None = None) -> dict[str, Any]:
+    """Write NAME_{split}.jsonl, the rejected rows and the report; returns the report's numbers.
+
+    `fit` (a tokenizer, a template and a policy in one call) counts tokens and shortens long rows.
+    A split without rows gets no file. Raises InputError where `fit` refuses a row or leaves none
+    to train on.
+    """
+    account = Account(sources=prepared.sources, cleaning=prepared.cleaning)
+    account.reasons["rejected"] = prepared.reasons
+    with ExitStack() as stack:
+        out = _Files(folder, name, stack)
+        for place, line, written in _fitted(prepared, fit):
+            if written is None or written.reason:
+                _put_aside(place, line, written, prepared, out, account)
+            else:
+                _put(place, written, prepared, out, account)
+    if not account.splits["train"]:
+        raise InputError(
+            f"{prepared.settings.input}: no row left to train on",
+            f"{account.reasons['too_long'].total()} rows are longer than the limit",
+            "raise --max-length, or choose --long-rows truncate_prompt",
+        )
+    numbers = report.numbers(account)
+    report.write(numbers, folder, name)
+    return numbers
+
+
+class _Files:
+    """The output's files, opened when their first line comes."""
+
+    def __init__(self, folder: Path, name: str, stack: ExitStack) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._name, self._stack = folder, name, stack
+        self._open: dict[str, BinaryIO] = {}
+        self.rejected = stack.enter_context((folder / names(name)["rejected"]).open("wb"))
+
+    def of(self, split: str) -> BinaryIO:
+        if split not in self._open:
+            file = self._folder / f"{self._name}_{split}.jsonl"
+            self._open[split] = self._stack.enter_context(file.open("wb"))
+        return self._open[split]
+
+
+def _put(place: int, written: Written, prepared: Prepared, out: _Files, account: Account) -> None:
+    split = SPLITS[prepared.fates.split[place]]
+    out.of(split).writelines(written.lines)
+    account.keep(split, LANGUAGES[prepared.columns.language[place]], written.sizes, written.how)
+
+
+def _put_aside(
+    place: int,
+    line: bytes,
+    written: Written | None,
+    prepared: Prepared,
+    out: _Files,
+    account: Account,
+) -> None:
+    kind = "too_long" if written else fates.KINDS[prepared.fates.kind[place]]
+    if kind == "rejected":  # its line says all, and its reason is counted
+        out.rejected.write(line)
+        return
+    if kind == "too_long":
+        account.set_aside(kind, "too long")
+        reason = written.reason
+    elif kind == "leak":
+        account.set_aside(kind, _LEAK)
+        reason = _LEAK
+    else:
+        account.set_aside(kind, kind)
+        reason = _same_as(int(prepared.fates.first[place]), place, prepared)
+    row = json.loads(line)
+    entry = set_aside(row["source"]["file"], prepared.columns.line[place], kind, reason, row)
+    out.rejected.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+
+
+def _same_as(first: int, place: int, prepared: Prepared) -> str:
+    columns = prepared.columns
+    where = f"line {columns.line[first]}"
+    if columns.file[first] != columns.file[place]:
+        where += f" of {prepared.sources[columns.file[first]]['file']}"
+    return f"same as {where}"
+
+
+def _fitted(prepared: Prepared, fit: Fit | None) -> Iterator[tuple[int, bytes, Written | None]]:
+    """Every line in order, with what `fit` made of it; None where the row is not kept."""
+    kind = prepared.fates.kind
+    if fit is None:
+        for place, line in prepared.lines():
+            yield place, line, None if kind[place] else Written([line])
+        return
+    lines = ((place, line, not kind[place]) for place, line in prepared.lines())
+    batches = iter(lambda: list(islice(lines, _BATCH)), [])
+    for batch in spread(_fit_batch, batches, fit, prepared.workers):
+        yield from batch
+
+
+def _fit_batch(
+    batch: list[tuple[int, bytes, bool]], fit: Fit
+) -> list[tuple[int, bytes, Written | None]]:
+    return [(place, line, _fit(line, fit) if kept else None) for place, line, kept in batch]
+
+
+def _fit(line: bytes, fit: Fit) -> Written:
+    row = json.loads(line)
+    source = row["source"]
+    fitted = fit(row["messages"], place=f"{source['file']}, row {source['line']}")
+    if fitted.how == "dropped":
+        return Written([], reason=fitted.reason)
+    sizes = [
+        Size(len(one["input_ids"]), sum(label != IGNORED for label in one["labels"]))
+        for one in fitted.encoded
+    ]
+    if fitted.how == "whole":
+        return Written([line], sizes, fitted.how)
+    parts = [_piece(row, messages, number) for number, messages in enumerate(fitted.conversations)]
+    if len(parts) == 1:
+        parts = [row | {"messages": fitted.conversations[0]}]
+    lines = [json.dumps(part, ensure_ascii=False).encode() + b"\n" for part in parts]
+    return Written(lines, sizes, fitted.how)
+
+
+def _piece(row: dict[str, Any], messages: list[dict[str, str]], number: int) -> dict[str, Any]:
+    rest = {name: value for name, value in row.items() if name not in _PIECES_LACK}
+    return rest | {"id": f"{row['id']}-{number + 1}", "messages": messages}
