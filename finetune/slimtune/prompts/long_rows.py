@@ -40,9 +40,12 @@ def fit(
     truncate_prompt takes away the oldest exchanges, then the start of the last question (`shorten`,
     the function that training uses too). split_turns makes several conversations of it, each
     exchange in one of them. drop leaves it out; so do the others where an answer alone is too
-    long. error raises InputError that names `place`.
+    long. error raises InputError that names `place`, as does a template that refuses the row.
     """
-    whole = encode_whole(tokenizer, messages, template)
+    try:
+        whole = encode_whole(tokenizer, messages, template)
+    except InputError as refused:
+        raise InputError(f"{place}: {refused.what}", refused.why, refused.cure) from refused
     tokens = len(whole["input_ids"])
     if tokens <= max_length:
         return Fitted([list(messages)], [whole], tokens, "whole")

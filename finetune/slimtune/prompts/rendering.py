@@ -75,7 +75,7 @@ def render(
         raise InputError(
             f"a conversation of roles: {roles or '(none)'}",
             f"the prompt template refuses it: {error}",
-            "let turns alternate user, assistant; at most one system message, first",
+            "let turns alternate user, assistant; at most one system message, first, or none",
         ) from error
 
 

@@ -149,3 +149,9 @@ def test_a_prompt_whose_template_alone_is_too_long_keeps_bos_and_its_end(tokeniz
     cut = prompts.encode_prompt(tokenizer, TALK, template, 4)
     bos = int(prompt[0] == tokenizer.bos_token_id)
     assert cut == prompt[:bos] + prompt[bos - 4 :]
+
+
+def test_a_row_that_the_template_refuses_is_named(tokenizer):
+    template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(InputError, match="a.json:7: .*\n.*System role not supported"):
+        prompts.fit(TALK, tokenizer, template, 99, "drop", "a.json:7")
