@@ -43,7 +43,8 @@ def _plot_lengths(axes: Any, tokens: Mapping[str, Any]) -> None:
         mark, height = tokens[name], top * (1.14 - 0.07 * place)
         side = "right" if mark > 0.7 * edges[-1] else "left"
         axes.axvline(mark, color="black", linestyle=":", linewidth=1)
-        axes.text(mark, height, f" {name} {mark} ", fontsize=8, horizontalalignment=side)
+        label = axes.text(mark, height, f" {name} {mark} ", fontsize=8, horizontalalignment=side)
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5})
     axes.set_ylim(0, top * 1.22)
     axes.set(xlabel="tokens a conversation", ylabel="conversations", title="Lengths")
     axes.legend(frameon=False)
