@@ -75,6 +75,8 @@ def test_flags_win_over_the_config(quantization, settings, gguf, tmp_path) -> No
     assert ("fallbacks: none" in ran.out) == (quantization in ("F32", "BF16"))
     expected = {"F32": "F32", "BF16": "BF16", "Q4_0": "Q4_0", "Q4_K_M": "Q5_0", "Q5_K_M": "Q5_1"}
     assert expected[quantization] in types_of(file)
+    if quantization == "Q4_K_M":
+        assert "2 × blk.*.attn_k.weight (Q5_0)" in ran.out
     larger = quantization == "F32"
     assert (file.stat().st_size > gguf.stat().st_size) == larger or quantization == "BF16"
 

@@ -4,7 +4,9 @@ Nothing here imports torch or transformers, and of the weights only norms and bi
 """
 
 import logging
+import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 from slimtune.console import ResourceError, size
@@ -107,11 +109,16 @@ def _reference_memory(folder: Path) -> dict[Precision, float]:
 
 
 def words(plan: Plan) -> dict[str, str]:
-    """The plan for a script's last lines: size, types, and every tensor that fell back."""
+    """The plan for a script's last lines: size, types, and every tensor that fell back.
+
+    Tensors that differ in their layer only are counted together; run.json lists each.
+    """
+    alike = Counter(re.sub(r"^blk\.\d+", "blk.*", text) for text in plan.fallbacks)
+    fallbacks = [text if count == 1 else f"{count} × {text}" for text, count in alike.items()]
     return {
         "on disk": size(plan.bytes),
         "types": ", ".join(f"{count} {name}" for name, count in plan.types.items()),
-        "fallbacks": ", ".join(plan.fallbacks) or "none",
+        "fallbacks": ", ".join(fallbacks) or "none",
     }
 
 
