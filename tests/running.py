@@ -3,8 +3,10 @@
 import fcntl
 import importlib
 import io
+import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +45,20 @@ def run(script: str, *arguments: object, stdin: str = "") -> Ran:
     ):
         code = _run(module.main, module.__doc__, words)
     return Ran(int(code), out.getvalue(), err.getvalue())
+
+
+def killed(when: Callable[[], bool], script: str, *arguments: object) -> None:
+    """Run a script in a process of its own and `kill -9` it at the moment `when` says so."""
+    child = os.fork()
+    if child == 0:
+        try:
+            run(script, *arguments)
+        finally:
+            os._exit(0)
+    while not when():
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before it could be killed"
+    os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
 def succeeds(script: str, *arguments: object, stdin: str = "") -> Ran:

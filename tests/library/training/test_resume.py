@@ -1,0 +1,174 @@
+"""A run that was killed or interrupted goes on to the very same weights, or says why not."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from running import killed, refused, run, succeeds
+from safetensors.torch import load_file
+
+WEIGHTS = "lora_adapter/adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def words(settings, rows) -> tuple:
+    """Twenty steps with a save after every second one."""
+    several = tuple(["--evaluations-per-epoch=4", "--batch-size=8", "--epochs=2.5"])
+    return "train_lora", *settings, *several, "--lora-dropout=0.1"
+
+
+@pytest.fixture(scope="module")
+def whole(words, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    succeeds(*words, "--output-dir", folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def said(caplog) -> pytest.LogCaptureFixture:
+    caplog.set_level("INFO", "slimtune")
+    return caplog
+
+
+def same(folder: Path, whole: Path) -> bool:
+    ours, theirs = load_file(folder / WEIGHTS), load_file(whole / WEIGHTS)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def steps(file: Path) -> list[tuple[int, str]]:
+    entries = [json.loads(line) for line in file.open()]
+    kinds = ("loss", "eval_loss", "train_runtime")
+    return [(entry["step"], kind) for entry in entries for kind in kinds if kind in entry]
+
+
+def saves(folder: Path, name: str = "checkpoints") -> list[str]:
+    try:
+        return [one for one in os.listdir(folder / name) if one.startswith("checkpoint-")]
+    except FileNotFoundError:
+        return []
+
+
+def saving(*where: object) -> bool:
+    """Whether a checkpoint is being written just now, and not the first."""
+    names = saves(*where)
+    return len(names) > 1 and any(name.endswith(".partial") for name in names)
+
+
+def test_killed_during_a_save(words, whole, said, tmp_path) -> None:
+    killed(lambda: saving(tmp_path), *words, "--output-dir", tmp_path)
+    assert any(name.endswith(".partial") for name in saves(tmp_path))
+    succeeds(*words, "--output-dir", tmp_path, "--resume")
+    assert "resuming from" in said.text and same(tmp_path, whole)
+
+
+def test_killed_between_two_saves(words, whole, tmp_path) -> None:
+    def later() -> bool:
+        if len(saves(tmp_path)) < 2:
+            return False
+        time.sleep(0.15)
+        return True
+
+    killed(later, *words, "--output-dir", tmp_path)
+    refused(2, "--resume", *words, "--output-dir", tmp_path)
+    succeeds(*words, "--output-dir", tmp_path, "--resume")
+    assert same(tmp_path, whole)
+    assert not (tmp_path / "checkpoints").exists()
+    lines = steps(tmp_path / "lora_adapter" / "metrics.jsonl")
+    assert len(lines) == len(set(lines)) and lines == steps(whole / "lora_adapter/metrics.jsonl")
+
+
+@pytest.fixture
+def stopped(words, tmp_path, monkeypatch) -> Path:
+    """The folder of a run that was asked to stop in step 5, between two saves."""
+
+    def ask(trainer: object, *_: object, **__: object) -> object:
+        if trainer.state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(trainer, *_, **__)
+
+    from slimtune.training.trainer import SlimTrainer
+
+    step = SlimTrainer.training_step
+    with monkeypatch.context() as patched:
+        patched.setattr(SlimTrainer, "training_step", ask)
+        ran = run(*words, "--output-dir", tmp_path)
+    assert ran.code == 130, ran.err
+    assert "step 5 of" in ran.err and "--resume" in ran.err.splitlines()[-1]
+    return tmp_path
+
+
+def test_ctrl_c_finishes_the_step_saves_and_can_go_on(words, whole, stopped) -> None:
+    assert "checkpoint-5" in saves(stopped) and len(saves(stopped)) == 2
+    succeeds(*words, "--output-dir", stopped, "--resume")
+    assert same(stopped, whole)
+
+
+def test_a_broken_checkpoint_is_named_and_passed_over(words, whole, said, stopped) -> None:
+    weights = stopped / "checkpoints/checkpoint-5/adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    succeeds(*words, "--output-dir", stopped, "--resume")
+    assert "checkpoint-5: not whole (adapter_model.safetensors" in said.text
+    assert "resuming from" in said.text and same(stopped, whole)
+
+
+def test_a_missing_optimizer_is_not_ignored(words, said, stopped) -> None:
+    for optimizer in stopped.rglob("optimizer.pt"):
+        optimizer.unlink()
+    succeeds(*words, "--output-dir", stopped, "--resume")
+    assert said.text.count("optimizer.pt is missing") == 2 and "nothing to resume" in said.text
+
+
+def test_a_folder_that_has_moved_goes_on(words, whole, stopped, tmp_path_factory) -> None:
+    moved = tmp_path_factory.mktemp("elsewhere") / "moved"
+    shutil.move(stopped, moved)
+    succeeds(*words, "--output-dir", moved, "--resume")
+    assert same(moved, whole)
+
+
+def test_other_settings_and_rows_are_refused_by_name(words, rows, stopped, tmp_path) -> None:
+    other = shutil.copy(rows / "train_validation.jsonl", tmp_path / "other.jsonl")
+    for flags, said in (
+        (["--learning-rate", "0.5"], "training.learning_rate was 0.01, now 0.5"),
+        (["--lora-r", "3"], "lora.rank was 8, now 3"),
+        (["--train-data", other], "training rows was"),
+    ):
+        refused(2, said, *words, "--output-dir", stopped, "--resume", *flags)
+    assert "checkpoint-5" in saves(stopped)
+
+
+def test_a_second_ctrl_c_ends_at_once() -> None:
+    from slimtune.training.interruption import Interruption
+
+    interruption = Interruption()
+    with pytest.raises(KeyboardInterrupt), interruption.listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert interruption.asked
+        os.kill(os.getpid(), signal.SIGTERM)  # launchers pass both on
+        time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_no_room_for_checkpoints_is_found_out_before_the_first_step(
+    words, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
+    refused(4, "needed for checkpoints", *words, "--output-dir", tmp_path)
+
+
+def test_a_distillation_killed_during_a_save(settings, distilled, tmp_path) -> None:
+    words = ("knowledge_distillation", *settings, "--output-dir", tmp_path / "out")
+    killed(lambda: saving(tmp_path, "out_checkpoints"), *words)
+    succeeds(*words, "--resume")
+    name = "model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (distilled / name).read_bytes()
+    assert not saves(tmp_path, "out_checkpoints")
