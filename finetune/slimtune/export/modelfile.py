@@ -23,8 +23,13 @@ STOPS = {
     "llama2": ["[INST]"],
     "alpaca": ["### Instruction:"],
     "chatml": ["<|im_start|>", "<|im_end|>"],
+    "llama3": ["<|start_header_id|>", "<|eot_id|>"],
+    "qwen2": ["<|im_start|>", "<|im_end|>"],
+    "qwen2_5": ["<|im_start|>", "<|im_end|>"],
+    "zephyr": ["<|user|>", "<|system|>"],
 }
-_TEMPLATES = Path(prompts.__file__).parent / "templates"
+_SHIPPED = Path(prompts.__file__).parent / "templates"
+_TWINS = Path(__file__).parent / "twins"
 
 
 def modelfile(
@@ -58,8 +63,8 @@ def go_template(name: str, *, bos_token: str, eos_token: str) -> str:
     """The Go twin of a shipped template, with the model's own tokens bound to $bos and $eos."""
     bound = {"bos": bos_token, "eos": eos_token}
     tokens = [f"{{{{- ${name} := {json.dumps(token)} -}}}}\n" for name, token in bound.items()]
-    parts = [(_TEMPLATES / f"{part}.gotmpl").read_text(encoding="utf-8") for part in ("trim", name)]
-    return "".join([*tokens, *parts])
+    files = [_SHIPPED / "trim.gotmpl", *(f / f"{name}.gotmpl" for f in (_SHIPPED, _TWINS))]
+    return "".join([*tokens, *(f.read_text(encoding="utf-8") for f in files if f.is_file())])
 
 
 def _from(gguf: PurePath) -> str:

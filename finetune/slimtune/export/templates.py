@@ -1,4 +1,4 @@
-"""The prompt template a model is exported with, and the shipped one that renders as it does."""
+"""The prompt template a model is exported with, and the one with a Go twin that renders alike."""
 
 import json
 import logging
@@ -51,18 +51,29 @@ def own_template(folder: Path) -> str | None:
     return found
 
 
+def twins() -> dict[str, str]:
+    """Name -> jinja source of the templates with a Go twin: the shipped ones, and some models' own.
+
+    Models' own (`twins/`): Llama-3, Qwen2 and Qwen2.5 Instruct, and Zephyr, which TinyLlama has.
+    """
+    own = sorted((Path(__file__).parent / "twins").glob("*.jinja"))
+    known = {file.stem: file.read_text(encoding="utf-8") for file in own}
+    return {name: prompts.template(name) for name in prompts.names()} | known
+
+
 def twin(source: str) -> str:
-    """The shipped template that renders as `source` does: by name, by source, or by its behaviour.
+    """The template with a Go twin that renders as `source` does: by name, or by its behaviour.
 
     Raises SettingsError where there is none, so that no Go template is known to be equal.
     """
-    for name in prompts.names():
-        if source == name or same(source, prompts.template(name)):
+    known = twins()
+    for name, text in known.items():
+        if source == name or same(source, text):
             return name
     raise SettingsError(
         "prompt template: no twin for Ollama",
         "Ollama renders Go templates, and this one renders otherwise than "
-        f"{', '.join(prompts.names())}, of which a Go twin is proven equal",
+        f"{', '.join(known)}, of which a Go twin is proven equal",
         "leave out --create-modelfile and write TEMPLATE by hand, or train with one of those",
     )
 

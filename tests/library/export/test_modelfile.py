@@ -14,6 +14,7 @@ import pytest
 from slimtune import prompts
 from slimtune.console import InputError, SettingsError
 from slimtune.export.modelfile import STOPS, go_template, modelfile
+from slimtune.export.templates import twins
 
 NAMES = sorted(STOPS)
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -43,6 +44,10 @@ CASES = {
 PROVEN = {
     "alpaca": "381993a6d83832c8f80998660ab881f447e6b7c037e23caa828b550a8f6067da",
     "chatml": "93b5dc3a2c8ea432372b72a7d38bd4d3c19cb0bc95e32a95dbedde53dafbbf4d",
+    "llama3": "9bbdbc6ec251654ecedc2591697a8dc266ccc72c7348920c176fbff027b9230b",
+    "qwen2": "423dc5b06d5401a8626707d92eed7316cf54cdb5036cae044381b14d01cc9986",
+    "qwen2_5": "1262acf0620542f633a0558bbe64a2052188a2435408b763133d05adcd467d40",
+    "zephyr": "b32fc88d6f59e546bcbfb3267db754ee0ae9102b5812ece8d51f48d82052269c",
     "llama2": "d1945fce425a5b7df2e41408117f2587023fd3f98c633938d2c4ec888f653026",
 }
 # What Ollama does around the template: https://github.com/ollama/ollama template/template.go
@@ -79,8 +84,8 @@ func main() {
 def jinja(name: str, messages: list[dict]) -> str:
     """The prompt without BOS, which Ollama adds as a token."""
     asking = messages[-1]["role"] != "assistant"
-    text = prompts.render(messages, prompts.template(name), **TOKENS, add_generation_prompt=asking)
-    assert text.startswith("<s>")
+    text = prompts.render(messages, twins()[name], **TOKENS, add_generation_prompt=asking)
+    assert text.startswith("<s>") or "bos_token" not in twins()[name]
     return text.removeprefix("<s>")
 
 
@@ -197,7 +202,7 @@ def test_everything_arrives():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_templates_are_known_by_name_or_source_and_bring_their_stops(name):
-    text = make(template=prompts.template(name))
+    text = make(template=twins()[name])
     assert text == make(template=name)
     assert [value for key, value in parse(text) if key == "stop"] == STOPS[name]
     assert "SYSTEM" not in text

@@ -35,8 +35,44 @@ def test_shipped_ones_are_their_own_twins(name) -> None:
     assert twin(name) == twin(prompts.template(name)) == name
 
 
-def test_another_spelling_of_a_template_is_recognised() -> None:
-    assert twin(META_LLAMA_2) == "llama2"
+# As the models' own repositories have them.
+LLAMA_3 = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+    "+ message['content'] | trim + '<|eot_id|>' %}"
+    "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}"
+    "{{ content }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+QWEN_2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+ZEPHYR = (
+    "{% for message in messages %}\n{% if message['role'] == 'user' %}\n"
+    "{{ '<|user|>\n' + message['content'] + eos_token }}\n"
+    "{% elif message['role'] == 'system' %}\n"
+    "{{ '<|system|>\n' + message['content'] + eos_token }}\n"
+    "{% elif message['role'] == 'assistant' %}\n"
+    "{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
+    "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n"
+    "{% endfor %}"
+)
+QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+SPELLINGS = {
+    "llama2": META_LLAMA_2,
+    "llama3": LLAMA_3,
+    "qwen2": QWEN_2,
+    "qwen2_5": QWEN_2.replace("You are a helpful assistant.", QWEN),
+    "zephyr": ZEPHYR,
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_another_spelling_of_a_template_is_recognised(name) -> None:
+    assert twin(SPELLINGS[name]) == name
 
 
 @pytest.mark.parametrize(
