@@ -16,7 +16,7 @@ from pathlib import Path
 
 from slimtune.artifacts import refuse_finished_files, require, stage_files
 from slimtune.config import Config
-from slimtune.console import near, note, would_write, wrote
+from slimtune.console import SlimTuneError, near, note, would_write, wrote
 
 
 def main(config: Config) -> None:
@@ -38,28 +38,38 @@ def main(config: Config) -> None:
     with stage_files("prepare_data", manifest, config, inputs=inputs) as stage:
         prepared = preparation.prepare(data, stage.folder, system_prompt)
         fit = length_limit(config)  # its libraries weigh more than the rows: not before the workers
-        numbers = writing.write(prepared, stage.folder, data.output_name, fit)
+        numbers = writing.write(
+            prepared, stage.folder, data.output_name, fit, config.training.batch_size
+        )
         stage.metrics.update(numbers)
     files = writing.names(data.output_name)
     left_out = numbers["rows_in"] - numbers["kept"]
+    long_rows = {f"long rows {how}": rows for how, rows in numbers["long_rows"].items()}
+    long_rows.pop("long rows whole", None)
     wrote(
         train,
         data.output_dir / files["report"],
-        numbers=numbers["splits"] | {f"left out (see {files['rejected']})": left_out},
+        numbers=numbers["splits"] | {f"left out (see {files['rejected']})": left_out} | long_rows,
         next=f"python finetune/train_lora.py --train-data {near(train)}",
     )
 
 
 def length_limit(config: Config) -> partial | None:
-    """Counts a row's tokens and keeps them within the limit, if the base model is at hand."""
-    model = config.model.base_model
-    if not Path(model).is_dir():
-        note(f"tokens are not counted: {near(model)} is not on this machine")
-        return None
+    """Counts a row's tokens and keeps them within the limit, if the base model's tokenizer loads.
+
+    A folder's tokenizer must; a Hub id that cannot be reached leaves tokens uncounted.
+    """
     from slimtune import prompts
     from slimtune.models import tokenizers
 
-    tokenizer = tokenizers.load(model)
+    model = config.model.base_model
+    try:
+        tokenizer = tokenizers.load(model)
+    except SlimTuneError as error:
+        if Path(model).is_dir():
+            raise
+        note(f"tokens are not counted: {error.what} ({error.why})")
+        return None
     return partial(
         prompts.fit,
         tokenizer=tokenizer,

@@ -168,3 +168,35 @@ def test_rows_that_another_run_is_writing_are_left_alone(settings, tmp_path) -> 
     with another_run_writing(tmp_path / "train_run.json"):
         refused(6, "another run", "prepare_data", *settings, "--output-dir", tmp_path)
     assert leaves_nothing(tmp_path)
+
+
+def test_long_rows_are_shortened_and_told(settings, rows, tmp_path) -> None:
+    longest = json.loads((rows / "data_report.json").read_text())["tokens"]["max"]
+    flags = ("--output-dir", tmp_path, "--max-length", longest - 1)
+    ran = succeeds("prepare_data", *settings, *flags)
+    found = json.loads((tmp_path / "data_report.json").read_text())
+    shortened = found["long_rows"]["shortened"]
+    assert f"long rows shortened: {shortened}\n" in ran.out
+    assert found["tokens"]["max"] == longest - 1 and found["tokens"]["batch_size"] == 16
+    assert found["tokens"]["truncated_share"] == round(shortened / found["kept"], 4) > 0
+    answers = {row["messages"][-1]["content"] for rows in read(tmp_path).values() for row in rows}
+    assert answers == {row["output"] for row in raw_rows()}
+
+
+@pytest.mark.parametrize(
+    ("policy", "code", "words"),
+    [("error", 3, "tokens, more than 16"), ("drop", 3, "longer than the limit")],
+)
+def test_long_rows_may_stop_the_run(policy, code, words, settings, tmp_path) -> None:
+    flags = ("--output-dir", tmp_path / "out", "--max-length", 16, "--long-rows", policy)
+    refused(code, words, "prepare_data", *settings, *flags)
+    assert leaves_nothing(tmp_path / "out")
+
+
+def test_a_broken_tokenizer_is_refused_and_a_missing_one_is_told(settings, tmp_path) -> None:
+    (tmp_path / "base").mkdir()
+    flags = ("--output-dir", tmp_path / "out", "--base-model", tmp_path / "base")
+    refused(3, "no usable tokenizer", "prepare_data", *settings, *flags)
+    (tmp_path / "base").rmdir()
+    ran = succeeds("prepare_data", *settings, *flags)
+    assert "tokens are not counted" in ran.err and "no such model folder" in ran.err

@@ -15,7 +15,7 @@ REJECTED = "rejected.jsonl"
 DEFAULT_NAME = "train"
 _ACCOUNT = ("rows_in", "kept", *KINDS.values())
 _SHOWN_REASONS = 20
-_BATCH_SIZE = 16
+BATCH_SIZE = 16
 _TOKENS = ("p50", "p90", "p99", "max")
 _WORDS = {
     "whole": "within the limit",
@@ -24,7 +24,7 @@ _WORDS = {
 }
 
 
-def numbers(account: Account, batch_size: int = _BATCH_SIZE) -> dict[str, Any]:
+def numbers(account: Account, batch_size: int = BATCH_SIZE) -> dict[str, Any]:
     """Every count of the report as plain values, with tokens where they were counted.
 
     `batch_size` is the one that padding is reckoned for.

@@ -39,10 +39,17 @@ def names(name: str) -> dict[str, str]:
     return {"report": f"{prefix}{report.MARKDOWN}", "rejected": f"{prefix}{report.REJECTED}"}
 
 
-def write(prepared: Prepared, folder: Path, name: str, fit: Fit | None = None) -> dict[str, Any]:
+def write(
+    prepared: Prepared,
+    folder: Path,
+    name: str,
+    fit: Fit | None = None,
+    batch_size: int = report.BATCH_SIZE,
+) -> dict[str, Any]:
     """Write NAME_{split}.jsonl, the rejected rows and the report; returns the report's numbers.
 
     `fit` (a tokenizer, a template and a policy in one call) counts tokens and shortens long rows.
+    `batch_size` is the one that padding is reckoned for.
     A split without rows gets no file. Raises InputError where `fit` refuses a row or leaves none
     to train on.
     """
@@ -61,7 +68,7 @@ def write(prepared: Prepared, folder: Path, name: str, fit: Fit | None = None) -
             f"{account.reasons['too_long'].total()} rows are longer than the limit",
             "raise --max-length, or choose --long-rows truncate_prompt",
         )
-    numbers = report.numbers(account)
+    numbers = report.numbers(account, batch_size)
     report.write(numbers, folder, name)
     return numbers
 
