@@ -17,7 +17,7 @@ from slimtune.console import near, would_write, wrote
 
 def main(config: Config) -> None:
     from slimtune.training import estimates, starting
-    from slimtune.training.distillation import passages_of, require_teacher
+    from slimtune.training.distillation import passages_of, perplexities, require_teacher
     from slimtune.training.reading import read_lessons
     from slimtune.training.stages import distil_student
 
@@ -37,9 +37,10 @@ def main(config: Config) -> None:
         return
 
     curve = distil_student(config, student, lessons, text, final, checkpoints)
+    numbers = {"loss": curve.summary(), "speed": curve.speed()}
     wrote(
         final,
-        numbers={"loss": curve.summary(), "speed": curve.speed()},
+        numbers=numbers | {"perplexity": " -> ".join(map(str, perplexities(curve).values()))},
         next=f"python finetune/evaluate_model.py --models {near(student)},{near(final)}",
     )
 

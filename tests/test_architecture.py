@@ -131,7 +131,7 @@ def test_mistakes_in_the_settings_are_answered_without_torch(tmp_path: Path) -> 
 
 SOURCE = "\n".join(file.read_text(encoding="utf-8") for file in FILES)
 # Names under which code holds a section, besides the section's own.
-ALIASES = {"training": "settings", "lora": "settings", "distillation": "settings"}
+ALIASES = {"training": "settings", "lora": "settings", "distillation": "settings|lesson"}
 ALIASES |= {"evaluation": "settings", "data": "settings"}
 
 

@@ -1,6 +1,7 @@
 """knowledge_distillation.py: the student loses less on rows kept aside; the teacher runs once."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -62,6 +63,9 @@ def test_what_is_written_beside_the_student(project, merged, pruned, distilled) 
     assert min(validation) == pytest.approx(run["metrics"]["validation_loss_best"])
     assert min(validation) < validation[0]
     assert all({"kd", "ce"} <= entry.keys() for entry in curve if "loss" in entry)
+    metrics, evaluations = run["metrics"], [e["eval_ce"] for e in curve if "eval_ce" in e]
+    assert metrics["perplexity_before"] == pytest.approx(math.exp(evaluations[0]), abs=1e-3)
+    assert metrics["perplexity_after"] < metrics["perplexity_before"]
     assert len(list((project / "cache").glob("*/cache.json"))) == 1
     assert not list(project.glob("*_checkpoints"))
 
@@ -74,7 +78,7 @@ def test_flags_only(merged, pruned, rows, tmp_path, monkeypatch) -> None:
         *("--output-dir", "out", "--cache-dir", "cache", "--device", "cpu"),
     )
     lines = ran.out.splitlines()
-    assert lines[0] == "wrote  out" and "validation" in ran.out
+    assert lines[0] == "wrote  out" and "validation" in ran.out and " -> " in lines[3]
     assert lines[-1] == f"next:  python finetune/evaluate_model.py --models {pruned},out"
     assert json.loads(Path("out/run.json").read_text())["metrics"]["text_passages"] == 0
 

@@ -61,10 +61,10 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     + ("data.validation_ratio", "data.test_ratio", "data.group_column", "data.seed"),
     "prepare_data": ("data", "model.base_model", "model.prompt_template", "model.system_prompt")
     + ("training.max_length",),
-    "model_pruning": ("pruning",),
+    "model_pruning": ("pruning", "training.train_data", "model.prompt_template"),
     "knowledge_distillation": ("distillation", *_COMPUTE)
     + _fields(Training, "training", without=("epochs", "learning_rate")),
-    "train_lora": ("lora", "training", "model.base_model", *_COMPUTE, "model.use_quantization"),
+    "train_lora": ("lora", "training", "model.base_model", *_COMPUTE, "model.quantization"),
     "train_pruned_distilled": ("pruned_distilled", "training", "model.base_model", *_COMPUTE)
     + _fields(Lora, "lora", without=("output_dir",))
     + _fields(Pruning, "pruning", without=("model_path", "output_dir"))

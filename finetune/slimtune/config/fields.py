@@ -12,11 +12,15 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 
 
-def setting(default: Any, help: str, *, flag: str | None = None, **checks: Any) -> Any:
-    """A field with its help; `flag` names its flag where the dashed field name is not it."""
-    return Field(
-        default, description=help, json_schema_extra={"flag": flag} if flag else {}, **checks
-    )
+def setting(
+    default: Any, help: str, *, flag: str | None = None, bare: str | None = None, **checks: Any
+) -> Any:
+    """A field with its help; `flag` names its flag where the dashed field name is not it.
+
+    `bare` is what the flag means when it stands without a value.
+    """
+    extra = {name: value for name, value in (("flag", flag), ("bare", bare)) if value}
+    return Field(default, description=help, json_schema_extra=extra, **checks)
 
 
 class Section(BaseModel):

@@ -21,10 +21,13 @@ class ModelSection(Section):
     system_prompt: str = setting(
         "", "System message put before rows and chats that have none; empty: no system message."
     )
-    use_quantization: bool = setting(
-        False,
-        "true loads the base in 4 bits (nf4, double quantisation): a quarter of the memory of\n"
-        "16 bits, slower steps. Fits Llama-2-7B on a GPU of 8 GB. Works on CPU, but slowly.",
+    quantization: Literal["none", "nf4", "int8"] = setting(
+        "none",
+        "How the base's linear layers are kept: none; nf4 (4 bits, double quantisation: a quarter\n"
+        "of 16 bits, and what the flag means by itself); int8 (half of 16 bits, a little more\n"
+        "exact). Saves memory and costs speed, on a CPU much of it.",
+        flag="use-quantization",
+        bare="nf4",
     )
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "Where to compute: auto takes the GPU when there is one, else the CPU."

@@ -85,7 +85,7 @@ class Compute:
 
     device: str = "auto"
     dtype: str = "auto"
-    quantize: bool = False
+    quantization: str = "none"
     token_budget: int = 8192
 
 

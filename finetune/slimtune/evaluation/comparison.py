@@ -55,7 +55,7 @@ def compare(
     max_new_tokens: int = 64,
     device: str = "auto",
     dtype: str = "auto",
-    quantize: bool = False,
+    quantization: str = "none",
     token_budget: int = 8192,
     extract: str = "whole",
     trained_on: Sequence[Mapping[str, Any]] | None = None,
@@ -76,7 +76,7 @@ def compare(
     """
     questions = questions_of(rows, extract)
     template = agreed_template(candidates, template, questions)
-    compute = Compute(device, dtype, quantize, token_budget)
+    compute = Compute(device, dtype, quantization, token_budget)
     job = Job(questions, template, max_length, max_new_tokens, compute, kept_in=kept_in)
     outcomes = _outcomes(candidates, job, _in_child if isolated else _here)
     scores = [row_scores(outcome, questions) for outcome in outcomes]

@@ -33,7 +33,7 @@ def hold(chosen: Sequence[Candidate], config: Config) -> None:
 
 def _partners(chosen: Sequence[Candidate], config: Config) -> list[Partner]:
     """Each is asked in its own template: a talk is no comparison."""
-    compute = Compute(config.model.device, config.model.dtype, config.model.use_quantization)
+    compute = Compute(config.model.device, config.model.dtype, config.model.quantization)
     otherwise = candidates.template(config)
     return [
         Partner(

@@ -167,7 +167,7 @@ def open_engine(candidate: Candidate, compute: Compute, context: int) -> Engine:
         adapter=adapter,
         device=compute.device,
         dtype=compute.dtype,
-        quantize=compute.quantize,
+        quantization=compute.quantization,
     )
     tokenizer = tokenizers.load(resolve(candidate.reference))
     return Transformers(model, tokenizer, compute.token_budget)

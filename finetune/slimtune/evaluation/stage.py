@@ -64,7 +64,7 @@ def _compare(
         max_new_tokens=settings.max_new_tokens,
         device=config.model.device,
         dtype=config.model.dtype,
-        quantize=config.model.use_quantization,
+        quantization=config.model.quantization,
         token_budget=settings.token_budget,
         extract=settings.extract,
         trained_on=candidates.training_rows(config),

@@ -4,7 +4,7 @@ What is loaded is always an ordinary transformers model (or peft's wrapper aroun
 saved loads again with AutoModelForCausalLM.from_pretrained and no code of ours.
 """
 
-import importlib.util
+import importlib
 import logging
 import os
 from pathlib import Path
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_WEIGHTS = {"nf4": "weights in 4 bits (nf4)", "int8": "weights in 8 bits (int8)"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -38,14 +39,15 @@ def load(
     adapter: Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    quantize: bool = False,
+    quantization: str = "none",
     attn_implementation: str | None = None,
 ) -> "PreTrainedModel | PeftModel":
     """A model in evaluation mode from a folder or Hub id, with `adapter` on top if one is given.
 
     `device` is auto, cpu or cuda; `dtype` auto, float32, bfloat16 or float16 (what is computed
-    with); `quantize` keeps the linear layers in 4 bits (nf4, double quantisation, QLoRA
-    arXiv:2305.14314). Adapter and weights are checked against each other before anything is loaded.
+    with); `quantization` keeps the linear layers in 4 bits (nf4 with double quantisation, QLoRA
+    arXiv:2305.14314) or 8 (int8, LLM.int8() arXiv:2208.07339). Adapter and weights are checked
+    against each other before anything is loaded.
     Raises InputError (not a model, weights that do not fit its config, adapter of another base) and
     ResourceError (no GPU, no bitsandbytes, out of memory, Hub out of reach).
     """
@@ -54,12 +56,12 @@ def load(
     if adapter is not None:
         Adapter(adapter).require_base(checkpoint)
     place, numbers = choose_device(device), choose_dtype(device, dtype)
-    _log.info("%s: %s", folder, explain_compute(device, dtype, quantize))
+    _log.info("%s: %s", folder, explain_compute(device, dtype, quantization))
     options = {"dtype": numbers, "device_map": {"": place}}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    if quantize:
-        options["quantization_config"] = _four_bits(numbers)
+    if quantization != "none":
+        options["quantization_config"] = _quantized(quantization, numbers)
     model = _from_pretrained(folder, options)
     return model if adapter is None else _with_adapter(model, adapter)
 
@@ -114,7 +116,7 @@ def choose_dtype(device: str = "auto", dtype: str = "auto") -> torch.dtype:
     return torch.bfloat16 if native else torch.float16
 
 
-def explain_compute(device: str = "auto", dtype: str = "auto", quantize: bool = False) -> str:
+def explain_compute(device: str = "auto", dtype: str = "auto", quantization: str = "none") -> str:
     """One line: where and in what numbers a model would compute, and why."""
     place, numbers = choose_device(device), choose_dtype(device, dtype)
     name = str(numbers).removeprefix("torch.")
@@ -126,26 +128,35 @@ def explain_compute(device: str = "auto", dtype: str = "auto", quantize: bool = 
         reason = (
             f"{torch.cuda.get_device_name(place)} {'has' if name == 'bfloat16' else 'lacks'} bf16"
         )
-    weights = "weights in 4 bits (nf4), " if quantize else ""
+    weights = f"{_WEIGHTS[quantization]}, " if quantization != "none" else ""
     where = (
         f"{place.type} (no GPU found)" if (device, place.type) == ("auto", "cpu") else place.type
     )
     return f"{where}, {weights}{name}: {reason}"
 
 
-def _four_bits(numbers: torch.dtype) -> BitsAndBytesConfig:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ResourceError(
-            "4-bit weights need bitsandbytes",
-            "the package is not installed",
-            "pip install -r requirements.txt, or leave out --use-quantization",
-        )
+def _quantized(quantization: str, numbers: torch.dtype) -> BitsAndBytesConfig:
+    _require_bitsandbytes(_WEIGHTS[quantization])
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=numbers,
     )
+
+
+def _require_bitsandbytes(weights: str) -> None:
+    """ResourceError, before anything is loaded, where the package is missing or broken."""
+    try:
+        importlib.import_module("bitsandbytes")
+    except Exception as error:  # a broken CUDA or libstdc++ fails in many ways
+        raise ResourceError(
+            f"{weights} need bitsandbytes",
+            f"it cannot be imported: {str(error).splitlines()[0]}",
+            "pip install -r requirements.txt, or leave out --use-quantization",
+        ) from error
 
 
 def _from_pretrained(folder: Path, options: dict) -> PreTrainedModel:

@@ -24,7 +24,7 @@ _ACTIVATIONS = {
 }
 _DROPOUT = {4: (40, 0, 4), 2: (24, 0, 4)}
 # nf4: half a byte, and one scale per 64 weights that is itself kept in 8 bits (arXiv:2305.14314).
-_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+_QUANTIZED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 _LOGIT_ROWS = 256  # the loss is computed for so many positions at a time
 _RUNTIME = 500_000_000  # Python, torch, transformers, peft: measured 476 MB
 _STREAMING = 350_000_000  # merge and pruning at 1.1 B parameters: measured 301 and 342 MB
@@ -129,7 +129,7 @@ def estimate(
     stage: Stage,
     *,
     itemsize: int = 4,
-    quantize: bool = False,
+    quantization: str = "none",
     rank: int = 8,
     target_modules: Sequence[str] = ("all-linear",),
     dropout: float = 0.0,
@@ -144,12 +144,13 @@ def estimate(
     lora: weights + adapter, its gradients and AdamW's two moments in float32 + activations.
     full: weights, gradients and two moments, all of `itemsize` bytes, + activations.
 
-    `itemsize`: bytes of a number computed with, 4 (float32) or 2; `quantize`: nf4 linear layers.
+    `itemsize`: bytes of a number computed with, 4 (float32) or 2; `quantization`: how linear
+    layers are kept, none, nf4 or int8.
     """
     if stage == "stream":
         return Estimate(runtime=_STREAMING)
     shape = Shape.of(config)
-    weights = weight_bytes(shape, itemsize, quantize)
+    weights = weight_bytes(shape, itemsize, quantization)
     tokens = batch_size * max_length
     if stage == "inference":
         return Estimate(
@@ -176,12 +177,12 @@ def estimate(
     )
 
 
-def weight_bytes(shape: Shape, itemsize: int, quantize: bool) -> int:
-    """parameters * itemsize; with nf4 the linear layers need 0.516 bytes a weight instead."""
-    if not quantize:
+def weight_bytes(shape: Shape, itemsize: int, quantization: str) -> int:
+    """parameters * itemsize; nf4 linear layers need 0.516 bytes a weight, int8 ones 1, instead."""
+    if quantization == "none":
         return shape.parameters * itemsize
     rest = shape.parameters - shape.linear_parameters
-    return rest * itemsize + round(shape.linear_parameters * _NF4)
+    return rest * itemsize + round(shape.linear_parameters * _QUANTIZED[quantization])
 
 
 def activation_bytes(shape: Shape, stage: Stage, itemsize: int, dropout: float) -> int:

@@ -112,7 +112,8 @@ def _parser(script: str, doc: str, flags: dict[str, SettingPath]) -> _Parser:
             groups[section] = parser.add_argument_group(f"{section} settings")
         field = section_fields(section)[name]
         help = f"{' '.join(field.description.split())} [{_shown(field.default)}]"
-        switch = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
+        bare = "true" if field.annotation is bool else (field.json_schema_extra or {}).get("bare")
+        switch = {"nargs": "?", "const": bare} if bare else {}
         groups[section].add_argument(
             f"--{flag}",
             dest=f"{section}.{name}",

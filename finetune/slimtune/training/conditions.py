@@ -42,7 +42,7 @@ def conditions(
         for name, value in settings[section].items()
         if f"{section}.{name}" not in _FREE
     }
-    for name in ("dtype", "device", "prompt_template", "use_quantization"):
+    for name in ("dtype", "device", "prompt_template", "quantization"):
         found[f"model.{name}"] = json.dumps(settings["model"][name])
     found |= {what: identity(model) for what, model in models.items()}
     found |= {what: sha256(file)[:16] for what, file in rows.items()}

@@ -4,6 +4,7 @@ loss = α · T² · D(teacher, student) + (1 - α) · cross entropy, at supervis
 """
 
 import logging
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -149,6 +150,19 @@ def passages_of(file: Path | None, count: int) -> list[str]:
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     step = max(1, len(lines) // count)
     return lines[::step][:count]
+
+
+def perplexities(curve: Curve) -> dict[str, float]:
+    """exp(cross entropy) on the rows kept aside, before distillation and of the student kept.
+
+    The student kept is the one with the least loss, of which cross entropy is only a part.
+    """
+    validations = [entry for entry in curve.history if "eval_loss" in entry]
+    if not validations:
+        return {}
+    best = min(validations, key=lambda entry: entry["eval_loss"])
+    found = {"perplexity_before": validations[0], "perplexity_after": best}
+    return {name: round(math.exp(entry["eval_ce"]), 3) for name, entry in found.items()}
 
 
 def _require_better(curve: Curve, checkpoints: Path) -> None:

@@ -22,7 +22,7 @@ def lora(base: str, config: Config) -> dict[str, str]:
         shapes,
         "lora",
         itemsize=choose_dtype(config.model.device, config.model.dtype).itemsize,
-        quantize=config.model.use_quantization,
+        quantization=config.model.quantization,
         rank=config.lora.rank,
         target_modules=targets,
         dropout=config.lora.dropout,

@@ -20,7 +20,7 @@ def train_adapter(
     config: Config, base: str, lessons: Lessons, final: Path, checkpoints: Path
 ) -> tuple[Curve, str]:
     """Train a LoRA adapter on `base` and write it to `final`; the curve, and what was trained."""
-    quantized = config.model.use_quantization
+    quantization = config.model.quantization
     same = conditions.conditions(config, ("lora", "training"), {"base model": base}, lessons.named)
     with stage_folder("train_lora", final, config, inputs=[base, *lessons.files]) as stage:
         resume_from = to_resume(checkpoints, same) if config.options.resume else None
@@ -28,14 +28,14 @@ def train_adapter(
             base,
             device=config.model.device,
             dtype=config.model.dtype,
-            quantize=quantized,
+            quantization=quantization,
             attn_implementation=attention.register(
                 loading.choose_device(config.model.device).type,
                 loading.choose_dtype(config.model.device, config.model.dtype),
             ),
         )
         seed = config.training.seed
-        model = lora.attach(loaded, config.lora, seed=seed, quantized=quantized)
+        model = lora.attach(loaded, config.lora, seed=seed, quantized=quantization != "none")
         trainable, total = model.get_nb_trainable_parameters()
         curve = fit(
             model,
@@ -82,6 +82,7 @@ def distil_student(
         loading.save(model, lessons.tokenizer, stage.folder, resolve(student))
         curve.write(stage.folder)
         stage.metrics.update(lessons.summary() | {"text_passages": len(text)} | curve.metrics())
+        stage.metrics.update(distillation.perplexities(curve))
     _done_with(checkpoints)
     return curve
 

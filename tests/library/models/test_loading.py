@@ -49,7 +49,7 @@ def test_a_16_bit_model_computes_in_float32_on_a_cpu(tmp_path, tied):
 
 def test_four_bits_run_forward_and_backward_on_a_cpu(tmp_path):
     model = build(tmp_path)
-    loaded = loading.load(tmp_path, device="cpu", quantize=True)
+    loaded = loading.load(tmp_path, device="cpu", quantization="nf4")
     layer = loaded.model.layers[0].mlp.up_proj
     assert layer.weight.dtype == torch.uint8
     assert layer.weight.quant_state.nested, "double quantisation"

@@ -99,7 +99,7 @@ def test_four_bits_shrink_the_linear_layers_only():
     llama = SMALL | {"hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 32000}
     llama |= {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32}
     half = estimate(llama, "inference", itemsize=2).weights
-    quantised = estimate(llama, "inference", itemsize=2, quantize=True).weights
+    quantised = estimate(llama, "inference", itemsize=2, quantization="nf4").weights
     assert half == 2 * 6_738_415_616
     assert quantised == pytest.approx(3.34e9 + 2 * 262e6, rel=0.01)
 

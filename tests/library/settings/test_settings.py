@@ -114,7 +114,7 @@ def test_flags_of_the_guide() -> None:
     assert flags_of("train_pruned_distilled")["epochs"] == ("training", "epochs")
     assert flags_of("evaluate_model")["output-dir"] == ("evaluation", "merged_dir")
     assert flags_of("convert_to_gguf")["model-path"] == ("gguf", "model_path")
-    assert flags_of("train_lora")["use-quantization"] == ("model", "use_quantization")
+    assert flags_of("train_lora")["use-quantization"] == ("model", "quantization")
 
 
 def test_the_shipped_config_is_the_rendered_schema() -> None:

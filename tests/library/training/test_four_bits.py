@@ -19,7 +19,7 @@ def test_gradients_after_an_evaluation_are_those_before(tmp_path) -> None:
     """bitsandbytes repacks the weights of a model in evaluation mode on CPUs with AVX512-BF16,
     and what computes with them has no backward pass: layers below would stop learning."""
     folder = write_tiny_llama(tmp_path, hidden=64)
-    base = loading.load(folder, device="cpu", quantize=True)
+    base = loading.load(folder, device="cpu", quantization="nf4")
     model = lora.attach(base, Lora(), seed=1, quantized=True)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
