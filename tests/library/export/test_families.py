@@ -157,8 +157,9 @@ def test_a_random_model_of_another_family(family, kind, tmp_path, monkeypatch) -
         if name.endswith(".bias"):
             torch.nn.init.normal_(values)
     model.save_pretrained(folder)
-    words = ["--model-path", folder, "--quantization", kind, "--output-dir", "out"]
-    succeeds("convert_to_gguf", *words, "--model-name", "m", "--create-modelfile")
+    (tmp_path / "config.yaml").write_text("gguf: {model_name: m, output_dir: out}\n")
+    words = ["--config", "config.yaml", "--model-path", folder, "--quantization", kind]
+    succeeds("convert_to_gguf", *words, "--create-modelfile")
     proof = json.loads((tmp_path / f"out/m-{kind}_run.json").read_text())["metrics"]["proof"]
     assert proof["prompts"] == proof["rows"] == 5
     assert proof["agreement"] > 0.9

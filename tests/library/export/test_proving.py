@@ -23,10 +23,16 @@ def model(tmp_path_factory):
     return write_tiny_llama(tmp_path_factory.mktemp("model"), hidden=64, initializer_range=0.3)
 
 
+def words(model, tmp_path) -> list[object]:
+    """A config of its own: no rows of the repository's data/ take part."""
+    config = tmp_path / "config.yaml"
+    config.write_text("gguf: {model_name: m, quantization: F16, output_dir: .}\n")
+    return ["--config", config, "--model-path", model]
+
+
 def proved(model, tmp_path, *flags: object) -> tuple[dict, str]:
     """What the record says of the proof, and what the script says at its end."""
-    words = ["--model-path", model, "--quantization", "F16", "--output-dir", tmp_path]
-    ran = succeeds("convert_to_gguf", *words, "--model-name", "m", "--overwrite", *flags)
+    ran = succeeds("convert_to_gguf", *words(model, tmp_path), "--overwrite", *flags)
     run = json.loads((tmp_path / "m-F16_run.json").read_text())
     return run["metrics"].get("proof", {}), ran.out
 
@@ -43,7 +49,7 @@ def free(monkeypatch):
 def test_bfloat16_is_the_reference_where_float32_does_not_fit(model, tmp_path, free, caplog):
     free(300)
     caplog.set_level("INFO")
-    ran = succeeds("convert_to_gguf", "--model-path", model, "--dry-run")
+    ran = succeeds("convert_to_gguf", *words(model, tmp_path), "--dry-run")
     assert "memory: about 0.1 GB; 200 B for the proof against the model in bfloat16" in ran.out
     proof, _ = proved(model, tmp_path)
     assert proof["rows"] == proof["prompts"] == 5 and proof["nll_reference"] > 0
@@ -79,14 +85,14 @@ def test_of_several_files_those_that_pass_get_their_names(model, tmp_path, monke
         return reports
 
     monkeypatch.setattr(conversion, "write", write_badly)
-    words = ["--model-path", model, "--model-name", "m", "--output-dir", tmp_path]
-    error = refused(5, "m-Q4_0", "convert_to_gguf", *words, "--quantization", "F16,Q4_0,Q8_0")
+    flags = ("--output-dir", tmp_path / "out", "--quantization", "F16,Q4_0,Q8_0")
+    error = refused(5, "m-Q4_0", "convert_to_gguf", *words(model, tmp_path), *flags)
     assert "kept as" in error[2]
     expected = {"m-F16.gguf", "m-F16_run.json", "m-Q8_0.gguf", "m-Q8_0_run.json"}
-    assert set(files_under(tmp_path)) == expected | {"m-Q4_0.failed-proof.gguf"}
+    assert set(files_under(tmp_path / "out")) == expected | {"m-Q4_0.failed-proof.gguf"}
     for name in ("m-F16", "m-Q8_0"):
-        run = json.loads((tmp_path / f"{name}_run.json").read_text())
-        assert run["files"][f"{name}.gguf"]["sha256"] == sha256(tmp_path / f"{name}.gguf")
+        run = json.loads((tmp_path / f"out/{name}_run.json").read_text())
+        assert run["files"][f"{name}.gguf"]["sha256"] == sha256(tmp_path / f"out/{name}.gguf")
 
 
 def test_a_model_without_a_template_gets_the_one_of_the_settings(tmp_path):
