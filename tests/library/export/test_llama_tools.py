@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 from running import refused, succeeds
 from tiny_folders import write_tiny_llama
@@ -122,3 +123,14 @@ def test_numpys_encoder_gives_ggmls_bytes(narrow, tmp_path):
         convert(narrow, tmp_path / "ggml.gguf", kind, name="m")
         assert (tmp_path / "numpy.gguf").read_bytes() == (tmp_path / "ggml.gguf").read_bytes()
     assert gguf.GGUFReader(tmp_path / "numpy.gguf").tensors
+
+
+@pytest.mark.parametrize("encoder", [find_encoder(), Encoder(None)], ids=["ggml", "numpy"])
+def test_rounding_bfloat16_to_f16_the_short_way(encoder):
+    """All 65,536 bfloat16 numbers but those that F16 cannot hold."""
+    every = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32)
+    numbers = every[np.abs(np.nan_to_num(every, nan=np.inf)) <= 65504].reshape(1, -1)
+    assert numbers.size > 36_000
+    expected = numbers.astype(np.float16).astype(np.float32)
+    for found in (encoder.through_f16(numbers, bf16=True), encoder.through_f16(numbers)):
+        assert found.tobytes() == expected.tobytes()
