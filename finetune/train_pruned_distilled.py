@@ -37,7 +37,7 @@ def main(config: Config) -> None:
     text = passages_of(config.distillation.text_data, config.distillation.text_passages)
     # Before the first stage, dry or not: this finds the mistakes in the settings of the last one.
     plan = lessons.summary() | estimates.lora(base, config)
-    plan |= estimate(base, config.pruning.ffn_ratio) | estimates.full(base, config)
+    plan |= estimate(base, config) | estimates.full(base, config)
     if config.options.dry_run:
         would_write(pruned, distilled, adapter, final, estimates=plan)
         return

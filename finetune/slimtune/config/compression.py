@@ -1,31 +1,88 @@
 """Pruning, distillation, and the run that combines them with LoRA."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from slimtune.config.fields import Model, Positive, Section, Share, setting
 
 
+def _count(value: object) -> object:
+    """A number of parameters as people write it: 5e9, 5B, 500M."""
+    found = re.fullmatch(r"([0-9.]+) ?([kMB])", value) if isinstance(value, str) else None
+    return float(found[1]) * {"k": 1e3, "M": 1e6, "B": 1e9}[found[2]] if found else value
+
+
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Pruning(Section):
-    """A smaller model of the same family: FFN neurons are cut, an ordinary checkpoint is left."""
+    """A smaller model of the same family: neurons, heads, layers or channels are cut."""
 
     model_path: Model = setting(
         "models/finetuned/merged_model", "Model to prune: a folder or a Hub id."
     )
     output_dir: Path = setting(Path("models/pruned"), "Folder for the pruned model.")
-    ffn_ratio: Annotated[float, Field(gt=0, lt=1)] = setting(
+    ffn_ratio: Ratio = setting(
         0.33,
-        "Share of FFN neurons to cut; the size left is rounded to a multiple of 256 where the\n"
-        "model is that large, so that K-quants apply. More is smaller, faster and worse.",
+        "Share of FFN neurons to cut in every layer, 0: none. The size left is rounded to a\n"
+        "multiple of 256 where the model is that large, so that K-quants apply. More is smaller,\n"
+        "faster and worse.",
     )
-    criterion: Literal["magnitude", "random"] = setting(
-        "magnitude",
-        "Which neurons stay: magnitude (product of the norms of their weights; needs no data),\n"
-        "random (to compare with).",
+    kv_group_ratio: Ratio = setting(
+        0.0, "Share of attention heads to cut, in whole KV groups; saves KV cache, too."
     )
-    seed: int = setting(42, "Seed of the random criterion.")
+    layer_ratio: Ratio = setting(
+        0.0, "Share of layers to drop: the fastest model for its size, but it loses the most."
+    )
+    hidden_ratio: Ratio = setting(
+        0.0, "Share of hidden channels to cut, in embedding and output layer, too."
+    )
+    target_params: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_count)] = (
+        setting(
+            None,
+            "Parameters to arrive at (5e9, 5B, 500M) in place of ffn_ratio and kv_group_ratio:\n"
+            "neurons and KV groups are cut by equal shares until the count comes closest.",
+        )
+    )
+    cut_ends: bool = setting(False, "true lets layer_ratio drop the first and last layer as well.")
+    criterion: Literal["activation", "magnitude", "taylor", "random"] = setting(
+        "activation",
+        "What stays: activation (what a unit sends on, reading calibration rows), magnitude\n"
+        "(norms of its weights; needs no data), taylor (its slope of the loss), random.",
+    )
+    refit: bool = setting(
+        True,
+        "true solves the layers behind a cut anew, in closed form on the calibration rows: costs\n"
+        "seconds and wins back half of what was lost.",
+    )
+    calibration: Literal["auto", "self", "none"] = setting(
+        "auto",
+        "Rows to read: auto takes the training rows where they are there, else the model's own\n"
+        "words where rows are needed; self always its own words; none for magnitude, streamed.",
+    )
+    calibration_rows: Annotated[int, Field(ge=8)] = setting(
+        320, "How many rows to read; a fifth of them measures the model before and after."
+    )
+    calibration_length: Annotated[int, Field(ge=8)] = setting(
+        256, "Longest row to read, in tokens; memory and time grow with it."
+    )
+    sparsity: Ratio = setting(
+        0.0,
+        "Above 0: set this share of the weights to zero and cut nothing. Neither file nor speed\n"
+        "changes by it.",
+    )
+    sparsity_pattern: Literal["unstructured", "2:4", "4:8"] = setting(
+        "unstructured", "Where zeros may lie: anywhere, or in 2 of every 4 (4 of 8) neighbours."
+    )
+    sparsity_method: Literal["wanda", "magnitude", "global"] = setting(
+        "wanda",
+        "Which weights become zero: wanda (weight times activation), magnitude in each matrix, or\n"
+        "global: magnitude with one threshold for all of them.",
+    )
+    seed: int = setting(42, "Seed of the model's own words and of the random criterion.")
 
 
 class Distillation(Section):

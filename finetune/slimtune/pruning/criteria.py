@@ -1,32 +1,73 @@
-"""How much each FFN neuron matters. A criterion is one function here and one word in CRITERIA.
+"""How much a unit matters. A criterion is one function here and one word in CRITERIA.
 
-Neuron j of a gated FFN is row j of gate_proj and of up_proj, and column j of down_proj:
-FFN(x) = W_down (silu(W_gate x) * W_up x).
+A unit is an FFN neuron (row j of gate_proj and up_proj, column j of down_proj), a KV group (the
+rows of its q, k and v heads, its columns of o_proj) or a hidden channel. All criteria see the same
+`Evidence`; what they do not need is None.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
-Criterion = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
 
+@dataclass(frozen=True)
+class Evidence:
+    """What is known about the units of one layer; every tensor has shape (units,) at its end.
 
-def magnitude(
-    gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
-    """score_j = |gate_j| * |up_j| * |down_j|, from the L2 norms of neuron j's weights.
-
-    `gate`, `up`, `down` hold those norms, each of shape (neurons,). A neuron's output is a product
-    of the three, so one small factor makes it small: the norms multiply, they do not add.
+    incoming: (matrices, units), L2 norms of the weights that make a unit, matrix by matrix.
+    outgoing: L2 norm of the weights that read it. flow: sum over the calibration tokens and over
+    the unit's channels c of x_c^2 |W_.c|^2, what the next matrix gets from it. slope: sum over the
+    unit's weights of w * dL/dw.
     """
-    return gate * up * down
+
+    incoming: torch.Tensor
+    outgoing: torch.Tensor
+    flow: torch.Tensor | None = None
+    slope: torch.Tensor | None = None
 
 
-def random(
-    gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
-    """score_j ~ U(0, 1): the baseline that a criterion has to beat."""
-    return torch.rand(len(gate), generator=generator)
+Criterion = Callable[[Evidence, torch.Generator], torch.Tensor]
 
 
-CRITERIA: dict[str, Criterion] = {"magnitude": magnitude, "random": random}
+def magnitude(evidence: Evidence, generator: torch.Generator) -> torch.Tensor:
+    """score = prod over matrices of |incoming| * |outgoing|.
+
+    A unit's output is a product of them, so one small factor makes it small: norms multiply.
+    """
+    return evidence.incoming.prod(dim=0) * evidence.outgoing
+
+
+def activation(evidence: Evidence, generator: torch.Generator) -> torch.Tensor:
+    """score = sum x_c^2 |W_.c|^2: the energy that the unit sends on for calibration inputs.
+
+    Wanda's |W| * |x| (arXiv:2306.11695), summed over whole units.
+    """
+    return evidence.flow
+
+
+def taylor(evidence: Evidence, generator: torch.Generator) -> torch.Tensor:
+    """score = |sum w * dL/dw|: the first-order change of the loss without the unit.
+
+    Molchanov et al., arXiv:1906.10771; LLM-Pruner, arXiv:2305.11627.
+    """
+    return evidence.slope.abs()
+
+
+def random(evidence: Evidence, generator: torch.Generator) -> torch.Tensor:
+    """score ~ U(0, 1): the baseline that a criterion has to beat."""
+    return torch.rand(evidence.outgoing.shape, generator=generator)
+
+
+CRITERIA: dict[str, Criterion] = {
+    "activation": activation,
+    "magnitude": magnitude,
+    "taylor": taylor,
+    "random": random,
+}
+CALIBRATED = {"activation", "taylor"}  # these need rows to read
+
+
+def strongest(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Indices of the `count` highest scores, ascending: the order of what stays does not change."""
+    return scores.topk(count).indices.sort().values

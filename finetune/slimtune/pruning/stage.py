@@ -1,36 +1,208 @@
-"""Pruning as the scripts run it: a model in, a finished folder out."""
+"""Pruning as the scripts run it: a model in, a finished folder and its card out."""
 
+import shutil
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from slimtune.artifacts import stage_folder
 from slimtune.config import Config
+from slimtune.console import size
+from slimtune.models import memory
 from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.hub import resolve
-from slimtune.pruning.structure import PruneReport, ffn_layers, ffn_size, prune
+from slimtune.models.memory import Shape
+from slimtune.pruning.anatomy import shape_of
+from slimtune.pruning.calibration import Calibration, calibrate, source_of
+from slimtune.pruning.depth import drop_layers
+from slimtune.pruning.hidden import cut_hidden
+from slimtune.pruning.sizes import Ratios, smaller, steps
+from slimtune.pruning.sparsity import sparsify
+from slimtune.pruning.stack import read
+from slimtune.pruning.width import cut_width
+from slimtune.pruning.writing import require_finite, smaller_config
+
+CARD = "pruning_card.md"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """One side of the card; perplexity and speed are those on rows kept from the calibration."""
+
+    parameters: int
+    bytes: int
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_groups: int
+    perplexity: float | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What the cut changed, and how far the folder, loaded back, is from what was meant."""
+
+    before: Sizes
+    after: Sizes
+    calibration: str
+    difference: float
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """The card: (what, before, after)."""
+        sides = (self.before, self.after)
+        lines = [("parameters", *(f"{side.parameters:,}" for side in sides))]
+        lines.append(("on disk", *(size(side.bytes) for side in sides)))
+        for word in ("layers", "hidden", "ffn", "heads", "kv_groups"):
+            lines.append((_WORDS[word], *(str(getattr(side, word)) for side in sides)))
+        if self.before.perplexity and self.after.perplexity:
+            lines.append(("perplexity", *(f"{side.perplexity:.2f}" for side in sides)))
+            speeds = (f"{side.tokens_per_second:,.0f}" for side in sides)
+            lines.append(("tokens/s read", *speeds))
+        return lines
+
+
+_WORDS = {
+    "layers": "layers",
+    "hidden": "hidden size",
+    "ffn": "FFN neurons a layer",
+    "heads": "heads",
+    "kv_groups": "KV groups",
+}
 
 
 def prune_model(config: Config, model: str, final: Path) -> PruneReport:
-    """Prune `model` as config.pruning says and write it to `final`."""
-    pruning = config.pruning
+    """Prune `model` as config.pruning says and write it to `final`; everything is checked first."""
+    source = resolve(model)
+    target = plan(source, config)
+    require_finite(Checkpoint(source))
+    calibration = calibrate(source, config)
     with stage_folder("model_pruning", final, config, inputs=[model]) as stage:
-        report = prune(
-            resolve(model),
-            stage.folder,
-            ffn_ratio=pruning.ffn_ratio,
-            criterion=pruning.criterion,
-            seed=pruning.seed,
-        )
-        stage.metrics.update(vars(report))
+        scratch = stage.folder / "scratch"
+        before = _sizes(source, calibration, scratch)
+        difference = _cut(config, source, target, stage.folder, calibration)
+        after = _sizes(stage.folder, calibration, scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
+        said = calibration.source if calibration else "none"
+        report = PruneReport(before, after, said, difference)
+        (stage.folder / CARD).write_text(card(report, model), encoding="utf-8")
+        stage.metrics.update(_metrics(report))
     return report
 
 
-def estimate(model: str, ffn_ratio: float) -> dict[str, str]:
-    """For --dry-run: what would be cut. Raises what `prune` would raise for the ratio."""
-    checkpoint = Checkpoint(resolve(model))
-    _, neurons = ffn_layers(checkpoint)
-    left = ffn_size(neurons, ffn_ratio)
+def plan(source: Path, config: Config) -> Shape:
+    """The shape that config.pruning asks for; raises what is wrong with model or ratios."""
+    pruning, checkpoint = config.pruning, Checkpoint(source)
+    shape = shape_of(checkpoint)
+    source_of(config)
+    if pruning.sparsity:
+        return shape
+    ratios = Ratios(
+        ffn=pruning.ffn_ratio,
+        groups=pruning.kv_group_ratio,
+        layers=pruning.layer_ratio,
+        hidden=pruning.hidden_ratio,
+        parameters=None if pruning.target_params is None else round(pruning.target_params),
+    )
+    target = smaller(shape, ratios)
+    smaller_config(checkpoint.config, target, shape, list(range(target.layers)))
+    return target
+
+
+def estimate(model: str, config: Config) -> dict[str, str]:
+    """For --dry-run: what would be cut, from what, and in how much memory."""
+    source = resolve(model)
+    before, after = shape_of(Checkpoint(source)), plan(source, config)
+    calibration = source_of(config)
     return {
-        "parameters": f"{checkpoint.parameters:,} before",
-        "FFN neurons a layer": f"{neurons} -> {left}",
-        "memory": "about 0.35 GB, whatever the size of the model",
+        "parameters": f"{before.parameters:,} -> {after.parameters:,}",
+        "FFN neurons a layer": f"{before.ffn} -> {after.ffn}",
+        "KV groups": f"{before.kv_heads} -> {after.kv_heads}",
+        "layers": f"{before.layers} -> {after.layers}",
+        "hidden size": f"{before.hidden} -> {after.hidden}",
+        "calibration": {"rows": "prepared rows", "self": "the model's own words"}.get(
+            calibration, "none"
+        ),
+        "memory": _memory(before, calibration, config),
     }
+
+
+def _memory(shape: Shape, calibration: str | None, config: Config) -> str:
+    if calibration is None:
+        return "about 0.45 GB, whatever the size of the model"
+    layer = 4 * shape.linear_parameters // shape.layers
+    needed = 450_000_000 + layer + 3 * 8 * shape.ffn**2
+    needed += layer if config.pruning.criterion == "taylor" else 0
+    if calibration == "self":
+        needed = max(needed, 500_000_000 + 4 * shape.parameters)
+    return f"about {memory.gigabytes(needed)}: one layer of {shape.layers} at a time" + (
+        "; the whole model while it writes its own calibration rows" * (calibration == "self")
+    )
+
+
+def _cut(
+    config: Config, source: Path, target: Shape, output: Path, calibration: Calibration | None
+) -> float:
+    """The steps one after another, each a folder that the next one reads; the last is `output`."""
+    pruning, shape = config.pruning, shape_of(Checkpoint(source))
+    batches = calibration.batches if calibration else None
+    if pruning.sparsity:
+        return sparsify(source, output, pruning, batches, output / "scratch")
+    common = {"criterion": pruning.criterion, "batches": batches, "seed": pruning.seed}
+    common |= {"solve": pruning.refit, "scratch": output / "scratch"}
+    todo = []
+    if target.layers != shape.layers:
+        shape = replace(shape, layers=target.layers)
+        todo.append((drop_layers, shape, {"batches": batches, "ends": pruning.cut_ends}))
+    if target.hidden != shape.hidden:
+        shape = replace(shape, hidden=target.hidden)
+        todo.append((cut_hidden, shape, common))
+    way = steps(shape, target) if batches and shape != target else [target] * (shape != target)
+    todo += [(cut_width, one, common) for one in way]
+    difference = 0.0
+    for number, (step, one, options) in enumerate(todo, 1):
+        last = number == len(todo)
+        folder = output if last else output / "scratch" / f"step{number}"
+        options = options | {"scratch": output / "scratch"}
+        difference = step(source, folder, one, **options) or difference
+        if source.parent == output / "scratch":
+            shutil.rmtree(source)
+        source = folder
+    return difference
+
+
+def _sizes(folder: Path, calibration: Calibration | None, scratch: Path) -> Sizes:
+    checkpoint = Checkpoint(folder)
+    shape = Shape.of(checkpoint.config)
+    sizes = Sizes(
+        parameters=checkpoint.parameters,
+        bytes=checkpoint.bytes,
+        layers=shape.layers,
+        hidden=shape.hidden,
+        ffn=shape.ffn,
+        heads=shape.heads,
+        kv_groups=shape.kv_heads,
+    )
+    if calibration is None:
+        return sizes
+    reading = read(folder, calibration.check, scratch)
+    return replace(
+        sizes, perplexity=reading.perplexity, tokens_per_second=reading.tokens_per_second
+    )
+
+
+def _metrics(report: PruneReport) -> dict:
+    sides = {"before": asdict(report.before), "after": asdict(report.after)}
+    flat = {
+        f"{name}_{side}": value for side, sizes in sides.items() for name, value in sizes.items()
+    }
+    return flat | {"calibration": report.calibration, "difference": report.difference}
+
+
+def card(report: PruneReport, model: str) -> str:
+    """The card beside the weights, as Markdown."""
+    lines = [f"# {model}, pruned", "", "| | before | after |", "|---|---:|---:|"]
+    lines += [f"| {what} | {before} | {after} |" for what, before, after in report.rows()]
+    lines += ["", f"Calibration: {report.calibration}. Perplexity and speed are those on rows kept"]
+    lines[-1] += " back from it; a pruned model gets better again by distillation or training."
+    return "\n".join(lines) + "\n"

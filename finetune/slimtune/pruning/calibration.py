@@ -1,0 +1,153 @@
+"""Rows for the model to read: the prepared data where there are some, else its own words."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from slimtune import prompts
+from slimtune.config import Config
+from slimtune.console import InputError, SettingsError, near
+from slimtune.data.rows import read_rows
+from slimtune.models import tokenizers
+from slimtune.models.memory import Shape
+from slimtune.pruning.criteria import CALIBRATED
+from slimtune.pruning.stack import Batch
+
+_log = logging.getLogger(__name__)
+_BATCH_TOKENS = 4096
+_CHECK_EVERY = 5  # every so manieth row is kept back to measure the model before and after
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is read to choose and refit (`batches`), and what to measure with (`check`)."""
+
+    batches: list[Batch]
+    check: list[Batch]
+    source: str
+
+    @property
+    def tokens(self) -> int:
+        return sum(batch.tokens for batch in self.batches)
+
+
+def source_of(config: Config) -> str | None:
+    """ "rows", "self" or None: where calibration rows come from, by settings and what is there.
+
+    `auto` takes prepared rows where there are some, and the model's own words where something
+    cannot be done without: a calibrated criterion, or a cut of layers. SettingsError where that
+    is forbidden by `none`.
+    """
+    pruning = config.pruning
+    needed = pruning.criterion in CALIBRATED or pruning.layer_ratio > 0
+    needed |= pruning.sparsity > 0 and pruning.sparsity_method == "wanda"
+    if pruning.calibration == "none" and needed:
+        raise SettingsError(
+            "pruning.calibration: none",
+            "the criteria activation and taylor, cuts of layers and Wanda need rows to read",
+            "use --calibration auto, or --criterion magnitude without --layer-ratio",
+        )
+    if pruning.calibration == "none":
+        return None
+    if pruning.calibration == "auto" and config.training.train_data.is_file():
+        return "rows"
+    return "self" if needed or pruning.calibration == "self" else None
+
+
+def calibrate(model: Path, config: Config) -> Calibration | None:
+    """The calibration of `model` as config.pruning asks for it; None for none."""
+    source, pruning = source_of(config), config.pruning
+    if source is None:
+        return None
+    settings = _model_config(model)
+    longest = min(pruning.calibration_length, settings["max_position_embeddings"])
+    if source == "rows":
+        rows = prepared_rows(model, config, pruning.calibration_rows, longest)
+        said = near(config.training.train_data)
+    else:
+        rows = own_words(model, pruning.calibration_rows, longest, pruning.seed)
+        said = "the model's own words"
+    _log.info("calibration: %d rows from %s", len(rows), said)
+    return Calibration(
+        batches=batches_of([row for n, row in enumerate(rows) if n % _CHECK_EVERY]),
+        check=batches_of(rows[::_CHECK_EVERY]),
+        source=source,
+    )
+
+
+def prepared_rows(model: Path, config: Config, count: int, longest: int) -> list[list[int]]:
+    """`count` prepared rows, spread over the file, as the model meets them in training."""
+    rows = read_rows(config.training.train_data)
+    tokenizer = tokenizers.load(model)
+    template = prompts.resolve(config.model.prompt_template, tokenizer.chat_template)
+    step = max(1, len(rows) // count)
+    encoded = [
+        prompts.encode(tokenizer, row["messages"], template, longest)
+        for row in rows[::step][:count]
+    ]
+    found = [one["input_ids"] for one in encoded if one and len(one["input_ids"]) > 1]
+    if len(found) < 2:
+        raise InputError(
+            f"{near(config.training.train_data)}: too few rows to calibrate with",
+            f"{len(found)} rows fit into {longest} tokens",
+            "raise --calibration-length, or use --calibration self",
+        )
+    return found
+
+
+@torch.inference_mode()
+def own_words(model: Path, count: int, length: int, seed: int) -> list[list[int]]:
+    """`count` texts of `length` tokens that the model writes itself, from its BOS, by chance.
+
+    The model is whole in memory for this. Data-free calibration, as LLM-QAT has it
+    (arXiv:2305.17888): what a model says shows what it can.
+    """
+    from slimtune.models.loading import load
+
+    loaded = load(model, device="cpu")
+    start = loaded.config.bos_token_id
+    start = 1 if start is None else start
+    torch.manual_seed(seed)
+    rows: list[list[int]] = []
+    while len(rows) < count:
+        size = min(64, count - len(rows))
+        said = loaded.generate(
+            torch.full((size, 1), start),
+            attention_mask=torch.ones(size, 1, dtype=torch.long),
+            do_sample=True,
+            top_k=0,
+            top_p=1.0,
+            temperature=1.0,
+            min_new_tokens=length - 1,
+            max_new_tokens=length - 1,
+            pad_token_id=start,
+        )
+        rows += said.tolist()
+    return rows
+
+
+def batches_of(rows: Sequence[Sequence[int]], tokens: int = _BATCH_TOKENS) -> list[Batch]:
+    """Rows of like length together, padded at the end: causal layers never look there."""
+    batches: list[Batch] = []
+    waiting: list[Sequence[int]] = []
+    for row in [*sorted(rows, key=len), None]:
+        if waiting and (row is None or (len(waiting) + 1) * len(row) > tokens):
+            longest = len(waiting[-1])
+            ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in waiting])
+            lengths = torch.tensor([len(one) for one in waiting])
+            batches.append(Batch(ids, torch.arange(longest) < lengths[:, None]))
+            waiting = []
+        if row is not None:
+            waiting.append(row)
+    return batches
+
+
+def _model_config(model: Path) -> dict:
+    from slimtune.models.checkpoints import Checkpoint
+
+    config = Checkpoint(model).config
+    Shape.of(config)
+    return {"max_position_embeddings": 512} | config

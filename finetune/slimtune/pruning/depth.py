@@ -1,0 +1,54 @@
+"""Dropping whole layers: those that change what passes through them least."""
+
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from slimtune.models.checkpoints import Checkpoint
+from slimtune.models.memory import Shape
+from slimtune.pruning.anatomy import Keep
+from slimtune.pruning.stack import Batch, Stack, Stream
+from slimtune.pruning.writing import write_pruned
+
+
+def drop_layers(
+    source: Path,
+    output: Path,
+    shape: Shape,
+    batches: list[Batch],
+    *,
+    ends: bool,
+    scratch: Path,
+) -> list[int]:
+    """Writes the model with `shape.layers` layers; the (old) numbers of those that stay.
+
+    The first and the last layer are never dropped unless `ends` allows it, or nothing else is left.
+    """
+    checkpoint = Checkpoint(source)
+    scores = influence(Stack.of(source), batches, scratch)
+    if not ends and shape.layers >= 2:
+        scores[0] = scores[-1] = torch.inf
+    kept = scores.topk(shape.layers).indices.sort().values.tolist()
+    write_pruned(checkpoint, shape, Keep(kept), output)
+    return kept
+
+
+@torch.no_grad()
+def influence(stack: Stack, batches: list[Batch], scratch: Path) -> torch.Tensor:
+    """score = 1 - mean over tokens of cos(layer's input, layer's output), shape (layers,).
+
+    Block influence, ShortGPT, arXiv:2403.03853.
+    """
+    stream, scores = Stream(scratch, "depth"), torch.zeros(stack.layers)
+    for number, batch in enumerate(batches):
+        stream.write(number, stack.embed(batch.ids))
+    for index in range(stack.layers):
+        layer, similar = stack.layer(index), []
+        for number, batch in enumerate(batches):
+            before = stream.read(number)
+            after = stack.run(layer, before)
+            similar.append(F.cosine_similarity(before, after, dim=-1)[batch.real])
+            stream.write(number, after)
+        scores[index] = 1 - torch.cat(similar).mean()
+    return scores

@@ -1,0 +1,170 @@
+"""How much stays: ratios, or one number of parameters, turned into sizes that a model can have.
+
+FFN neurons and hidden channels stay at multiples of 256 where the model is that large, and so does
+heads * head_dim where it was: K-quants need rows of 256, other rows get larger types.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from slimtune.console import InputError, SettingsError
+from slimtune.models.memory import Shape
+
+LARGEST_STEP = 1 / 3  # cuts over a third want iteration: prune, calibrate again, prune on
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """Shares to cut of each axis, 0 where it is left alone; or `parameters` to arrive at."""
+
+    ffn: float = 0.0
+    groups: float = 0.0
+    layers: float = 0.0
+    hidden: float = 0.0
+    parameters: int | None = None
+
+
+def smaller(shape: Shape, ratios: Ratios) -> Shape:
+    """The shape that is left. Raises SettingsError for a ratio that cuts nothing, or all.
+
+    `parameters` wins over `ffn` and `groups`: after layers and hidden channels have been cut by
+    their own ratios, neurons and groups are cut by shares as equal as their rounding lets them be,
+    so that the count comes closest; of two equally close, the one that keeps more neurons.
+    """
+    layers = _layers_left(shape, ratios.layers)
+    hidden = _left("hidden", shape.hidden, ratios.hidden, multiple_of(shape.hidden))
+    base = replace(shape, layers=layers, hidden=hidden)
+    if ratios.parameters is not None:
+        return _solved(base, ratios.parameters)
+    ffn = _left("ffn", shape.ffn, ratios.ffn, multiple_of(shape.ffn))
+    left = with_groups(replace(base, ffn=ffn), _groups_left(shape, ratios.groups))
+    if left == shape:
+        raise SettingsError(
+            "pruning: every ratio is 0",
+            "there is nothing to cut",
+            "set --ffn-ratio, --kv-group-ratio, --layer-ratio, --hidden-ratio or --target-params",
+        )
+    return left
+
+
+def with_groups(shape: Shape, groups: int) -> Shape:
+    """The same shape with so many KV groups; each keeps its query heads."""
+    return replace(shape, kv_heads=groups, heads=groups * (shape.heads // shape.kv_heads))
+
+
+def multiple_of(size: int) -> int:
+    """256 where the model is that large: K-quants need rows of 256, other rows get larger types."""
+    return 256 if size >= 512 else 32 if size >= 64 else 8
+
+
+def steps(before: Shape, after: Shape) -> list[Shape]:
+    """Shapes on the way from `before` to `after` in neurons and groups, the last one `after`.
+
+    None cuts more than about a third of what the one before left, the last excepted where the
+    rounding allows nothing in between: a model that is cut in steps, with its activations taken
+    anew each time, ends better than one cut at once.
+    """
+    share = min(after.ffn / before.ffn, after.kv_heads / before.kv_heads)
+    count = max(1, math.ceil(math.log(share) / math.log(1 - LARGEST_STEP) - 1e-6))
+    way = []
+    for step in range(1, count + 1):
+        part = step / count
+        multiple = multiple_of(before.ffn)
+        ffn = round(before.ffn * (after.ffn / before.ffn) ** part / multiple) * multiple
+        groups = round(before.kv_heads * (after.kv_heads / before.kv_heads) ** part)
+        way.append(with_groups(replace(after, ffn=min(before.ffn, max(ffn, after.ffn))), groups))
+    way[-1] = after
+    return [shape for old, shape in zip([before, *way], way, strict=False) if shape != old]
+
+
+def _left(axis: str, size: int, ratio: float, multiple: int) -> int:
+    """size * (1 - ratio) to the nearest multiple, at least one; SettingsError if that cuts none."""
+    if ratio == 0:
+        return size
+    left = max(1, math.floor(size * (1 - ratio) / multiple + 0.5)) * multiple
+    if 0 < ratio < 1 and left < size:
+        return left
+    largest = (size - 1) // multiple * multiple
+    if not largest:
+        raise InputError(
+            f"{size} {_WORDS[axis]} are too few to cut",
+            f"the size left must be a multiple of {multiple}",
+            "prune a larger model, or leave this axis alone",
+        )
+    what = "nothing" if ratio >= 1 else f"all of {size} {_WORDS[axis]}"
+    raise SettingsError(
+        f"pruning.{axis}_ratio: {ratio:g} leaves {what}",
+        f"the size left is rounded to a multiple of {multiple}, which GGUF's smaller types need",
+        f"use a share such as {math.ceil(100 * (1 - largest / size)) / 100:g}",
+    )
+
+
+_WORDS = {"ffn": "neurons", "hidden": "hidden channels"}
+
+
+def _group_counts(shape: Shape) -> list[int]:
+    """Numbers of KV groups that may be left, fewest first, all of them at the end."""
+    width = shape.head_dim * (shape.heads // shape.kv_heads)
+    every = range(1, shape.kv_heads)
+    fitting = [count for count in every if count * width % 256 == 0]
+    large = shape.kv_heads * width % 256 == 0 and fitting
+    return [*(fitting if large else every), shape.kv_heads]
+
+
+def _groups_left(shape: Shape, ratio: float) -> int:
+    if ratio == 0:
+        return shape.kv_heads
+    *fewer, _ = _group_counts(shape)
+    if not fewer:
+        raise SettingsError(
+            f"pruning.kv_group_ratio: {ratio:g}, but the model has one KV group",
+            "heads are cut in whole KV groups, and one must stay",
+            "set it to 0",
+        )
+    wanted = shape.kv_heads * (1 - ratio)
+    left = min([*fewer, shape.kv_heads], key=lambda count: (abs(count - wanted), count))
+    if ratio >= 1 or left == shape.kv_heads:
+        raise SettingsError(
+            f"pruning.kv_group_ratio: {ratio:g} leaves {'none' if ratio >= 1 else 'all'} "
+            f"of {shape.kv_heads} KV groups",
+            "groups are cut whole, and where it was one heads * head_dim stays a multiple of 256",
+            f"use a share such as {1 - fewer[-1] / shape.kv_heads:.3g}",
+        )
+    return left
+
+
+def _layers_left(shape: Shape, ratio: float) -> int:
+    left = max(1, math.floor(shape.layers * (1 - ratio) + 0.5))
+    if ratio == 0 or (ratio < 1 and left < shape.layers):
+        return left
+    raise SettingsError(
+        f"pruning.layer_ratio: {ratio:g} leaves {'none' if ratio >= 1 else 'all'} "
+        f"of {shape.layers} layers",
+        "layers are cut whole",
+        f"use a share such as {math.ceil(100 / shape.layers) / 100:g}",
+    )
+
+
+def _solved(base: Shape, parameters: int) -> Shape:
+    """Neurons and groups for a number of parameters, by the rule in `smaller`."""
+    multiple = multiple_of(base.ffn)
+    counts = _group_counts(base)
+    # Shares are equal to within one step of each: KV groups may come in twos, or be four in all.
+    slack = (counts[-1] - counts[-2] if len(counts) > 1 else 1) / base.kv_heads
+    slack += multiple / base.ffn
+    sizes = [*range(multiple, base.ffn, multiple), base.ffn]
+    found = [
+        with_groups(replace(base, ffn=ffn), groups)
+        for ffn in sizes
+        for groups in counts
+        if abs(ffn / base.ffn - groups / base.kv_heads) <= slack
+    ]
+    best = min(found, key=lambda s: (abs(s.parameters - parameters), -s.ffn))
+    fewest, most = min(s.parameters for s in found), base.parameters
+    if not fewest <= parameters < most:
+        raise SettingsError(
+            f"pruning.target_params: {parameters:,} cannot be reached",
+            f"FFN neurons and KV groups allow {fewest:,} to {most:,} parameters",
+            "choose a number between, or cut --layer-ratio or --hidden-ratio as well",
+        )
+    return best

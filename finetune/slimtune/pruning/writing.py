@@ -1,0 +1,149 @@
+"""The cut itself: a smaller checkpoint, written a few rows at a time, in an order of one's choice.
+
+Rows are read, cut along both axes and written; no tensor is ever whole in memory. What was solved
+anew is given as `replaced`. A model whose heads no longer divide its hidden size is saved under
+the Mistral class: LlamaConfig refuses such heads, the same tensors under Mistral's give the same
+logits, and every program that knows Llama knows Mistral. Qwen2's config has no such check.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from slimtune.console import InputError
+from slimtune.models.checkpoints import Checkpoint, CheckpointWriter, copy_companions
+from slimtune.models.folders import write_json
+from slimtune.models.memory import Shape
+from slimtune.pruning.anatomy import Keep, axes_of, kept_along, place, shape_of
+
+
+class PrunedWriter:
+    """Writes `checkpoint` as a model of the smaller `shape`: `write` each layer, then `close`."""
+
+    def __init__(self, checkpoint: Checkpoint, shape: Shape, layers: list[int], output: Path):
+        self.checkpoint, self.output = checkpoint, output
+        self.old, self.new = shape_of(checkpoint), shape
+        self._names = _new_names(checkpoint, layers)
+        self.config = smaller_config(checkpoint.config, shape, self.old, layers)
+        sizes = {"hidden": shape.hidden, "ffn": shape.ffn, "kv": shape.kv_width}
+        sizes["query"] = shape.heads * shape.head_dim
+        spec, files = {}, {}
+        for name, new_name in self._names.items():
+            info = checkpoint.tensors[name]
+            axes = zip(axes_of(name), info.shape, strict=True)
+            spec[new_name] = (info.dtype, tuple(sizes.get(axis, old) for axis, old in axes))
+            files[new_name] = info.file.name
+        self.writer = CheckpointWriter(output, spec, files=files)
+
+    @property
+    def tensors(self) -> Mapping:
+        """Where each tensor of the result lies, written or not yet."""
+        return self.writer.tensors
+
+    def write(
+        self,
+        layer: int | None,
+        keep: Keep,
+        replaced: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Writes the tensors of one (old) layer, or with None those outside of all layers."""
+        for name, new_name in self._names.items():
+            if place(name)[0] != layer:
+                continue
+            if replaced and name in replaced:
+                self.writer.write(new_name, finite(replaced[name], self.checkpoint, name))
+                continue
+            axes = axes_of(name)
+            cuts = [kept_along(axis, layer, keep, self.old) for axis in axes]
+            _write_rows(self.checkpoint, self.writer, name, new_name, cuts)
+
+    def close(self) -> None:
+        self.writer.close()
+        copy_companions(self.checkpoint.folder, self.output, without={"config.json"})
+        write_json(self.output / "config.json", self.config)
+
+
+def write_pruned(checkpoint: Checkpoint, shape: Shape, keep: Keep, output: Path) -> None:
+    """Writes all of `checkpoint` that `keep` names, nothing solved anew."""
+    writer = PrunedWriter(checkpoint, shape, list(keep.layers), output)
+    for layer in [None, *keep.layers]:
+        writer.write(layer, keep)
+    writer.close()
+
+
+def smaller_config(config: dict, shape: Shape, old: Shape, layers: list[int]) -> dict:
+    """config.json of the result; InputError where no class of transformers can hold it."""
+    changed = {
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+    }
+    if (shape.hidden, shape.heads) != (old.hidden, old.heads) or config.get("head_dim"):
+        changed["head_dim"] = shape.head_dim
+    if config.get("layer_types"):
+        changed["layer_types"] = [config["layer_types"][layer] for layer in layers]
+    result = config | changed
+    if config["model_type"] == "llama" and shape.hidden % shape.heads:
+        if shape.bias:
+            raise InputError(
+                f"{shape.heads} heads do not divide a hidden size of {shape.hidden}",
+                "transformers' Llama class refuses that, and its Mistral class has no biases",
+                "choose a --kv-group-ratio whose heads divide the hidden size, or 0",
+            )
+        for word in ("attention_bias", "mlp_bias", "pretraining_tp"):
+            result.pop(word, None)
+        result |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+        result["sliding_window"] = None
+    return result
+
+
+def finite(values: torch.Tensor, checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """`values`, InputError if they hold NaN or infinity."""
+    if not torch.isfinite(values).all():
+        raise InputError(
+            f"{checkpoint.folder}: {name} holds NaN or infinity",
+            "such a model answers nothing, pruned or not",
+            "copy it again, or run the stage that wrote it again",
+        )
+    return values
+
+
+def require_finite(checkpoint: Checkpoint) -> None:
+    """InputError for NaN or infinity in any tensor, before anything is written."""
+    for name in checkpoint.tensors:
+        for _, rows in checkpoint.rows(name):
+            finite(rows, checkpoint, name)
+
+
+def _new_names(checkpoint: Checkpoint, layers: list[int]) -> dict[str, str]:
+    """Old name -> new name of what stays: layers are numbered anew from 0."""
+    number = {old: new for new, old in enumerate(layers)}
+    names = {}
+    for name in checkpoint.tensors:
+        layer, part = place(name)
+        if layer is None:
+            names[name] = name
+        elif layer in number:
+            names[name] = f"model.layers.{number[layer]}.{part}"
+    return names
+
+
+def _write_rows(
+    checkpoint: Checkpoint,
+    writer: CheckpointWriter,
+    name: str,
+    new_name: str,
+    cuts: list[torch.Tensor | None],
+) -> None:
+    written = 0
+    for start, rows in checkpoint.rows(name):
+        finite(rows, checkpoint, name)
+        if cuts and cuts[0] is not None:
+            rows = rows[cuts[0][(cuts[0] >= start) & (cuts[0] < start + len(rows))] - start]
+        if len(cuts) > 1 and cuts[1] is not None:
+            rows = rows.index_select(1, cuts[1])
+        writer.write(new_name, rows, written)
+        written += len(rows) if rows.dim() else 0

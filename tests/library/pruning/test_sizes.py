@@ -1,0 +1,100 @@
+"""Ratios, and a number of parameters, become sizes that a model can have; or are refused."""
+
+from dataclasses import replace
+
+import pytest
+
+from slimtune.console import InputError, SettingsError
+from slimtune.models.memory import Shape
+from slimtune.pruning.sizes import Ratios, multiple_of, smaller, steps, with_groups
+
+LLAMA_7B = Shape(32000, 4096, 11008, 32, 32, 32, 128, False, frozenset())
+TINY_LLAMA = Shape(32000, 2048, 5632, 22, 32, 4, 64, False, frozenset())
+STORIES = Shape(512, 64, 172, 5, 8, 4, 8, True, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("neurons", "ratio", "left"),
+    [
+        (11008, 0.25, 8192),
+        (11008, 0.33, 7424),
+        (5632, 0.25, 4352),
+        (768, 0.33, 512),
+        (512, 0.99, 256),
+        (172, 0.25, 128),
+        (172, 0.99, 32),
+        (48, 0.25, 40),
+    ],
+)
+def test_the_size_left_is_the_nearest_multiple(neurons, ratio, left):
+    shape = replace(LLAMA_7B, ffn=neurons)
+    assert smaller(shape, Ratios(ffn=ratio)).ffn == left
+    assert left % multiple_of(neurons) == 0
+
+
+@pytest.mark.parametrize(("neurons", "ratio"), [(512, 0.25), (128, 0.05), (11008, 0.001), (768, 1)])
+def test_a_ratio_that_is_no_cut_names_one_that_is(neurons, ratio):
+    shape = replace(LLAMA_7B, ffn=neurons)
+    with pytest.raises(SettingsError, match="pruning.ffn_ratio") as error:
+        smaller(shape, Ratios(ffn=ratio))
+    cure = float(error.value.cure.rsplit(" ", 1)[1])
+    assert smaller(shape, Ratios(ffn=cure)).ffn < neurons
+
+
+@pytest.mark.parametrize(
+    ("ratios", "words"),
+    [
+        (Ratios(), "every ratio is 0"),
+        (Ratios(groups=0.01), "leaves all of 32 KV groups"),
+        (Ratios(groups=1), "leaves none of 32 KV groups"),
+        (Ratios(layers=0.01), "leaves all of 32 layers"),
+        (Ratios(layers=1), "leaves none of 32 layers"),
+        (Ratios(hidden=0.01), "leaves all of 4096 hidden channels"),
+        (Ratios(parameters=10**6), "cannot be reached"),
+        (Ratios(parameters=7 * 10**9), "cannot be reached"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(ratios, words):
+    with pytest.raises(SettingsError, match=words):
+        smaller(LLAMA_7B, ratios)
+
+
+def test_the_only_group_and_the_smallest_ffn_stay():
+    with pytest.raises(SettingsError, match="one KV group"):
+        smaller(replace(LLAMA_7B, kv_heads=1), Ratios(groups=0.5))
+    with pytest.raises(InputError, match="too few"):
+        smaller(replace(LLAMA_7B, ffn=8), Ratios(ffn=0.5))
+
+
+def test_groups_keep_their_query_heads_and_rows_of_256():
+    assert smaller(STORIES, Ratios(groups=0.25)) == with_groups(STORIES, 3)
+    left = smaller(LLAMA_7B, Ratios(groups=0.3))
+    assert (left.kv_heads, left.heads) == (22, 22) and left.heads * left.head_dim % 256 == 0
+    assert smaller(TINY_LLAMA, Ratios(groups=0.25)).heads == 24
+
+
+@pytest.mark.parametrize("target", [3e9, 4.2e9, 5e9, 6e9])
+def test_a_number_of_parameters_is_met_as_closely_as_rounding_allows(target):
+    found = smaller(LLAMA_7B, Ratios(parameters=round(target)))
+    step = 3 * 256 * 4096 * 32  # one step of FFN size in all layers
+    assert abs(found.parameters - target) <= step / 2
+    assert abs(found.ffn / 11008 - found.kv_heads / 32) < 0.09
+    again = smaller(LLAMA_7B, Ratios(parameters=round(target)))
+    assert again == found
+
+
+def test_a_number_of_parameters_goes_with_layers_and_channels_cut_by_ratio():
+    found = smaller(LLAMA_7B, Ratios(parameters=4 * 10**9, layers=0.25))
+    assert found.layers == 24 and abs(found.parameters / 4e9 - 1) < 0.01
+
+
+def test_large_cuts_go_in_steps_of_a_third():
+    assert steps(LLAMA_7B, smaller(LLAMA_7B, Ratios(ffn=0.25))) == [
+        smaller(LLAMA_7B, Ratios(ffn=0.25))
+    ]
+    target = smaller(LLAMA_7B, Ratios(ffn=0.7, groups=0.5))
+    way = [LLAMA_7B, *steps(LLAMA_7B, target)]
+    assert way[-1] == target and len(way) == 4
+    for before, after in zip(way, way[1:], strict=False):
+        assert 0.6 < after.ffn / before.ffn < 1 and 0.6 < after.kv_heads / before.kv_heads <= 1
+        assert after.ffn % 256 == 0
