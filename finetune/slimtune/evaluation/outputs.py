@@ -57,18 +57,18 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """(headers, rows) for `console.table`: one row a model, the baseline first."""
     headers = [
         "model",
-        "exact match %",
-        "against the first",
-        "ROUGE-L %",
-        "chrF %",
+        "match %",
+        "vs first",
+        "ROUGE-L",
+        "chrF",
         "perplexity",
         "bits/byte",
         "parameters",
         "on disk",
         "load s",
-        "read tok/s",
-        "write tok/s",
-        "peak memory",
+        "read t/s",
+        "write t/s",
+        "memory",
     ]
     rows = [_table_row(measured) for measured in comparison.measures]
     rows[0][2] = "–"  # nothing to compare the first with

@@ -97,7 +97,8 @@ def _stage(lineage: Mapping[str, Mapping[str, Any]], place: str, words: Words) -
         return words.not_run.format(command=command)
     run = lineage[name]
     settings = [[plain(key), value] for key, value in _chosen(run.get("settings", {}), name)]
-    measured = [[plain(key), value] for key, value in _flat(run.get("metrics", {}))]
+    figures = _flat(run.get("metrics", {}))
+    measured = [[plain(words.stage_measures.get(key, key)), value] for key, value in figures]
     parts = [words.took.replace("`{command}`", code(_command(run)))]
     parts += [table(words.setting, settings)] if settings else []
     parts += [table(words.measure, measured)] if measured else []
@@ -112,12 +113,17 @@ def _chosen(settings: Mapping[str, Any], stage: str) -> Iterator[tuple[str, str]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Figures and words of nested mappings under dotted names; lists of mappings are left out."""
+    """Figures and words under names of at most two parts; what lies deeper, and lists of figures,
+    are for run.json."""
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif not (isinstance(value, list) and value and isinstance(value[0], Mapping)):
+        if isinstance(value, Mapping) and not prefix:
+            yield from _flat(value, f"{key}.")
+        elif not isinstance(value, Mapping) and not _numbers(value):
             yield f"{prefix}{key}".replace("_", " "), _shown(value)
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and not all(isinstance(one, str) for one in value)
 
 
 def _shown(value: Any) -> str:

@@ -22,6 +22,7 @@ class Words:
     setting: tuple[str, str]
     curve: tuple[str, str, str]
     measures: dict[str, Measure]
+    stage_measures: dict[str, str]
     explained: tuple[str, str]
     compared: str
     stages: tuple[str, ...]
@@ -62,6 +63,7 @@ ENGLISH = Words(
     setting=("setting", "value"),
     curve=("step", "training loss", "validation loss"),
     measures=measures_explained.ENGLISH,
+    stage_measures={},  # a run.json names them in English already
     explained=("measure", "what it says"),
     compared="measure",
     stages=("stage", "seconds", "peak memory"),
@@ -103,6 +105,7 @@ CHINESE = Words(
     setting=("设置", "数值"),
     curve=("步", "训练损失", "验证损失"),
     measures=measures_explained.CHINESE,
+    stage_measures=measures_explained.OF_STAGES,
     explained=("指标", "含义"),
     compared="指标",
     stages=("步骤", "秒", "内存峰值"),

@@ -1,0 +1,148 @@
+"""A comparison killed with -9 goes on where it was, and ends with the very same figures."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from running import files_under, succeeds
+
+from slimtune.evaluation import comparison, generation, predictions
+
+
+@pytest.fixture(autouse=True)
+def in_process(monkeypatch) -> None:
+    """Candidates without a child process each, which would take seconds."""
+    monkeypatch.setattr(comparison, "_in_child", comparison._here)
+
+
+@pytest.fixture(scope="module")
+def words(settings, adapter) -> tuple:
+    """A comparison in batches of one row, so that there is something to interrupt."""
+    return "evaluate_model", *settings, "--token-budget", "32", "--output"
+
+
+# Kills itself in the middle of writing line number `lines`. Not a fork: torch's threads forbid it.
+_KILLED = """\
+import os, signal, sys
+lines, words = int(sys.argv[1]), sys.argv[2:]
+import torch
+torch.set_num_threads(1)
+from running import run
+from slimtune.evaluation import comparison, predictions
+comparison._in_child = comparison._here
+keep, written = predictions.Predictions._keep, iter(range(1, lines + 1))
+def keep_or_die(self, name, value):
+    if next(written) == lines:
+        with self.file.open("a", encoding="ascii") as handle:
+            handle.write('\\n{"Generation:half a li')
+        os.kill(os.getpid(), signal.SIGKILL)
+    keep(self, name, value)
+predictions.Predictions._keep = keep_or_die
+sys.exit(run(*words).err)
+"""
+
+
+@pytest.fixture(scope="module")
+def count(rows) -> int:
+    return len((rows / "train_test.jsonl").read_text("utf-8").splitlines())
+
+
+@pytest.fixture(scope="module")
+def everything(count) -> int:
+    """The lines of two models: answers, losses, the closing line."""
+    return 2 * (2 * count + 1)
+
+
+@pytest.fixture(scope="module")
+def interrupted(words, everything, tmp_path_factory) -> Path:
+    """The folder of a run that was killed with -9 at 60 %."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-c", _KILLED, round(0.6 * everything), *words, folder / "r.csv"]
+    done = subprocess.run(
+        [str(word) for word in command],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return folder
+
+
+def counted_answers(monkeypatch) -> list[int]:
+    """Grows by the number of prompts of every batch that is really generated."""
+    asked: list[int] = []
+    real = generation._answers
+
+    def counting(model, prompts, *arguments):
+        asked.append(len(prompts))
+        return real(model, prompts, *arguments)
+
+    monkeypatch.setattr(generation, "_answers", counting)
+    return asked
+
+
+def figures(folder: Path) -> tuple[bytes, str]:
+    """The CSV, and the metrics without what a clock or the system measured."""
+    metrics = json.loads((folder / "r_metrics.json").read_text("utf-8"))
+    for model in metrics["models"]:
+        for name in [name for name in model["cost"] if "second" in name or "memory" in name]:
+            del model["cost"][name]
+    return (folder / "r.csv").read_bytes(), json.dumps(metrics, ensure_ascii=False)
+
+
+def kept_lines(folder: Path) -> int:
+    files = (folder / "r.answers.partial").glob("*.jsonl")
+    return sum(len(file.read_text().splitlines()) - 1 for file in files)
+
+
+def test_killed_at_60_percent_it_goes_on_and_loses_nothing(
+    words, interrupted, count, everything, tmp_path, monkeypatch
+):
+    resumed = shutil.copytree(interrupted, tmp_path / "resumed")
+    assert not (resumed / "r_run.json").exists()
+    assert kept_lines(resumed) == round(0.6 * everything)  # the last of them is torn
+    asked = counted_answers(monkeypatch)
+    succeeds(*words, resumed / "r.csv")
+    assert sum(asked) == everything // 2 + count - (round(0.6 * everything) - 1)
+    succeeds(*words, tmp_path / "whole" / "r.csv")
+    assert figures(resumed) == figures(tmp_path / "whole")
+    assert files_under(resumed).keys() == files_under(tmp_path / "whole").keys()
+    assert not (resumed / "r.answers.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "models"),
+    [
+        (("--max-new-tokens", 5), 2),
+        (("--overwrite",), 2),
+        (("--overwrite", "--resume"), 1),
+    ],
+    ids=str,
+)
+def test_other_settings_and_overwrite_ask_again(
+    flags, models, words, interrupted, count, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(interrupted, tmp_path / "copy")
+    asked = counted_answers(monkeypatch)
+    succeeds(*words, folder / "r.csv", *flags)
+    assert count * (models - 1) < sum(asked) <= count * models
+
+
+def test_weights_that_changed_are_asked_again(tmp_path):
+    from tiny_folders import write_tiny_llama
+
+    from slimtune.evaluation.answers import Candidate, Job, Question
+
+    folder = write_tiny_llama(tmp_path / "base", hidden=64)
+    question = Question("r", ({"role": "user", "content": "?"},), ("!",))
+    job = Job((question,), "", 64, 8, kept_in=tmp_path)
+    before = predictions.Predictions.of(Candidate("base", str(folder)), job)
+    again = predictions.Predictions.of(Candidate("base", str(folder)), job)
+    os.utime(folder / "model.safetensors", ns=(1, 1))
+    after = predictions.Predictions.of(Candidate("base", str(folder)), job)
+    assert before.file == again.file != after.file
