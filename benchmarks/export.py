@@ -2,7 +2,7 @@
 
     LLAMA_CPP_DIR=llama.cpp python benchmarks/export.py                # 1.1 B, all parts
     LLAMA_CPP_DIR=llama.cpp python benchmarks/export.py --types Q8_0 --parts convert
-    python benchmarks/export.py --shape 7b --parts memory              # 13.5 GB and more on disk
+    python benchmarks/export.py --shape 7b --parts memory --types Q8_0 # 21 GB of disk
     LLAMA_CPP_DIR=llama.cpp python benchmarks/export.py --small        # a tiny shape, a quick try
 
 The model is random, in bfloat16, written here shard by shard, with the Llama-2 tokenizer. Parts:
@@ -21,6 +21,7 @@ sha256 of the file and all else that the script does but the proof (--verify off
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -80,10 +81,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         work = Work(folder, SHAPES[name], tuple(options.types.split(",")), _llama_cpp())
+        _require_disk(work)
         _side("write_inputs", name, work.model, work.adapter)
         work.settings.write_text("{}\n", encoding="utf-8")
         for part in options.parts.split(","):
             RUN[part](work)
+
+
+def _require_disk(work: Work) -> None:
+    """The model, and once more for what is made of it; the peer's F16 file comes on top."""
+    work.folder.mkdir(parents=True, exist_ok=True)
+    needed = (3 if work.llama_cpp else 2) * 2 * work.shape.parameters
+    free = shutil.disk_usage(work.folder).free
+    if free < needed:
+        raise SystemExit(f"{work.folder}: {needed / 1e9:.0f} GB needed, {free / 1e9:.0f} GB free")
 
 
 def _llama_cpp() -> Path | None:

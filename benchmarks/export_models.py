@@ -1,6 +1,7 @@
 """Random Llamas of known shapes on disk, as large as they are in life, and an adapter for them."""
 
 import json
+import math
 import shutil
 import sys
 import threading
@@ -39,6 +40,10 @@ class Shape:
             "mlp.up_proj": (self.ffn, self.hidden),
             "mlp.down_proj": (self.hidden, self.ffn),
         }
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(size) for size in _tensors(self).values())
 
 
 VOCABULARY = 32_000
