@@ -51,8 +51,8 @@ def read_architecture(folder: Path, config: dict) -> Architecture:
     Raises Unsupported for a model that is none of the three families or has an unknown position
     scaling, InputError for a quantised one and for a config that lacks a number.
     """
-    _require_supported(folder, config)
     try:
+        _require_supported(folder, config)
         return _from_config(config)
     except KeyError as error:
         raise InputError(
@@ -109,9 +109,9 @@ def _require_supported(folder: Path, config: dict) -> None:
         raise quantised(folder, "config.json has a quantization_config")
     if config.get("hidden_act", "silu") != "silu":
         raise unsupported(folder, f"its activation is {config['hidden_act']!r}, not silu")
-    scaling = rope.kind(config)
-    if scaling not in rope.KINDS:
-        raise unsupported(folder, f"its position scaling is {scaling!r}")
+    scaling = rope.unknown(config)
+    if scaling is not None:
+        raise unsupported(folder, f"it uses {scaling}")
 
 
 def quantised(folder: Path, why: str) -> InputError:

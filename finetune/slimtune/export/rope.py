@@ -4,21 +4,17 @@ Linear (arXiv:2306.15595) and YaRN (arXiv:2309.00071) are metadata; Llama-3's sc
 factors, one for each frequency.
 """
 
+import math
 from dataclasses import dataclass
 
 import gguf
 import numpy as np
 
-KINDS = ("default", "linear", "yarn", "llama3")
+_KINDS = ("default", "linear", "yarn", "llama3")
 FACTORS = "rope_freqs.weight"
 
-# GGUF's setter -> names in config.json, all optional
-_YARN = {
-    "add_rope_scaling_yarn_ext_factor": ("extrapolation_factor",),
-    "add_rope_scaling_yarn_attn_factor": ("attention_factor", "attn_factor"),
-    "add_rope_scaling_yarn_beta_fast": ("beta_fast",),
-    "add_rope_scaling_yarn_beta_slow": ("beta_slow",),
-}
+# YaRN's numbers as llama.cpp computes with them; another value would be another model there.
+_YARN = {"beta_fast": 32, "beta_slow": 1, "mscale": None, "mscale_all_dim": None, "truncate": True}
 
 
 @dataclass(frozen=True)
@@ -35,11 +31,26 @@ def kind(config: dict) -> str:
     return parameters.get("rope_type") or parameters.get("type") or "default"
 
 
+def unknown(config: dict) -> str | None:
+    """What of the scaling llama.cpp cannot do, None if nothing."""
+    found, parameters = kind(config), _parameters(config)
+    if found not in _KINDS:
+        return f"position scaling {found!r}"
+    if found != "yarn":
+        return None
+    usual = _YARN | {"attention_factor": 1 + 0.1 * math.log(parameters["factor"])}
+    for name, value in usual.items():
+        given = parameters.get(name)
+        if given is not None and (value is None or not math.isclose(given, value, rel_tol=1e-6)):
+            return f"YaRN with {name} {given}"
+    return None
+
+
 def read(config: dict) -> Rope:
     parameters = _parameters(config)
     theta = parameters.get("rope_theta") or config.get("rope_theta") or 10000.0
-    context = config.get("original_max_position_embeddings")
-    original = {"original_max_position_embeddings": context} if context else {}
+    context = config.get("original_max_position_embeddings") or config["max_position_embeddings"]
+    original = {"original_max_position_embeddings": context}
     return Rope(kind(config), theta, original | parameters)
 
 
@@ -51,10 +62,6 @@ def write(writer: gguf.GGUFWriter, rope: Rope) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope.scaling["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope.scaling["original_max_position_embeddings"])
-        for setter, names in _YARN.items():
-            value = next((v for v in map(rope.scaling.get, names) if v is not None), None)
-            if value is not None:
-                getattr(writer, setter)(value)
     writer.add_rope_freq_base(rope.theta)
 
 

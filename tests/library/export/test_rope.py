@@ -10,6 +10,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from slimtune.export import rope
+from slimtune.export.architecture import Unsupported
 from slimtune.export.gguf_writer import convert
 
 LLAMA3 = {
@@ -67,3 +68,21 @@ def test_linear_and_yarn_are_metadata(tmp_path, parameters, expected):
     found = {key: fields[f"llama.rope.scaling.{key}"].contents() for key in expected}
     assert found == expected
     assert fields["llama.rope.freq_base"].contents() == 5000
+
+
+@pytest.mark.parametrize(
+    "more", [{"attention_factor": 1.3}, {"beta_slow": 2.0}, {"mscale": 1.0, "mscale_all_dim": 0.5}]
+)
+def test_a_yarn_that_llama_cpp_would_compute_otherwise_is_refused(tmp_path, more):
+    """Measured: with each of these llama.cpp answers differently than transformers."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    folder = write_tiny_llama(tmp_path / "model", hidden=64, rope_parameters=yarn)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] |= more
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Unsupported, match="YaRN with"):
+        convert(folder, tmp_path / "out.gguf", "F16")
+    usual = {"attention_factor": 1 + 0.1 * np.log(4), "beta_fast": 32.0, "beta_slow": 1.0}
+    config["rope_parameters"] = yarn | usual | {"rope_theta": 10000.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    convert(folder, tmp_path / "out.gguf", "F16")
