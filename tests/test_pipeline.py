@@ -26,7 +26,10 @@ pytestmark = [
 ]
 
 ROWS = 60
-MODELS = ("tuned/merged_model", "pruned", "distilled", "small/final", "gguf/stories-F16.gguf")
+TYPES = ("F16", "Q8_0", "Q4_K_M")
+MODELS = ("tuned/merged_model", "pruned", "distilled", "small/final") + tuple(
+    f"gguf/stories-{one}.gguf" for one in TYPES
+)
 SETTINGS = """\
 model: {base_model: %s, device: cpu}
 data: {output_dir: rows, validation_ratio: 0.1, test_ratio: 0.15}
@@ -75,7 +78,7 @@ def project(request, tmp_path_factory) -> Path:
     succeeds("model_pruning", *settings)
     succeeds("knowledge_distillation", *settings)
     succeeds("train_pruned_distilled", *settings)
-    for quantization in ("F16", "Q8_0", "Q4_K_M"):
+    for quantization in TYPES:
         succeeds("convert_to_gguf", *settings, "--quantization", quantization)
     chosen = ",".join(str(folder / model) for model in MODELS)
     with pytest.MonkeyPatch.context() as patched:
@@ -147,13 +150,17 @@ def test_the_comparison_tells_the_models_apart(project) -> None:
     metrics = json.loads((project / "evaluation/results_metrics.json").read_text())
     models = {one["label"]: one for one in metrics["models"]}
     assert list(models) == ["base", "fine-tuned", "merged", "pruned", "distilled", "small"] + [
-        "stories-F16"
+        f"stories-{one}" for one in TYPES
     ]
-    perplexity = {label: one["perplexity"] for label, one in models.items()}
+    perplexity = {label: one["perplexity"]["score"] for label, one in models.items()}
     assert perplexity["fine-tuned"] < perplexity["base"]
     assert perplexity["distilled"] < perplexity["pruned"]
     for label in ("merged", "stories-F16"):
         assert perplexity[label] == pytest.approx(perplexity["fine-tuned"], rel=0.01), label
+    assert perplexity["stories-Q8_0"] == pytest.approx(perplexity["stories-F16"], rel=0.02)
+    assert perplexity["stories-Q4_K_M"] == pytest.approx(perplexity["stories-F16"], rel=0.2)
+    sizes = [models[f"stories-{one}"]["cost"]["bytes_on_disk"] for one in TYPES]
+    assert sizes == sorted(sizes, reverse=True)
 
 
 @pytest.mark.parametrize("stage", ["train_lora", "merge", "model_pruning", "convert_to_gguf"])
