@@ -216,6 +216,7 @@ def convert_by_us(
 ) -> tuple[Cost, Path, float]:
     """(cost, file, largest MB on disk beyond the file) of convert_to_gguf.py."""
     output = work.folder / "ours"
+    shutil.rmtree(output, ignore_errors=True)
     words = ["--model-path", model or work.model, "--quantization", name, "--output-dir", output]
     words += ["--model-name", NAME, "--verify", "off", "--overwrite", *flags]
     words += ["--config", work.settings]
