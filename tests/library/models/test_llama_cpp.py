@@ -112,6 +112,25 @@ def test_nll_equals_transformers(model, reference, tokenizer):
     assert model.nll(ids[:1], ids[1:])[4:] == pytest.approx(found, rel=2e-3)
 
 
+def test_scores_side_by_side_are_those_one_by_one(model, reference, tokenizer):
+    """More pairs than slots, of different lengths; the likeliest token is transformers' choice."""
+    texts = [
+        "The cat sat on the mat.",
+        "12 dogs ran",
+        "今天天气很好",
+        "Below is an instruction",
+    ] * 3
+    ids = [model.tokenize(text) for text in texts]
+    found = dict(model.score([(one[:2], one[2:]) for one in ids]))
+    for row, one in enumerate(ids):
+        nats = [nats for nats, _ in found[row]]
+        assert nats == pytest.approx(model.nll(one[:2], one[2:]), rel=2e-3)
+        logits = reference(torch.tensor([one])).logits[0, 1:-1]
+        assert [hit for _, hit in found[row]] == (
+            logits.argmax(-1) == torch.tensor(one[2:])
+        ).tolist()
+
+
 def test_streaming_gives_the_same_text_and_can_be_left(model, tokenizer):
     prompt = tokenizer("The").input_ids
     text = model.generate([prompt], 20)[0].text
