@@ -79,11 +79,22 @@ class MergedCheckpoint(Checkpoint):
     def read(self, name: str, start: int = 0, stop: int | None = None) -> "torch.Tensor":
         dtype = self.tensors[name].dtype
         rows = read_tensor(self._stored[name], start, stop).to(dtype)
+        zeros = rows == 0 if self._keeps_zeros and name.endswith("proj.weight") else None
         for changes in (self.lora.pairs, self.lora.tokens):
             if name in changes:
                 rows = changes[name].merge(rows, start).to(dtype)
+        if zeros is not None:
+            rows[zeros] = 0
         self._require_finite(rows, name)
         return rows
+
+    @property
+    def _keeps_zeros(self) -> bool:
+        """A base pruned to zeros (model_pruning.py --sparsity) says so: a merge brings none back.
+
+        The sum then differs from base + adapter at those weights; without it no zero is left.
+        """
+        return "sparsity" in self.config
 
     def read_float32(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         rows = self.read(name, start, stop).float().numpy()

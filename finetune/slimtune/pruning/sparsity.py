@@ -22,7 +22,7 @@ Zeroing = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 def sparsify(
-    source: Path, output: Path, settings: Pruning, batches: list[Batch] | None, scratch: Path
+    source: Path, output: Path, pruning: Pruning, batches: list[Batch] | None, scratch: Path
 ) -> float:
     """Writes the model with a share of its linear weights at zero; returns that share.
 
@@ -31,20 +31,20 @@ def sparsify(
     checkpoint = Checkpoint(source)
     shape = shape_of(checkpoint)
     names = [linear(layer, part) for layer in range(shape.layers) for part in _PARTS]
-    zeroing = _zeroing(checkpoint, names, settings)
+    zeroing = _zeroing(checkpoint, names, pruning)
     spec = {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
     with CheckpointWriter(output, spec, files=checkpoint.files) as writer:
         for name in checkpoint.tensors.keys() - set(names):
             for start, rows in checkpoint.rows(name):
                 writer.write(name, rows, start)
-        inputs = _energies(checkpoint, writer, batches, scratch, settings)
+        inputs = _energies(checkpoint, writer, batches, scratch, pruning)
         for layer, energy in inputs:
             for part in _PARTS:
                 name = linear(layer, part)
-                for start, rows in _pieces(checkpoint, name, settings):
+                for start, rows in _pieces(checkpoint, name, pruning):
                     writer.write(name, zeroing(rows, energy.get(part)), start)
     copy_companions(checkpoint.folder, output, without={"config.json"})
-    said = {"share": settings.sparsity, "pattern": settings.sparsity_pattern}
+    said = {"share": pruning.sparsity, "pattern": pruning.sparsity_pattern}
     write_json(output / "config.json", checkpoint.config | {"sparsity": said})
     return 0.0
 
@@ -86,11 +86,11 @@ def _magnitude_bits(rows: torch.Tensor) -> torch.Tensor:
     return (rows.float().view(torch.int32) >> 16) & 0x7FFF
 
 
-def _zeroing(checkpoint: Checkpoint, names: list[str], settings: Pruning) -> Zeroing:
-    if settings.sparsity_method == "global":
-        threshold = global_threshold(checkpoint, names, settings.sparsity)
+def _zeroing(checkpoint: Checkpoint, names: list[str], pruning: Pruning) -> Zeroing:
+    if pruning.sparsity_method == "global":
+        threshold = global_threshold(checkpoint, names, pruning.sparsity)
         return lambda rows, _: below_to_zero(rows, threshold)
-    pattern = settings.sparsity_pattern
+    pattern = pruning.sparsity_pattern
 
     def zero(rows: torch.Tensor, energy: torch.Tensor | None) -> torch.Tensor:
         # Wanda, arXiv:2306.11695: |W_ij| * |x_j|, compared within a row.
@@ -99,18 +99,18 @@ def _zeroing(checkpoint: Checkpoint, names: list[str], settings: Pruning) -> Zer
             n, m = map(int, pattern.split(":"))
             return n_of_m_to_zero(rows, scores, m - n, m)
         if energy is not None:
-            return smallest_to_zero(rows, scores, settings.sparsity)
-        count = max(1, int(rows.numel() * settings.sparsity))
+            return smallest_to_zero(rows, scores, pruning.sparsity)
+        count = max(1, int(rows.numel() * pruning.sparsity))
         return rows.masked_fill(scores <= scores.reshape(-1).kthvalue(count).values, 0)
 
     return zero
 
 
 def _pieces(
-    checkpoint: Checkpoint, name: str, settings: Pruning
+    checkpoint: Checkpoint, name: str, pruning: Pruning
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Rows at a time; the whole tensor where one threshold holds for all of it."""
-    if settings.sparsity_method == "magnitude" and settings.sparsity_pattern == "unstructured":
+    if pruning.sparsity_method == "magnitude" and pruning.sparsity_pattern == "unstructured":
         yield 0, checkpoint.read(name)
     else:
         yield from checkpoint.rows(name)
@@ -122,11 +122,11 @@ def _energies(
     writer: CheckpointWriter,
     batches: list[Batch] | None,
     scratch: Path,
-    settings: Pruning,
+    pruning: Pruning,
 ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
     """(layer, part -> sum of squares of its inputs); the layers before are sparse already."""
     layers = checkpoint.config["num_hidden_layers"]
-    if settings.sparsity_method != "wanda":
+    if pruning.sparsity_method != "wanda":
         yield from ((layer, {}) for layer in range(layers))
         return
     stack, stream = Stack(checkpoint.config, checkpoint.tensors), Stream(scratch, "wanda")
