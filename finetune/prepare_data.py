@@ -46,6 +46,8 @@ def main(config: Config) -> None:
     left_out = numbers["rows_in"] - numbers["kept"]
     long_rows = {f"long rows {how}": rows for how, rows in numbers["long_rows"].items()}
     long_rows.pop("long rows whole", None)
+    if numbers["too_long"]:
+        long_rows["of them too long"] = numbers["too_long"]
     wrote(
         train,
         data.output_dir / files["report"],

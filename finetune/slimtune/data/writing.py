@@ -66,7 +66,7 @@ def write(
         raise InputError(
             f"{prepared.settings.input}: no row left to train on",
             f"{account.reasons['too_long'].total()} rows are longer than the limit",
-            "raise --max-length, or choose --long-rows truncate_prompt",
+            "raise --max-length (or, if --long-rows is drop, choose truncate_prompt)",
         )
     numbers = report.numbers(account, batch_size)
     report.write(numbers, folder, name)
