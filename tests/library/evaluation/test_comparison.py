@@ -5,18 +5,21 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 from peft import LoraConfig, get_peft_model
 from tiny_folders import swap_two_tokens, write_tiny_llama
 
 from slimtune import prompts
 from slimtune.console import InputError, ResourceError, SettingsError
 from slimtune.evaluation import comparison as comparison_module
+from slimtune.evaluation import reporting
 from slimtune.evaluation.answers import Candidate
 from slimtune.evaluation.cautions import sentence
 from slimtune.evaluation.comparison import Comparison, compare
@@ -252,6 +255,41 @@ def test_csv_opens_in_a_spreadsheet_and_runs_nothing(comparison, tmp_path):
         answer = read[4][f"{label} answer"].removeprefix("'")
         assert answer == outcome.generations[4].text.removeprefix("'")
         assert 0 <= float(read[4][f"{label} rouge_l"]) <= 100
+
+
+HOSTILE = [
+    "=cmd|' /C calc'!A0",
+    "＝1+1",
+    "@SUM(A1)",
+    "+1+1|x",
+    "-1+1",
+    "\t=1",
+    "<script>alert(1)</script>",
+    "![](http://evil.example/i.png)",
+    "a | b",
+]
+
+
+def test_a_hostile_row_is_inert_in_csv_markdown_and_html(base, tmp_path):
+    """Question, reference and id of each row are hostile; the model's answer is what it is."""
+    rows = [
+        {
+            "id": text,
+            "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": text}],
+        }
+        for text in HOSTILE
+    ]
+    found = compared([Candidate("<b>base", str(base))], rows)
+    write_csv(found, tmp_path / "r.csv")
+    with (tmp_path / "r.csv").open(encoding="utf-8-sig", newline="") as handle:
+        cells = [cell for row in csv.reader(handle) for cell in row]
+    assert not [cell for cell in cells if cell.lstrip()[:1] in tuple("=+-@＝") and len(cell) > 4]
+    assert [text in cells or f"'{text}" in cells for text in HOSTILE] == [True] * len(HOSTILE)
+    markdown, html = reporting.reports(found, {}, None, "en")
+    shown = MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
+    for page in (shown, html):
+        assert not re.search(r"<(script|img|a|b)[ >]", page.replace('<b class="', ""))
+        assert page.count("alert(1)") == page.count("&lt;script&gt;alert(1)") > 0
 
 
 def test_metrics_are_plain_json_with_the_worst_samples(comparison, tmp_path):

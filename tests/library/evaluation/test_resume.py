@@ -13,6 +13,8 @@ from running import files_under, succeeds
 
 from slimtune.evaluation import comparison, generation, predictions
 
+pytestmark = pytest.mark.slow  # a whole run in a process of its own
+
 
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch) -> None:
