@@ -2,12 +2,21 @@
 
 import csv
 import json
+import os
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from running import another_run_writing, files_under, leaves_nothing, refused, succeeds
+from running import another_run_writing, files_under, leaves_nothing, refused, run, succeeds
 from tiny_rows import raw_rows
 
+from slimtune.artifacts import require, sha256
+from slimtune.artifacts.stages import finish_files
+
+FINETUNE = Path(__file__).parents[1] / "finetune"
 SPLITS = ("train", "validation", "test")
 
 
@@ -134,11 +143,106 @@ def test_finished_rows_are_replaced_only_with_overwrite(settings, tmp_path) -> N
     assert after.keys() == before.keys() and after["train_test.jsonl"] != before["train_test.jsonl"]
 
 
-def test_two_names_share_a_folder(settings, tmp_path) -> None:
+def test_two_names_share_a_folder_and_keep_their_own_reports(settings, tmp_path) -> None:
     words = ("prepare_data", *settings, "--output-dir", tmp_path, "--output-name")
-    succeeds(*words, "one")
+    raw = write_raw(tmp_path / "short.json", raw_rows(5) + [{"instruction": "no answer"}])
+    ran = succeeds(*words, "one", "--input", raw)
+    assert "left out (see one_rejected.jsonl): 1" in ran.out and "one_data_report.md" in ran.out
     succeeds(*words, "two")
-    assert read(tmp_path, "one") == read(tmp_path, "two")
+    succeeds(*words, "train")
+    assert read(tmp_path, "two") == read(tmp_path, "train") != read(tmp_path, "one")
+    reports = [tmp_path / f"{before}data_report.json" for before in ("one_", "two_", "")]
+    assert [json.loads(one.read_text())["rows_in"] for one in reports] == [16, 90, 90]
+    for name in ("one", "two", "train"):
+        record = json.loads((tmp_path / f"{name}_run.json").read_text())
+        for file, facts in record["files"].items():
+            assert sha256(tmp_path / file) == facts["sha256"]
+
+
+def test_an_empty_split_has_no_file_and_none_of_an_older_output_stays(settings, tmp_path) -> None:
+    words = ("prepare_data", *settings, "--output-dir", tmp_path)
+    succeeds(*words)
+    assert (tmp_path / "train_test.jsonl").is_file()
+    ran = succeeds(*words, "--overwrite", "--test-ratio", 0)
+    assert not (tmp_path / "train_test.jsonl").exists() and "test: 0" in ran.out
+    assert (tmp_path / "train_validation.jsonl").is_file()
+
+
+def test_given_files_and_mapped_columns(settings, tmp_path) -> None:
+    rows = [{"Frage": r["instruction"], "Antwort": r["output"]} for r in raw_rows()]
+    raw = write_raw(tmp_path / "raw.csv", rows[:80])
+    test = write_raw(tmp_path / "test.jsonl", rows[70:])
+    flags = ["--input", raw, "--test-input", test, "--output-dir", tmp_path / "out"]
+    refused(3, "columns found: Frage, Antwort", "prepare_data", *settings, *flags)
+    flags += ["--columns", "question=Frage,answer=Antwort"]
+    succeeds("prepare_data", *settings, *flags)
+    splits = read(tmp_path / "out")
+    assert len(splits["test"]) == 20 and len(splits["train"]) + len(splits["validation"]) == 70
+    run = json.loads((tmp_path / "out/train_run.json").read_text())
+    assert [Path(one["path"]).name for one in run["inputs"]] == ["raw.csv", "test.jsonl"]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_leaves_nothing_or_the_old_output(settings, tmp_path) -> None:
+    """Real processes, killed with SIGKILL at random moments, first runs and overwriting ones."""
+    raw = write_raw(tmp_path / "raw.json", raw_rows(4000))
+    out = tmp_path / "out"
+    words = [sys.executable, FINETUNE / "prepare_data.py", *settings, "--base-model"]
+    words += [tmp_path / "none", "--input", raw, "--output-dir", out, "--workers", "2"]
+    flags = ("--overwrite", "--seed")
+    timed = time.monotonic()
+    subprocess.run([*map(str, words), *flags, "0"], check=True, capture_output=True)
+    seconds = time.monotonic() - timed
+    for name in (out, tmp_path / "first"):
+        words[words.index("--output-dir") + 1] = name
+        for seed in "1234":
+            old = finished_files(name)
+            moment = seconds * random.Random(f"{name.name} {seed}").uniform(0.3, 1.0)
+            killed_after(moment, [*map(str, words), *flags, seed])
+            finish_files(name)
+            found = finished_files(name)
+            if found != old:  # all of the new output has its place
+                record = json.loads(found["train_run.json"])
+                assert record["settings"]["data"]["seed"] == int(seed)
+                assert set(record["files"]) == set(found) - {"train_run.json"}
+                assert all(sha256(name / k) == v["sha256"] for k, v in record["files"].items())
+
+
+def finished_files(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in files_under(folder).items() if ".partial/" not in name}
+
+
+def killed_after(seconds: float, command: list[str]) -> None:
+    """Run a command and end it with SIGKILL after so long."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        time.sleep(seconds)
+        process.kill()
+
+
+def test_killed_while_files_get_their_names_is_finished_by_the_next(
+    settings, tmp_path, monkeypatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def move(source: Path, target: Path) -> None:
+        moved.append(target)
+        if len(moved) == stop:
+            raise Killed
+        replace(source, target)
+
+    replace, words = os.replace, ("prepare_data", *settings, "--output-dir")
+    for stop in (1, 3, 8):
+        out, moved = tmp_path / str(stop), []
+        succeeds(*words, out, "--seed", 1)
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            patched.setattr(os, "replace", move)
+            run("prepare_data", *settings, "--output-dir", out, "--seed", 2, "--overwrite")
+        require(out / "train_train.jsonl")
+        record = json.loads((out / "train_run.json").read_text())
+        assert record["settings"]["data"]["seed"] == 2
+        assert all(sha256(out / k) == v["sha256"] for k, v in record["files"].items())
+        assert not list(out.glob("*.ready")) and not list(out.glob("*.partial"))
 
 
 @pytest.mark.parametrize(

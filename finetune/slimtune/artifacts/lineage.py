@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from slimtune.artifacts.records import run_of, sha256
+from slimtune.artifacts.stages import finish_files
 from slimtune.console import InputError, near
 
 _MADE_BY = {
@@ -44,6 +45,7 @@ def require(reference: Path | str) -> None:
         return
     if any(part.endswith(".partial") for part in path.parts):
         raise _unfinished(path)
+    finish_files(path.parent)
     if not path.exists():
         partial = path.with_name(path.name + ".partial")
         raise _unfinished(path) if partial.exists() else _missing(path)

@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,8 @@ from typing import Any
 from slimtune.artifacts.records import RUN, command, now, read_manifest, record, write_json
 from slimtune.config import Config
 from slimtune.console import LockedError, SettingsError, first_process, near
+
+_READY = ".ready"
 
 
 @dataclass
@@ -72,30 +74,52 @@ def stage_folder(
 def stage_files(
     name: str, manifest: Path, config: Config, *, inputs: Sequence[Path | str] = ()
 ) -> Iterator[Stage]:
-    """Files that go into a shared folder, all together; `manifest` is their NAME_run.json."""
-    target = manifest.parent
+    """Files that go into a shared folder, all together; `manifest` is their NAME_run.json.
+
+    They are complete in NAME.partial, then NAME.ready is its name and the run has happened: what
+    is killed while the files move out of it is finished by whoever comes next.
+    """
     with _lock(manifest):
+        _install(manifest)
         refuse_finished_files(manifest, config)
-        partial = target / (manifest.name.removesuffix("_run.json") + ".partial")
+        partial = _beside(manifest, ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         stage = Stage(name, partial, config, inputs)
         try:
             yield stage
-            run = stage.record()
             # A full disk must show before anything gets its final name.
-            write_json(partial / manifest.name, run)
+            write_json(partial / manifest.name, stage.record())
             _sync(partial)
-            # Without a manifest nothing counts as finished: it goes first and comes back last.
-            before = read_manifest(manifest)
-            manifest.unlink(missing_ok=True)
-            for file in run["files"]:
-                os.replace(partial / file, target / file)
-            for file in set(before["files"] if before else ()) - set(run["files"]):
-                (target / file).unlink(missing_ok=True)  # of an output that is no more
-            os.replace(partial / manifest.name, manifest)
+            partial.rename(_beside(manifest, _READY))
+            _install(manifest)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def finish_files(folder: Path) -> None:
+    """Give the files of runs that were killed while installing them their place in `folder`."""
+    for ready in folder.glob(f"*{_READY}"):
+        manifest = ready.with_name(ready.name.removesuffix(_READY) + "_run.json")
+        with suppress(LockedError), _lock(manifest):  # locked: its run is alive and at it
+            _install(manifest)
+
+
+def _install(manifest: Path) -> None:
+    """Move NAME.ready's files into the folder, the manifest last; remove what they replace."""
+    ready = _beside(manifest, _READY)
+    run, before = read_manifest(ready / manifest.name), read_manifest(manifest)
+    if run:
+        for file in filter(lambda name: (ready / name).exists(), run["files"]):
+            os.replace(ready / file, manifest.parent / file)
+        for file in set(before["files"] if before else ()) - set(run["files"]):
+            (manifest.parent / file).unlink(missing_ok=True)
+        os.replace(ready / manifest.name, manifest)
+    shutil.rmtree(ready, ignore_errors=True)
+
+
+def _beside(manifest: Path, ending: str) -> Path:
+    return manifest.with_name(manifest.name.removesuffix("_run.json") + ending)
 
 
 def refuse_finished(final: Path, config: Config) -> None:

@@ -44,8 +44,8 @@ class Columns:
     usable: array = field(default_factory=lambda: array("B"))  # 0: rejected
     language: array = field(default_factory=lambda: array("B"))  # its place in LANGUAGES
     file: array = field(default_factory=lambda: array("H"))
-    row: array = field(default_factory=lambda: array("Q"))  # its number in the file
-    line: array = field(default_factory=lambda: array("Q"))  # where that row starts
+    row: array = field(default_factory=lambda: array("I"))  # its number in the file
+    line: array = field(default_factory=lambda: array("I"))  # where that row starts
     exact: array = field(default_factory=lambda: array("Q"))
     near: array = field(default_factory=lambda: array("Q"))
     question: array = field(default_factory=lambda: array("Q"))
@@ -65,7 +65,6 @@ class Converted:
     reasons: Counter = field(default_factory=Counter)
     cleaning: Counter = field(default_factory=Counter)
     rows: int = 0  # of the file; nested ones make more lines
-    wordings: list[Any] = field(default_factory=list)  # MinHash of each, if similarity is asked
 
 
 def convert(block: blocks.Block, plan: Plan) -> Converted:
@@ -93,7 +92,7 @@ def _keep(
 ) -> None:
     settings, found = plan.settings, []
     messages = FORMATS[plan.shapes[block.source.name]](row)
-    messages = _cleaned(messages, settings, found)
+    messages = cleaned(messages, settings, found)
     fields = alpaca_fields(row, settings.group_column)
     if "special_tokens" in found:
         fields = {k: neutralised(v) if isinstance(v, str) else v for k, v in fields.items()}
@@ -120,7 +119,7 @@ def _keep(
     columns.position.append(splits.position(key, settings.seed))
 
 
-def _cleaned(messages: list[Message], settings: Data, found: list[str]) -> list[Message]:
+def cleaned(messages: list[Message], settings: Data, found: list[str]) -> list[Message]:
     """The conversation after every step that is switched on; `found` gets those that mattered."""
     if settings.trim_turns:
         whole = trimmed(messages)

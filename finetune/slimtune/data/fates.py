@@ -66,7 +66,9 @@ def first_equal(keys: np.ndarray) -> np.ndarray:
     ordered = keys[order]
     starts = np.ones(len(keys), bool)
     starts[1:] = ordered[1:] != ordered[:-1]
-    of_group = np.maximum.accumulate(np.where(starts, np.arange(len(keys)), 0))
+    del ordered  # these arrays are the largest things in memory: no more of them than needed
+    of_group = np.where(starts, np.arange(len(keys)), 0)
+    np.maximum.accumulate(of_group, out=of_group)
     places = np.empty(len(keys), np.int64)
     places[order] = order[of_group]
     return places

@@ -112,7 +112,7 @@ def _named(block: blocks.Block, plan: Plan) -> tuple[str, Converted]:
 
 def _number(done: Converted, file: int, before: int) -> None:
     """Rows were numbered within their block: add those of the file that came before it."""
-    done.columns.row = array("Q", (before + row for row in done.columns.row))
+    done.columns.row = array("I", (before + row for row in done.columns.row))
     done.columns.file = array("H", [file]) * len(done.columns.row)
 
 
