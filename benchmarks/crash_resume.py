@@ -81,7 +81,9 @@ def _command(folder: Path, output: str, *more: str) -> list[str]:
         "device": "cpu",
     }
     words = [f"--{name}={value}" for name, value in flags.items()]
-    return [sys.executable, str(FINETUNE / "train_lora.py"), *words, *more]
+    # Defaults alone: what the user has written into config.yaml is another run.
+    config = f"--config={folder / 'config.yaml'}"
+    return [sys.executable, str(FINETUNE / "train_lora.py"), config, *words, *more]
 
 
 def _trial(folder: Path, number: int, expected: bytes) -> Trial:
@@ -120,9 +122,17 @@ def _wait_for_the_moment(checkpoints: Path, *, in_a_save: bool) -> None:
 
 def _make_world(folder: Path) -> None:
     """A tiny random Llama with the sample tokenizer, and forty rows to learn."""
+    (folder / "config.yaml").write_text("{}\n", encoding="utf-8")
+    config = f"--config={folder / 'config.yaml'}"
     script = FINETUNE / "create_sample_data.py"
     subprocess.run(
-        [sys.executable, script, f"--output-dir={folder}/data", f"--models-dir={folder}/models"],
+        [
+            sys.executable,
+            script,
+            config,
+            f"--output-dir={folder}/data",
+            f"--models-dir={folder}/models",
+        ],
         env=VARIABLES,
         check=True,
         capture_output=True,
