@@ -62,6 +62,13 @@ def test_what_is_written_beside_the_adapter(project, adapter) -> None:
     assert not list(adapter.rglob("*.bin")) and not list(adapter.rglob("*.pt"))
 
 
+def test_the_model_card_says_how_it_was_made_and_how_to_load_it(project, adapter) -> None:
+    card = (adapter / "README.md").read_text(encoding="utf-8")
+    assert f"base_model: {project / 'base'}" in card and "PeftModel.from_pretrained" in card
+    for words in ("`lora.rank` | 8", "`validation_loss_best`", "`training_rows` | ", "Licence"):
+        assert words in card, words
+
+
 def test_flags_only(project, rows, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(rows, "rows")

@@ -9,7 +9,7 @@ from slimtune.config import Config
 from slimtune.console import first_process
 from slimtune.models import loading, tokenizers
 from slimtune.models.hub import resolve
-from slimtune.training import attention, conditions, distillation, lora
+from slimtune.training import attention, card, conditions, distillation, lora
 from slimtune.training.checkpoints import to_resume
 from slimtune.training.curve import Curve
 from slimtune.training.fitting import fit
@@ -49,6 +49,7 @@ def train_adapter(
         lora.save(model, stage.folder, base)
         tokenizers.save(lessons.tokenizer, stage.folder, resolve(base))
         curve.write(stage.folder)
+        card.write(stage.folder, base, config, curve, lessons.summary())
         stage.metrics.update(trainable_parameters=trainable, parameters=total)
         stage.metrics.update(lessons.summary() | curve.metrics())
     _done_with(checkpoints)

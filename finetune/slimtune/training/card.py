@@ -1,0 +1,82 @@
+"""The model card of an adapter: README.md in its folder, for whoever finds it later."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from slimtune.config import Config
+from slimtune.console import near
+from slimtune.training.curve import Curve
+
+_CARD = """\
+---
+base_model: {base}
+library_name: peft
+license: other
+tags: [lora, slimtune]
+---
+
+# LoRA adapter for {base}
+
+## Load it
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "THIS FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")  # with the chat template of training
+```
+
+## Figures
+
+{figures}
+
+Losses are nats per supervised token; the curve is loss.png, every logged step in metrics.jsonl.
+
+## Data
+
+{data}
+
+## Settings
+
+{settings}
+
+## Licence
+
+An adapter is of use only with its base, and is bound by the base's licence and by that of the rows
+it has learned from. Say both before you pass it on.
+"""
+
+
+def write(folder: Path, base: str, config: Config, curve: Curve, lessons: dict[str, Any]) -> None:
+    """README.md: how to load, figures, data, settings, licence; replaces the empty one of peft."""
+    settings = config.model_dump(mode="json")
+    chosen = {
+        f"{section}.{name}": value
+        for section in ("lora", "training")
+        for name, value in settings[section].items()
+    }
+    data = {"rows": near(config.training.train_data)} | lessons | _report(config)
+    text = _CARD.format(
+        base=near(base),
+        figures=_table("figure", curve.metrics()),
+        data=_table("data", data),
+        settings=_table("setting", chosen),
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _report(config: Config) -> dict[str, Any]:
+    """The counts of the data report beside the rows, where there is one."""
+    file = config.training.train_data.with_name("data_report.json")
+    if not file.is_file():
+        return {}
+    report = json.loads(file.read_text(encoding="utf-8"))
+    counts = {name: value for name, value in report.items() if isinstance(value, (int, float))}
+    return {f"data report, {name}": value for name, value in counts.items()}
+
+
+def _table(head: str, values: dict[str, Any]) -> str:
+    lines = [f"| `{name}` | {value} |" for name, value in values.items()]
+    return "\n".join([f"| {head} | value |", "|---|---|", *lines])
