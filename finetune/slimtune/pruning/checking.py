@@ -11,7 +11,7 @@ from slimtune.models.memory import Shape
 from slimtune.pruning.anatomy import Keep, channels
 from slimtune.pruning.stack import Batch, Stack, input_hook
 
-_WHOLE = 200_000_000  # bytes of weights up to which transformers loads the folder whole
+_WHOLE = 30_000_000  # bytes of weights up to which transformers loads the folder whole
 _TOLERANCE = 1e-2  # of the largest logit; rounding is 1e-6 in float32, 3e-3 in bfloat16
 
 
