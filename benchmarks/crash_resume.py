@@ -4,8 +4,7 @@
     python benchmarks/crash_resume.py --small      # 4 trials
 
 Twenty steps of train_lora.py on a tiny random Llama, a checkpoint every second step. A trial is
-killed, goes on with --resume, and must end with the adapter of the run that was never stopped. For
-comparison: is the newest checkpoint that transformers' own Trainer left behind whole?
+killed, goes on with --resume, and must end with the adapter of the run that was never stopped.
 """
 
 import argparse
