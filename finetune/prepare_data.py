@@ -43,11 +43,12 @@ def main(config: Config) -> None:
         )
         stage.metrics.update(numbers)
     files = writing.names(data.output_name)
-    left_out = numbers["rows_in"] - numbers["kept"]
+    left_out = str(numbers["rows_in"] - numbers["kept"])
+    if numbers["too_long"]:
+        limit = config.training.max_length
+        left_out += f", of them {numbers['too_long']} too long for --max-length {limit}"
     long_rows = {f"long rows {how}": rows for how, rows in numbers["long_rows"].items()}
     long_rows.pop("long rows whole", None)
-    if numbers["too_long"]:
-        long_rows["of them too long"] = numbers["too_long"]
     wrote(
         train,
         data.output_dir / files["report"],

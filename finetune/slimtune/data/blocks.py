@@ -71,7 +71,7 @@ def _parse_lines(block: Block) -> Iterator[NumberedRow]:
         try:
             row = json.loads(text)
         except ValueError as error:
-            yield line, BadLine(text, f"not valid JSON: {error}")
+            yield line, BadLine(text, f"not valid JSON: {error.msg}")
         else:
             yield line, _object(row)
 
