@@ -51,8 +51,8 @@ def measure(
 ) -> Cost:
     """Run `command` with `threads` threads for every library and measure it with its children.
 
-    Peak memory is the largest sum over the process tree of unshared and shared resident pages,
-    polled every 20 ms, and never less than the kernel's own high-water mark of the first process.
+    Peak memory is the largest sum over the process tree, polled every 20 ms, pages that several
+    processes share counted once, and never less than the kernel's own high-water mark of a process.
     Raises RuntimeError with the output's end when `check` is set and the command failed.
     """
     variables = os.environ | {
@@ -121,18 +121,22 @@ class _Peak:
 
 
 def _resident(pid: int) -> int:
+    """Bytes of a process and its children; pages that several of them share count once."""
     try:
         process = psutil.Process(pid)
         tree = [process, *process.children(recursive=True)]
     except psutil.Error:
         return 0
-    total = 0
-    for one in tree:
-        try:
-            total += one.memory_info().rss
-        except psutil.Error:
-            continue
-    return total
+    # A child that was just forked has every page of its parent: resident sets would count twice.
+    kind = "pss" if len(tree) > 1 and sys.platform == "linux" else "rss"
+    return sum(_pages(one, kind) for one in tree)
+
+
+def _pages(process: psutil.Process, kind: str) -> int:
+    try:
+        return getattr(process.memory_info() if kind == "rss" else process.memory_full_info(), kind)
+    except psutil.Error:
+        return 0
 
 
 def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
