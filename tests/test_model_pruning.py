@@ -7,6 +7,7 @@ import pytest
 import torch
 from running import another_run_writing, files_under, leaves_nothing, refused, succeeds
 from safetensors.torch import load_file, save_file
+from tiny_folders import write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 WEIGHTS = "model.safetensors"
@@ -87,6 +88,7 @@ def test_the_record_leads_back_to_the_model(merged, pruned) -> None:
 def test_flags_only(merged, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ("--model-path", merged, "--output-dir", "out", "--ffn-ratio", 0.5)
+    flags += ("--calibration-rows", 16)
     ran = succeeds("model_pruning", *flags)
     assert "wrote  out\n" in ran.out and "FFN neurons a layer" in ran.out
     assert ran.out.splitlines()[-1] == (
@@ -202,3 +204,35 @@ def test_a_model_that_another_run_is_writing(settings, merged, tmp_path) -> None
     with another_run_writing(tmp_path / "out"):
         refused(6, "another run", "model_pruning", *settings, "--output-dir", tmp_path / "out")
     assert leaves_nothing(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--ffn-ratio", 0.25, "--kv-group-ratio", 0.5],
+        ["--ffn-ratio", 0, "--layer-ratio", 0.5],
+        ["--ffn-ratio", 0, "--hidden-ratio", 0.5],  # 32 channels, 4 heads of 16
+    ],
+    ids=["width", "layers", "hidden"],
+)
+def test_llama_cpp_gives_the_same_perplexity_on_every_axis(
+    flags, settings, merged, tmp_path
+) -> None:
+    few = ("--calibration-rows", 40, "--calibration-length", 64)
+    succeeds("model_pruning", *settings, *flags, *few, "--output-dir", tmp_path / "out")
+    words = ("--model-path", tmp_path / "out", "--output-dir", tmp_path, "--quantization", "F32")
+    succeeds("convert_to_gguf", *settings, *words)
+    proof = json.loads((tmp_path / "tiny-F32_run.json").read_text())["metrics"]["proof"]
+    assert proof["nll_gguf"] == pytest.approx(proof["nll_reference"], abs=0.01)  # 1 % perplexity
+
+
+def test_heads_that_do_not_divide_the_hidden_size_reach_llama_cpp(settings, rows, tmp_path) -> None:
+    write_tiny_llama(tmp_path / "model", num_attention_heads=8, num_key_value_heads=4, head_dim=32)
+    flags = ("--model-path", tmp_path / "model", "--output-dir", tmp_path / "out")
+    succeeds("model_pruning", *settings, *flags, "--kv-group-ratio", 0.25, "--criterion", "taylor")
+    config = AutoModelForCausalLM.from_pretrained(tmp_path / "out").config
+    assert (config.model_type, config.num_attention_heads, config.head_dim) == ("mistral", 6, 32)
+    words = ("--model-path", tmp_path / "out", "--output-dir", tmp_path, "--quantization", "F32")
+    succeeds("convert_to_gguf", *settings, *words)
+    proof = json.loads((tmp_path / "tiny-F32_run.json").read_text())["metrics"]["proof"]
+    assert proof["nll_gguf"] == pytest.approx(proof["nll_reference"], abs=0.01)

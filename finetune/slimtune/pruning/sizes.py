@@ -66,15 +66,24 @@ def steps(before: Shape, after: Shape) -> list[Shape]:
     """
     share = min(after.ffn / before.ffn, after.kv_heads / before.kv_heads)
     count = max(1, math.ceil(math.log(share) / math.log(1 - LARGEST_STEP) - 1e-6))
+    counts = _divisors(before, after)
     way = []
     for step in range(1, count + 1):
         part = step / count
         multiple = multiple_of(before.ffn)
         ffn = round(before.ffn * (after.ffn / before.ffn) ** part / multiple) * multiple
-        groups = round(before.kv_heads * (after.kv_heads / before.kv_heads) ** part)
+        wanted = before.kv_heads * (after.kv_heads / before.kv_heads) ** part
+        groups = min(counts, key=lambda count, wanted=wanted: abs(count - wanted))
         way.append(with_groups(replace(after, ffn=min(before.ffn, max(ffn, after.ffn))), groups))
     way[-1] = after
     return [shape for old, shape in zip([before, *way], way, strict=False) if shape != old]
+
+
+def _divisors(before: Shape, after: Shape) -> list[int]:
+    """Numbers of groups on the way; where the last one's heads divide the hidden size, all do."""
+    every = range(after.kv_heads, before.kv_heads + 1)
+    per_group = before.heads // before.kv_heads
+    return [n for n in every if after.hidden % after.heads or after.hidden % (n * per_group) == 0]
 
 
 def _left(axis: str, size: int, ratio: float, multiple: int) -> int:
