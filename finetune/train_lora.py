@@ -5,10 +5,11 @@
         --train-data data/finetune/train_train.jsonl --output-dir models/finetuned \\
         --epochs 3 --batch-size 4 --learning-rate 2e-4 --lora-r 8 --lora-alpha 16
     python finetune/train_lora.py --use-quantization          # 4-bit base, a quarter of the memory
+    python finetune/train_lora.py --method full --learning-rate 1e-3   # all weights, small models
     python finetune/train_lora.py --dry-run                   # what it would take
 
 reads   the base model, prepared rows
-writes  OUTPUT_DIR/lora_adapter with metrics.jsonl and loss.png; checkpoints while it runs
+writes  OUTPUT_DIR/lora_adapter (or full_model) with metrics.jsonl and loss.png; checkpoints
 """
 
 from slimtune.artifacts import refuse_finished, require
@@ -19,10 +20,10 @@ from slimtune.console import near, would_write, wrote
 def main(config: Config) -> None:
     from slimtune.training import estimates, starting
     from slimtune.training.reading import read_lessons
-    from slimtune.training.stages import train_adapter
+    from slimtune.training.stages import train_adapter, train_whole
 
-    base = config.model.base_model
-    final = config.lora.output_dir / "lora_adapter"
+    base, whole = config.model.base_model, config.lora.method == "full"
+    final = config.lora.output_dir / ("full_model" if whole else "lora_adapter")
     checkpoints = config.lora.output_dir / "checkpoints"
     refuse_finished(final, config)
     starting.check(checkpoints, config)
@@ -30,15 +31,17 @@ def main(config: Config) -> None:
     require(config.training.train_data)
     lessons = read_lessons(base, config.model.prompt_template, config.training)
     if config.options.dry_run:
-        would_write(final, estimates=lessons.summary() | estimates.lora(base, config))
+        needed = estimates.full(base, config) if whole else estimates.lora(base, config)
+        would_write(final, estimates=lessons.summary() | needed)
         return
 
-    curve, trained = train_adapter(config, base, lessons, final, checkpoints)
+    train = train_whole if whole else train_adapter
+    curve, trained = train(config, base, lessons, final, checkpoints)
     wrote(
         final,
         numbers={"trained": trained, "loss": curve.summary(), "speed": curve.speed()},
         next=f"python finetune/evaluate_model.py --base-model {near(base)} "
-        f"--lora-model {near(final)}",
+        + (f"--lora-model null --models {near(final)}" if whole else f"--lora-model {near(final)}"),
     )
 
 

@@ -15,6 +15,7 @@ _MADE_BY = {
     "sample_text.txt": "create_sample_data.py",
     "finetune": "prepare_data.py",
     "lora_adapter": "train_lora.py",
+    "full_model": "train_lora.py --method full",
     "merged_model": "evaluate_model.py --merge",
     "pruned": "model_pruning.py",
     "distilled": "knowledge_distillation.py",

@@ -66,7 +66,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     + _fields(Training, "training", without=("epochs", "learning_rate")),
     "train_lora": ("lora", "training", "model.base_model", *_COMPUTE, "model.quantization"),
     "train_pruned_distilled": ("pruned_distilled", "training", "model.base_model", *_COMPUTE)
-    + _fields(Lora, "lora", without=("output_dir",))
+    + _fields(Lora, "lora", without=("output_dir", "method"))
     + _fields(Pruning, "pruning", without=("model_path", "output_dir"))
     + _fields(Distillation, "distillation", without=("student_model", "output_dir")),
     "evaluate_model": ("evaluation", "model", "training.train_data", "training.max_length"),

@@ -14,6 +14,11 @@ class Lora(Section):
     output_dir: Path = setting(
         Path("models/finetuned"), "Folder for lora_adapter, checkpoints and merged_model."
     )
+    method: Literal["lora", "full"] = setting(
+        "lora",
+        "lora: an adapter. full: all weights, into OUTPUT_DIR/full_model; about 16 bytes of\n"
+        "memory a parameter, so for small models, and with a learning rate ten times lower.",
+    )
     rank: Positive = setting(
         8, "Rank of the matrices: higher learns more and costs memory.", flag="lora-r"
     )
@@ -29,6 +34,31 @@ class Lora(Section):
         ["all-linear"],
         "Layers that get an adapter: all-linear, or names such as q_proj, v_proj.",
         flag="lora-target-modules",
+    )
+    initialisation: Literal["default", "pissa", "olora", "loftq"] = setting(
+        "default",
+        "Where the matrices start: default (no change to the base); pissa or olora (the base's\n"
+        "main directions: often faster at the start); loftq (what quantisation lost; needs it).\n"
+        "The adapter is saved for the base as it is, at twice the rank unless default.",
+        flag="lora-init",
+    )
+    rslora: bool = setting(
+        False, "true scales by alpha / sqrt(rank) instead: for ranks of 32 and more."
+    )
+    dora: bool = setting(
+        False,
+        "true learns each weight's length and direction apart (DoRA): often better at low rank,\n"
+        "half as fast, more memory.",
+    )
+    loraplus_ratio: Annotated[float, Field(ge=1)] = setting(
+        1.0,
+        "Learning rate of the B matrices over that of A (LoRA+): 16 learns faster, with half the\n"
+        "learning rate; 1 is plain LoRA.",
+    )
+    modules_to_save: list[str] = setting(
+        [],
+        "Modules trained whole and saved with the adapter, such as embed_tokens, lm_head: for\n"
+        "new words. As large as they are, so mind the memory.",
     )
 
 
@@ -53,11 +83,30 @@ class Training(Section):
     learning_rate: Annotated[float, Field(gt=0)] = setting(
         4e-3, "Step size of the adapter. 4e-3 suits the sample model; 2e-4 is usual for 7B."
     )
-    lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = setting(
-        "cosine", "How the step size falls over the run."
-    )
+    lr_scheduler: Literal[
+        "cosine", "cosine_with_restarts", "cosine_with_min_lr", "linear", "polynomial",
+        "inverse_sqrt", "constant", "constant_with_warmup", "warmup_stable_decay",
+    ] = setting(
+        "cosine",
+        "How the step size falls over the run; cosine_with_min_lr ends at a tenth,\n"
+        "warmup_stable_decay falls in the last fifth only.",
+    )  # fmt: skip
     warmup_ratio: Share = setting(0.05, "Share of the steps over which the step size rises.")
-    weight_decay: Annotated[float, Field(ge=0)] = setting(0.0, "AdamW's weight decay.")
+    optimizer: Literal[
+        "adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "lion_32bit",
+        "lion_8bit", "adafactor", "sgd",
+    ] = setting(
+        "adamw_torch",
+        "adamw_torch keeps 8 bytes a trained parameter, adamw_8bit 2, lion 4 or 1, adafactor and\n"
+        "sgd hardly any; paged ones move to RAM when the GPU is full. Matters with method full.\n"
+        "lion wants a third of the learning rate, sgd far more.",
+    )  # fmt: skip
+    weight_decay: Annotated[float, Field(ge=0)] = setting(0.0, "The optimizer's weight decay.")
+    neftune_alpha: Annotated[float, Field(ge=0)] = setting(
+        0.0,
+        "Noise on the embeddings while training (NEFTune): 5 often makes fuller answers from\n"
+        "little data; 0: none.",
+    )
     max_grad_norm: Annotated[float, Field(gt=0)] = setting(
         1.0, "Gradients are clipped to this norm."
     )

@@ -136,7 +136,7 @@ def explain_compute(device: str = "auto", dtype: str = "auto", quantization: str
 
 
 def _quantized(quantization: str, numbers: torch.dtype) -> BitsAndBytesConfig:
-    _require_bitsandbytes(_WEIGHTS[quantization])
+    require_bitsandbytes(_WEIGHTS[quantization])
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -147,15 +147,15 @@ def _quantized(quantization: str, numbers: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def _require_bitsandbytes(weights: str) -> None:
+def require_bitsandbytes(what: str) -> None:
     """ResourceError, before anything is loaded, where the package is missing or broken."""
     try:
         importlib.import_module("bitsandbytes")
     except Exception as error:  # a broken CUDA or libstdc++ fails in many ways
         raise ResourceError(
-            f"{weights} need bitsandbytes",
+            f"{what}: needs bitsandbytes",
             f"it cannot be imported: {str(error).splitlines()[0]}",
-            "pip install -r requirements.txt, or leave out --use-quantization",
+            "pip install -r requirements.txt, or leave out --use-quantization and 8-bit optimizers",
         ) from error
 
 

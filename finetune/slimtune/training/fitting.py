@@ -1,6 +1,7 @@
 """One call from samples to a trained model: the arguments, the checkpoints, the curve."""
 
 import logging
+import math
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArgumen
 from slimtune.artifacts.records import command
 from slimtune.config import Training
 from slimtune.console import first_process, processes
-from slimtune.training import checkpoints
+from slimtune.training import checkpoints, noise, optimizers
 from slimtune.training.batches import Sample
 from slimtune.training.curve import METRICS, Curve, MetricsFile
 from slimtune.training.forward import require_exact
@@ -50,7 +51,10 @@ def fit(
     KeyboardInterrupt, after saving, when it was asked to stop.
     """
     steps = _steps_per_epoch(len(train), settings)
+    total = math.ceil(steps * (epochs or settings.epochs))
     arguments = _arguments(model, settings, folder, steps, bool(validation))
+    for name, value in optimizers.arguments(settings, total).items():
+        setattr(arguments, name, value)
     # A resumed run has measured its start already; a second time would cost patience.
     arguments.eval_on_start = bool(validation) and resume_from is None
     arguments.num_train_epochs = epochs or settings.epochs
@@ -73,7 +77,8 @@ def fit(
     model.config.use_cache = False
     started = time.monotonic()
     try:
-        _train(trainer, resume_from)
+        with noise.neftune(model, settings.neftune_alpha):
+            _train(trainer, resume_from)
     finally:
         shown.close()
     model.config.use_cache = True
@@ -124,9 +129,7 @@ def _arguments(
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        lr_scheduler_type=settings.lr_scheduler,
         warmup_steps=settings.warmup_ratio if settings.warmup_ratio < 1 else 0.999,
-        weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         activation_checkpointing=settings.activation_checkpointing,
         seed=settings.seed,

@@ -1,5 +1,6 @@
 """Adapters on a frozen base: LoRA (arXiv:2106.09685), QLoRA on 4-bit weights (arXiv:2305.14314)."""
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from transformers import PreTrainedModel, set_seed
 
 from slimtune.config import Lora
 from slimtune.console import QualityError, SettingsError
+from slimtune.models import loading
+from slimtune.training import initialisation
+from slimtune.training.initialisation import Start
 
 ALL = "all-linear"
 
@@ -21,6 +25,11 @@ def attach(
     Raises SettingsError naming the linear layers there are when a target module is none of them.
     """
     require_targets(settings, [name for name, module in model.named_modules() if _linear(module)])
+    initialisation.require_sensible(settings, quantized)
+    saved = settings.modules_to_save
+    _require_named(
+        "lora.modules_to_save", saved, [name for name, _ in model.named_modules() if name], "module"
+    )
     if quantized:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         _keep_differentiable(model)
@@ -31,9 +40,16 @@ def attach(
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=ALL if ALL in targets else targets,
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
+        init_lora_weights=initialisation.PEFT_NAMES.get(settings.initialisation, True),
+        modules_to_save=saved or None,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    if settings.initialisation == "loftq":
+        initialisation.make_up_for_rounding(adapted)
+    return adapted
 
 
 def require_targets(settings: Lora, layers: Sequence[str]) -> None:
@@ -41,16 +57,28 @@ def require_targets(settings: Lora, layers: Sequence[str]) -> None:
 
     peft itself is content with one that fits, and leaves out the others without a word.
     """
-    known = [f".{layer}" for layer in layers]
-    targets = [name for name in settings.target_modules if name != ALL]
-    missing = [name for name in targets if not any(one.endswith(f".{name}") for one in known)]
-    if missing or not settings.target_modules:
-        names = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
-        raise SettingsError(
-            f"lora.target_modules: {', '.join(missing) or 'empty'}",
-            "no layer of the model has such a name",
-            f"its linear layers are {', '.join(names)}; {ALL} takes all of them",
-        )
+    named = settings.target_modules
+    if not named:
+        raise SettingsError("lora.target_modules: empty", "nothing would learn", f"write {ALL}")
+    targets = [name for name in named if name != ALL]
+    _require_named("lora.target_modules", targets, layers, "linear layer")
+
+
+def _require_named(setting: str, wanted: Sequence[str], there: Sequence[str], what: str) -> None:
+    """SettingsError unless each name is among the full names `there`, or ends one."""
+    known = [f".{name}" for name in there]
+    missing = [name for name in wanted if not any(one.endswith(f".{name}") for one in known)]
+    if not missing:
+        return
+    names = sorted({name.rsplit(".", 1)[-1] for name in there} - {str(i) for i in range(1000)})
+    close = difflib.get_close_matches(missing[0], names, n=1)
+    meant = f"did you mean {close[0]}? " if close else ""
+    raise SettingsError(
+        f"{setting}: {', '.join(missing)}",
+        f"no {what} of the model has such a name",
+        f"{meant}its {what}s are {', '.join(names)}"
+        + (f"; {ALL} takes all of them" if what == "linear layer" else ""),
+    )
 
 
 def _keep_differentiable(model: PreTrainedModel) -> None:
@@ -68,14 +96,56 @@ def _linear(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear)
 
 
-def save(model: PeftModel, folder: Path, base: str) -> None:
-    """Write the adapter; raises QualityError when it would not change the base at all."""
+def save(model: PeftModel, folder: Path, base: str, start: Start | None = None) -> None:
+    """Write the adapter; raises QualityError when it would not change the base at all.
+
+    `start` is what `initialisation.start_of` gave before training: with it the adapter is written
+    relative to the base as it is on disk.
+    """
     updates = [p.detach().abs().max() for n, p in model.named_parameters() if ".lora_B." in n]
     if not any(update > 0 for update in updates):
-        raise QualityError(
-            "the trained adapter changes nothing",
-            "all its B matrices are still zero",
-            "train longer or raise --learning-rate",
-        )
+        raise _no_effect("all its B matrices are still zero")
     model.peft_config["default"].base_model_name_or_path = base
-    model.save_pretrained(folder)
+    if start:
+        initialisation.save_relative(model, folder, start)
+    else:
+        model.save_pretrained(folder)
+
+
+@torch.no_grad()
+def answers(model: PeftModel, ids: Sequence[int]) -> torch.Tensor:
+    """Log-probabilities of the last token's successors: (vocabulary,) float32, on the CPU."""
+    model.eval()
+    logits = model(input_ids=torch.tensor([list(ids)], device=model.device)).logits[0, -1]
+    return logits.float().log_softmax(0).cpu()
+
+
+def require_effect(
+    folder: Path, base: str, ids: Sequence[int], trained: torch.Tensor, **compute: str
+) -> float:
+    """How far the adapter of `folder` moves a freshly loaded base: max |Δ log p| after `ids`.
+
+    Raises QualityError where it moves nothing, or not to where training had come (`trained`).
+    `compute` is what `loading.load` takes.
+    """
+    model = loading.load(base, adapter=folder, **compute)
+    adapted = answers(model, ids)
+    with model.disable_adapter():
+        plain = answers(model, ids)
+    moved, missed = (adapted - plain).abs().max().item(), (adapted - trained).abs().max().item()
+    if moved == 0:
+        raise _no_effect("loaded back onto its base it gives the base's own answers")
+    if missed > max(0.5 * moved, 1e-3):
+        raise QualityError(
+            "the saved adapter is not the trained one",
+            f"loaded back onto its base it is off by {missed:.3g} in log-probability, of a change "
+            f"of {moved:.3g}",
+            "report it with the settings of this run",
+        )
+    return moved
+
+
+def _no_effect(why: str) -> QualityError:
+    return QualityError(
+        "the trained adapter changes nothing", why, "train longer or raise --learning-rate"
+    )

@@ -1,15 +1,19 @@
-"""The two stages that train, as the scripts run them: inputs in, a finished folder out."""
+"""The stages that train, as the scripts run them: inputs in, a finished folder out."""
 
+import gc
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+
+from transformers import PreTrainedModel
 
 from slimtune.artifacts import stage_folder
 from slimtune.config import Config
 from slimtune.console import first_process
 from slimtune.models import loading, tokenizers
+from slimtune.models.checkpoints import EMBEDDING, Checkpoint
 from slimtune.models.hub import resolve
-from slimtune.training import attention, card, conditions, distillation, lora
+from slimtune.training import attention, card, conditions, distillation, initialisation, lora
 from slimtune.training.checkpoints import to_resume
 from slimtune.training.curve import Curve
 from slimtune.training.fitting import fit
@@ -24,18 +28,10 @@ def train_adapter(
     same = conditions.conditions(config, ("lora", "training"), {"base model": base}, lessons.named)
     with stage_folder("train_lora", final, config, inputs=[base, *lessons.files]) as stage:
         resume_from = to_resume(checkpoints, same) if config.options.resume else None
-        loaded = loading.load(
-            base,
-            device=config.model.device,
-            dtype=config.model.dtype,
-            quantization=quantization,
-            attn_implementation=attention.register(
-                loading.choose_device(config.model.device).type,
-                loading.choose_dtype(config.model.device, config.model.dtype),
-            ),
-        )
+        loaded = _load(config, base, quantization=quantization)
         seed = config.training.seed
         model = lora.attach(loaded, config.lora, seed=seed, quantized=quantization != "none")
+        start = initialisation.start_of(model, config.lora)
         trainable, total = model.get_nb_trainable_parameters()
         curve = fit(
             model,
@@ -45,8 +41,18 @@ def train_adapter(
             checkpoints,
             resume_from=resume_from,
             conditions=same,
+            loraplus_ratio=config.lora.loraplus_ratio,
         )
-        lora.save(model, stage.folder, base)
+        lora.save(model, stage.folder, base, start)
+        probe = lessons.train[0].input_ids
+        trained = lora.answers(model, probe)
+        del model, loaded, start
+        gc.collect()  # the second model must not need memory beside the first
+        compute = {"device": config.model.device, "dtype": config.model.dtype}
+        moved = lora.require_effect(
+            stage.folder, base, probe, trained, quantization=quantization, **compute
+        )
+        stage.metrics.update(adapter_moves_log_probability=moved)
         tokenizers.save(lessons.tokenizer, stage.folder, resolve(base))
         curve.write(stage.folder)
         card.write(stage.folder, base, config, curve, lessons.summary())
@@ -54,6 +60,47 @@ def train_adapter(
         stage.metrics.update(lessons.summary() | curve.metrics())
     _done_with(checkpoints)
     return curve, f"{trainable:,} of {total:,} parameters ({trainable / total:.2%})"
+
+
+def train_whole(
+    config: Config, base: str, lessons: Lessons, final: Path, checkpoints: Path
+) -> tuple[Curve, str]:
+    """Train all weights of `base` and write a whole model to `final`; as `train_adapter`."""
+    same = conditions.conditions(config, ("lora", "training"), {"base model": base}, lessons.named)
+    with stage_folder("train_lora", final, config, inputs=[base, *lessons.files]) as stage:
+        resume_from = to_resume(checkpoints, same) if config.options.resume else None
+        model = _load(config, base).float()
+        curve = fit(
+            model,
+            lessons.train,
+            lessons.validation,
+            config.training,
+            checkpoints,
+            resume_from=resume_from,
+            conditions=same,
+        )
+        stored = Checkpoint(resolve(base)).dtype(EMBEDDING)
+        loading.save(model.to(stored), lessons.tokenizer, stage.folder, resolve(base))
+        curve.write(stage.folder)
+        card.write(stage.folder, base, config, curve, lessons.summary())
+        stage.metrics.update(parameters=model.num_parameters())
+        stage.metrics.update(lessons.summary() | curve.metrics())
+    _done_with(checkpoints)
+    return curve, f"all {model.num_parameters():,} parameters"
+
+
+def _load(config: Config, base: str, quantization: str = "none") -> PreTrainedModel:
+    """The base with attention for padding-free rows."""
+    return loading.load(
+        base,
+        device=config.model.device,
+        dtype=config.model.dtype,
+        quantization=quantization,
+        attn_implementation=attention.register(
+            loading.choose_device(config.model.device).type,
+            loading.choose_dtype(config.model.device, config.model.dtype),
+        ),
+    )
 
 
 def distil_student(

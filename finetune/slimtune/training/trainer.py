@@ -13,7 +13,7 @@ from torch import nn
 from transformers import Trainer, TrainerState
 
 from slimtune.console import QualityError, near
-from slimtune.training import checkpoints, losses
+from slimtune.training import checkpoints, losses, optimizers
 from slimtune.training.batches import collate
 from slimtune.training.forward import loss_parts, supervised
 from slimtune.training.interruption import Interruption
@@ -27,14 +27,20 @@ class SlimTrainer(Trainer):
     part_names: tuple[str, ...] = ("ce",)
     loss_is_scaled_for_ga = True  # divided by the tokens of the whole accumulated batch
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, loraplus_ratio: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, data_collator=collate, **kwargs)
+        self.loraplus_ratio = loraplus_ratio
         self.model_accepts_loss_kwargs = True
         self.interruption = Interruption()
         self.add_callback(self.interruption)
         self.tokens = 0  # seen by this process since it started
         self._parts: list[torch.Tensor] = []
         self._skipped = 0
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.loraplus_ratio > 1 and self.optimizer is None:
+            self.optimizer = optimizers.loraplus(self.model, self.args, self.loraplus_ratio)
+        return super().create_optimizer(model)
 
     def loss_of(self, batch: dict[str, Any], positions: torch.Tensor) -> losses.Loss:
         """The loss of a batch at `positions` (indices into its row of tokens)."""
