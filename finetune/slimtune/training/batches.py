@@ -45,7 +45,8 @@ class Encoded:
 def encode_rows(rows: Sequence[Row], tokenizer: Any, template: str, max_length: int) -> Encoded:
     """Samples of at most `max_length` tokens under the prompt template.
 
-    Raises InputError when a row would teach nothing or no row is left.
+    Raises InputError, with the row's file and line, when one would teach nothing, would not teach
+    the model to stop, or begins a conversation twice; and when no row is left.
     """
     samples: list[Sample] = []
     shortened = dropped = 0
@@ -58,12 +59,7 @@ def encode_rows(rows: Sequence[Row], tokenizer: Any, template: str, max_length: 
             shortened, dropped = shortened - 1, dropped + 1
             continue
         sample = Sample(encoded["input_ids"], encoded["labels"], len(samples))
-        if not sample.supervised:
-            raise InputError(
-                f"{row['source']['file']}:{row['source']['line']}: nothing to learn in this row",
-                "no token of an answer is left to supervise",
-                "run prepare_data.py on the file: it rejects such rows",
-            )
+        _require_sound(sample, tokenizer, f"{row['source']['file']}:{row['source']['line']}")
         samples.append(sample)
     if not samples:
         raise InputError(
@@ -72,6 +68,32 @@ def encode_rows(rows: Sequence[Row], tokenizer: Any, template: str, max_length: 
             "raise --max-length",
         )
     return Encoded(samples, shortened, dropped)
+
+
+def _require_sound(sample: Sample, tokenizer: Any, where: str) -> None:
+    """InputError for a row that would ruin a model in silence; `where` is its file and line."""
+    if not sample.supervised:
+        raise InputError(
+            f"{where}: nothing to learn in this row",
+            "no token of an answer is left to supervise",
+            "run prepare_data.py on the file: it rejects such rows",
+        )
+    last = next(label for label in reversed(sample.labels) if label != IGNORED)
+    if last != tokenizer.eos_token_id:
+        raise InputError(
+            f"{where}: {tokenizer.eos_token} is not what the answer ends with",
+            f"it ends with {tokenizer.convert_ids_to_tokens(last)}, and nothing stops at that: "
+            "the model would talk on without end",
+            "write eos_token after each answer in the template, or choose llama2, alpaca or chatml",
+        )
+    bos = tokenizer.bos_token_id
+    pairs = zip(sample.input_ids, sample.input_ids[1:], strict=False)
+    if bos is not None and (bos, bos) in pairs:
+        raise InputError(
+            f"{where}: two {tokenizer.bos_token} stand one after the other",
+            "the template writes one and the tokenizer adds another, or the text holds one",
+            "take bos_token out of the template",
+        )
 
 
 def encode_text(passages: Sequence[str], tokenizer: Any, max_length: int) -> list[Sample]:

@@ -7,6 +7,7 @@ that lose their content to the length limit.
 
 import logging
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,14 @@ class Lessons:
 def read_lessons(model: str, template_name: str, settings: Training) -> Lessons:
     """Samples of the training rows, and of the validation rows named or found beside them.
 
-    Raises InputError for rows that teach nothing and for a tokenizer that does not fit the model,
-    SettingsError when more rows than allowed are longer than max_length.
+    Raises InputError for a row that teaches nothing or no end, for a doubled BOS, and for a
+    tokenizer that does not fit the model or pads with its end token; SettingsError when more rows
+    than allowed are longer than max_length.
     """
     tokenizer = tokenizers.load(model)
     rows = Checkpoint(resolve(model)).shapes[EMBEDDING][0]
     tokenizers.check_vocabulary(tokenizer, rows)
+    _require_padding(tokenizer)
     tokenizer.chat_template = prompts.resolve(template_name, tokenizer.chat_template)
     validation_file = settings.val_data or beside(settings.train_data, "validation")
     train = _encode(settings.train_data, tokenizer, settings)
@@ -79,7 +82,6 @@ def read_lessons(model: str, template_name: str, settings: Training) -> Lessons:
 def _encode(file: Path, tokenizer: PreTrainedTokenizerFast, settings: Training) -> Encoded:
     rows = read_rows(file)
     encoded = encode_rows(rows, tokenizer, tokenizer.chat_template, settings.max_length)
-    _require_end(encoded.samples[0], tokenizer)
     cut = encoded.shortened + encoded.dropped
     if cut > settings.max_truncated_share * len(rows):
         raise SettingsError(
@@ -98,30 +100,23 @@ def _encode(file: Path, tokenizer: PreTrainedTokenizerFast, settings: Training) 
     return encoded
 
 
-def _require_end(sample: Sample, tokenizer: PreTrainedTokenizerFast) -> None:
-    """The end token is learned, and padding is another token."""
+def _require_padding(tokenizer: PreTrainedTokenizerFast) -> None:
+    """InputError where padding is the end token."""
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise InputError(
             "tokenizer: its padding token is its end token",
             "whatever masks padding would teach the model never to stop",
             "give the tokenizer a padding token of its own, for example <unk>",
         )
-    bos = tokenizer.bos_token_id
-    if bos is not None and sample.input_ids[:2] == [bos, bos]:
-        raise InputError(
-            "prompt: it begins with two BOS tokens",
-            "the template writes one and the tokenizer adds another",
-            "take bos_token out of the template",
-        )
 
 
 def _show(samples: list[Sample], tokenizer: PreTrainedTokenizerFast) -> None:
     """Rows as the model meets them; what is learned stands between «and»."""
     for sample in samples:
-        parts, learned = [], False
-        for token, label in zip(sample.input_ids, sample.labels, strict=True):
-            if (label != IGNORED) != learned:
-                parts.append("«" if not learned else "»")
-                learned = not learned
-            parts.append(tokenizer.convert_ids_to_tokens(token).replace("▁", " "))
-        _log.info("a row, learned is «this»: %s", "".join(parts) + ("»" if learned else ""))
+        shown = ""
+        pairs = zip(sample.input_ids, sample.labels, strict=True)
+        for learned, part in groupby(pairs, lambda pair: pair[1] != IGNORED):
+            # Decoded together: a Chinese character may be three tokens.
+            text = tokenizer.decode([token for token, _ in part])
+            shown += f"«{text}»" if learned else text
+        _log.info("a row, learned is «this»: %s", shown)
