@@ -67,7 +67,7 @@ def main() -> None:
     print(machine())
     for size in SIZES[:1] if options.small else SIZES:
         with tempfile.TemporaryDirectory() as folder:
-            tokens = _prepare(size, options.rows, Path(folder))
+            tokens = prepare(size, options.rows, Path(folder))
             costs = {
                 side: _run(side, Path(folder), pythons, options.threads)
                 for side in options.sides.split(",")
@@ -78,9 +78,8 @@ def main() -> None:
 def _run(side: str, folder: Path, pythons: dict[str, str | None], threads: int) -> Cost | None:
     python = pythons.get(side, sys.executable)
     if python is None or not Path(python).is_file():
-        print(
-            f"{TITLES[side]}: not installed here, left out (name it with --{side.partition('_')[0]}-python)"
-        )
+        flag = f"--{side.partition('_')[0]}-python"
+        print(f"{TITLES[side]}: not installed here, left out (name its python with {flag})")
         return None
     environment = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
     return measure([python, SIDES, side, folder], threads=threads, environment=environment)
@@ -114,8 +113,9 @@ def _line(side: str, tokens: int, cost: Cost, ours: Cost | None) -> list[Any]:
     ]
 
 
-def _prepare(size: Size, count: int, folder: Path) -> int:
-    """Writes model/, rows.json (token ids), alpaca.json (the same rows as text); their tokens."""
+def prepare(size: Size, count: int, folder: Path) -> int:
+    """Writes model/ and the same rows three times: rows.json (token ids), alpaca.json (text),
+    prepared.jsonl (as prepare_data does). Returns their tokens."""
     from slimtune import prompts
     from slimtune.models import tokenizers
 
@@ -134,9 +134,20 @@ def _prepare(size: Size, count: int, folder: Path) -> int:
             texts.append(text)
     (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     (folder / "alpaca.json").write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
+    (folder / "prepared.jsonl").write_text("".join(map(_canonical, texts)), encoding="utf-8")
     (folder / "dataset_info.json").write_text('{"rows": {"file_name": "alpaca.json"}}', "utf-8")
     _write_model(size, tokenizer, folder / "model")
     return sum(len(row["input_ids"]) for row in rows)
+
+
+def _canonical(text: dict[str, str]) -> str:
+    """A row as prepare_data writes it."""
+    messages = [
+        {"role": "user", "content": text["instruction"]},
+        {"role": "assistant", "content": text["output"]},
+    ]
+    row = {"messages": messages, "source": {"file": "alpaca.json", "line": 1}}
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _texts() -> list[dict[str, str]]:
