@@ -53,7 +53,8 @@ def test_four_bits_run_forward_and_backward_on_a_cpu(tmp_path):
     layer = loaded.model.layers[0].mlp.up_proj
     assert layer.weight.dtype == torch.uint8
     assert layer.weight.quant_state.nested, "double quantisation"
-    assert layer.compute_dtype == torch.float32
+    assert loaded.dtype == torch.float32
+    assert layer.compute_dtype == loading.choose_products("cpu")
     exact, near = model(IDS).logits, loaded(IDS).logits
     assert 0 < (exact - near).norm() / exact.norm() < 0.3
     trained = get_peft_model(loaded, LoraConfig(r=4, target_modules=["q_proj"]))
@@ -120,6 +121,26 @@ def test_a_gpu_computes_in_bf16_only_where_it_has_it(monkeypatch, native, expect
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     assert loading.choose_dtype("auto") == expected
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_four_bits_multiply_in_bf16_on_cpus_that_have_it(monkeypatch, tmp_path, native, expected):
+    build(tmp_path)
+    monkeypatch.setattr("bitsandbytes.functional.has_avx512bf16", lambda: native)
+    said = loading.explain_compute("cpu", quantization="nf4")
+    assert ("multiplied in bfloat16 (this CPU has AVX512-BF16)" in said) == native
+    assert "float32: " in said and "multiplied" not in loading.explain_compute("cpu")
+    assert loading.choose_products("cpu", "float32") == torch.float32, "as set"
+    loaded = loading.load(tmp_path, device="cpu", quantization="nf4")
+    assert loaded.model.layers[0].mlp.up_proj.compute_dtype == getattr(torch, expected)
+    assert loaded.dtype == loaded(IDS).logits.dtype == torch.float32
+
+
+def test_four_bits_without_bitsandbytes_are_a_resource_error(tmp_path, monkeypatch):
+    build(tmp_path)
+    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
+    with pytest.raises(ResourceError, match="needs bitsandbytes"):
+        loading.load(tmp_path, device="cpu", quantization="nf4")
 
 
 def test_save_writes_what_the_hub_library_loads(tmp_path, monkeypatch):
