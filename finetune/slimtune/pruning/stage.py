@@ -14,6 +14,7 @@ from slimtune.models.memory import Shape
 from slimtune.pruning.anatomy import shape_of
 from slimtune.pruning.calibration import Calibration, calibrate, source_of
 from slimtune.pruning.depth import drop_layers
+from slimtune.pruning.heap import large_blocks_returned
 from slimtune.pruning.hidden import cut_hidden
 from slimtune.pruning.sizes import Ratios, smaller, steps
 from slimtune.pruning.sparsity import sparsify
@@ -71,6 +72,7 @@ _WORDS = {
 }
 
 
+@large_blocks_returned()
 def prune_model(config: Config, model: str, final: Path) -> PruneReport:
     """Prune `model` as config.pruning says and write it to `final`; everything is checked first."""
     source = resolve(model)

@@ -16,11 +16,13 @@ from slimtune.pruning.anatomy import Keep, channels, linear, shape_of
 from slimtune.pruning.checking import few_ids, first_row, logits_of, masked, require_equal
 from slimtune.pruning.criteria import CRITERIA, Criterion, strongest
 from slimtune.pruning.evidence import READERS, Gram, Slopes, gather, slopes, weigh
+from slimtune.pruning.heap import large_blocks_returned
 from slimtune.pruning.refit import refit
 from slimtune.pruning.stack import Batch, Stack, Stream
 from slimtune.pruning.writing import PrunedWriter, write_pruned
 
 
+@large_blocks_returned()
 def cut_width(
     source: Path,
     output: Path,
@@ -108,6 +110,7 @@ class _Sequence:
             layer = pruned.layer(index)
             for number in range(len(batches)):
                 stream.write(number, pruned.run(layer, stream.read(number)))
+            del layer  # or it would still be there beside the next one
         writer.close()
         ids = first_row(batches[0])
         hidden = stream.read(0)[:1, : ids.shape[1]]
