@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from slimtune.console import InputError
 from slimtune.data import json_array
-from slimtune.data.encodings import open_text
+from slimtune.data.encodings import NAMES, NO_TEXT, open_text
 from slimtune.data.sources import Source
 
 SIZE = 1 << 20  # characters; small enough that several in flight weigh little
@@ -52,7 +52,17 @@ def cut(source: Source) -> Iterator[Block]:
 
 def parse(block: Block) -> Iterator[NumberedRow]:
     """(line, row) of each row of a block; a BadLine in place of what is no row."""
-    return _PARSERS[block.source.format](block)
+    rows = _PARSERS[block.source.format](block)
+    faulty = isinstance(block.rows, str) and NO_TEXT.search(block.rows)
+    return _without_faulty(rows, block.source.encoding) if faulty else rows
+
+
+def _without_faulty(rows: Iterator[NumberedRow], encoding: str) -> Iterator[NumberedRow]:
+    """Rows with a byte that is no text in them are none: to guess at it would make mojibake."""
+    for line, row in rows:
+        text = row.text if isinstance(row, BadLine) else json.dumps(row, ensure_ascii=False)
+        faulty = NO_TEXT.search(text)
+        yield line, BadLine(text, f"a byte that is not {NAMES[encoding]}") if faulty else row
 
 
 def _cut_lines(stream: TextIO, source: Source) -> Iterator[Block]:

@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from slimtune.console import InputError, SettingsError
-from slimtune.data import blocks, json_array, readers, sources
+from slimtune.data import blocks, encodings, json_array, readers, sources
 
 ROWS = [
     {"instruction": "说\u2028你好", "output": 'He said "hi",\nthen left.'},
@@ -176,3 +176,54 @@ def test_missing_empty_and_unknown(tmp_path):
     (tmp_path / "book.csv").write_bytes(b"PK\x03\x04....")
     with pytest.raises(InputError, match="Excel"):
         rows_of(tmp_path / "book.csv")
+
+
+def judged(file: Path) -> tuple[str, list[dict], list[str]]:
+    """The file's encoding, its good rows, and why the others are none."""
+    source = sources.recognise(file, "x")
+    rows = [row for block in blocks.cut(source) for _, row in blocks.parse(block)]
+    bad = [row for row in rows if isinstance(row, blocks.BadLine)]
+    return source.encoding, [row for row in rows if row not in bad], [row.reason for row in bad]
+
+
+@pytest.mark.parametrize("text", [jsonl, json.dumps, as_csv])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("byte", [b"\xe9", b"\xff", b"\xe4\xbd", b"\x80" * 3])
+def test_one_bad_byte_costs_its_row_only(tmp_path, text, bom, byte):
+    rows = [{"instruction": f"第{i}个问题是什么", "output": "mañana, x"} for i in range(20)]
+    data = text(rows).encode()
+    if text is json.dumps:
+        data = json.dumps(rows, ensure_ascii=False).encode()
+    spot = data.index("7个".encode()) + 1
+    (tmp_path / "rows").write_bytes(bom + data[:spot] + byte + data[spot:])
+    encoding, good, bad = judged(tmp_path / "rows")
+    assert encoding == ("utf-8-sig" if bom else "utf-8")
+    assert good == rows[:7] + rows[8:]
+    assert bad == [f"a byte that is not UTF-8{' with BOM' if bom else ''}"]
+
+
+def test_a_lone_latin_letter_in_plain_english_is_no_chinese(tmp_path):
+    """`caf\xe9s` fits GB18030, as one wrong Chinese character."""
+    rows = [{"instruction": f"Where is it? {i}", "output": "In the cafes."} for i in range(30)]
+    data = jsonl(rows).encode().replace(b"cafes", b"caf\xe9s", 1)
+    (tmp_path / "rows").write_bytes(data)
+    encoding, good, bad = judged(tmp_path / "rows")
+    assert (encoding, good, len(bad)) == ("utf-8", rows[1:], 1)
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "gb18030"])
+@pytest.mark.parametrize("ascii_rows", [0, 1, 40_000])
+def test_chinese_in_gbk_is_still_gbk_after_much_english(tmp_path, encoding, ascii_rows):
+    plain = [{"instruction": "Name a city that is large.", "output": "Paris"}] * ascii_rows
+    rows = [*plain, {"instruction": "你好，世界！中国的首都是哪里？", "output": "首都是北京。"}]
+    (tmp_path / "rows").write_text(jsonl(rows), encoding=encoding)
+    assert judged(tmp_path / "rows") == ("gb18030", rows, [])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_with_an_odd_last_byte_loses_no_whole_row(tmp_path, encoding):
+    (tmp_path / "rows").write_bytes(jsonl().encode(encoding) + b"\x0a")
+    assert judged(tmp_path / "rows")[1:] == (
+        ROWS,
+        [f"a byte that is not {encodings.NAMES[encoding]}"],
+    )
