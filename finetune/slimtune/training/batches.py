@@ -59,7 +59,8 @@ def encode_rows(rows: Sequence[Row], tokenizer: Any, template: str, max_length: 
             shortened, dropped = shortened - 1, dropped + 1
             continue
         sample = Sample(encoded["input_ids"], encoded["labels"], len(samples))
-        _require_sound(sample, tokenizer, f"{row['source']['file']}:{row['source']['line']}")
+        source = row["source"]  # its line counts rows: an editor's line only in JSON Lines
+        _require_sound(sample, tokenizer, f"row {source['line']} of {source['file']}")
         samples.append(sample)
     if not samples:
         raise InputError(

@@ -79,11 +79,11 @@ def test_one_odd_row_among_many_is_found(base, tmp_path, template, words) -> Non
     lessons(odd, tmp_path, rows=ROWS[:2], template="tokenizer")
     with pytest.raises(InputError) as error:
         lessons(odd, tmp_path, template="tokenizer")
-    assert error.value.what == f"rows.jsonl:3: {words}"
+    assert error.value.what == f"row 3 of rows.jsonl: {words}"
 
 
 def test_a_row_without_an_answer_is_named(base, tmp_path) -> None:
-    with pytest.raises(InputError, match=r"rows.jsonl:3"):
+    with pytest.raises(InputError, match="row 3 of rows.jsonl"):
         lessons(base, tmp_path, rows=[*ROWS[:2], ("Nothing?", "")])
 
 
