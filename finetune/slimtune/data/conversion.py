@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slimtune.config.data import Data
-from slimtune.data import blocks, splits
+from slimtune.data import blocks, similarity, splits
 from slimtune.data.cleaning import neutralised, oddities, without_special_tokens
 from slimtune.data.columns import renamed, unfolded
 from slimtune.data.formats import FORMATS, Row
@@ -39,7 +39,10 @@ class Plan:
 
 @dataclass
 class Columns:
-    """The rows in the order of the input, column by column: 44 bytes a row, whatever its text."""
+    """The rows in the order of the input, column by column: 44 bytes a row, whatever its text.
+
+    Signatures are kept of usable rows alone, 128 bytes each, and only where similarity is asked.
+    """
 
     usable: array = field(default_factory=lambda: array("B"))  # 0: rejected
     language: array = field(default_factory=lambda: array("B"))  # its place in LANGUAGES
@@ -50,6 +53,7 @@ class Columns:
     near: array = field(default_factory=lambda: array("Q"))
     question: array = field(default_factory=lambda: array("Q"))
     position: array = field(default_factory=lambda: array("d"))
+    signatures: array = field(default_factory=lambda: array("B"))
 
     def extend(self, more: "Columns") -> None:
         for name, column in vars(self).items():
@@ -117,6 +121,8 @@ def _keep(
     columns.near.append(keys.near)
     columns.question.append(keys.question)
     columns.position.append(splits.position(key, settings.seed))
+    if settings.similarity:
+        columns.signatures.frombytes(similarity.signature(keys.said))
 
 
 def cleaned(messages: list[Message], settings: Data, found: list[str]) -> list[Message]:
@@ -141,7 +147,7 @@ def _reject(done: Converted, block: blocks.Block, line: int, reason: str, row: A
     done.reasons[reason] += 1
     done.lines.append(_line(set_aside(block.source.name, line, "rejected", reason, row)))
     for name, column in vars(done.columns).items():
-        if name != "file":
+        if name not in ("file", "signatures"):
             column.append({"row": done.rows, "line": line}.get(name, 0))
 
 

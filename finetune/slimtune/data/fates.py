@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slimtune.config.data import Data
-from slimtune.data import splits
+from slimtune.data import similarity, splits
 from slimtune.data.conversion import Columns
 
 # Codes of `Fates.kind`, the place in this tuple; "" is kept, the others are account.KINDS.
@@ -19,15 +19,19 @@ BY_HASH = 255  # a role: the row's split is not given by its file
 
 @dataclass(frozen=True)
 class Fates:
-    """Of each row: its kind, its split, and the row that it repeats (itself if it repeats none)."""
+    """Of each row: its kind, its split, the row that it repeats (itself if it repeats none), and
+    how similar the two are where that is less than equal (0 where it is not asked).
+    """
 
     kind: np.ndarray
     split: np.ndarray
     first: np.ndarray
+    similarity: np.ndarray
 
 
 def judge(columns: Columns, roles: np.ndarray, settings: Data) -> Fates:
-    """The fate of every row: repeated ones first, then the splits, then leaks between them.
+    """The fate of every row: repeated ones first, then the splits, then leaks between them, then
+    what is similar within a split (the first row stays) or between two (as with leaks).
 
     `roles` says of each row which split its file was given for, BY_HASH for none.
     """
@@ -42,7 +46,10 @@ def judge(columns: Columns, roles: np.ndarray, settings: Data) -> Fates:
     split[hashed] = splits.assign(positions[hashed], splits.shares(settings))
     if settings.drop_leaks:
         _mark_leaks(kind, split, np.frombuffer(columns.question, np.uint64))
-    return Fates(kind, split, first)
+    alike = np.zeros(len(kind) if settings.similarity else 0, np.float32)
+    if settings.similarity:
+        _mark_similar(kind, first, alike, split, columns, settings)
+    return Fates(kind, split, first, alike)
 
 
 def _mark_repeated(
@@ -83,3 +90,33 @@ def _mark_leaks(kind: np.ndarray, split: np.ndarray, question: np.ndarray) -> No
         kept = kind == _KEPT
         guarded = question[kept & np.isin(split, more)]
         kind[kept & (split == less) & np.isin(question, guarded)] = LEAK
+
+
+def _mark_similar(
+    kind: np.ndarray,
+    first: np.ndarray,
+    alike: np.ndarray,
+    split: np.ndarray,
+    columns: Columns,
+    settings: Data,
+) -> None:
+    """A row like one set aside in an earlier band goes too: chains of small edits are one text."""
+    signatures = np.frombuffer(columns.signatures, np.uint8).reshape(-1, similarity.SIZE)
+    of_row = np.cumsum(np.frombuffer(columns.usable, np.uint8), dtype=np.int64) - 1
+    rows = np.flatnonzero(kind == _KEPT)
+    rows = rows[np.argsort(-split[rows].astype(np.int8), kind="stable")]  # the test comes first
+
+    def settle(later: np.ndarray, earlier: np.ndarray) -> np.ndarray:
+        later, earlier = rows[later], rows[earlier]
+        within = split[later] == split[earlier]
+        wanted = np.where(within, settings.duplicates == "near", settings.drop_leaks)
+        found = similarity.estimate(signatures, of_row[later], of_row[earlier])
+        near = wanted & (found >= settings.similarity)
+        gone = later[near]
+        kind[gone] = np.where(within[near], NEAR_DUPLICATE, LEAK)
+        first[gone], alike[gone] = earlier[near], found[near]
+        return near
+
+    for keys in similarity.bands(signatures, settings.similarity):
+        rows = rows[kind[rows] == _KEPT]
+        similarity.compare(keys[of_row[rows]], settle)

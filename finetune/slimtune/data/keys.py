@@ -20,6 +20,7 @@ class Keys:
     near: int
     question: int
     asked: bytes  # the skeleton of all that the user asks
+    said: list[bytes]  # the skeleton of each turn; what the system says, every row may share
 
 
 def keys_of(messages: Sequence[Message]) -> Keys:
@@ -27,11 +28,14 @@ def keys_of(messages: Sequence[Message]) -> Keys:
     exact = hashlib.sha256()
     bones: list[bytes] = []
     asked: list[bytes] = []
+    said: list[bytes] = []
     for message in messages:
         role, text = message["role"], message["content"]
         exact.update(f"{role}\n{text}\n\n".encode())
         bare = skeleton(text)
         bones += (role.encode(), bare)
+        if role != "system":
+            said.append(bare)
         if role == "user":
             asked.append(bare)
     question = b"\n".join(asked)
@@ -42,6 +46,7 @@ def keys_of(messages: Sequence[Message]) -> Keys:
         near=_key(b"\n".join(bones)),
         question=_key(question),
         asked=question,
+        said=said,
     )
 
 

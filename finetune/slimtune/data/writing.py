@@ -104,6 +104,7 @@ def _put_aside(
     account: Account,
 ) -> None:
     kind = "too_long" if written else fates.KINDS[prepared.fates.kind[place]]
+    first = int(prepared.fates.first[place])
     if kind == "rejected":  # its line says all, and its reason is counted
         out.rejected.write(line)
         return
@@ -112,20 +113,25 @@ def _put_aside(
         reason = written.reason
     elif kind == "leak":
         account.set_aside(kind, _LEAK)
-        reason = _LEAK
+        reason = _LEAK if first == place else _like(first, place, prepared)
     else:
         account.set_aside(kind, kind)
-        reason = _same_as(int(prepared.fates.first[place]), place, prepared)
+        reason = _like(first, place, prepared)
     row = json.loads(line)
     entry = set_aside(row["source"]["file"], prepared.columns.line[place], kind, reason, row)
     out.rejected.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
 
 
-def _same_as(first: int, place: int, prepared: Prepared) -> str:
+def _like(first: int, place: int, prepared: Prepared) -> str:
     columns = prepared.columns
     where = f"line {columns.line[first]}"
     if columns.file[first] != columns.file[place]:
         where += f" of {prepared.sources[columns.file[first]]['file']}"
+    alike = prepared.fates.similarity
+    if len(alike) and alike[place]:
+        split = SPLITS[prepared.fates.split[first]]
+        kept = "" if split == SPLITS[prepared.fates.split[place]] else f" in the {split} split"
+        return f"near {where}{kept}, similarity {alike[place]:.2f}"
     return f"same as {where}"
 
 

@@ -83,7 +83,7 @@ def test_one_odd_row_among_many_is_found(base, tmp_path, template, words) -> Non
 
 
 def test_a_row_without_an_answer_is_named(base, tmp_path) -> None:
-    with pytest.raises(InputError, match="row 3 of rows.jsonl"):
+    with pytest.raises(InputError, match=r"rows.jsonl:3"):
         lessons(base, tmp_path, rows=[*ROWS[:2], ("Nothing?", "")])
 
 
