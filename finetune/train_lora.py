@@ -18,7 +18,7 @@ from slimtune.console import near, would_write, wrote
 
 
 def main(config: Config) -> None:
-    from slimtune.training import estimates, starting
+    from slimtune.training import estimates, lora, starting
     from slimtune.training.reading import read_lessons
     from slimtune.training.stages import train_adapter, train_whole
 
@@ -27,6 +27,7 @@ def main(config: Config) -> None:
     checkpoints = config.lora.output_dir / "checkpoints"
     refuse_finished(final, config)
     starting.check(checkpoints, config)
+    lora.require_choices(config)
     require(base)
     require(config.training.train_data)
     lessons = read_lessons(base, config.model.prompt_template, config.training)

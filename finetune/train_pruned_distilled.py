@@ -18,7 +18,7 @@ from slimtune.console import near, note, would_write, wrote
 def main(config: Config) -> None:
     from slimtune.models.merging import merge
     from slimtune.pruning.stage import estimate, prune_model
-    from slimtune.training import estimates, starting
+    from slimtune.training import estimates, lora, starting
     from slimtune.training.distillation import passages_of, require_teacher
     from slimtune.training.reading import read_lessons
     from slimtune.training.stages import distil_student, train_adapter
@@ -36,6 +36,7 @@ def main(config: Config) -> None:
     require_teacher(config.distillation.teacher_model, lessons)
     text = passages_of(config.distillation.text_data, config.distillation.text_passages)
     # Before the first stage, dry or not: this finds the mistakes in the settings of the last one.
+    lora.require_choices(config)
     plan = lessons.summary() | estimates.lora(base, config)
     plan |= estimate(base, config) | estimates.full(base, config)
     if config.options.dry_run:

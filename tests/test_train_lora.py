@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,59 @@ def test_four_bits_train_on_a_cpu(settings, adapter, tmp_path) -> None:
     assert losses[0] != validation(adapter)[0]  # before the first step: what rounding costs
 
 
+@pytest.mark.slow
+def test_all_weights_learn_into_an_ordinary_model_folder(settings, rows, project, tmp_path) -> None:
+    words = ("--method", "full", "--learning-rate", "2e-3", "--output-dir", tmp_path)
+    ran = succeeds("train_lora", *settings, *words)
+    model = tmp_path / "full_model"
+    assert "all 125,248 parameters" in ran.out
+    assert f"--models {model}" in ran.out and not (tmp_path / "checkpoints").exists()
+    assert validation(model)[-1] < validation(model)[0] / 10
+    assert answer(model, "What did the cat do on day 99?").strip() == "The cat sat on the mat."
+    assert {"run.json", "tokenizer.model", "chat_template.jinja", "loss.png"} <= set(
+        path.name for path in model.iterdir()
+    )
+    card = (model / "README.md").read_text(encoding="utf-8")
+    assert "all weights fine-tuned" in card and "PeftModel" not in card
+    before, after = (
+        load_file(folder / "model.safetensors") for folder in (project / "base", model)
+    )
+    assert all(after[name].dtype == weight.dtype for name, weight in before.items())
+    assert all((after[name] != weight).any() for name, weight in before.items())
+    csv = tmp_path / "results.csv"
+    flags = ("--lora-model", "null", "--models", model, "--output", csv)
+    succeeds("evaluate_model", *settings, *flags)
+    metrics = json.loads((tmp_path / "results_metrics.json").read_text())
+    assert "full_model" in json.dumps(metrics)
+    flags = ("--model-path", model, "--output-dir", tmp_path / "gguf")
+    succeeds("convert_to_gguf", *settings, *flags)
+
+
+def test_an_adapters_learning_rate_for_all_weights_is_pointed_out(
+    settings, rows, tmp_path, caplog
+) -> None:
+    words = ("--method", "full", "--epochs", "0.1", "--output-dir", tmp_path)
+    succeeds("train_lora", *settings, *words)
+    assert "--learning-rate 0.01 is an adapter's" in caplog.text and "0.001 is usual" in caplog.text
+
+
+def test_loftq_on_four_bits(settings, rows, tmp_path) -> None:
+    words = ("--use-quantization", "--lora-init", "loftq", *QUICK, "--output-dir", tmp_path)
+    succeeds("train_lora", *settings, *words)
+    config = json.loads((tmp_path / "lora_adapter/adapter_config.json").read_text())
+    assert config["r"] == 16 and config["init_lora_weights"] is True
+
+
+def test_a_missing_package_is_told_before_anything_is_loaded(
+    settings, rows, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    for flags in (["--optimizer", "adamw_8bit"], ["--optimizer", "lion_32bit", "--dry-run"]):
+        words = ("train_lora", *settings, *flags, "--output-dir", tmp_path / "out")
+        refused(4, "needs bitsandbytes", *words)
+    assert leaves_nothing(tmp_path)
+
+
 def test_without_validation_rows_the_last_step_is_kept(settings, rows, tmp_path) -> None:
     alone = shutil.copy(rows / "train_train.jsonl", tmp_path / "alone.jsonl")
     words = ("--train-data", alone, "--output-dir", tmp_path / "out")
@@ -164,6 +218,9 @@ def test_a_stopped_run_goes_on_to_the_same_adapter(
         (2, ["--lora-target-modules", "q_porj,q_proj"], "lora.target_modules: q_porj"),
         (2, ["--max-length", "40"], "rows are longer than 40 tokens"),
         (2, ["--dtype", "float16"], "float16 on a CPU"),
+        (2, ["--method", "full", "--use-quantization"], "full on a quantised base"),
+        (2, ["--lora-init", "loftq"], "loftq without quantisation"),
+        (2, ["--lora-init", "pissa", "--use-quantization"], "pissa on a quantised base"),
     ],
 )
 def test_bad_input_is_refused(code, flags, words, settings, rows, tmp_path, monkeypatch) -> None:
@@ -179,7 +236,13 @@ def test_a_run_that_diverges_leaves_no_adapter(settings, rows, tmp_path) -> None
 
 
 @pytest.mark.parametrize(
-    "flags", [["--lora-target-modules", "q_proj,q_porj"], ["--dtype", "float16"]]
+    "flags",
+    [
+        ["--lora-target-modules", "q_proj,q_porj"],
+        ["--dtype", "float16"],
+        ["--method", "full", "--use-quantization"],
+        ["--lora-init", "loftq"],
+    ],
 )
 def test_a_dry_run_finds_the_mistake_too(flags, settings, rows, tmp_path) -> None:
     refused(2, "", "train_lora", *settings, *flags, "--output-dir", tmp_path, "--dry-run")

@@ -65,6 +65,8 @@ def load(
     if quantization != "none":
         options["quantization_config"] = _quantized(quantization, choose_products(device, dtype))
     model = _from_pretrained(folder, options)
+    if quantization == "nf4":
+        _leave_unpacked(model)
     return model if adapter is None else _with_adapter(model, adapter)
 
 
@@ -162,6 +164,20 @@ def _quantized(quantization: str, products: torch.dtype) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=products,
     )
+
+
+def _leave_unpacked(model: PreTrainedModel) -> None:
+    """On CPUs with AVX512-BF16 bitsandbytes 0.50 repacks 4-bit weights that compute in evaluation.
+
+    Packed ones have no backward pass (after the first validation, layers would get no gradient from
+    those above them), cannot be packed where a size is no multiple of 32, and are no faster without
+    a kernel that it would download.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def require_bitsandbytes(what: str) -> None:

@@ -1,4 +1,4 @@
-"""The model card of an adapter: README.md in its folder, for whoever finds it later."""
+"""The model card: README.md in the folder of an adapter or model, for whoever finds it later."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from slimtune.config import Config
 from slimtune.console import near
 from slimtune.training.curve import Curve
 
-_CARD = """\
+_ADAPTER = """\
 ---
 base_model: {base}
 library_name: peft
@@ -27,7 +27,29 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "THIS FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")  # with the chat template of training
 ```
+"""
 
+_MODEL = """\
+---
+base_model: {base}
+library_name: transformers
+license: other
+tags: [slimtune]
+---
+
+# {base}, all weights fine-tuned
+
+## Load it
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")  # with the chat template of training
+```
+"""
+
+_REST = """
 ## Figures
 
 {figures}
@@ -44,13 +66,24 @@ Losses are nats per supervised token; the curve is loss.png, every logged step i
 
 ## Licence
 
-An adapter is of use only with its base, and is bound by the base's licence and by that of the rows
-it has learned from. Say both before you pass it on.
+What is made from a base is bound by the base's licence and by that of the rows it has learned from.
+Say both before you pass it on.
 """
 
 
-def write(folder: Path, base: str, config: Config, curve: Curve, lessons: dict[str, Any]) -> None:
-    """README.md: how to load, figures, data, settings, licence; replaces the empty one of peft."""
+def write(
+    folder: Path,
+    base: str,
+    config: Config,
+    curve: Curve,
+    lessons: dict[str, Any],
+    *,
+    whole: bool = False,
+) -> None:
+    """README.md: how to load, figures, data, settings, licence; replaces the empty one of peft.
+
+    `whole` is a model of which all weights were trained, else it is an adapter.
+    """
     settings = config.model_dump(mode="json")
     chosen = {
         f"{section}.{name}": value
@@ -58,7 +91,7 @@ def write(folder: Path, base: str, config: Config, curve: Curve, lessons: dict[s
         for name, value in settings[section].items()
     }
     data = {"rows": near(config.training.train_data)} | lessons | _report(config)
-    text = _CARD.format(
+    text = ((_MODEL if whole else _ADAPTER) + _REST).format(
         base=near(base),
         figures=_table("figure", curve.metrics()),
         data=_table("data", data),

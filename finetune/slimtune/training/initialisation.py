@@ -18,14 +18,10 @@ from safetensors.torch import save_file
 
 from slimtune.config import Lora
 from slimtune.console import SettingsError
-from slimtune.models.checkpoints import EMBEDDING, OUTPUT, Checkpoint
-from slimtune.models.headers import read_tensor
+from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.hub import resolve
 
-PEFT_NAMES = {
-    "pissa": "pissa_niter_16",
-    "olora": "olora",
-}  # SVD in seconds
+PEFT_NAMES = {"pissa": "pissa_niter_16", "olora": "olora"}  # 16: an SVD in seconds
 _NAME = "default"  # of the adapter, as peft calls the first one
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -58,12 +54,11 @@ def make_up_for_rounding(model: PeftModel) -> None:
     """B A · scale = best rank-r approximation of W - Q(W), layer by layer: LoftQ in one step."""
     checkpoint = Checkpoint(resolve(model.get_base_model().config._name_or_path))
     for name, layer in model.get_base_model().named_modules():
-        if not isinstance(layer, LoraLayer):
+        # A layer that is not quantised has lost nothing: with A and B both zero it never learned.
+        if not isinstance(layer, LoraLayer) or layer.base_layer.weight.is_floating_point():
             continue
-        weight = f"{name}.weight"
-        info = checkpoint.tensors[EMBEDDING if checkpoint.tied and weight == OUTPUT else weight]
         held = dequantize_module_weight(layer.base_layer).float()
-        lost = read_tensor(info).to(held.device).float() - held
+        lost = checkpoint.read(f"{name}.weight").to(held.device).float() - held
         rank, scale = layer.r[_NAME], layer.scaling[_NAME]
         u, s, v = torch.svd_lowrank(lost, q=min(2 * rank, *lost.shape), niter=4)
         root = (s[:rank] / scale).sqrt()

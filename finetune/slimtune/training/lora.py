@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import PreTrainedModel, set_seed
 
-from slimtune.config import Lora
+from slimtune.config import Config, Lora
 from slimtune.console import QualityError, SettingsError
 from slimtune.models import loading
 from slimtune.training import initialisation
@@ -26,13 +26,13 @@ def attach(
     """
     require_targets(settings, [name for name, module in model.named_modules() if _linear(module)])
     initialisation.require_sensible(settings, quantized)
+    _require_own_output(model, settings)
     saved = settings.modules_to_save
     _require_named(
         "lora.modules_to_save", saved, [name for name, _ in model.named_modules() if name], "module"
     )
     if quantized:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        _keep_differentiable(model)
     set_seed(seed)
     targets = settings.target_modules
     config = LoraConfig(
@@ -50,6 +50,29 @@ def attach(
     if settings.initialisation == "loftq":
         initialisation.make_up_for_rounding(adapted)
     return adapted
+
+
+def require_choices(config: Config) -> None:
+    """SettingsError for choices that do not go together, before anything is loaded."""
+    quantized = config.model.quantization != "none"
+    if config.lora.method == "full" and quantized:
+        raise SettingsError(
+            "lora.method: full on a quantised base",
+            "rounded weights cannot learn, only an adapter beside them can",
+            "leave out --use-quantization, or use --method lora",
+        )
+    initialisation.require_sensible(config.lora, quantized)
+
+
+def _require_own_output(model: PreTrainedModel, settings: Lora) -> None:
+    """SettingsError where a start that moves the output layer would move the embedding with it."""
+    moves = settings.initialisation in initialisation.PEFT_NAMES
+    if moves and model.config.tie_word_embeddings and "lm_head" in settings.target_modules:
+        raise SettingsError(
+            f"lora.initialisation: {settings.initialisation} on a tied lm_head",
+            "it takes directions out of the output layer, which is the embedding here",
+            "leave lm_head out of --lora-target-modules, or use --lora-init default",
+        )
 
 
 def require_targets(settings: Lora, layers: Sequence[str]) -> None:
@@ -81,17 +104,6 @@ def _require_named(setting: str, wanted: Sequence[str], there: Sequence[str], wh
     )
 
 
-def _keep_differentiable(model: PreTrainedModel) -> None:
-    """On CPUs with AVX512-BF16 bitsandbytes 0.50 repacks the 4-bit weights that compute in
-    evaluation mode, and packed ones have no backward pass: after the first validation, layers
-    would get no gradient from those above them."""
-    from bitsandbytes.nn import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-
-
 def _linear(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear)
 
@@ -121,18 +133,20 @@ def answers(model: PeftModel, ids: Sequence[int]) -> torch.Tensor:
 
 
 def require_effect(
-    folder: Path, base: str, ids: Sequence[int], trained: torch.Tensor, **compute: str
+    folder: Path, base: str, ids: Sequence[int], trained: torch.Tensor | None, **compute: str
 ) -> float:
     """How far the adapter of `folder` moves a freshly loaded base: max |Δ log p| after `ids`.
 
-    Raises QualityError where it moves nothing, or not to where training had come (`trained`).
+    Raises QualityError where it moves nothing, or not to where training had come: `trained`, None
+    where the base loaded anew is not what the adapter is relative to (loftq: the exact weights).
     `compute` is what `loading.load` takes.
     """
     model = loading.load(base, adapter=folder, **compute)
     adapted = answers(model, ids)
     with model.disable_adapter():
         plain = answers(model, ids)
-    moved, missed = (adapted - plain).abs().max().item(), (adapted - trained).abs().max().item()
+    moved = (adapted - plain).abs().max().item()
+    missed = (adapted - trained).abs().max().item() if trained is not None else 0.0
     if moved == 0:
         raise _no_effect("loaded back onto its base it gives the base's own answers")
     if missed > max(0.5 * moved, 1e-3):

@@ -22,8 +22,7 @@ def arguments(settings: Training, steps: int) -> dict[str, Any]:
 
     Raises ResourceError where the optimizer needs bitsandbytes and it cannot be imported.
     """
-    if settings.optimizer.startswith(_FROM_BITSANDBYTES):
-        require_bitsandbytes(f"training.optimizer: {settings.optimizer}")
+    require_package(settings.optimizer)
     schedules = {
         "cosine_with_min_lr": {"min_lr_rate": _LOWEST},
         "warmup_stable_decay": {"num_decay_steps": max(1, steps // _DECAY)},
@@ -34,6 +33,12 @@ def arguments(settings: Training, steps: int) -> dict[str, Any]:
         "lr_scheduler_type": settings.lr_scheduler,
         "lr_scheduler_kwargs": schedules.get(settings.lr_scheduler, {}),
     }
+
+
+def require_package(optimizer: str) -> None:
+    """ResourceError where the optimizer needs bitsandbytes and it cannot be imported."""
+    if optimizer.startswith(_FROM_BITSANDBYTES):
+        require_bitsandbytes(f"training.optimizer: {optimizer}")
 
 
 def loraplus(model: PeftModel, chosen: TrainingArguments, ratio: float) -> torch.optim.Optimizer:

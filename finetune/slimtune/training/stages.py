@@ -1,6 +1,7 @@
 """The stages that train, as the scripts run them: inputs in, a finished folder out."""
 
 import gc
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,11 @@ from slimtune.training.checkpoints import to_resume
 from slimtune.training.curve import Curve
 from slimtune.training.fitting import fit
 from slimtune.training.reading import Lessons
+
+_log = logging.getLogger(__name__)
+
+# Parameters of a model, and the step size for all of its weights below that.
+_RATES = ((1e8, 1e-3), (1e9, 1e-4), (float("inf"), 2e-5))
 
 
 def train_adapter(
@@ -45,7 +51,8 @@ def train_adapter(
         )
         lora.save(model, stage.folder, base, start)
         probe = lessons.train[0].input_ids
-        trained = lora.answers(model, probe)
+        exact = config.lora.initialisation != "loftq"
+        trained = lora.answers(model, probe) if exact else None
         del model, loaded, start
         gc.collect()  # the second model must not need memory beside the first
         compute = {"device": config.model.device, "dtype": config.model.dtype}
@@ -70,6 +77,7 @@ def train_whole(
     with stage_folder("train_lora", final, config, inputs=[base, *lessons.files]) as stage:
         resume_from = to_resume(checkpoints, same) if config.options.resume else None
         model = _load(config, base).float()
+        _advise(config.training.learning_rate, model.num_parameters())
         curve = fit(
             model,
             lessons.train,
@@ -82,11 +90,23 @@ def train_whole(
         stored = Checkpoint(resolve(base)).dtype(EMBEDDING)
         loading.save(model.to(stored), lessons.tokenizer, stage.folder, resolve(base))
         curve.write(stage.folder)
-        card.write(stage.folder, base, config, curve, lessons.summary())
+        card.write(stage.folder, base, config, curve, lessons.summary(), whole=True)
         stage.metrics.update(parameters=model.num_parameters())
         stage.metrics.update(lessons.summary() | curve.metrics())
     _done_with(checkpoints)
     return curve, f"all {model.num_parameters():,} parameters"
+
+
+def _advise(rate: float, parameters: int) -> None:
+    """A word where the step size is an adapter's: whole models want a tenth of it."""
+    fitting = next(value for size, value in _RATES if parameters < size)
+    if rate > fitting:
+        _log.warning(
+            "caution: --learning-rate %g is an adapter's; for all weights of a model of this size "
+            "%g is usual",
+            rate,
+            fitting,
+        )
 
 
 def _load(config: Config, base: str, quantization: str = "none") -> PreTrainedModel:

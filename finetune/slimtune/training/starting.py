@@ -8,7 +8,7 @@ from pathlib import Path
 from slimtune.config import Config
 from slimtune.console import SettingsError, near, processes
 from slimtune.models.loading import choose_device
-from slimtune.training import checkpoints
+from slimtune.training import checkpoints, optimizers
 
 _log = logging.getLogger(__name__)
 
@@ -17,11 +17,12 @@ _FSDP = "ACCELERATE_USE_FSDP"
 
 
 def check(folder: Path, config: Config) -> None:
-    """Raises SettingsError for what would be found out only after minutes or hours.
+    """Raises SettingsError and ResourceError for what would be found out after minutes or hours.
 
     `folder` is where the run keeps its checkpoints.
     """
     _require_package(config.training.report_to)
+    optimizers.require_package(config.training.optimizer)
     _tell_about_launcher(choose_device(config.model.device).type)
     options = config.options
     stopped = checkpoints.found(folder)

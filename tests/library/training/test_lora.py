@@ -137,6 +137,22 @@ def test_what_loftq_starts_with_is_not_saved(tmp_path: Path) -> None:
         assert (saved[name.replace("_A", "_B")] @ saved[name]).abs().max() < 1e-6
 
 
+def test_loftq_leaves_alone_what_is_not_quantised(tmp_path: Path) -> None:
+    """An output layer is kept whole: with A and B both zero its adapter would never learn."""
+    tiny_model().save_pretrained(tmp_path)
+    base = loading.load(tmp_path, quantization="nf4", device="cpu")
+    settings = Lora(rank=4, initialisation="loftq", target_modules=["q_proj", "lm_head"])
+    model = lora.attach(base, settings, seed=0, quantized=True)
+    assert layer(model, "lm_head").lora_A["default"].weight.abs().max() > 0
+    assert layer(model, "q_proj").lora_B["default"].weight.abs().max() > 0
+
+
+def test_a_start_that_would_move_a_tied_embedding_is_refused() -> None:
+    settings = Lora(initialisation="pissa", target_modules=["q_proj", "lm_head"])
+    with pytest.raises(SettingsError, match="tied lm_head"):
+        lora.attach(tiny_model("llama_tied"), settings, seed=0)
+
+
 @pytest.mark.parametrize(
     ("settings", "quantized", "words"),
     [
