@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from tiny_models import FAMILIES, SHAPE, tiny_model, tiny_samples
 from transformers import (
     AutoModelForCausalLM,
@@ -17,8 +18,10 @@ from transformers import (
     set_seed,
 )
 
+from slimtune.config import Training
 from slimtune.console import InputError
 from slimtune.prompts import IGNORED
+from slimtune.training import noise, optimizers
 from slimtune.training.attention import register
 from slimtune.training.forward import require_exact
 from slimtune.training.trainer import SlimTrainer
@@ -34,6 +37,9 @@ ADAPTERS = {
         "modules_to_save": ["lm_head", "embed_tokens"],
     },
     "rsLoRA": {"target_modules": LINEARS, "use_rslora": True},
+    "DoRA": {"target_modules": LINEARS, "use_dora": True},
+    "PiSSA": {"target_modules": LINEARS, "init_lora_weights": "pissa"},
+    "OLoRA": {"target_modules": LINEARS, "init_lora_weights": "olora"},
 }
 ROPES = {
     "linear": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
@@ -68,7 +74,9 @@ def pad(samples: list) -> dict[str, torch.Tensor]:
     }
 
 
-def arguments(folder: Path, accumulation: int, learning_rate: float) -> TrainingArguments:
+def arguments(
+    folder: Path, accumulation: int, learning_rate: float, **changes: object
+) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=4,
@@ -82,6 +90,7 @@ def arguments(folder: Path, accumulation: int, learning_rate: float) -> Training
         disable_tqdm=True,
         remove_unused_columns=False,
         seed=3,
+        **changes,
     )
 
 
@@ -127,6 +136,52 @@ def test_families(tmp_path: Path, family: str, accumulation: int) -> None:
 )
 def test_adapters(tmp_path: Path, family: str, adapter: str) -> None:
     require_equal(tmp_path, lambda how: tiny_model(family, how), ADAPTERS[adapter], 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"), [("adamw_8bit", 1e-2), ("adafactor", 1e-2), ("sgd", 1.0)]
+)
+def test_optimizers(tmp_path: Path, name: str, rate: float) -> None:
+    settings = Training(optimizer=name, lr_scheduler="warmup_stable_decay")
+    chosen = optimizers.arguments(settings, steps=10)
+    samples, adapter = tiny_samples(18), ADAPTERS["plain"]
+    args = arguments(tmp_path, 1, rate, **chosen)
+    padded = trained(tiny_model("llama", "sdpa"), adapter)
+    reference = losses(Trainer(padded, args, train_dataset=samples, data_collator=pad))
+    ours = SlimTrainer(trained(tiny_model(), adapter), args, train_dataset=samples)
+    assert losses(ours) == pytest.approx(reference, abs=1e-5)
+
+
+def test_loraplus_is_pefts_own_on_padded_rows(tmp_path: Path) -> None:
+    samples, args = tiny_samples(18), arguments(tmp_path, 1, 2e-3)
+    padded = trained(tiny_model("llama", "sdpa"), ADAPTERS["plain"])
+    optimizer = create_loraplus_optimizer(
+        padded, torch.optim.AdamW, lr=2e-3, loraplus_lr_ratio=16, betas=(0.9, 0.999), eps=1e-8
+    )
+    theirs = Trainer(
+        padded, args, train_dataset=samples, data_collator=pad, optimizers=(optimizer, None)
+    )
+    model = trained(tiny_model(), ADAPTERS["plain"])
+    ours = SlimTrainer(model, args, train_dataset=samples, loraplus_ratio=16)
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
+
+
+def test_noise_on_single_rows_is_transformers_own(tmp_path: Path) -> None:
+    """Its NEFTune reckons with the length of a whole row, which is right for one sample alone."""
+    samples, alone = tiny_samples(10), {"per_device_train_batch_size": 1, "seed": 3}
+    both = {"output_dir": str(tmp_path), "logging_steps": 1, "save_strategy": "no"}
+    both |= {"use_cpu": True, "report_to": [], "disable_tqdm": True, "learning_rate": 1e-2}
+    both |= {"num_train_epochs": 2, "remove_unused_columns": False} | alone
+    padded = trained(tiny_model("llama", "sdpa"), ADAPTERS["plain"])
+    noisy = TrainingArguments(**both, neftune_noise_alpha=30)
+    theirs = losses(Trainer(padded, noisy, train_dataset=samples, data_collator=pad))
+    model = trained(tiny_model(), ADAPTERS["plain"])
+    with noise.neftune(model, 30):
+        ours = losses(SlimTrainer(model, TrainingArguments(**both), train_dataset=samples))
+    assert ours == pytest.approx(theirs, abs=1e-5)
+    quiet = trained(tiny_model(), ADAPTERS["plain"])
+    without = losses(SlimTrainer(quiet, TrainingArguments(**both), train_dataset=samples))
+    assert ours != pytest.approx(without, abs=1e-3)
 
 
 @pytest.mark.parametrize("family", ["llama", "llama_tied", "qwen2"])
