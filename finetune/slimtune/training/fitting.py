@@ -53,6 +53,8 @@ def fit(
     steps = _steps_per_epoch(len(train), settings)
     total = math.ceil(steps * (epochs or settings.epochs))
     arguments = _arguments(model, settings, folder, steps, bool(validation))
+    # More would mean DataParallel, which cannot split a padding-free row.
+    arguments._n_gpu = min(1, arguments.n_gpu)
     for name, value in optimizers.arguments(settings, total).items():
         setattr(arguments, name, value)
     # A resumed run has measured its start already; a second time would cost patience.

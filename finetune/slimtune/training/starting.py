@@ -5,6 +5,8 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from slimtune.config import Config
 from slimtune.console import SettingsError, near, processes
 from slimtune.models.loading import choose_device
@@ -23,7 +25,9 @@ def check(folder: Path, config: Config) -> None:
     """
     _require_package(config.training.report_to)
     optimizers.require_package(config.training.optimizer)
-    _tell_about_launcher(choose_device(config.model.device).type)
+    device = choose_device(config.model.device).type
+    _require_whole_weights(device)
+    _tell_about_launcher(device)
     options = config.options
     stopped = checkpoints.found(folder)
     if stopped and not (options.resume or options.overwrite or options.dry_run):
@@ -43,8 +47,26 @@ def _require_package(report_to: str) -> None:
         )
 
 
+def _require_whole_weights(device: str) -> None:
+    """SettingsError for FSDP on GPUs: saving and loading back need every weight on each of them."""
+    if os.environ.get(_FSDP) == "true" and device != "cpu":
+        raise SettingsError(
+            "accelerate launch: FSDP is not supported",
+            "the trained weights would lie in pieces on several GPUs when they are to be saved",
+            "use --config_file finetune/launch/ddp_gpus.yaml (DDP); for a base that fits on no "
+            "single GPU add --use-quantization",
+        )
+
+
 def _tell_about_launcher(device: str) -> None:
-    """Two ways in which accelerate does less than it was asked for, without a word."""
+    """Where fewer processes work, or in another way, than one would think."""
+    gpus = torch.cuda.device_count()
+    if device == "cuda" and gpus > 1 and processes() == 1:
+        _log.warning(
+            "caution: this run uses one of %d GPUs; all of them work under `accelerate launch "
+            "--config_file finetune/launch/ddp_gpus.yaml`",
+            gpus,
+        )
     if _LAUNCHED in os.environ and processes() == 1:
         _log.warning(
             "caution: accelerate started one process; on CPUs --num_processes counts only with "

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from running import run, succeeds
 
 from slimtune.artifacts import stage_folder
 from slimtune.config import Config
+from slimtune.console import SettingsError
+from slimtune.training import starting
 
 ROOT = Path(__file__).resolve().parents[3]
 LAUNCH = ROOT / "finetune" / "launch"
@@ -81,3 +84,21 @@ def test_what_accelerate_leaves_unsaid(
         monkeypatch.setenv(name, value)
     run("train_lora", *settings, "--output-dir", tmp_path, "--dry-run")
     assert words in caplog.text
+
+
+def test_fsdp_on_gpus_is_refused_before_any_work(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setattr(starting, "choose_device", lambda _: torch.device("cuda"))
+    with pytest.raises(SettingsError, match="FSDP is not supported"):
+        starting.check(tmp_path, Config())
+
+
+def test_gpus_left_idle_are_spoken_of(monkeypatch, caplog, tmp_path) -> None:
+    monkeypatch.setattr(starting, "choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    starting.check(tmp_path, Config())
+    assert "one of 4 GPUs" in caplog.text and "ddp_gpus.yaml" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    starting.check(tmp_path, Config())
+    assert not caplog.text

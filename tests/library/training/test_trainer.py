@@ -1,5 +1,6 @@
 """The trainer: what it measures, what it ends with, and no failure in silence."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from transformers import TrainingArguments
 from slimtune.config import Lora, Training
 from slimtune.console import QualityError, SettingsError
 from slimtune.prompts import IGNORED
-from slimtune.training import lora
+from slimtune.training import checkpoints, fitting, lora
 from slimtune.training.batches import collate
 from slimtune.training.fitting import fit
 from slimtune.training.trainer import SlimTrainer
@@ -82,6 +83,31 @@ def test_a_gradient_that_is_no_number_stops_before_the_update(
     with pytest.raises(QualityError, match="step 1: the gradient"):
         fit(model, tiny_samples(8), [], settings, tmp_path / "checkpoints")
     assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
+
+
+def test_a_nan_gradient_leaves_the_last_good_checkpoint(tmp_path: Path, settings: Training) -> None:
+    model = lora.attach(tiny_model(), Lora(rank=2), seed=0)
+    weight = next(p for p in model.parameters() if p.requires_grad)
+    steps = itertools.count(1)  # one backward pass each
+    weight.register_hook(lambda g: g * math.nan if next(steps) == 4 else g)
+    with pytest.raises(QualityError, match=r"step 4: the gradient") as error:
+        fit(model, tiny_samples(8), [], settings, tmp_path)
+    assert "checkpoint-2 from before it is kept" in error.value.cure
+    assert checkpoints.to_resume(tmp_path, {}) == tmp_path / "checkpoint-2"
+
+
+def test_several_gpus_are_not_fed_by_data_parallel(
+    tmp_path: Path, settings: Training, monkeypatch
+) -> None:
+    made = fitting.training_arguments
+
+    def on_three_gpus(*args: object) -> TrainingArguments:
+        given = made(*args)
+        given._n_gpu = 3
+        return given
+
+    monkeypatch.setattr(fitting, "training_arguments", on_three_gpus)
+    assert fit(tiny_model(), tiny_samples(8), [], settings, tmp_path / "checkpoints").steps == 4
 
 
 def test_the_best_checkpoint_is_what_training_ends_with(tmp_path: Path) -> None:
