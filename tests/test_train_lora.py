@@ -208,6 +208,26 @@ def test_a_stopped_run_goes_on_to_the_same_adapter(
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_start_that_moves_the_base_is_the_same_after_a_stop(
+    settings, rows, tmp_path, monkeypatch
+) -> None:
+    def stop(self, args, state, control, logs=None, **kwargs) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    words = ("train_lora", *settings, "--lora-init", "pissa", "--epochs", 1)
+    succeeds(*words, "--output-dir", tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(ProgressShown, "on_log", stop)
+        assert run(*words, "--output-dir", tmp_path / "stopped").code == 130
+    succeeds(*words, "--output-dir", tmp_path / "stopped", "--resume")
+    ours, theirs = (
+        load_file(tmp_path / name / "lora_adapter/adapter_model.safetensors")
+        for name in ("stopped", "whole")
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 @pytest.mark.parametrize(
     ("code", "flags", "words"),
     [
@@ -219,6 +239,7 @@ def test_a_stopped_run_goes_on_to_the_same_adapter(
         (2, ["--max-length", "40"], "rows are longer than 40 tokens"),
         (2, ["--dtype", "float16"], "float16 on a CPU"),
         (2, ["--method", "full", "--use-quantization"], "full on a quantised base"),
+        (2, ["--dora", "true", "--use-quantization", "int8"], "on a base in 8 bits"),
         (2, ["--lora-init", "loftq"], "loftq without quantisation"),
         (2, ["--lora-init", "pissa", "--use-quantization"], "pissa on a quantised base"),
     ],

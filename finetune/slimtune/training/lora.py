@@ -32,6 +32,7 @@ def attach(
         "lora.modules_to_save", saved, [name for name, _ in model.named_modules() if name], "module"
     )
     if quantized:
+        _require_whole(model, saved)
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     set_seed(seed)
     targets = settings.target_modules
@@ -61,7 +62,25 @@ def require_choices(config: Config) -> None:
             "rounded weights cannot learn, only an adapter beside them can",
             "leave out --use-quantization, or use --method lora",
         )
+    if config.lora.dora and config.model.quantization == "int8":
+        raise SettingsError(
+            "lora.dora: on a base in 8 bits",
+            "DoRA needs each weight's length, and peft cannot read it from bitsandbytes' int8",
+            "use --use-quantization nf4, or leave out one of the two",
+        )
     initialisation.require_sensible(config.lora, quantized)
+
+
+def _require_whole(model: PreTrainedModel, saved: Sequence[str]) -> None:
+    """SettingsError where a module that is to be trained whole is kept in 4 or 8 bits."""
+    for path, parameter in model.named_parameters():
+        inside = [name for name in saved if f".{name}." in f".{path}"]
+        if inside and not parameter.is_floating_point():
+            raise SettingsError(
+                f"lora.modules_to_save: {inside[0]} is quantised",
+                "rounded weights cannot learn",
+                "leave it to --lora-target-modules, or leave out --use-quantization",
+            )
 
 
 def _require_own_output(model: PreTrainedModel, settings: Lora) -> None:
@@ -109,7 +128,7 @@ def _linear(module: torch.nn.Module) -> bool:
 
 
 def save(model: PeftModel, folder: Path, base: str, start: Start | None = None) -> None:
-    """Write the adapter; raises QualityError when it would not change the base at all.
+    """Write the adapter; raises NoEffect when it would not change the base at all.
 
     `start` is what `initialisation.start_of` gave before training: with it the adapter is written
     relative to the base as it is on disk.
@@ -159,7 +178,11 @@ def require_effect(
     return moved
 
 
-def _no_effect(why: str) -> QualityError:
-    return QualityError(
+class NoEffect(QualityError):
+    """The trained adapter changes nothing: the run has ended, and there is nothing to go on with."""
+
+
+def _no_effect(why: str) -> NoEffect:
+    return NoEffect(
         "the trained adapter changes nothing", why, "train longer or raise --learning-rate"
     )

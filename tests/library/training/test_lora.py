@@ -147,6 +147,18 @@ def test_loftq_leaves_alone_what_is_not_quantised(tmp_path: Path) -> None:
     assert layer(model, "q_proj").lora_B["default"].weight.abs().max() > 0
 
 
+def test_a_quantised_module_cannot_be_trained_whole(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    for saved, words in (("embed_tokens", ""), ("q_proj", "q_proj is quantised")):
+        base = loading.load(tmp_path, quantization="nf4", device="cpu")
+        settings = Lora(modules_to_save=[saved], target_modules=["v_proj"])
+        if not words:
+            lora.attach(base, settings, seed=0, quantized=True)
+            continue
+        with pytest.raises(SettingsError, match=words):
+            lora.attach(base, settings, seed=0, quantized=True)
+
+
 def test_a_start_that_would_move_a_tied_embedding_is_refused() -> None:
     settings = Lora(initialisation="pissa", target_modules=["q_proj", "lm_head"])
     with pytest.raises(SettingsError, match="tied lm_head"):
