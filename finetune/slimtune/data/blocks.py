@@ -53,7 +53,8 @@ def cut(source: Source) -> Iterator[Block]:
 def parse(block: Block) -> Iterator[NumberedRow]:
     """(line, row) of each row of a block; a BadLine in place of what is no row."""
     rows = _PARSERS[block.source.format](block)
-    faulty = isinstance(block.rows, str) and NO_TEXT.search(block.rows)
+    text = block.rows
+    faulty = isinstance(text, str) and not text.isascii() and NO_TEXT.search(text)
     return _without_faulty(rows, block.source.encoding) if faulty else rows
 
 
@@ -88,7 +89,7 @@ def _parse_lines(block: Block) -> Iterator[NumberedRow]:
 
 def _cut_array(stream: TextIO, source: Source) -> Iterator[Block]:
     try:
-        for line, text in json_array.blocks(stream, SIZE):
+        for line, text in json_array.blocks(stream, SIZE, source.format):
             yield Block(source, line, text)
     except json_array.BrokenArray as broken:
         raise InputError(
@@ -211,12 +212,12 @@ def _json_like(row: dict[str, Any]) -> dict[str, Any]:
 
 
 _CUTTERS: dict[str, Callable[[TextIO, Source], Iterator[Block]]] = {
-    "array": _cut_array,
+    **dict.fromkeys(json_array.FORMS, _cut_array),
     "jsonl": _cut_lines,
     "csv": _cut_csv,
 }
 _PARSERS: dict[str, Callable[[Block], Iterator[NumberedRow]]] = {
-    "array": _parse_array,
+    **dict.fromkeys(json_array.FORMS, _parse_array),
     "jsonl": _parse_lines,
     "csv": _parse_csv,
     "parquet": _parse_parquet,

@@ -9,8 +9,8 @@ from slimtune.console import SettingsError
 from slimtune.data.formats import ANSWER, COLUMNS, COMPLETION, QUESTION, Row
 
 _ANSWERS = ("output", *ANSWER, *COMPLETION)
-_KNOWN = ("instruction", "input", "output", "system", "history", "prompt", "completion")
-_KNOWN += ("messages", "conversations", "instances", *QUESTION, *ANSWER)
+KNOWN = ("instruction", "input", "output", "system", "history", "prompt", "completion")
+KNOWN += ("messages", "conversations", "instances", *QUESTION, *ANSWER)
 
 
 def parse_mapping(words: str) -> dict[str, str]:
@@ -19,9 +19,9 @@ def parse_mapping(words: str) -> dict[str, str]:
     for word in filter(None, (word.strip() for word in words.split(","))):
         known, found, column = word.partition("=")
         known = _plain(known)
-        if not found or not column.strip() or known not in _KNOWN:
-            near = difflib.get_close_matches(known, _KNOWN, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_KNOWN)}"
+        if not found or not column.strip() or known not in KNOWN:
+            near = difflib.get_close_matches(known, KNOWN, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(KNOWN)}"
             raise SettingsError(
                 f"columns: {word!r} is no name=column",
                 f"the name must be one that a row's shape uses; {hint}",
@@ -43,11 +43,11 @@ def _names(columns: tuple[str, ...], mapping: tuple[tuple[str, str], ...]) -> tu
     """A column mapped by the user wins, then one spelled exactly, then one that is forgiven."""
     mapped = dict(mapping)
     taken = {mapped[_plain(column)] for column in columns if _plain(column) in mapped}
-    taken |= {column for column in columns if column in _KNOWN}
+    taken |= {column for column in columns if column in KNOWN}
     names: list[str] = []
     for column in columns:
         plain = _plain(column)
-        forgiven = plain if plain in _KNOWN and plain not in taken else column
+        forgiven = plain if plain in KNOWN and plain not in taken else column
         name = mapped.get(plain, forgiven)
         names.append(column if name in names else name)
     return tuple(names)

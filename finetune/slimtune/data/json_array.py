@@ -1,4 +1,7 @@
-"""The elements of a JSON array one by one, through a window little larger than one of them."""
+"""The elements of a JSON array one by one, through a window little larger than one of them.
+
+The array may lie under a key, {"data": [...]}; and objects may follow each other without one.
+"""
 
 import json
 import re
@@ -21,14 +24,16 @@ class BrokenArray(ValueError):
         self.line, self.reason, self.cure = line, reason, cure
 
 
-def blocks(stream: TextIO, size: int) -> Iterator[tuple[int, str]]:
+def blocks(stream: TextIO, size: int, form: str = "array") -> Iterator[tuple[int, str]]:
     """(line, elements with the commas between them) of at least `size` characters each.
+
+    `form` is one of FORMS: how the elements lie in the stream.
 
     Only a parser knows where an element ends: a brace may stand in a text. So the elements are
     parsed here and their values thrown away; C does that at hundreds of megabytes a second.
     """
     text, first = _Window(stream), 0
-    for line in _starts(text):
+    for line in FORMS[form](text):
         if not first:
             first = line
             text.hold()
@@ -51,7 +56,7 @@ def values(block: str, line: int) -> Iterator[tuple[int, Any]]:
         at = after
 
 
-def _starts(text: "_Window") -> Iterator[int]:
+def _starts(text: "_Window", within: bool = False) -> Iterator[int]:
     """The line of each element, with the window at its start; the caller decodes it.
 
     BrokenArray where the text stops being an array.
@@ -68,8 +73,38 @@ def _starts(text: "_Window") -> Iterator[int]:
         elif text.next_character() not in ("]", ""):
             raise BrokenArray(text.line, "no comma between two rows", "put a comma there")
     text.skip()
-    if text.next_character():
+    if text.next_character() and not within:
         raise BrokenArray(text.line, "text after the array's ]", "delete what follows the ]")
+
+
+def _starts_under_a_key(text: "_Window") -> Iterator[int]:
+    text.skip()  # the {
+    text.next_character()
+    key = text.decode()
+    text.next_character()
+    text.skip()  # the :
+    yield from _starts(text, within=True)
+    if text.next_character() == ",":
+        text.skip()
+        text.next_character()
+        reason = f'the list "{key}" is followed by "{text.decode()}" in the same object'
+        cure = f"put the list you want into a file of its own: jq '.\"{key}\"' FILE > rows.json"
+        raise BrokenArray(text.line, reason, cure)
+    if text.next_character() != "}":
+        raise BrokenArray(text.line, f'no }} after the list "{key}"', "is the file complete?")
+    text.skip()
+    if text.next_character():
+        raise BrokenArray(text.line, "text after the object's }", "delete what follows the }")
+
+
+def _starts_without_array(text: "_Window") -> Iterator[int]:
+    while text.next_character():
+        yield text.line
+        if text.next_character() == ",":
+            text.skip()
+
+
+FORMS = {"array": _starts, "wrapped": _starts_under_a_key, "objects": _starts_without_array}
 
 
 class _Window:
@@ -114,11 +149,11 @@ class _Window:
         self._held_from = None
         return text
 
-    def decode(self) -> None:
-        """Pass over the JSON value here; BrokenArray with the line of the fault otherwise."""
+    def decode(self) -> Any:
+        """Pass over the JSON value here and return it; BrokenArray names the line of a fault."""
         while True:
             try:
-                _, end = self._decoder.raw_decode(self._text, self._at)
+                value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 if not (self._cut_off(error) and self._more()):
                     line = self.line + self._text.count("\n", self._at, error.pos)
@@ -127,7 +162,7 @@ class _Window:
                 continue
             self._advance(end)
             self._end = end
-            return
+            return value
 
     def _cut_off(self, error: json.JSONDecodeError) -> bool:
         near_end = error.pos >= len(self._text) - _LONGEST_LITERAL

@@ -115,8 +115,20 @@ def no_usable_column(file: Path, sample: Sequence[Row], shapes: Sequence[str]) -
     return InputError(
         f"{file}: no usable row",
         f"{reason}; columns found: {', '.join(found) or '(none)'}",
-        suggestion(found, shapes),
+        _list_within(file, sample) or suggestion(found, shapes),
     )
+
+
+def _list_within(file: Path, sample: Sequence[Row]) -> str:
+    """The cure for a file that is one object with the rows in a list somewhere in it."""
+    lists = (
+        name
+        for row in sample
+        for name, value in row.items()
+        if isinstance(value, list) and value and isinstance(value[0], dict)
+    )
+    name = next(lists, "") if len(sample) == 1 else ""
+    return name and f"take out the list of rows: jq '.\"{name}\"' {file.name} > rows.json"
 
 
 def _first_reason(sample: Sequence[Row], shape: str) -> str:

@@ -1,16 +1,25 @@
 """The files of an input, each with what its content says: format, encoding, compression."""
 
+import json
 import logging
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slimtune.console import InputError, SettingsError
+from slimtune.data.columns import KNOWN
 from slimtune.data.encodings import NAMES, detect_encoding, is_compressed, open_bytes, open_text
 
 FORMATS = ("json", "jsonl", "csv", "tsv", "parquet")
 _SUFFIXES = {"", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".gz"}
 _CHUNK = 1 << 20
 _LOOKED_AT = 50  # lines, to tell JSON Lines with a broken first line from CSV
+_TOLD = {
+    "array": "json array",
+    "wrapped": "json array under a key",
+    "objects": "json objects one after another",
+}
+_UNDER_A_KEY = re.compile(r'\{\s*"([^"\\]*)"\s*:\s*\[\s*\{')
 _DELIMITERS = ",;\t|"
 
 logger = logging.getLogger(__name__)
@@ -18,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """One file: `name` is what rows say they come from; `format` is array, jsonl, csv or parquet.
+    """One file: `name` is what rows say they come from; `format` is array, wrapped (an array under
+    a key), objects (one after another, over several lines each), jsonl, csv or parquet.
 
     `split` is the split its rows are given to, "" if a hash decides.
     """
@@ -36,9 +46,8 @@ class Source:
 
     def told(self) -> dict[str, str]:
         """What the report says of it."""
-        kind = {"array": "json array", "csv": f"csv ({self.delimiter!r})"}.get(
-            self.format, self.format
-        )
+        kind = _TOLD.get(self.format, self.format)
+        kind += f" ({self.delimiter!r})" if self.format == "csv" else ""
         packed = ", gzip" if self.compressed else ""
         encoding = "" if self.format == "parquet" else NAMES[self.encoding]
         return {"file": self.name, "format": kind + packed, "encoding": encoding}
@@ -97,7 +106,7 @@ def recognise(file: Path, name: str, input_format: str = "auto", split: str = ""
     start = _start(file, encoding)
     kind = _format_of(start) if input_format == "auto" else input_format
     if kind == "json":
-        kind = "array" if start[0] == "[" else "jsonl"
+        kind = "array" if start[0] == "[" else _form_of_objects(start)
     delimiter = "\t" if kind == "tsv" else _delimiter(start)
     kind = "csv" if kind == "tsv" else kind
     return Source(file, name, kind, encoding, delimiter, is_compressed(file), split)
@@ -130,6 +139,29 @@ def _format_of(start: str) -> str:
     lines = [line for line in start.split("\n", _LOOKED_AT)[:_LOOKED_AT] if line.strip()]
     objects = sum(line.lstrip().startswith("{") for line in lines)
     return "jsonl" if objects * 2 > len(lines) else "csv"
+
+
+def _form_of_objects(start: str) -> str:
+    """How a text that begins with { holds its rows: jsonl, wrapped or objects.
+
+    A list under a name that rows have themselves ("messages") is a row's, not the file's.
+    """
+    key = _UNDER_A_KEY.match(start)
+    holds_rows = key and key[1].lower() not in KNOWN
+    try:
+        _, end = json.JSONDecoder().raw_decode(start)
+    except ValueError:  # broken, or longer than this start
+        return "wrapped" if holds_rows and not _is_object(start.split("\n", 2)[1:2]) else "jsonl"
+    if holds_rows and not start[end:].strip():
+        return "wrapped"
+    return "objects" if "\n" in start[:end] else "jsonl"
+
+
+def _is_object(lines: list[str]) -> bool:
+    try:
+        return any(isinstance(json.loads(line), dict) for line in lines)
+    except ValueError:
+        return False
 
 
 def _delimiter(start: str) -> str:

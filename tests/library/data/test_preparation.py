@@ -357,3 +357,12 @@ def test_real_files(name, shape, rows_in, duplicates):
     text = (INSTRUCT / name).read_text(encoding="utf-8")
     lines = len(json.loads(text)) if text.startswith("[") else text.count("\n")
     assert sum(judged.counts().values()) == rows_in and lines in (rows_in, rows_in - 1)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_rows_deep_in_an_object_are_named(tmp_path, indent):
+    whole = {"version": 1, "rows": [alpaca_row(1), alpaca_row(2)]}
+    (tmp_path / "all.json").write_text(json.dumps(whole, indent=indent))
+    with pytest.raises(InputError, match="columns found: version, rows") as caught:
+        prepare(Data(input=tmp_path / "all.json"))
+    assert caught.value.cure.endswith("""jq '."rows"' all.json > rows.json""")

@@ -227,3 +227,58 @@ def test_utf_16_with_an_odd_last_byte_loses_no_whole_row(tmp_path, encoding):
         ROWS,
         [f"a byte that is not {encodings.NAMES[encoding]}"],
     )
+
+
+@pytest.mark.parametrize("chunk", [3, 1 << 20])
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("key", ["data", "train", "我的 rows"])
+def test_a_list_under_a_key(tmp_path, monkeypatch, chunk, indent, key):
+    monkeypatch.setattr(json_array, "_CHUNK", chunk)
+    file = tmp_path / "rows.json"
+    file.write_text(" " + json.dumps({key: ROWS}, indent=indent, ensure_ascii=False) + "\n")
+    assert rows_of(file) == rows_of(file, "json") == ROWS
+    assert lines_of(file) == ([1, 1, 1] if indent is None else [3, 7, 11])
+    assert sources.recognise(file, "x").told()["format"] == "json array under a key"
+
+
+def test_a_list_under_a_key_longer_than_what_is_looked_at(tmp_path):
+    rows = ROWS * 8000
+    for indent in (None, 1):
+        (tmp_path / "rows").write_text(json.dumps({"data": rows}, indent=indent))
+        assert rows_of(tmp_path / "rows") == rows
+
+
+@pytest.mark.parametrize("size", [1, 100, 10_000])
+@pytest.mark.parametrize("between", ["\n", ",\n", "\n\n"])
+def test_indented_objects_one_after_another(tmp_path, monkeypatch, size, between):
+    monkeypatch.setattr(blocks, "SIZE", size)
+    texts = [json.dumps(row, indent=2, ensure_ascii=False) for row in ROWS]
+    (tmp_path / "rows").write_text(between.join(texts) + "\n")
+    assert rows_of(tmp_path / "rows") == ROWS
+    (tmp_path / "rows").write_text(between.join(texts)[:-1])
+    with pytest.raises(InputError, match=r"rows:\d+: cannot be read"):
+        rows_of(tmp_path / "rows")
+
+
+def test_a_list_that_belongs_to_a_row_stays_in_it(tmp_path):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    for rows in ([{"messages": turns}], [{"dialogue": turns}] * 2):
+        (tmp_path / "rows").write_text(jsonl(rows))
+        assert rows_of(tmp_path / "rows") == rows
+    (tmp_path / "rows").write_text('{"dialogue": [{"role": \n' + jsonl([{"dialogue": turns}] * 2))
+    assert sources.recognise(tmp_path / "rows", "x").format == "jsonl"
+
+
+@pytest.mark.parametrize(
+    ("text", "why", "cure"),
+    [
+        ('{"train": [{"a": 1}],\n "test": [{"a": 2}]}', '"train" is followed by "test"', "jq"),
+        ('{"data": [{"a": 1}]', 'no } after the list "data"', "complete"),
+        ('{"data": [{"a": 1},\n {"a": }]}', "not valid JSON", "repair or delete"),
+    ],
+)
+def test_an_object_with_more_than_one_list_is_refused(tmp_path, text, why, cure):
+    (tmp_path / "rows").write_text(text)
+    with pytest.raises(InputError) as caught:
+        rows_of(tmp_path / "rows")
+    assert "rows:" in caught.value.what and why in caught.value.why and cure in caught.value.cure
