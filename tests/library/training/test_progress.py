@@ -1,0 +1,77 @@
+"""What is seen of a run: the bar on a real terminal, lines elsewhere, and report packages."""
+
+import os
+import pty
+import re
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from running import refused, succeeds
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from slimtune.training.progress import ProgressShown
+
+
+def watched(folder: Path) -> None:
+    """Four steps as the Trainer would announce them."""
+    shown = ProgressShown(lambda: 5000)
+    state, control = TrainerState(max_steps=8), TrainerControl()
+    args = TrainingArguments(output_dir=str(folder), use_cpu=True, report_to=[])
+    shown.on_train_begin(args, state, control)
+    for state.global_step in range(1, 5):
+        time.sleep(0.3)
+        shown.on_log(args, state, control, {"loss": 1.2345, "learning_rate": 1e-3})
+        shown.on_step_end(args, state, control)
+    shown.on_log(args, state, control, {"eval_loss": 0.9876})
+    shown.on_train_end(args, state, control)
+
+
+def test_a_terminal_shows_one_bar_with_loss_speed_memory_and_time_left(tmp_path: Path) -> None:
+    child, terminal = pty.fork()
+    if child == 0:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+        os.environ |= {"COLUMNS": "120", "TERM": "xterm-256color"}
+        try:
+            watched(tmp_path)
+        finally:
+            os._exit(0)
+    seen = b""
+    while True:
+        try:
+            seen += os.read(terminal, 65536)
+        except OSError:  # the other side is closed
+            break
+    os.waitpid(child, 0)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode())
+    last = [line for line in re.split(r"[\r\n]+", text) if "4/8" in line][-1]
+    assert re.search(r"loss 1\.2345 +\d+ tokens/s +[\d.]+ [KMG]B +0:00:0\d", last), last
+    assert "step 4/8  validation loss 0.9876" in text
+
+
+def test_without_a_terminal_it_is_lines(tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO", "slimtune")
+    watched(tmp_path)
+    line = next(line for line in caplog.messages if line.startswith("step 4/8"))
+    assert re.search(r"loss 1\.2345 .* tokens/s .* [KMG]B +0:00:0\d left", line), line
+
+
+def test_a_missing_report_package_is_found_out_before_any_work(
+    settings, rows, tmp_path, monkeypatch
+) -> None:
+    from slimtune.training import starting
+
+    monkeypatch.setattr(starting, "find_spec", lambda _: None)
+    words = ("--report-to", "trackio", "--output-dir", tmp_path)
+    error = refused(2, "the package trackio is not installed", "train_lora", *settings, *words)
+    assert "pip install trackio" in error[-1] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_tensorboard_gets_the_losses(settings, rows, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    words = ("--report-to", "tensorboard", "--epochs", 1, "--output-dir", tmp_path / "out")
+    succeeds("train_lora", *settings, *words)
+    assert list((tmp_path / "board").rglob("events.out.tfevents.*"))
