@@ -170,3 +170,11 @@ def test_a_student_that_another_run_is_writing(settings, pruned, tmp_path) -> No
         words = ("knowledge_distillation", *settings, *words_for(tmp_path))
         refused(6, "another run", *words)
     assert leaves_nothing(tmp_path)
+
+
+def test_the_model_card_names_teacher_and_figures(distilled) -> None:
+    card = (distilled / "README.md").read_text(encoding="utf-8")
+    figures = json.loads((distilled / "run.json").read_text())["metrics"]
+    assert "taught by" in card and "merged_model" in card and "`distillation.alpha`" in card
+    assert f"| `perplexity_after` | {figures['perplexity_after']} |" in card
+    assert "PeftModel" not in card

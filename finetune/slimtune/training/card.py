@@ -37,7 +37,7 @@ license: other
 tags: [slimtune]
 ---
 
-# {base}, all weights fine-tuned
+# {base}, {how}
 
 ## Load it
 
@@ -78,22 +78,27 @@ def write(
     curve: Curve,
     lessons: dict[str, Any],
     *,
-    whole: bool = False,
+    kind: str = "adapter",
+    more: dict[str, float] | None = None,
 ) -> None:
     """README.md: how to load, figures, data, settings, licence; replaces the empty one of peft.
 
-    `whole` is a model of which all weights were trained, else it is an adapter.
+    `kind` is adapter, whole (all weights were trained) or distilled; `more` are figures beside the curve's.
     """
     settings = config.model_dump(mode="json")
+    teacher = near(config.distillation.teacher_model)
+    how = f"taught by {teacher}" if kind == "distilled" else "all weights fine-tuned"
+    method = "distillation" if kind == "distilled" else "lora"
     chosen = {
         f"{section}.{name}": value
-        for section in ("lora", "training")
+        for section in (method, "training")
         for name, value in settings[section].items()
     }
     data = {"rows": near(config.training.train_data)} | lessons | _report(config)
-    text = ((_MODEL if whole else _ADAPTER) + _REST).format(
+    text = ((_ADAPTER if kind == "adapter" else _MODEL) + _REST).format(
         base=near(base),
-        figures=_table("figure", curve.metrics()),
+        how=how,
+        figures=_table("figure", curve.metrics() | (more or {})),
         data=_table("data", data),
         settings=_table("setting", chosen),
     )

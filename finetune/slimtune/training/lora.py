@@ -179,7 +179,7 @@ def require_effect(
 
 
 class NoEffect(QualityError):
-    """The trained adapter changes nothing: the run has ended, and there is nothing to go on with."""
+    """The trained adapter changes nothing: the run is at its end, without anything to keep."""
 
 
 def _no_effect(why: str) -> NoEffect:

@@ -3,7 +3,8 @@
 import gc
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -49,16 +50,18 @@ def train_adapter(
             conditions=same,
             loraplus_ratio=config.lora.loraplus_ratio,
         )
-        lora.save(model, stage.folder, base, start)
+        with _no_effect_ends(checkpoints):
+            lora.save(model, stage.folder, base, start)
         probe = lessons.train[0].input_ids
         exact = config.lora.initialisation != "loftq"
         trained = lora.answers(model, probe) if exact else None
         del model, loaded, start
         gc.collect()  # the second model must not need memory beside the first
         compute = {"device": config.model.device, "dtype": config.model.dtype}
-        moved = lora.require_effect(
-            stage.folder, base, probe, trained, quantization=quantization, **compute
-        )
+        with _no_effect_ends(checkpoints):
+            moved = lora.require_effect(
+                stage.folder, base, probe, trained, quantization=quantization, **compute
+            )
         stage.metrics.update(adapter_moves_log_probability=moved)
         tokenizers.save(lessons.tokenizer, stage.folder, resolve(base))
         curve.write(stage.folder)
@@ -90,7 +93,7 @@ def train_whole(
         stored = Checkpoint(resolve(base)).dtype(EMBEDDING)
         loading.save(model.to(stored), lessons.tokenizer, stage.folder, resolve(base))
         curve.write(stage.folder)
-        card.write(stage.folder, base, config, curve, lessons.summary(), whole=True)
+        card.write(stage.folder, base, config, curve, lessons.summary(), kind="whole")
         stage.metrics.update(parameters=model.num_parameters())
         stage.metrics.update(lessons.summary() | curve.metrics())
     _done_with(checkpoints)
@@ -150,9 +153,24 @@ def distil_student(
         loading.save(model, lessons.tokenizer, stage.folder, resolve(student))
         curve.write(stage.folder)
         stage.metrics.update(lessons.summary() | {"text_passages": len(text)} | curve.metrics())
-        stage.metrics.update(distillation.perplexities(curve))
+        perplexities = distillation.perplexities(curve)
+        stage.metrics.update(perplexities)
+        learned = lessons.summary() | {"text_passages": len(text)}
+        card.write(
+            stage.folder, student, config, curve, learned, kind="distilled", more=perplexities
+        )
     _done_with(checkpoints)
     return curve
+
+
+@contextmanager
+def _no_effect_ends(checkpoints: Path) -> Iterator[None]:
+    """A run that has changed nothing is at its end: its checkpoints must not be in the way."""
+    try:
+        yield
+    except lora.NoEffect:
+        _done_with(checkpoints)
+        raise
 
 
 def _done_with(checkpoints: Path) -> None:

@@ -24,6 +24,44 @@ def losses(adapter: Path) -> list[tuple[int, float]]:
     return [(e["step"], e[k]) for e in entries for k in ("loss", "eval_loss") if k in e]
 
 
+def on_two_processes(port: int, script: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """A script under `accelerate launch`, DDP through gloo; it must end well."""
+    launched = subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch"),
+            *("--config_file", str(LAUNCH / "ddp_cpu.yaml"), "--main_process_port", str(port)),
+            *(str(ROOT / "finetune" / f"{script}.py"), *map(str, words)),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert launched.returncode == 0, launched.stderr
+    return launched
+
+
+@pytest.mark.slow
+def test_two_processes_distil_as_one_does(settings, rows, pruned, tmp_path) -> None:
+    few = tmp_path / "few.jsonl"
+    lines = (rows / "train_train.jsonl").read_text(encoding="utf-8").splitlines()
+    few.write_text("\n".join(lines[:24]), encoding="utf-8")  # three full steps of eight
+    words = [
+        *map(str, settings),
+        *("--train-data", str(few), "--val-data", str(rows / "train_validation.jsonl")),
+        *("--text-data", "null", "--batch-size", "4", "--epochs", "2"),
+    ]
+    one, two = tmp_path / "one", tmp_path / "two"
+    script = "knowledge_distillation"
+    alone = ("--output-dir", one, "--cache-dir", tmp_path / "said_to_one")
+    succeeds(script, *words, *alone, "--gradient-accumulation-steps", 2)
+    together = ("--output-dir", two, "--cache-dir", tmp_path / "said_to_two")
+    on_two_processes(29612, script, *words, *together)
+    ours, theirs = losses(two), losses(one)
+    assert [step for step, _ in ours] == [step for step, _ in theirs]
+    assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], abs=1e-5)
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(settings, rows, tmp_path) -> None:
     few = tmp_path / "few.jsonl"
@@ -38,18 +76,7 @@ def test_two_processes_give_the_losses_of_one(settings, rows, tmp_path) -> None:
     succeeds(
         "train_lora", *words, "--output-dir", one, "--gradient-accumulation-steps", 2, "--seed", 42
     )
-    launched = subprocess.run(
-        [
-            *(sys.executable, "-m", "accelerate.commands.launch"),
-            *("--config_file", str(LAUNCH / "ddp_cpu.yaml"), "--main_process_port", "29611"),
-            *(str(ROOT / "finetune" / "train_lora.py"), *words, "--output-dir", str(two)),
-        ],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert launched.returncode == 0, launched.stderr
+    launched = on_two_processes(29611, "train_lora", *words, "--output-dir", two)
     ours, theirs = losses(two / "lora_adapter"), losses(one / "lora_adapter")
     assert [step for step, _ in ours] == [step for step, _ in theirs]
     assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], abs=1e-5)

@@ -172,3 +172,47 @@ def test_a_distillation_killed_during_a_save(settings, distilled, tmp_path) -> N
     name = "model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (distilled / name).read_bytes()
     assert not saves(tmp_path, "out_checkpoints")
+
+
+def test_a_run_killed_after_its_end_is_not_trained_further(
+    words, whole, tmp_path, monkeypatch
+) -> None:
+    from slimtune.training import card
+    from slimtune.training.trainer import SlimTrainer
+
+    def stops(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(card, "write", stops)  # the last but one thing before the folder is renamed
+        assert run(*words, "--output-dir", tmp_path).code == 130
+    assert not (tmp_path / "lora_adapter").exists() and saves(tmp_path)
+    monkeypatch.setattr(SlimTrainer, "training_step", stops)
+    succeeds(*words, "--output-dir", tmp_path, "--resume")
+    assert same(tmp_path, whole)
+
+
+def test_an_adapter_that_changes_nothing_leaves_nothing_behind(words, tmp_path) -> None:
+    idle = (*words, "--learning-rate", "1e-30", "--epochs", "1", "--output-dir", tmp_path)
+    refused(5, "changes nothing", *idle)
+    refused(5, "changes nothing", *idle)  # without --overwrite: nothing was in the way
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["distilled_checkpoints", "checkpoints"])
+def test_the_whole_path_killed_in_a_training_stage(stage, settings, small_path, tmp_path) -> None:
+    words, finished = small_path
+    killed(lambda: saving(tmp_path, stage), *words, "--output-dir", tmp_path)
+    succeeds(*words, "--output-dir", tmp_path, "--resume")
+    name = "final/model.safetensors"
+    assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+    assert not saves(tmp_path, stage)
+
+
+@pytest.fixture(scope="module")
+def small_path(settings, merged, tmp_path_factory) -> tuple[tuple, Path]:
+    """The words of a whole path with several saves a stage, and what it ends with."""
+    words = ("train_pruned_distilled", *settings, "--evaluations-per-epoch", "2", "--epochs", "2")
+    folder = tmp_path_factory.mktemp("path")
+    succeeds(*words, "--output-dir", folder)
+    return words, folder
