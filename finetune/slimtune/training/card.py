@@ -83,7 +83,8 @@ def write(
 ) -> None:
     """README.md: how to load, figures, data, settings, licence; replaces the empty one of peft.
 
-    `kind` is adapter, whole (all weights were trained) or distilled; `more` are figures beside the curve's.
+    `kind` is adapter, whole (all weights were trained) or distilled; `more` are figures
+    beside the curve's.
     """
     settings = config.model_dump(mode="json")
     teacher = near(config.distillation.teacher_model)

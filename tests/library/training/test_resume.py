@@ -143,6 +143,20 @@ def test_other_settings_and_rows_are_refused_by_name(words, rows, stopped, tmp_p
     assert "checkpoint-5" in saves(stopped)
 
 
+def test_sigterm_is_a_request_too() -> None:
+    from slimtune.training.interruption import Interruption
+
+    interruption, before = Interruption(), signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with interruption.listening():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+        assert interruption.asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_second_ctrl_c_ends_at_once() -> None:
     from slimtune.training.interruption import Interruption
 
