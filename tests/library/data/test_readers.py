@@ -282,3 +282,12 @@ def test_an_object_with_more_than_one_list_is_refused(tmp_path, text, why, cure)
     with pytest.raises(InputError) as caught:
         rows_of(tmp_path / "rows")
     assert "rows:" in caught.value.what and why in caught.value.why and cure in caught.value.cure
+
+
+def test_chinese_in_utf_8_with_a_byte_that_makes_it_fit_gb18030_stays_utf_8(tmp_path):
+    rows = [{"instruction": "你好", "output": f"cafes {i}"} for i in range(9)]
+    data = jsonl(rows).encode().replace(b"cafes 4", b"caf\xe9s 4")
+    assert data.decode("gb18030")  # as mojibake
+    (tmp_path / "rows").write_bytes(data)
+    encoding, good, bad = judged(tmp_path / "rows")
+    assert (encoding, good, len(bad)) == ("utf-8", rows[:4] + rows[5:], 1)
