@@ -20,6 +20,7 @@ def main(config: Config) -> None:
     from slimtune.training.distillation import passages_of, perplexities, require_teacher
     from slimtune.training.reading import read_lessons
     from slimtune.training.stages import distil_student
+    from slimtune.training.timing import dry_run
 
     student, final = config.distillation.student_model, config.distillation.output_dir
     checkpoints = final.with_name(f"{final.name}_checkpoints")
@@ -32,7 +33,8 @@ def main(config: Config) -> None:
     require_teacher(config.distillation.teacher_model, lessons)
     text = passages_of(config.distillation.text_data, config.distillation.text_passages)
     if config.options.dry_run:
-        needed = {"text passages": len(text)} | estimates.full(student, config)
+        run = estimates.student_run(config, student, lessons, text)
+        needed = {"text passages": len(text)} | dry_run(config, student, run, lessons.train)
         would_write(final, estimates=lessons.summary() | needed)
         return
 

@@ -38,9 +38,7 @@ def main(config: Config) -> None:
     with stage_files("prepare_data", manifest, config, inputs=inputs) as stage:
         prepared = preparation.prepare(data, stage.folder, system_prompt)
         fit = length_limit(config)  # its libraries weigh more than the rows: not before the workers
-        numbers = writing.write(
-            prepared, stage.folder, data.output_name, fit, config.training.batch_size
-        )
+        numbers = writing.write(prepared, stage.folder, data.output_name, fit, config.training.rows)
         stage.metrics.update(numbers)
     files = writing.names(data.output_name)
     left_out = str(numbers["rows_in"] - numbers["kept"])

@@ -21,6 +21,7 @@ def main(config: Config) -> None:
     from slimtune.training import estimates, lora, starting
     from slimtune.training.reading import read_lessons
     from slimtune.training.stages import train_adapter, train_whole
+    from slimtune.training.timing import dry_run
 
     base, whole = config.model.base_model, config.lora.method == "full"
     final = config.lora.output_dir / ("full_model" if whole else "lora_adapter")
@@ -32,8 +33,9 @@ def main(config: Config) -> None:
     require(config.training.train_data)
     lessons = read_lessons(base, config.model.prompt_template, config.training)
     if config.options.dry_run:
-        needed = estimates.full(base, config) if whole else estimates.lora(base, config)
-        would_write(final, estimates=lessons.summary() | needed)
+        planned = estimates.whole_run if whole else estimates.adapter_run
+        run = planned(config, base, lessons.train)
+        would_write(final, estimates=lessons.summary() | dry_run(config, base, run, lessons.train))
         return
 
     train = train_whole if whole else train_adapter

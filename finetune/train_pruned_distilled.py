@@ -22,6 +22,7 @@ def main(config: Config) -> None:
     from slimtune.training.distillation import passages_of, require_teacher
     from slimtune.training.reading import read_lessons
     from slimtune.training.stages import distil_student, train_adapter
+    from slimtune.training.timing import dry_runs
 
     base, folder = config.model.base_model, config.pruned_distilled.output_dir
     pruned, distilled = folder / "pruned", folder / "distilled"
@@ -37,10 +38,11 @@ def main(config: Config) -> None:
     text = passages_of(config.distillation.text_data, config.distillation.text_passages)
     # Before the first stage, dry or not: this finds the mistakes in the settings of the last one.
     lora.require_choices(config)
-    plan = lessons.summary() | estimates.lora(base, config)
-    plan |= estimate(base, config) | estimates.full(base, config)
+    runs = {"distillation": estimates.student_run(config, base, lessons, text)}
+    runs["adapter"] = estimates.adapter_run(config, base, lessons.train)
     if config.options.dry_run:
-        would_write(pruned, distilled, adapter, final, estimates=plan)
+        plan = estimate(base, config) | dry_runs(config, base, runs, lessons.train)
+        would_write(pruned, distilled, adapter, final, estimates=lessons.summary() | plan)
         return
 
     if not _done(pruned, config):

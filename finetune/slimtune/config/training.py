@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from slimtune.config.fields import Positive, Section, Share, setting
+from slimtune.config.fields import Count, Positive, Section, Share, setting
+
+AUTO_ROWS = 16  # rows of one update and accumulation step with `batch_size: auto`
 
 
 class Lora(Section):
@@ -74,8 +76,11 @@ class Training(Section):
         "training rows, when it is there. With it the best checkpoint is kept.",
     )
     epochs: Annotated[float, Field(gt=0)] = setting(2, "Times through the training rows.")
-    batch_size: Positive = setting(
-        16, "Rows per step and device. Halve it (and double the accumulation) when memory is short."
+    batch_size: Positive | Literal["auto"] = setting(
+        16,
+        "Rows per step and device. Halve it (and double the accumulation) when memory is short,\n"
+        "or write auto: as many of 16 as fit by the estimate, the rest by accumulation; an update\n"
+        "learns from 16 x gradient_accumulation_steps rows on any machine.",
     )
     gradient_accumulation_steps: Positive = setting(
         1, "Batches summed before one update: a larger effective batch at the same memory."
@@ -118,6 +123,11 @@ class Training(Section):
     activation_checkpointing: bool = setting(
         False, "true saves most of the activation memory and costs about 30 % speed."
     )
+    time_steps: Count = setting(
+        0,
+        "With --dry-run: steps to run and time, for an estimate of the whole run's duration. That\n"
+        "loads the model; at 0 nothing is loaded.",
+    )
     evaluations_per_epoch: Positive = setting(2, "Validations (and checkpoints) per epoch.")
     early_stopping_patience: Positive = setting(
         3, "Validations without a better loss after which training stops."
@@ -129,3 +139,8 @@ class Training(Section):
         "none", "Where losses are sent as well; metrics.jsonl and loss.png are written anyway."
     )
     seed: int = setting(42, "Seed of adapter and row order.")
+
+    @property
+    def rows(self) -> int:
+        """Rows per step and device; with auto, before memory is looked at, all of AUTO_ROWS."""
+        return AUTO_ROWS if self.batch_size == "auto" else self.batch_size

@@ -25,8 +25,24 @@ _ACTIVATIONS = {
 _DROPOUT = {4: (40, 0, 4), 2: (24, 0, 4)}
 # nf4: half a byte, and one scale per 64 weights that is itself kept in 8 bits (arXiv:2305.14314).
 _QUANTIZED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
-_LOGIT_ROWS = 256  # the loss is computed for so many positions at a time
+# Bytes an optimizer keeps for each trained weight.
+OPTIMIZERS = {
+    "adamw_torch": 8.0, "adamw_8bit": 2.0, "paged_adamw_32bit": 8.0, "paged_adamw_8bit": 2.0,
+    "lion_32bit": 4.0, "lion_8bit": 1.0, "adafactor": 0.1, "sgd": 0.0,
+}  # fmt: skip
+# Positions whose logits the loss has at once (training.losses.CHUNK); logits, their gradient, and
+# one more while the head multiplies.
+_LOGIT_ROWS = {"cpu": 64, "cuda": 1024}
+_LOGITS_ALIVE = 3
 _RUNTIME = 500_000_000  # Python, torch, transformers, peft: measured 476 MB
+# Of a training run: on a CPU also the Trainer with datasets, and the compute kernels' own memory;
+# on a GPU the CUDA context and cuBLAS's workspace, while Python and its libraries are in RAM.
+_TRAINING = {"cpu": 577_000_000, "cuda": 600_000_000}
+# On a CPU a step's blocks come from malloc, which (glibc 2.36) cannot give a freed aligned block to
+# a request of the same size: the first step leaves holes as large as the activations. Gradients and
+# moments, made later, move into them. Measured on three sizes, 866 MB to 4.7 GB.
+_TRANSIENT = {"cpu": 1.35, "cuda": 1.1}
+_HOLES = {"cpu": 1.0, "cuda": 0.0}
 _STREAMING = 350_000_000  # merge and pruning at 1.1 B parameters: measured 301 and 342 MB
 
 
@@ -113,6 +129,7 @@ class Estimate:
     activations: int = 0
     logits: int = 0
     cache: int = 0
+    heap: int = 0
     runtime: int = 0
 
     @property
@@ -130,19 +147,13 @@ def estimate(
     *,
     itemsize: int = 4,
     quantization: str = "none",
-    rank: int = 8,
-    target_modules: Sequence[str] = ("all-linear",),
-    dropout: float = 0.0,
     batch_size: int = 1,
     max_length: int = 512,
-    activation_checkpointing: bool = False,
 ) -> Estimate:
-    """Peak memory of a stage for the model of `config` (a config.json).
+    """Peak memory of a stage that does not train, for the model of `config` (a config.json).
 
     stream (merge, magnitude pruning, GGUF): the same for every model.
     inference: weights + KV cache 2 * layers * kv_width * tokens + one row of logits a sequence.
-    lora: weights + adapter, its gradients and AdamW's two moments in float32 + activations.
-    full: weights, gradients and two moments, all of `itemsize` bytes, + activations.
 
     `itemsize`: bytes of a number computed with, 4 (float32) or 2; `quantization`: how linear
     layers are kept, none, nf4 or int8.
@@ -150,30 +161,61 @@ def estimate(
     if stage == "stream":
         return Estimate(runtime=_STREAMING)
     shape = Shape.of(config)
-    weights = weight_bytes(shape, itemsize, quantization)
-    tokens = batch_size * max_length
-    if stage == "inference":
-        return Estimate(
-            weights=weights,
-            cache=2 * shape.layers * shape.kv_width * tokens * itemsize,
-            logits=batch_size * shape.vocabulary * 4,
-            runtime=_RUNTIME,
-        )
-    adapter = shape.adapter_parameters(rank, target_modules) * 4 if stage == "lora" else 0
-    trained = adapter or weights
-    layer = activation_bytes(shape, stage, itemsize, dropout)
+    return Estimate(
+        weights=weight_bytes(shape, itemsize, quantization),
+        cache=2 * shape.layers * shape.kv_width * batch_size * max_length * itemsize,
+        logits=batch_size * shape.vocabulary * 4,
+        runtime=_RUNTIME,
+    )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What of a training run memory depends on, besides the shapes and the tokens of a batch.
+
+    `trained` are the parameters of the adapter (and of modules trained whole); None: all weights
+    are trained, in float32. `dropout` is the adapter's. `optimizer` is a name of OPTIMIZERS;
+    `device` cpu or cuda.
+    """
+
+    trained: int | None = None
+    itemsize: int = 4
+    quantization: str = "none"
+    dropout: float = 0.0
+    activation_checkpointing: bool = False
+    optimizer: str = "adamw_torch"
+    device: str = "cpu"
+
+
+def training(config: dict, recipe: Recipe, tokens: int) -> Estimate:
+    """Peak memory of training the model of `config` with `tokens` tokens in the largest batch.
+
+    weights + adapter + gradients and the optimizer's state of what is trained + activations of
+    all tokens + logits of one chunk of positions + what malloc cannot use again. With quantised
+    layers everything else is float32, as peft prepares it.
+    """
+    shape = Shape.of(config)
+    itemsize = 4 if recipe.quantization != "none" or recipe.trained is None else recipe.itemsize
+    weights = weight_bytes(shape, itemsize, recipe.quantization)
+    trained = shape.parameters if recipe.trained is None else recipe.trained
+    stage: Stage = "full" if recipe.trained is None else "lora"
+    layer = activation_bytes(shape, stage, itemsize, recipe.dropout)
     kept = shape.layers * layer
-    if activation_checkpointing:
+    if recipe.activation_checkpointing:
         kept = shape.layers * shape.hidden * itemsize + layer
     kept += shape.hidden * itemsize  # the last norm
+    chunk = min(tokens, _LOGIT_ROWS[recipe.device]) * shape.vocabulary * 4
+    moments = round(OPTIMIZERS[recipe.optimizer] * trained)
+    holes = round(_HOLES[recipe.device] * tokens * kept)
     return Estimate(
         weights=weights,
-        adapter=adapter,
-        gradients=trained,
-        optimizer=2 * trained,
-        activations=tokens * kept,
-        logits=3 * min(tokens, _LOGIT_ROWS) * shape.vocabulary * 4,
-        runtime=_RUNTIME,
+        adapter=0 if recipe.trained is None else 4 * trained,
+        gradients=4 * trained,
+        optimizer=moments,
+        activations=round(_TRANSIENT[recipe.device] * tokens * kept),
+        logits=_LOGITS_ALIVE * chunk,
+        heap=max(0, holes - 4 * trained - moments),
+        runtime=_TRAINING[recipe.device],
     )
 
 
@@ -203,11 +245,23 @@ def available_memory(device: str = "cpu") -> int:
     return min(psutil.virtual_memory().available, _container_memory(Path("/sys/fs/cgroup")))
 
 
+RESERVE = 1.1  # an estimate fits where a tenth more would
+
+
+def fits(needed: Estimate, available: int) -> bool:
+    return needed.total * RESERVE <= available
+
+
 def verdict(needed: Estimate, available: int) -> str:
     """One line for --dry-run: the estimate, what is free, and whether it fits (10 % in reserve)."""
-    fits = needed.total * 1.1 <= available
-    answer = "fits" if fits else "will NOT fit: lower --batch-size or use --use-quantization"
-    return f"memory: about {needed}; {gigabytes(available)} available: {answer}"
+    answer = (
+        "fits"
+        if fits(needed, available)
+        else (
+            "will NOT fit: lower --batch-size, add --activation-checkpointing or --use-quantization"
+        )
+    )
+    return f"about {needed}; {gigabytes(available)} available: {answer}"
 
 
 def gigabytes(size: int) -> str:

@@ -19,6 +19,7 @@ _FREE = {
     "training.report_to",
     "training.activation_checkpointing",
     "training.max_truncated_share",
+    "training.time_steps",
     "distillation.student_model",
     "distillation.teacher_model",
     "distillation.output_dir",

@@ -1,58 +1,173 @@
-"""What a training run would take, in words for --dry-run: parameters, memory, and if it fits."""
+"""What a training run would take, before anything is loaded: memory, batch, steps, time.
 
+Parameters and bytes come from the shapes in config.json, tokens from the rows: the largest batch
+that can come up is the longest rows together.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from slimtune.config import Config, Training
+from slimtune.config import Config
+from slimtune.config.training import AUTO_ROWS
+from slimtune.console import ResourceError, processes
 from slimtune.models import memory
 from slimtune.models.checkpoints import EMBEDDING, Checkpoint
 from slimtune.models.hub import resolve
 from slimtune.models.loading import choose_device, choose_dtype
+from slimtune.training.batches import Sample, encode_text
 from slimtune.training.lora import require_targets
+from slimtune.training.reading import Lessons
+
+_log = logging.getLogger(__name__)
+
+_MOST = 1 << 12  # rows; more in one step than anybody asks for
 
 
-def lora(base: str, config: Config) -> dict[str, str]:
-    """Trainable share and peak memory of a LoRA run on `base`, against what this machine has."""
-    checkpoint = Checkpoint(resolve(base))
-    shapes, shape = checkpoint.config, memory.Shape.of(checkpoint.config)
+@dataclass(frozen=True)
+class Run:
+    """A model to train and the lengths of its rows, the longest first."""
+
+    shapes: dict[str, Any]
+    recipe: memory.Recipe
+    lengths: Sequence[int]
+    epochs: float
+    extra: int = 0  # bytes of whatever else is in memory: a teacher
+
+    def needs(self, rows: int) -> memory.Estimate:
+        """Peak memory with `rows` rows a step: with the longest ones."""
+        found = memory.training(self.shapes, self.recipe, sum(self.lengths[:rows]))
+        return replace(found, weights=found.weights + self.extra)
+
+    @property
+    def trained(self) -> str:
+        whole = memory.Shape.of(self.shapes).parameters
+        if self.recipe.trained is None:
+            return f"all {whole:,} parameters"
+        total = whole + self.recipe.trained
+        return (
+            f"{self.recipe.trained:,} of {total:,} parameters ({self.recipe.trained / total:.2%})"
+        )
+
+
+def adapter_run(config: Config, base: str, samples: Sequence[Sample]) -> Run:
+    """A LoRA run on `base`; raises SettingsError for target modules that it lacks."""
+    checkpoint, lora = Checkpoint(resolve(base)), config.lora
     matrices = [name for name, sizes in checkpoint.shapes.items() if len(sizes) == 2]
-    require_targets(config.lora, [n.removesuffix(".weight") for n in matrices if n != EMBEDDING])
-    targets = config.lora.target_modules
-    trainable = shape.adapter_parameters(config.lora.rank, targets)
-    needed = memory.estimate(
-        shapes,
-        "lora",
-        itemsize=choose_dtype(config.model.device, config.model.dtype).itemsize,
-        quantization=config.model.quantization,
-        rank=config.lora.rank,
-        target_modules=targets,
-        dropout=config.lora.dropout,
-        **_batch(config.training),
+    require_targets(lora, [n.removesuffix(".weight") for n in matrices if n != EMBEDDING])
+    shape = memory.Shape.of(checkpoint.config)
+    trained = shape.adapter_parameters(lora.rank, lora.target_modules)
+    for name in lora.modules_to_save:
+        trained += sum(
+            math.prod(sizes)
+            for tensor, sizes in checkpoint.shapes.items()
+            if f".{tensor}".rsplit(".", 1)[0].endswith(f".{name}")
+        )
+    quantization = config.model.quantization
+    return _run(config, checkpoint, samples, trained, quantization, lora.dropout)
+
+
+def whole_run(
+    config: Config, model: str, samples: Sequence[Sample], epochs: float | None = None
+) -> Run:
+    """A run that trains all weights, as `--method full` and distillation do."""
+    return _run(config, Checkpoint(resolve(model)), samples, epochs=epochs)
+
+
+def student_run(config: Config, student: str, lessons: Lessons, text: Sequence[str]) -> Run:
+    """A run of distillation: rows and passages; an online teacher's weights are there as well."""
+    settings = config.distillation
+    passages = encode_text(text, lessons.tokenizer, config.training.max_length)
+    run = whole_run(config, student, [*lessons.train, *passages], settings.epochs)
+    if settings.mode != "online":
+        return run
+    teacher = memory.Shape.of(Checkpoint(resolve(settings.teacher_model)).config)
+    itemsize = choose_dtype(config.model.device, config.model.dtype).itemsize
+    return replace(run, extra=memory.weight_bytes(teacher, itemsize, "none"))
+
+
+def _run(
+    config: Config,
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    trained: int | None = None,
+    quantization: str = "none",
+    dropout: float = 0.0,
+    epochs: float | None = None,
+) -> Run:
+    device, settings = config.model.device, config.training
+    recipe = memory.Recipe(
+        trained=trained,
+        itemsize=choose_dtype(device, config.model.dtype).itemsize,
+        quantization=quantization,
+        dropout=dropout,
+        activation_checkpointing=settings.activation_checkpointing,
+        optimizer=settings.optimizer,
+        device=choose_device(device).type,
     )
+    lengths = sorted((len(sample.input_ids) for sample in samples), reverse=True)
+    return Run(checkpoint.config, recipe, lengths, epochs or settings.epochs)
+
+
+def largest_batch(run: Run, available: int) -> int:
+    """The most rows a step that fit into `available` bytes with a tenth in reserve; 0: none."""
+    low, high = 0, min(_MOST, len(run.lengths))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (
+            (middle, high) if memory.fits(run.needs(middle), available) else (low, middle - 1)
+        )
+    return low
+
+
+def settled(config: Config, run: Run) -> Config:
+    """The settings with a number for `batch_size: auto`; that choice is said in one line.
+
+    AUTO_ROWS rows times gradient_accumulation_steps go into one update whatever the memory: the
+    micro-batch is the largest of AUTO_ROWS, its half, its quarter ... that fits, and the
+    accumulation grows in return. Raises ResourceError where not even one row fits.
+    """
+    settings = config.training
+    if settings.batch_size != "auto":
+        return config
+    available = memory.available_memory(run.recipe.device)
+    most = largest_batch(run, available)
+    if not most:
+        raise ResourceError(
+            f"training.batch_size auto: not even one row fits into {memory.gigabytes(available)}",
+            f"it would take about {run.needs(1)}",
+            "add --use-quantization or --activation-checkpointing, lower --max-length, or take a "
+            "smaller model",
+        )
+    rows = AUTO_ROWS
+    while rows > most and most < len(run.lengths):
+        rows //= 2
+    steps = settings.gradient_accumulation_steps * AUTO_ROWS // rows
+    _log.info(
+        "batch size auto: %d rows a step x %d accumulated = %d rows an update; about %s of %s",
+        *(rows, steps, rows * steps, memory.gigabytes(run.needs(rows).total)),
+        memory.gigabytes(available),
+    )
+    chosen = {"batch_size": rows, "gradient_accumulation_steps": steps}
+    return config.model_copy(update={"training": settings.model_copy(update=chosen)})
+
+
+def words(config: Config, run: Run) -> dict[str, str]:
+    """The lines of --dry-run about a run."""
+    available = memory.available_memory(run.recipe.device)
+    most = largest_batch(run, available)
+    settings = settled(config, run).training
+    rows, accumulated = settings.rows, settings.gradient_accumulation_steps
+    updates = _updates(len(run.lengths), rows * accumulated, run.epochs)
     return {
-        "trainable": f"{trainable:,} of {shape.parameters:,} parameters",
-        "memory": _verdict(needed, config),
+        "trained": run.trained,
+        "steps": f"{updates:,} of {rows} x {accumulated} rows",
+        "memory": f"{memory.verdict(run.needs(rows), available)} (on {run.recipe.device})",
+        "largest batch that fits": "all rows" if most == len(run.lengths) else f"{most} rows",
     }
 
 
-def full(model: str, config: Config) -> dict[str, str]:
-    """Peak memory of training all weights of `model` (in float32, as distillation does)."""
-    shapes = Checkpoint(resolve(model)).config
-    needed = memory.estimate(shapes, "full", itemsize=4, **_batch(config.training))
-    return {
-        "trainable": f"all {memory.Shape.of(shapes).parameters:,} parameters",
-        "memory": _verdict(needed, config),
-    }
-
-
-def _batch(training: Training) -> dict[str, Any]:
-    return {
-        "batch_size": training.batch_size,
-        "max_length": training.max_length,
-        "activation_checkpointing": training.activation_checkpointing,
-    }
-
-
-def _verdict(needed: memory.Estimate, config: Config) -> str:
-    device = choose_device(config.model.device).type
-    verdict = memory.verdict(needed, memory.available_memory(device))
-    return verdict.removeprefix("memory: ")
+def _updates(samples: int, rows: int, epochs: float) -> int:
+    return math.ceil(max(1, math.ceil(samples / (rows * processes()))) * epochs)

@@ -52,7 +52,7 @@ def fit(
     """
     steps = _steps_per_epoch(len(train), settings)
     total = math.ceil(steps * (epochs or settings.epochs))
-    arguments = _arguments(model, settings, folder, steps, bool(validation))
+    arguments = training_arguments(model, settings, folder, steps, bool(validation))
     # More would mean DataParallel, which cannot split a padding-free row.
     arguments._n_gpu = min(1, arguments.n_gpu)
     for name, value in optimizers.arguments(settings, total).items():
@@ -111,7 +111,7 @@ def _resume_words() -> str:
 
 
 def _steps_per_epoch(samples: int, settings: Training) -> int:
-    rows = settings.batch_size * settings.gradient_accumulation_steps * processes()
+    rows = settings.rows * settings.gradient_accumulation_steps * processes()
     return max(1, -(-samples // rows))
 
 
@@ -121,15 +121,16 @@ def _checkpoint_bytes(model: torch.nn.Module) -> int:
     return sum(one.numel() * (one.itemsize + 4 * _MOMENTS) for one in trained)
 
 
-def _arguments(
+def training_arguments(
     model: torch.nn.Module, settings: Training, folder: Path, steps: int, validates: bool
 ) -> TrainingArguments:
+    """What the Trainer is told: `steps` are those of one epoch."""
     parameter = next(model.parameters())
     interval = max(1, steps // settings.evaluations_per_epoch)
     return TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.rows,
+        per_device_eval_batch_size=settings.rows,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         warmup_steps=settings.warmup_ratio if settings.warmup_ratio < 1 else 0.999,
         max_grad_norm=settings.max_grad_norm,

@@ -15,7 +15,15 @@ from slimtune.console import first_process
 from slimtune.models import loading, tokenizers
 from slimtune.models.checkpoints import EMBEDDING, Checkpoint
 from slimtune.models.hub import resolve
-from slimtune.training import attention, card, conditions, distillation, initialisation, lora
+from slimtune.training import (
+    attention,
+    card,
+    conditions,
+    distillation,
+    estimates,
+    initialisation,
+    lora,
+)
 from slimtune.training.checkpoints import to_resume
 from slimtune.training.curve import Curve
 from slimtune.training.fitting import fit
@@ -33,6 +41,7 @@ def train_adapter(
     """Train a LoRA adapter on `base` and write it to `final`; the curve, and what was trained."""
     quantization = config.model.quantization
     same = conditions.conditions(config, ("lora", "training"), {"base model": base}, lessons.named)
+    config = estimates.settled(config, estimates.adapter_run(config, base, lessons.train))
     with stage_folder("train_lora", final, config, inputs=[base, *lessons.files]) as stage:
         resume_from = to_resume(checkpoints, same) if config.options.resume else None
         loaded = _load(config, base, quantization=quantization)
@@ -77,6 +86,7 @@ def train_whole(
 ) -> tuple[Curve, str]:
     """Train all weights of `base` and write a whole model to `final`; as `train_adapter`."""
     same = conditions.conditions(config, ("lora", "training"), {"base model": base}, lessons.named)
+    config = estimates.settled(config, estimates.whole_run(config, base, lessons.train))
     with stage_folder("train_lora", final, config, inputs=[base, *lessons.files]) as stage:
         resume_from = to_resume(checkpoints, same) if config.options.resume else None
         model = _load(config, base).float()
@@ -138,6 +148,7 @@ def distil_student(
     teacher = config.distillation.teacher_model
     models = {"student model": student, "teacher model": teacher}
     same = conditions.conditions(config, ("distillation", "training"), models, lessons.named)
+    config = estimates.settled(config, estimates.student_run(config, student, lessons, text))
     inputs = [student, teacher, *lessons.files]
     with stage_folder("knowledge_distillation", final, config, inputs=inputs) as stage:
         resume_from = to_resume(checkpoints, same) if config.options.resume else None

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from slimtune.models import memory
-from slimtune.models.memory import Estimate, Shape, estimate, verdict
+from slimtune.models.memory import Estimate, Recipe, Shape, estimate, training, verdict
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[3]
@@ -38,7 +38,7 @@ def test_parameter_counts_of_real_models_are_exact():
 def test_parameter_counts_are_those_of_the_model_itself(changes):
     model = LlamaForCausalLM(LlamaConfig(**SMALL | changes))
     assert Shape.of(SMALL | changes).parameters == model.num_parameters()
-    assert estimate(SMALL | changes, "full").weights == 4 * model.num_parameters()
+    assert training(SMALL | changes, Recipe(), 96).weights == 4 * model.num_parameters()
 
 
 @pytest.mark.parametrize("targets", [["all-linear"], ["q_proj", "v_proj"]])
@@ -47,8 +47,11 @@ def test_adapter_parameters_are_pefts(targets):
     model = LlamaForCausalLM(LlamaConfig(**SMALL))
     adapted = get_peft_model(model, LoraConfig(r=6, target_modules=chosen))
     trainable, _ = adapted.get_nb_trainable_parameters()
-    found = estimate(SMALL, "lora", rank=6, target_modules=targets)
+    assert Shape.of(SMALL).adapter_parameters(6, targets) == trainable
+    found = training(SMALL, Recipe(trainable), 96)
     assert found.adapter == found.gradients == found.optimizer // 2 == 4 * trainable
+    eight_bits = training(SMALL, Recipe(trainable, optimizer="adamw_8bit"), 96)
+    assert eight_bits.optimizer == 2 * trainable
 
 
 def kept_for_backward(*, lora, dtype, dropout, checkpointing=False, tokens=96):
@@ -81,18 +84,34 @@ def kept_for_backward(*, lora, dtype, dropout, checkpointing=False, tokens=96):
 @pytest.mark.parametrize(("stage", "dropout"), [("lora", 0.0), ("lora", 0.1), ("full", 0.0)])
 def test_activations_are_what_autograd_keeps(stage, dropout, dtype):
     measured = kept_for_backward(lora=stage == "lora", dtype=dtype, dropout=dropout)
-    options = {"itemsize": dtype.itemsize, "dropout": dropout, "max_length": 96}
-    predicted = estimate(SMALL, stage, **options).activations
+    shape = Shape.of(SMALL)
+    layer = memory.activation_bytes(shape, stage, dtype.itemsize, dropout)
+    predicted = 96 * (shape.layers * layer + shape.hidden * dtype.itemsize)
     assert predicted == pytest.approx(measured, rel=0.1)
 
 
 def test_activation_checkpointing_keeps_one_layer_and_the_inputs_of_all():
     measured = kept_for_backward(lora=True, dtype=torch.float32, dropout=0.0, checkpointing=True)
-    plain = estimate(SMALL, "lora", max_length=96)
-    saved = estimate(SMALL, "lora", max_length=96, activation_checkpointing=True)
-    one_layer = plain.activations // SMALL["num_hidden_layers"]
-    assert saved.activations - one_layer == pytest.approx(measured, rel=0.1)
-    assert saved.activations < 0.5 * plain.activations
+    plain = training(SMALL, Recipe(1, device="cuda"), 96).activations / 1.1
+    saved = Recipe(1, device="cuda", activation_checkpointing=True)
+    kept = training(SMALL, saved, 96).activations / 1.1
+    one_layer = plain / SMALL["num_hidden_layers"]
+    assert kept - one_layer == pytest.approx(measured, rel=0.1)
+    assert kept < 0.5 * plain
+
+
+@pytest.mark.skipif(not SHAPES.is_dir(), reason="../shared/data/shapes is not here")
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize(("quantization", "limit"), [("nf4", 8e9), ("none", 16e9)])
+def test_llama_2_7b_on_a_gpu_of_8_and_16_gb(quantization, limit, rows):
+    """QLoRA and LoRA in bf16: r = 8 on all linear layers, 512 tokens a row, checkpointing."""
+    llama = json.loads((SHAPES / "Llama-2-7b.json").read_text(encoding="utf-8"))
+    trained = Shape.of(llama).adapter_parameters(8, ["all-linear"])
+    assert trained == 19_988_480
+    recipe = Recipe(trained, 2, quantization, activation_checkpointing=True, device="cuda")
+    found = training(llama, recipe, rows * 512)
+    assert 0.6 * limit < found.total < limit
+    assert found.weights == (4_390_412_288 if quantization == "nf4" else 2 * 6_738_415_616)
 
 
 def test_four_bits_shrink_the_linear_layers_only():
@@ -132,6 +151,6 @@ def test_a_containers_limit_counts(tmp_path):
 def test_an_estimate_needs_no_torch():
     code = (
         "import sys; from slimtune.models.memory import estimate, available_memory;"
-        f"estimate({SMALL}, 'lora'); available_memory(); sys.exit('torch' in sys.modules)"
+        f"estimate({SMALL}, 'inference'); available_memory(); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT / "finetune", check=True)

@@ -1,0 +1,87 @@
+"""What a run is said to take: the largest batch, and the micro-batch that `auto` means."""
+
+import math
+
+import pytest
+from tiny_models import tiny_model, tiny_samples
+
+from slimtune.config import Config, Lora, Training
+from slimtune.console import ResourceError
+from slimtune.models import memory
+from slimtune.training import estimates, lora, timing
+
+ROWS = tiny_samples(40)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("base")
+    tiny_model().save_pretrained(folder)
+    return str(folder)
+
+
+def run_with(base: str, **training: object) -> tuple[Config, estimates.Run]:
+    config = Config(training=Training(**training))
+    return config, estimates.adapter_run(config, base, ROWS)
+
+
+def free(monkeypatch: pytest.MonkeyPatch, run: estimates.Run, rows: int) -> None:
+    """As much memory as `rows` rows a step take, with the reserve, and not a byte more."""
+    available = math.ceil(run.needs(rows).total * memory.RESERVE)
+    monkeypatch.setattr(memory, "available_memory", lambda device: available)
+
+
+def test_the_largest_batch_is_made_of_the_longest_rows(base, monkeypatch) -> None:
+    _, run = run_with(base)
+    longest = sorted((len(row.input_ids) for row in ROWS), reverse=True)
+    assert run.needs(3) == memory.training(run.shapes, run.recipe, sum(longest[:3]))
+    for rows in (1, 2, 7, 40):
+        available = math.ceil(run.needs(rows).total * memory.RESERVE)
+        assert estimates.largest_batch(run, available) == rows
+    assert estimates.largest_batch(run, run.needs(1).total) == 0
+
+
+@pytest.mark.parametrize(("fitting", "rows"), [(1, 1), (3, 2), (9, 8), (16, 16), (33, 16)])
+def test_auto_keeps_the_effective_batch(base, monkeypatch, caplog, fitting, rows) -> None:
+    config, run = run_with(base, batch_size="auto", gradient_accumulation_steps=3)
+    free(monkeypatch, run, fitting)
+    caplog.set_level("INFO", logger="slimtune")
+    found = estimates.settled(config, run).training
+    assert (found.batch_size, found.batch_size * found.gradient_accumulation_steps) == (rows, 48)
+    assert found.model_copy(update={"batch_size": "auto", "gradient_accumulation_steps": 3}) == (
+        config.training
+    )
+    assert f"{rows} rows a step" in caplog.text
+
+
+def test_auto_refuses_where_no_row_fits_and_a_number_stays(base, monkeypatch) -> None:
+    config, run = run_with(base, batch_size="auto")
+    monkeypatch.setattr(memory, "available_memory", lambda device: run.needs(1).total)
+    with pytest.raises(ResourceError, match="not even one row"):
+        estimates.settled(config, run)
+    config, run = run_with(base, batch_size=5)
+    assert estimates.settled(config, run) is config
+
+
+def test_trained_parameters_are_pefts(base) -> None:
+    settings = Lora(rank=3, modules_to_save=["embed_tokens"])
+    model = lora.attach(tiny_model(), settings, seed=0)
+    run = estimates.adapter_run(Config(lora=settings), base, ROWS)
+    assert run.recipe.trained == model.get_nb_trainable_parameters()[0]
+
+
+def test_all_weights_cost_gradients_and_moments(base) -> None:
+    config = Config(training=Training(optimizer="adamw_8bit"))
+    whole, adapted = (
+        plan(config, base, ROWS).needs(4) for plan in (estimates.whole_run, estimates.adapter_run)
+    )
+    assert whole.gradients == whole.weights == 2 * whole.optimizer
+    assert whole.total > adapted.total
+
+
+def test_two_timed_steps_give_a_duration(base) -> None:
+    config, run = run_with(base, time_steps=2, batch_size=4)
+    found = timing.dry_run(config, base, run, ROWS)
+    assert found["steps"] == "20 of 4 x 1 rows"
+    assert "after 2 timed steps" in found["time"]
+    assert "time" not in timing.dry_run(*run_with(base)[:1], base, run, ROWS)
