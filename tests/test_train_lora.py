@@ -169,7 +169,15 @@ def test_a_dry_run_estimates_and_writes_nothing(settings, rows, tmp_path) -> Non
     ran = succeeds("train_lora", *settings, "--output-dir", tmp_path / "out", "--dry-run")
     for words in ("would write", "training_rows: ", "tokens_per_epoch: ", "trainable: ", "memory:"):
         assert words in ran.out
+    assert "steps: " in ran.out and "largest batch that fits: " in ran.out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_settles_on_a_batch_that_is_recorded(settings, rows, tmp_path) -> None:
+    words = ("--batch-size", "auto", "--gradient-accumulation-steps", 1)
+    succeeds("train_lora", *settings, *QUICK, *words, "--output-dir", tmp_path)
+    record = json.loads((tmp_path / "lora_adapter/run.json").read_text())
+    assert record["settings"]["training"]["batch_size"] == 16
 
 
 def test_a_finished_adapter_is_replaced_only_with_overwrite(settings, rows, tmp_path) -> None:

@@ -162,7 +162,7 @@ def words(config: Config, run: Run) -> dict[str, str]:
     rows, accumulated = settings.rows, settings.gradient_accumulation_steps
     updates = _updates(len(run.lengths), rows * accumulated, run.epochs)
     return {
-        "trained": run.trained,
+        "trainable": run.trained,
         "steps": f"{updates:,} of {rows} x {accumulated} rows",
         "memory": f"{memory.verdict(run.needs(rows), available)} (on {run.recipe.device})",
         "largest batch that fits": "all rows" if most == len(run.lengths) else f"{most} rows",
