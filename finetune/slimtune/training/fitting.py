@@ -134,7 +134,8 @@ def training_arguments(
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         warmup_steps=settings.warmup_ratio if settings.warmup_ratio < 1 else 0.999,
         max_grad_norm=settings.max_grad_norm,
-        activation_checkpointing=settings.activation_checkpointing,
+        # The name that transformers 5.17 and 5.23 both know.
+        gradient_checkpointing=settings.activation_checkpointing,
         seed=settings.seed,
         bf16=parameter.device.type == "cuda" and model.dtype == torch.bfloat16,
         fp16=parameter.device.type == "cuda" and model.dtype == torch.float16,
