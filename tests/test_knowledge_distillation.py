@@ -109,7 +109,7 @@ def test_a_finished_student_is_replaced_only_with_overwrite(settings, pruned, tm
     before = files_under(tmp_path)
     refused(2, "--overwrite", *words)
     assert files_under(tmp_path) == before
-    succeeds(*words, "--alpha", 1, "--overwrite")
+    succeeds(*words, "--epochs", 2, "--overwrite")
     after = files_under(tmp_path)
     assert after["out/model.safetensors"] != before["out/model.safetensors"]
 
