@@ -24,8 +24,8 @@ class Evaluation(Section):
     )
     output: Path = setting(
         Path("models/evaluation/evaluation_results.csv"),
-        "CSV with one row a prompt; metrics and the reports go beside it. An unfinished run of the\n"
-        "same name goes on with the answers it has, unless --overwrite asks for new ones.",
+        "CSV with one row a prompt; metrics and the reports go beside it. An unfinished run of\n"
+        "the same name goes on with the answers it has, unless --overwrite asks for new ones.",
     )
     max_rows: Annotated[int, Field(ge=0)] = setting(0, "Test rows to use; 0: all.")
     max_new_tokens: Positive = setting(
