@@ -126,6 +126,8 @@ def training_arguments(
 ) -> TrainingArguments:
     """What the Trainer is told: `steps` are those of one epoch."""
     parameter = next(model.parameters())
+    # What it was loaded to compute with: trained weights and what nf4 leaves are float32 by now.
+    numbers = model.config.dtype
     interval = max(1, steps // settings.evaluations_per_epoch)
     return TrainingArguments(
         output_dir=str(folder),
@@ -137,8 +139,8 @@ def training_arguments(
         # The name that transformers 5.17 and 5.23 both know.
         gradient_checkpointing=settings.activation_checkpointing,
         seed=settings.seed,
-        bf16=parameter.device.type == "cuda" and model.dtype == torch.bfloat16,
-        fp16=parameter.device.type == "cuda" and model.dtype == torch.float16,
+        bf16=parameter.device.type == "cuda" and numbers == torch.bfloat16,
+        fp16=parameter.device.type == "cuda" and numbers == torch.float16,
         use_cpu=parameter.device.type == "cpu",
         eval_strategy="steps" if validates else "no",
         eval_steps=interval,
