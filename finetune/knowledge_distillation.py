@@ -4,6 +4,7 @@
     python finetune/knowledge_distillation.py --teacher-model models/finetuned/merged_model \\
         --student-model models/pruned --epochs 3
     python finetune/knowledge_distillation.py --text-data null       # rows only
+    python finetune/knowledge_distillation.py --mode sequence        # a teacher of another family
 
 reads   teacher, student, prepared rows, plain text if named
 writes  CACHE_DIR (what the teacher said; it is never in memory with the student),
@@ -16,11 +17,10 @@ from slimtune.console import near, would_write, wrote
 
 
 def main(config: Config) -> None:
-    from slimtune.training import estimates, starting
-    from slimtune.training.distillation import passages_of, perplexities, require_teacher
+    from slimtune.evaluation import teaching
+    from slimtune.training import starting, students, teachers
+    from slimtune.training.distillation import passages_of, perplexities, require_pair
     from slimtune.training.reading import read_lessons
-    from slimtune.training.stages import distil_student
-    from slimtune.training.timing import dry_run
 
     student, final = config.distillation.student_model, config.distillation.output_dir
     checkpoints = final.with_name(f"{final.name}_checkpoints")
@@ -29,16 +29,20 @@ def main(config: Config) -> None:
     require(config.distillation.teacher_model)
     require(student)
     require(config.training.train_data)
-    lessons = read_lessons(student, config.model.prompt_template, config.training)
-    require_teacher(config.distillation.teacher_model, lessons)
+    template = config.model.prompt_template
+    lessons = read_lessons(student, template, config.training)
+    require_pair(config, student, lessons)
     text = passages_of(config.distillation.text_data, config.distillation.text_passages)
     if config.options.dry_run:
-        run = estimates.student_run(config, student, lessons, text)
-        needed = {"text passages": len(text)} | dry_run(config, student, run, lessons.train)
-        would_write(final, estimates=lessons.summary() | needed)
+        plan = students.plan(config, student, lessons, text)
+        would_write(final, estimates=lessons.summary() | plan)
         return
 
-    curve = distil_student(config, student, lessons, text, final, checkpoints)
+    if config.distillation.mode == "sequence":
+        with teachers.in_turn():
+            config = teaching.answered(config)
+        lessons = read_lessons(student, template, config.training)
+    curve = students.distil_student(config, student, lessons, text, final, checkpoints)
     numbers = {"loss": curve.summary(), "speed": curve.speed()}
     wrote(
         final,

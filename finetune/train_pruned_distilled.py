@@ -18,10 +18,10 @@ from slimtune.console import near, note, would_write, wrote
 def main(config: Config) -> None:
     from slimtune.models.merging import merge
     from slimtune.pruning.stage import estimate, prune_model
-    from slimtune.training import estimates, lora, starting
-    from slimtune.training.distillation import passages_of, require_teacher
+    from slimtune.training import estimates, lora, starting, students
+    from slimtune.training.distillation import passages_of, require_pair
     from slimtune.training.reading import read_lessons
-    from slimtune.training.stages import distil_student, train_adapter
+    from slimtune.training.stages import train_adapter
     from slimtune.training.timing import dry_runs
 
     base, folder = config.model.base_model, config.pruned_distilled.output_dir
@@ -34,7 +34,7 @@ def main(config: Config) -> None:
     for needed in (base, config.distillation.teacher_model, config.training.train_data):
         require(needed)
     lessons = read_lessons(base, config.model.prompt_template, config.training)
-    require_teacher(config.distillation.teacher_model, lessons)
+    require_pair(config, base, lessons)
     text = passages_of(config.distillation.text_data, config.distillation.text_passages)
     # Before the first stage, dry or not: this finds the mistakes in the settings of the last one.
     lora.require_choices(config)
@@ -48,7 +48,9 @@ def main(config: Config) -> None:
     if not _done(pruned, config):
         prune_model(config, base, pruned)
     if not _done(distilled, config):
-        distil_student(config, str(pruned), lessons, text, distilled, distilled_checkpoints)
+        students.distil_student(
+            config, str(pruned), lessons, text, distilled, distilled_checkpoints
+        )
     if not _done(adapter, config):
         train_adapter(config, str(distilled), lessons, adapter, checkpoints)
     note("final: merging the adapter into the distilled model")

@@ -2,16 +2,21 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from running import another_run_writing, files_under, leaves_nothing, refused, run, succeeds
+from safetensors.torch import load_file
 from tiny_folders import swap_two_tokens, write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimtune import prompts
+from slimtune.console import size
+from slimtune.evaluation import generation
+from slimtune.models import tokenizers
 from slimtune.training import teacher_cache
 from slimtune.training.progress import ProgressShown
 
@@ -100,6 +105,10 @@ def test_a_dry_run_estimates_and_writes_nothing(settings, pruned, tmp_path) -> N
     ran = succeeds(*words)
     for said in ("would write", "text passages: 3", "training_rows: ", "memory: "):
         assert said in ran.out
+    assert "teacher: about 0.5" in ran.out and "alone and before the student" in ran.out
+    tokens = int(re.search(r"on disk for ([\d,]+) tokens", ran.out)[1].replace(",", ""))
+    assert size(tokens * 32 * 4) in ran.out
+    assert "beside the student" in succeeds(*words, "--mode", "online").out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -161,8 +170,142 @@ def test_bad_input_is_refused(code, flags, words, settings, pruned, tmp_path, mo
 def test_a_teacher_with_another_vocabulary(option, settings, pruned, tmp_path) -> None:
     teacher = swap_two_tokens(write_tiny_llama(tmp_path / "teacher", hidden=64))
     flags = ("--teacher-model", teacher, *words_for(tmp_path), option)
-    refused(3, "different vocabularies", "knowledge_distillation", *settings, *flags)
+    said = refused(3, "different vocabularies", "knowledge_distillation", *settings, *flags)
+    assert "--mode sequence" in said[2]
     assert [path.name for path in tmp_path.glob("[!.]*")] == ["teacher"]
+
+
+@pytest.fixture(scope="module")
+def foreign(merged, tmp_path_factory) -> Path:
+    """The fine-tuned model with two of its tokens called by each other's name."""
+    ours = shutil.ignore_patterns("run.json")
+    copy = shutil.copytree(merged, tmp_path_factory.mktemp("foreign") / "teacher", ignore=ours)
+    return swap_two_tokens(copy)
+
+
+def test_a_foreign_teacher_writes_the_answers(
+    settings, foreign, pruned, rows, tmp_path, monkeypatch
+) -> None:
+    words = ("knowledge_distillation", *settings, "--mode", "sequence", *words_for(tmp_path))
+    words += ("--teacher-model", foreign, "--answer-tokens", 24)
+    dry = succeeds(*words, "--dry-run")
+    assert "alone and before the student" in dry.out and not files_under(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(generation, "run_batched", stopping_after_one_batch(generation.run_batched))
+        assert run(*words, "--max-length", 127).code == 130
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("cache/*/run.json"))
+    succeeds(*words, "--max-length", 127)
+    (answers,) = (tmp_path / "cache").glob("answers-*")
+    assert not list((tmp_path / "cache").glob("*.kept.jsonl"))
+    written = read(answers / "rows_train.jsonl")
+    given = {row["id"]: row for row in read(rows / "train_train.jsonl")}
+    assert 0 < len(written) <= len(given) and (answers / "rows_validation.jsonl").is_file()
+    expected = answers_of(foreign, [given[row["id"]]["messages"][0] for row in written[:5]])
+    assert [row["messages"][-1]["content"] for row in written[:5]] == expected
+    metrics = json.loads((tmp_path / "out" / "run.json").read_text())["metrics"]
+    assert metrics["training_rows"] == len(written)
+    assert metrics["perplexity_after"] < metrics["perplexity_before"]
+
+    def never(*args, **kwargs) -> None:
+        raise AssertionError("the teacher wrote again")
+
+    monkeypatch.setattr(generation, "generate", never)
+    succeeds(*words, "--max-length", 127, "--overwrite", *QUICK)
+    (answers / "rows_train.jsonl").write_text("{}", encoding="utf-8")
+    refused(3, "not as teacher_answers left it", *words, "--max-length", 127, "--overwrite")
+
+
+def stopping_after_one_batch(run_batched):
+    """`run_batched` in small batches, with Ctrl-C after the first."""
+
+    def stopped(lengths, budget, answer, known):
+        found = run_batched(lengths, 4 * max(lengths), answer, known)
+        for _ in range(4):
+            yield next(found)
+        raise KeyboardInterrupt
+
+    return stopped
+
+
+def read(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.open(encoding="utf-8")]
+
+
+def answers_of(folder: Path, questions: list[dict]) -> list[str]:
+    """transformers' own greedy answers, one by one."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer, answers = tokenizers.load(folder), []
+    for question in questions:
+        ids = prompts.encode_prompt(tokenizer, [question], tokenizer.chat_template)
+        said = model.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False)[0]
+        answers.append(tokenizer.decode(said[len(ids) :], skip_special_tokens=True).strip())
+    return answers
+
+
+def test_a_teacher_that_never_comes_to_an_end(settings, foreign, pruned, tmp_path) -> None:
+    words = ("--mode", "sequence", "--teacher-model", foreign, "--answer-tokens", 1)
+    flags = (*settings, *words, *words_for(tmp_path))
+    refused(3, "can be used", "knowledge_distillation", *flags)
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("cache/answers-*/run.json"))
+
+
+@pytest.mark.parametrize("start", ["default", "pissa"])
+def test_a_student_with_adapters_is_saved_merged(start, settings, pruned, rows, tmp_path) -> None:
+    words = ("knowledge_distillation", *settings, "--student", "lora", *words_for(tmp_path))
+    succeeds(*words, "--learning-rate", "1e-2", "--lora-init", start)
+    out = tmp_path / "out"
+    assert not (out / "adapter").exists() and not (out / "adapter_config.json").exists()
+    before, after = (load_file(folder / "model.safetensors") for folder in (pruned, out))
+    assert {name: t.dtype for name, t in before.items()} == {n: t.dtype for n, t in after.items()}
+    untouched, adapted = "model.embed_tokens.weight", "model.layers.0.mlp.down_proj.weight"
+    assert torch.equal(before[untouched], after[untouched])
+    assert not torch.equal(before[adapted], after[adapted])
+    metrics = json.loads((out / "run.json").read_text())["metrics"]
+    found = math.exp(loss(out, rows / "train_validation.jsonl"))
+    assert found == pytest.approx(metrics["perplexity_after"], rel=0.02)
+    assert found < 0.97 * metrics["perplexity_before"]
+
+
+def test_a_teacher_in_four_bits_says_other_things(settings, pruned, tmp_path) -> None:
+    words = ("knowledge_distillation", *settings, *QUICK, *words_for(tmp_path), "--overwrite")
+    succeeds(*words)
+    succeeds(*words, "--teacher-quantization", "nf4")
+    first, second = sorted((tmp_path / "cache").glob("*/part-00000.safetensors"))
+    one, two = load_file(first), load_file(second)
+    assert one["ids"].shape == two["ids"].shape
+    assert not torch.equal(one["log_probabilities"], two["log_probabilities"])
+
+
+@pytest.mark.parametrize("what", ["damaged", "of another data set"])
+def test_a_cache_that_cannot_be_trusted(what, settings, pruned, rows, tmp_path) -> None:
+    words = ("knowledge_distillation", *settings, *QUICK, *words_for(tmp_path))
+    succeeds(*words)
+    (cache,) = (tmp_path / "cache").iterdir()
+    if what == "damaged":
+        part = cache / "part-00000.safetensors"
+        content = bytearray(part.read_bytes())
+        content[-1] ^= 1
+        part.write_bytes(content)
+    else:
+        succeeds(*words, "--overwrite", "--text-data", "null")
+        (other,) = set((tmp_path / "cache").iterdir()) - {cache}
+        shutil.rmtree(cache)
+        other.rename(cache)
+    before = files_under(tmp_path)
+    refused(3, "cannot be trusted", *words, "--overwrite")
+    assert files_under(tmp_path) == before
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--overwrite"])
+def test_a_quantised_student_is_refused(option, settings, pruned, tmp_path) -> None:
+    student = shutil.copytree(pruned, tmp_path / "rounded")
+    (student / "run.json").unlink()
+    about = json.loads((student / "config.json").read_text())
+    about["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (student / "config.json").write_text(json.dumps(about))
+    flags = ("--student-model", student, *words_for(tmp_path), option)
+    refused(3, "quantised weights", "knowledge_distillation", *settings, *flags)
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["rounded"]
 
 
 def test_a_student_that_another_run_is_writing(settings, pruned, tmp_path) -> None:

@@ -63,6 +63,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     + ("training.max_length",),
     "model_pruning": ("pruning", "training.train_data", "model.prompt_template"),
     "knowledge_distillation": ("distillation", *_COMPUTE)
+    + _fields(Lora, "lora", without=("output_dir", "method"))
     + _fields(Training, "training", without=("epochs", "learning_rate")),
     "train_lora": ("lora", "training", "model.base_model", *_COMPUTE, "model.quantization"),
     "train_pruned_distilled": ("pruned_distilled", "training", "model.base_model", *_COMPUTE)

@@ -95,10 +95,24 @@ class Distillation(Section):
     )
     student_model: Model = setting("models/pruned", "Model that learns.")
     output_dir: Path = setting(Path("models/distilled"), "Folder for the distilled student.")
-    mode: Literal["cached", "online"] = setting(
+    mode: Literal["cached", "online", "sequence"] = setting(
         "cached",
         "cached: the teacher runs once, alone in memory, and its answers wait on disk; online:\n"
-        "both models in memory, every probability, slower steps.",
+        "both models in memory, every probability, slower steps; sequence: the teacher writes\n"
+        "answers of its own and the student trains on these, so any tokenizer will do.",
+    )
+    teacher_quantization: Literal["none", "nf4", "int8"] = setting(
+        "none",
+        "How the teacher's linear layers are kept while it is asked: none, nf4 (4 bits), int8.\n"
+        "A large teacher fits into a quarter or half of the memory and is a little less exact.",
+    )
+    answer_tokens: Positive = setting(
+        256, "sequence: longest answer that the teacher writes; one that is not done is left out."
+    )
+    student: Literal["full", "lora"] = setting(
+        "full",
+        "What of the student learns: full (all weights: wins back most) or lora (adapters, merged\n"
+        "at the end: a third of the memory; wants ten times the step size).",
     )
     cache_dir: Path = setting(
         Path("models/teacher_cache"),

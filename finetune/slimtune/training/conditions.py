@@ -1,15 +1,13 @@
 """What a training run depends on, by name: a checkpoint is resumed under the same or refused."""
 
-import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from slimtune.artifacts import sha256
 from slimtune.config import Config
 from slimtune.console import processes
-from slimtune.models.hub import resolve
+from slimtune.models.identity import identity
 
 # Folders and what changes no number: they may be other ones when a run goes on.
 _FREE = {
@@ -26,7 +24,6 @@ _FREE = {
     "distillation.cache_dir",
     "distillation.text_data",
 }
-_ENDS = 1 << 20  # bytes
 
 
 def conditions(
@@ -48,20 +45,3 @@ def conditions(
     found |= {what: identity(model) for what, model in models.items()}
     found |= {what: sha256(file)[:16] for what, file in rows.items()}
     return found | {"number of processes": str(processes())}
-
-
-def identity(model: str) -> str:
-    """A hash that tells two models apart without reading all of them.
-
-    It covers name, size, first and last MiB of every weights file: headers, shapes, and weights
-    that any training changes. Moving or copying a folder changes nothing.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(resolve(model).glob("*.safetensors")):
-        length = file.stat().st_size
-        digest.update(f"{file.name} {length}".encode())
-        with file.open("rb") as handle:
-            digest.update(handle.read(_ENDS))
-            handle.seek(max(0, length - _ENDS), os.SEEK_SET)
-            digest.update(handle.read(_ENDS))
-    return digest.hexdigest()[:16]

@@ -10,27 +10,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slimtune.config import Config, Distillation
 from slimtune.console import InputError, QualityError, near
 from slimtune.models import loading, tokenizers
-from slimtune.models.checkpoints import EMBEDDING, Checkpoint
+from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.hub import resolve
-from slimtune.training import losses, teachers
+from slimtune.training import lora, losses, teachers
 from slimtune.training.batches import Sample, encode_text
 from slimtune.training.curve import Curve
 from slimtune.training.divergences import DIVERGENCES
 from slimtune.training.fitting import fit
+from slimtune.training.initialisation import Start, start_of
 from slimtune.training.reading import Lessons
 from slimtune.training.trainer import SlimTrainer
 
 _log = logging.getLogger(__name__)
 
 _KEPT_ASIDE = 20  # without validation rows every 20th training row judges instead
+
+
+class Taught(NamedTuple):
+    """The student with all it learned: whole in float32, or its adapter and what that began as."""
+
+    model: PreTrainedModel | PeftModel
+    curve: Curve
+    start: Start | None
 
 
 class DistillationTrainer(SlimTrainer):
@@ -65,10 +75,20 @@ def numbered(*groups: Sequence[Sample]) -> list[list[Sample]]:
     return result
 
 
-def require_teacher(teacher: str, lessons: Lessons) -> None:
-    """InputError unless the teacher is a whole model with the student's vocabulary."""
+def require_pair(config: Config, student: str, lessons: Lessons) -> None:
+    """InputError unless the teacher is a whole model, with the student's vocabulary where the two
+    are compared token by token, and the student one that can learn."""
+    teacher = config.distillation.teacher_model
     resolve(teacher)
-    require_same_vocabulary(tokenizers.load(teacher), lessons.tokenizer)
+    if config.distillation.mode != "sequence":
+        require_same_vocabulary(tokenizers.load(teacher), lessons.tokenizer)
+    learner = Checkpoint(resolve(student))
+    learner.require_full_precision("train a student")
+    if "sparsity" in learner.config and config.distillation.student == "full":
+        _log.warning(
+            "caution: the student's zeros come back to life when all weights learn; --student lora "
+            "keeps them"
+        )
 
 
 def require_same_vocabulary(
@@ -82,8 +102,19 @@ def require_same_vocabulary(
         raise InputError(
             f"teacher and student speak different vocabularies ({len(different)} tokens differ)",
             f"for example {example!r}; the teacher's probabilities would land on other tokens",
-            "choose a teacher with the student's tokenizer; the unpruned model is one",
+            "choose a teacher with the student's tokenizer (the unpruned model is one), or let it "
+            "write answers to learn from: --mode sequence",
         )
+
+
+def samples_of(
+    config: Config, lessons: Lessons, text: Sequence[str]
+) -> tuple[list[Sample], list[Sample]]:
+    """What is learned from and what judges, numbered as the teacher's cache numbers them."""
+    rows, judges = kept_aside(lessons)
+    passages = encode_text(text, lessons.tokenizer, config.training.max_length)
+    train, validation = numbered([*rows, *passages], judges)
+    return train, validation
 
 
 def distil(
@@ -95,23 +126,25 @@ def distil(
     *,
     resume_from: Path | None = None,
     conditions: Mapping[str, str] | None = None,
-) -> tuple[PreTrainedModel, Curve]:
+) -> Taught:
     """Teach the student what the teacher says about the rows and the plain text.
 
-    A cached teacher is loaded first, alone, and only for answers that are not cached. Returns the
-    trained student in the type it is stored in. Raises InputError for different vocabularies,
-    QualityError for a student that got worse.
+    A cached teacher is loaded first, alone, and only for answers that are not cached. In mode
+    `sequence` the rows hold the teacher's answers already, and nothing else is asked of it. Raises
+    InputError for different vocabularies, QualityError for a student that got worse.
     """
     settings = config.distillation
-    require_teacher(settings.teacher_model, lessons)
-    rows, judges = kept_aside(lessons)
-    passages = encode_text(text, lessons.tokenizer, config.training.max_length)
-    train, validation = numbered([*rows, *passages], judges)
-    teacher = teachers.choose(config, [*train, *validation])
-    model = loading.load(student, **teachers.compute(config))
-    stored = Checkpoint(resolve(student)).dtype(EMBEDDING)
+    require_pair(config, student, lessons)
+    train, validation = samples_of(config, lessons, text)
+    options: dict[str, Any] = {}
+    if settings.mode != "sequence":
+        options = {"trainer_class": DistillationTrainer, "lesson": settings}
+        options["teacher"] = teachers.choose(config, [*train, *validation])
+    if settings.student == "lora":
+        options["loraplus_ratio"] = config.lora.loraplus_ratio
+    model, start = _learner(config, student)
     curve = fit(
-        model.float(),
+        model,
         train,
         validation,
         config.training,
@@ -120,12 +153,18 @@ def distil(
         learning_rate=settings.learning_rate,
         resume_from=resume_from,
         conditions=conditions,
-        trainer_class=DistillationTrainer,
-        teacher=teacher,
-        lesson=settings,
+        **options,
     )
     _require_better(curve, checkpoints)
-    return model.to(stored), curve
+    return Taught(model, curve, start)
+
+
+def _learner(config: Config, student: str) -> tuple[PreTrainedModel | PeftModel, Start | None]:
+    model = loading.load(student, **teachers.compute(config))
+    if config.distillation.student == "full":
+        return model.float(), None
+    adapted = lora.attach(model, config.lora, seed=config.training.seed)
+    return adapted, start_of(adapted, config.lora)
 
 
 def kept_aside(lessons: Lessons) -> tuple[list[Sample], list[Sample]]:
@@ -162,7 +201,10 @@ def perplexities(curve: Curve) -> dict[str, float]:
         return {}
     best = min(validations, key=lambda entry: entry["eval_loss"])
     found = {"perplexity_before": validations[0], "perplexity_after": best}
-    return {name: round(math.exp(entry["eval_ce"]), 3) for name, entry in found.items()}
+    return {
+        name: round(math.exp(entry.get("eval_ce", entry["eval_loss"])), 3)
+        for name, entry in found.items()
+    }
 
 
 def _require_better(curve: Curve, checkpoints: Path) -> None:

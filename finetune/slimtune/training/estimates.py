@@ -80,12 +80,19 @@ def student_run(config: Config, student: str, lessons: Lessons, text: Sequence[s
     """A run of distillation: rows and passages; an online teacher's weights are there as well."""
     settings = config.distillation
     passages = encode_text(text, lessons.tokenizer, config.training.max_length)
-    run = whole_run(config, student, [*lessons.train, *passages], settings.epochs)
+    samples = [*lessons.train, *passages]
+    if settings.student == "lora":
+        unrounded = config.model.model_copy(update={"quantization": "none"})
+        plain = config.model_copy(update={"model": unrounded})
+        run = replace(adapter_run(plain, student, samples), epochs=settings.epochs)
+    else:
+        run = whole_run(config, student, samples, settings.epochs)
     if settings.mode != "online":
         return run
     teacher = memory.Shape.of(Checkpoint(resolve(settings.teacher_model)).config)
     itemsize = choose_dtype(config.model.device, config.model.dtype).itemsize
-    return replace(run, extra=memory.weight_bytes(teacher, itemsize, "none"))
+    rounded = settings.teacher_quantization
+    return replace(run, extra=memory.weight_bytes(teacher, itemsize, rounded))
 
 
 def _run(

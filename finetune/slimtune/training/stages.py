@@ -3,7 +3,7 @@
 import gc
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from slimtune.training import (
     attention,
     card,
     conditions,
-    distillation,
     estimates,
     initialisation,
     lora,
@@ -77,7 +76,7 @@ def train_adapter(
         card.write(stage.folder, base, config, curve, lessons.summary())
         stage.metrics.update(trainable_parameters=trainable, parameters=total)
         stage.metrics.update(lessons.summary() | curve.metrics())
-    _done_with(checkpoints)
+    done_with(checkpoints)
     return curve, f"{trainable:,} of {total:,} parameters ({trainable / total:.2%})"
 
 
@@ -106,7 +105,7 @@ def train_whole(
         card.write(stage.folder, base, config, curve, lessons.summary(), kind="whole")
         stage.metrics.update(parameters=model.num_parameters())
         stage.metrics.update(lessons.summary() | curve.metrics())
-    _done_with(checkpoints)
+    done_with(checkpoints)
     return curve, f"all {model.num_parameters():,} parameters"
 
 
@@ -136,55 +135,17 @@ def _load(config: Config, base: str, quantization: str = "none") -> PreTrainedMo
     )
 
 
-def distil_student(
-    config: Config,
-    student: str,
-    lessons: Lessons,
-    text: Sequence[str],
-    final: Path,
-    checkpoints: Path,
-) -> Curve:
-    """Teach `student` what the teacher says and write it to `final`."""
-    teacher = config.distillation.teacher_model
-    models = {"student model": student, "teacher model": teacher}
-    same = conditions.conditions(config, ("distillation", "training"), models, lessons.named)
-    config = estimates.settled(config, estimates.student_run(config, student, lessons, text))
-    inputs = [student, teacher, *lessons.files]
-    with stage_folder("knowledge_distillation", final, config, inputs=inputs) as stage:
-        resume_from = to_resume(checkpoints, same) if config.options.resume else None
-        model, curve = distillation.distil(
-            config,
-            student,
-            lessons,
-            text,
-            checkpoints,
-            resume_from=resume_from,
-            conditions=same,
-        )
-        loading.save(model, lessons.tokenizer, stage.folder, resolve(student))
-        curve.write(stage.folder)
-        stage.metrics.update(lessons.summary() | {"text_passages": len(text)} | curve.metrics())
-        perplexities = distillation.perplexities(curve)
-        stage.metrics.update(perplexities)
-        learned = lessons.summary() | {"text_passages": len(text)}
-        card.write(
-            stage.folder, student, config, curve, learned, kind="distilled", more=perplexities
-        )
-    _done_with(checkpoints)
-    return curve
-
-
 @contextmanager
 def _no_effect_ends(checkpoints: Path) -> Iterator[None]:
     """A run that has changed nothing is at its end: its checkpoints must not be in the way."""
     try:
         yield
     except lora.NoEffect:
-        _done_with(checkpoints)
+        done_with(checkpoints)
         raise
 
 
-def _done_with(checkpoints: Path) -> None:
+def done_with(checkpoints: Path) -> None:
     """Only now, with the result under its final name, is a stopped run no longer thinkable."""
     if first_process():
         shutil.rmtree(checkpoints, ignore_errors=True)

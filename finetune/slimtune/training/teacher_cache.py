@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 SAMPLES_A_PART = 512
 MANIFEST = "cache.json"
-_TOKENS_PER_BATCH = 4096
+TOKENS_PER_BATCH = 4096
 
 Said = Callable[[slice], TeacherTopK]  # a slice of a batch's supervised positions -> the top-k
 
@@ -183,12 +183,12 @@ def hidden_states(
 
 
 def _batches(samples: Sequence[Sample]) -> Iterator[list[int]]:
-    """Places of samples of similar length, at most _TOKENS_PER_BATCH tokens together."""
+    """Places of samples of similar length, at most TOKENS_PER_BATCH tokens together."""
     batch: list[int] = []
     tokens = 0
     for index in sorted(range(len(samples)), key=lambda i: len(samples[i].input_ids)):
         length = len(samples[index].input_ids)
-        if batch and tokens + length > _TOKENS_PER_BATCH:
+        if batch and tokens + length > TOKENS_PER_BATCH:
             yield batch
             batch, tokens = [], 0
         batch.append(index)

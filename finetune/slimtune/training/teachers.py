@@ -5,7 +5,8 @@ these positions, so that the loss never has more than one chunk of a vocabulary 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,11 +16,13 @@ from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from slimtune.config import Config
-from slimtune.console import near, processes
-from slimtune.models import loading
+from slimtune.console import near, processes, size
+from slimtune.models import loading, memory
+from slimtune.models.checkpoints import Checkpoint
+from slimtune.models.hub import resolve
+from slimtune.models.identity import identity
 from slimtune.training import attention, teacher_cache
 from slimtune.training.batches import Sample
-from slimtune.training.conditions import identity
 from slimtune.training.divergences import TeacherTopK
 from slimtune.training.teacher_cache import CachedTeacher, Said, hidden_states
 
@@ -55,28 +58,68 @@ def choose(config: Config, samples: Sequence[Sample]) -> Teacher:
     settings = config.distillation
     if settings.mode == "online":
         return OnlineTeacher(load(config), settings.temperature)
-    top_k, temperature = settings.top_k, settings.temperature
-    asked = identity(settings.teacher_model)
-    folder = settings.cache_dir / teacher_cache.key(samples, asked, top_k, temperature)
-    if processes() > 1:  # the first process asks the teacher, the others wait and read
-        with PartialState(timeout=_A_DAY).main_process_first():
-            _fill(folder, config, samples)
-    else:
-        _fill(folder, config, samples)
-    return CachedTeacher(folder)
+    with in_turn():
+        return CachedTeacher(fill(config, samples))
 
 
-def _fill(folder: Path, config: Config, samples: Sequence[Sample]) -> None:
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Of several processes the first goes in alone; the others find what it has made."""
+    if processes() == 1:
+        yield
+        return
+    with PartialState(timeout=_A_DAY).main_process_first():
+        yield
+
+
+def fill(config: Config, samples: Sequence[Sample]) -> Path:
+    """The cache of what the teacher says about `samples`; it is asked for what is missing."""
+    folder, settings = cache_folder(config, samples), config.distillation
     if teacher_cache.whole(folder):
         _log.info("the teacher's answers are cached already: %s", near(folder))
-        return
-    top_k, temperature = config.distillation.top_k, config.distillation.temperature
+        return folder
+    top_k, temperature = settings.top_k, settings.temperature
     teacher_cache.write(folder, lambda: load(config), samples, top_k=top_k, temperature=temperature)
+    return folder
+
+
+def cache_folder(config: Config, samples: Sequence[Sample]) -> Path:
+    """Where the teacher's answers about `samples` lie, or will lie."""
+    settings = config.distillation
+    asked = identity(settings.teacher_model)
+    if settings.teacher_quantization != "none":
+        asked += f" {settings.teacher_quantization}"
+    return settings.cache_dir / teacher_cache.key(
+        samples, asked, settings.top_k, settings.temperature
+    )
 
 
 def load(config: Config) -> PreTrainedModel:
     """The teacher, ready for padding-free batches."""
-    return loading.load(config.distillation.teacher_model, **compute(config))
+    settings = config.distillation
+    quantization = settings.teacher_quantization
+    return loading.load(settings.teacher_model, quantization=quantization, **compute(config))
+
+
+def estimate(config: Config, samples: Sequence[Sample]) -> dict[str, str]:
+    """The lines of --dry-run about the teacher: its own memory, and its answers on disk."""
+    settings, model = config.distillation, config.model
+    shapes = Checkpoint(resolve(settings.teacher_model)).config
+    needed = memory.estimate(
+        shapes,
+        "inference",
+        itemsize=loading.choose_dtype(model.device, model.dtype).itemsize,
+        quantization=settings.teacher_quantization,
+        max_length=teacher_cache.TOKENS_PER_BATCH,
+    )
+    if settings.mode == "online":
+        return {"teacher": "in memory beside the student; its weights are counted there"}
+    found = {"teacher": f"about {needed}, alone and before the student"}
+    if settings.mode == "cached":
+        taken = teacher_cache.size(samples, settings.top_k, shapes["vocab_size"])
+        tokens = sum(sample.supervised for sample in samples)
+        found["teacher's answers"] = f"{size(taken)} on disk for {tokens:,} tokens"
+    return found
 
 
 def compute(config: Config) -> dict[str, Any]:
