@@ -32,7 +32,7 @@ def main(config: Config) -> None:
     template = config.model.prompt_template
     lessons = read_lessons(student, template, config.training)
     require_pair(config, student, lessons)
-    text = passages_of(config.distillation.text_data, config.distillation.text_passages)
+    text = passages_of(config)
     if config.options.dry_run:
         plan = students.plan(config, student, lessons, text)
         would_write(final, estimates=lessons.summary() | plan)

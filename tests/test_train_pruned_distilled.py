@@ -11,9 +11,12 @@ from safetensors.torch import load_file
 from tiny_folders import swap_two_tokens, write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from slimtune.console import size
 from slimtune.training import stages
 
-STAGES = ("pruned", "distilled", "lora_adapter", "final")
+# The comparison takes most of the time; one run with it is enough.
+UNMEASURED = ("--stages", "prune,cache,distil,lora,merge")
+STAGES = ("pruned", "teacher_cache", "distilled", "lora_adapter", "final")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,7 @@ def test_every_stage_is_an_output_of_its_own(small) -> None:
     runs = records(small)
     assert [run["stage"] for run in runs.values()] == [
         "model_pruning",
+        "teacher_cache",
         "knowledge_distillation",
         "train_lora",
         "train_pruned_distilled",
@@ -59,8 +63,10 @@ def test_every_stage_is_an_output_of_its_own(small) -> None:
     inputs = {stage: {one["run_id"] for one in run["inputs"]} for stage, run in runs.items()}
     assert ids["pruned"] in inputs["distilled"] and ids["distilled"] in inputs["lora_adapter"]
     assert {ids["distilled"], ids["lora_adapter"]} <= inputs["final"]
-    losses = runs["final"]["metrics"]["losses"]
-    assert losses["validation loss, lora_adapter"] < losses["validation loss, distilled"]
+    best = {name: run["metrics"].get("validation_loss_best") for name, run in runs.items()}
+    assert best["lora_adapter"] < best["distilled"]
+    cache = Path(runs["teacher_cache"]["metrics"]["cache"])
+    assert (cache / "cache.json").is_file()
     assert not (small / "checkpoints").exists()
 
 
@@ -81,8 +87,9 @@ def test_flags_only(project, merged, rows, tmp_path, monkeypatch) -> None:
         *("--train-data", rows / "train_train.jsonl", "--text-data", "null", "--epochs", 1),
         *("--output-dir", "out", "--cache-dir", "cache", "--ffn-ratio", 0.5, "--lora-r", 2),
         *("--distillation-epochs", 1, "--device", "cpu", "--max-length", 128),
+        *UNMEASURED,
     )
-    assert "wrote  out/final\n" in ran.out and "validation loss, lora_adapter: " in ran.out
+    assert "wrote  out/final\n" in ran.out and "wrote  out/card.md\n" in ran.out
     assert ran.out.endswith("convert_to_gguf.py --model-path out/final\n")
     assert AutoModelForCausalLM.from_pretrained("out/final").config.intermediate_size == 64
     assert json.loads(Path("out/lora_adapter/adapter_config.json").read_text())["r"] == 2
@@ -91,7 +98,9 @@ def test_flags_only(project, merged, rows, tmp_path, monkeypatch) -> None:
 def test_a_dry_run_estimates_and_writes_nothing(settings, merged, tmp_path) -> None:
     out = tmp_path / "out"
     ran = succeeds("train_pruned_distilled", *settings, "--output-dir", out, "--dry-run")
-    for said in ("distilled\n", "lora_adapter\n", "final\n", "FFN neurons a layer: 128 -> 96"):
+    parts = ("distilled\n", "lora_adapter\n", "final\n", "FFN neurons a layer: 128 -> 96")
+    parts += ("teacher: about 0.5", "stages: prune, cache, distil, lora, merge, evaluate")
+    for said in parts:
         assert said in ran.out
     assert list(tmp_path.iterdir()) == []
 
@@ -102,7 +111,16 @@ def test_a_finished_run_is_replaced_only_with_overwrite(settings, small, tmp_pat
     before = files_under(out)
     refused(2, "--overwrite", *words)
     assert files_under(out) == before
-    flags = ("--ffn-ratio", 0.5, "--epochs", 1, "--distillation-epochs", 1, "--overwrite")
+    flags = (
+        "--ffn-ratio",
+        0.5,
+        "--epochs",
+        1,
+        "--distillation-epochs",
+        1,
+        "--overwrite",
+        *UNMEASURED,
+    )
     succeeds(*words, *flags)
     assert AutoModelForCausalLM.from_pretrained(out / "final").config.intermediate_size == 64
     assert not {r["run_id"] for r in records(out).values()} & {
@@ -115,18 +133,91 @@ def test_a_stopped_run_goes_on_at_that_stage(settings, merged, tmp_path, monkeyp
         raise KeyboardInterrupt
 
     words = ("train_pruned_distilled", *settings, "--output-dir", tmp_path)
-    words += ("--epochs", 2, "--distillation-epochs", 1)
+    words += ("--epochs", 2, "--distillation-epochs", 1, *UNMEASURED)
     with monkeypatch.context() as patched:
         patched.setattr(stages, "train_adapter", stop)
         assert run(*words).code == 130
     stopped = records(tmp_path)
-    assert list(stopped) == ["pruned", "distilled"]
+    assert list(stopped) == ["pruned", "teacher_cache", "distilled"]
     refused(2, "exists already", *words)
     assert records(tmp_path) == stopped
     ran = succeeds(*words, "--resume")
-    assert "pruned: finished already" in ran.err and "lora_adapter: starting" in ran.err
+    assert "prune: finished already" in ran.err and "lora: starting" in ran.err
     assert {stage: records(tmp_path)[stage] for stage in stopped} == stopped
     assert list(records(tmp_path)) == list(STAGES)
+
+
+def test_the_card_says_what_each_stage_cost_and_brought(project, small) -> None:
+    lines = (small / "card.md").read_text(encoding="utf-8").splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if "|" in line]
+    head, _, *rows = cells
+    table = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    assert list(table) == ["base", "prune", "cache", "distil", "lora", "merge", "evaluate"]
+    runs = records(small)
+    measured = json.loads((small / "evaluation" / "evaluation_results_metrics.json").read_text())
+    base, pruned, distilled, final = measured["models"]
+    for stage, model in {
+        "base": base,
+        "prune": pruned,
+        "distil": distilled,
+        "merge": final,
+    }.items():
+        assert table[stage]["parameters"] == f"{model['cost']['parameters']:,}"
+        assert table[stage]["match %"] == f"{model['exact_match']['score']:.1f}"
+        assert table[stage]["perplexity"] == f"{model['perplexity']['score']:.2f}"
+    assert table["cache"]["on disk"] == size(runs["teacher_cache"]["metrics"]["bytes"])
+    best = runs["lora_adapter"]["metrics"]["validation_loss_best"]
+    assert table["lora"]["validation loss"] == f"{best:.4f}" and table["lora"]["match %"] == "–"
+    assert all(table[stage]["seconds"].isdigit() for stage in list(table)[1:])
+    assert all(table[stage]["peak memory"].endswith("B") for stage in list(table)[1:])
+
+
+def test_with_everything_finished_the_card_is_shown_again(settings, small, tmp_path) -> None:
+    out = shutil.copytree(small, tmp_path / "out")
+    before = files_under(out)
+    ran = succeeds("train_pruned_distilled", *settings, "--output-dir", out, "--resume")
+    assert "none: all have finished" in ran.out
+    assert "match %" in ran.out and "evaluate: finished already" in ran.err
+    after = files_under(out)
+    assert {n: b for n, b in after.items() if n != "card.md"} == {
+        n: b for n, b in before.items() if n != "card.md"
+    }
+
+
+def test_stages_are_chosen(settings, small, tmp_path) -> None:
+    words = ("train_pruned_distilled", *settings, "--output-dir", tmp_path)
+    said = refused(3, "the stage lora reads it", *words, "--stages", "lora,merge")
+    assert said[2].endswith("--stages distil,lora,merge")
+    assert leaves_nothing(tmp_path)
+    ran = succeeds(*words, "--stages", "prune")
+    assert list(records(tmp_path)) == ["pruned"] and "lora" not in ran.err
+    assert ran.out.endswith("next:  python finetune/train_pruned_distilled.py --resume\n")
+    shutil.copytree(small / "distilled", tmp_path / "distilled")
+    succeeds(*words, "--stages", "merge,lora", "--epochs", 1)
+    assert list(records(tmp_path)) == ["pruned", "distilled", "lora_adapter", "final"]
+    assert refused(2, "exists already", *words, "--stages", "lora")
+    weights = tmp_path / "distilled" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    refused(3, "not as knowledge_distillation left it", *words, "--stages", "lora", "--overwrite")
+
+
+def test_without_test_rows_the_evaluation_is_left_out(
+    settings, merged, rows, tmp_path, monkeypatch
+) -> None:
+    (tmp_path / "train.jsonl").write_bytes((rows / "train_train.jsonl").read_bytes())
+    words = ("train_pruned_distilled", *settings, "--output-dir", tmp_path / "out", "--dry-run")
+    words += ("--train-data", tmp_path / "train.jsonl")
+    ran = succeeds(*words)
+    assert "stages: prune, cache, distil, lora, merge\n" in ran.out
+    refused(3, "nowhere.jsonl", *words, "--test-data", "nowhere.jsonl")
+
+
+def test_an_online_teacher_leaves_no_cache(settings, merged, tmp_path) -> None:
+    words = ("train_pruned_distilled", *settings, "--output-dir", tmp_path, "--mode", "online")
+    succeeds(*words, "--stages", "prune,cache,distil", "--distillation-epochs", 1)
+    assert list(records(tmp_path)) == ["pruned", "distilled"]
+    words = (*words[:-1], "sequence")
+    refused(2, "knowledge_distillation.py --mode sequence", *words, "--overwrite")
 
 
 @pytest.mark.parametrize(

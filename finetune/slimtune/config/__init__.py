@@ -69,7 +69,9 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "train_pruned_distilled": ("pruned_distilled", "training", "model.base_model", *_COMPUTE)
     + _fields(Lora, "lora", without=("output_dir", "method"))
     + _fields(Pruning, "pruning", without=("model_path", "output_dir"))
-    + _fields(Distillation, "distillation", without=("student_model", "output_dir")),
+    + _fields(Distillation, "distillation", without=("student_model", "output_dir"))
+    + ("evaluation.test_data", "evaluation.max_rows", "evaluation.max_new_tokens")
+    + ("evaluation.token_budget", "evaluation.extract"),
     "evaluate_model": ("evaluation", "model", "training.train_data", "training.max_length"),
     "convert_to_gguf": ("gguf", "model.prompt_template", "model.system_prompt")
     + ("training.max_length", "training.train_data", "evaluation.test_data"),

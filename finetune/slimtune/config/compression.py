@@ -15,6 +15,7 @@ def _count(value: object) -> object:
     return float(found[1]) * {"k": 1e3, "M": 1e6, "B": 1e9}[found[2]] if found else value
 
 
+StageName = Literal["prune", "cache", "distil", "lora", "merge", "evaluate"]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -153,5 +154,11 @@ class PrunedDistilled(Section):
     """Prune, distil and LoRA in one run, from the base model to a small fine-tuned one."""
 
     output_dir: Path = setting(
-        Path("models/pruned_distilled"), "Folder for pruned, distilled, lora_adapter and final."
+        Path("models/pruned_distilled"),
+        "Folder for pruned, teacher_cache, distilled, lora_adapter, final, evaluation and card.md.",
+    )
+    stages: list[StageName] = setting(
+        ["prune", "cache", "distil", "lora", "merge", "evaluate"],
+        "What to run, always in this order: prune (with refit), cache (ask the teacher), distil,\n"
+        "lora (on the task), merge, evaluate. What is left out must be there from an earlier run.",
     )

@@ -1,5 +1,6 @@
 """The comparison as evaluate_model runs it: models and rows in, CSV, metrics and reports out."""
 
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +8,34 @@ from pathlib import Path
 from slimtune.artifacts import lineage, refuse_finished_files, run_of, stage_files
 from slimtune.config import Config
 from slimtune.console import SettingsError, near
+from slimtune.data.rows import beside
 from slimtune.evaluation import candidates, comparison, outputs, reporting
 from slimtune.evaluation.answers import Candidate
 
+log = logging.getLogger(__name__)
+
 REPORT, PAGE = "training_report.md", "report.html"
+
+
+def settings_for(config: Config, models: Sequence[Path], output: Path) -> Config:
+    """The settings of a comparison of the base with `models`, written to `output`."""
+    chosen = {"lora_model": None, "models": [str(model) for model in models], "output": output}
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update=chosen)})
+
+
+def without_rows(stages: Sequence[str], config: Config) -> list[str]:
+    """The stages, less `evaluate` where there are no test rows: it is said, and the rest goes on.
+
+    InputError for a file of test rows that is named and not usable.
+    """
+    train = config.training.train_data
+    if "evaluate" not in stages:
+        return list(stages)
+    if config.evaluation.test_data or beside(train, "test"):
+        candidates.test_rows(config)
+        return list(stages)
+    log.warning("evaluate: left out, there are no test rows beside %s", near(train))
+    return [stage for stage in stages if stage != "evaluate"]
 
 
 def written(config: Config) -> list[Path]:

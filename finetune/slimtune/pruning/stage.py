@@ -78,8 +78,8 @@ def prune_model(config: Config, model: str, final: Path) -> PruneReport:
     source = resolve(model)
     target = plan(source, config)
     require_finite(Checkpoint(source))
-    calibration = calibrate(source, config)
     with stage_folder("model_pruning", final, config, inputs=[model]) as stage:
+        calibration = calibrate(source, config)
         scratch = stage.folder / "scratch"
         before = _sizes(source, calibration, scratch)
         difference = _cut(config, source, target, stage.folder, calibration)

@@ -17,7 +17,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slimtune.config import Config, Distillation
-from slimtune.console import InputError, QualityError, near
+from slimtune.console import InputError, QualityError, SettingsError, near
 from slimtune.models import loading, tokenizers
 from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.hub import resolve
@@ -107,6 +107,21 @@ def require_same_vocabulary(
         )
 
 
+def stages_for(config: Config) -> list[str]:
+    """The stages of the combined run without those that the mode of distillation has no use for.
+
+    SettingsError for `sequence`: there the teacher's rows would take the place of the task's.
+    """
+    chosen, mode = config.pruned_distilled.stages, config.distillation.mode
+    if mode == "sequence" and "distil" in chosen:
+        raise SettingsError(
+            "distillation.mode: sequence in the combined run",
+            "its teacher has the tokenizer of the model that is pruned, and is asked for more",
+            "use cached or online here, or run knowledge_distillation.py --mode sequence by itself",
+        )
+    return [stage for stage in chosen if mode == "cached" or stage != "cache"]
+
+
 def samples_of(
     config: Config, lessons: Lessons, text: Sequence[str]
 ) -> tuple[list[Sample], list[Sample]]:
@@ -176,8 +191,9 @@ def kept_aside(lessons: Lessons) -> tuple[list[Sample], list[Sample]]:
     return [row for i, row in enumerate(lessons.train) if i % _KEPT_ASIDE], judges
 
 
-def passages_of(file: Path | None, count: int) -> list[str]:
-    """`count` lines spread evenly over a text file; none without a file or a count."""
+def passages_of(config: Config) -> list[str]:
+    """text_passages lines spread evenly over text_data; none without a file or a count."""
+    file, count = config.distillation.text_data, config.distillation.text_passages
     if file is None or not count:
         return []
     if not file.is_file():

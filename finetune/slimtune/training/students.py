@@ -52,7 +52,8 @@ def distil_student(
         curve.write(stage.folder)
         learned = lessons.summary() | {"text_passages": len(text)}
         perplexities = distillation.perplexities(curve)
-        stage.metrics.update(learned | curve.metrics() | perplexities)
+        parameters = Checkpoint(stage.folder).parameters
+        stage.metrics.update(learned | curve.metrics() | perplexities, parameters=parameters)
         card.write(
             stage.folder, student, config, curve, learned, kind="distilled", more=perplexities
         )

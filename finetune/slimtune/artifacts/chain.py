@@ -1,0 +1,81 @@
+"""The combined run's stages in a row: where each writes, what it reads, and which are to be run."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from slimtune.artifacts.lineage import require
+from slimtune.artifacts.records import forget_peak, run_of
+from slimtune.artifacts.stages import refuse_finished, refuse_finished_files
+from slimtune.config import Config
+from slimtune.console import InputError, near, note
+
+
+@dataclass(frozen=True)
+class Link:
+    """A stage: the folder or file it writes, and the stages whose output it reads."""
+
+    output: Path
+    reads: tuple[str, ...] = ()
+
+
+_STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "prune": ("pruned", ()),
+    "cache": ("teacher_cache", ()),
+    "distil": ("distilled", ("prune",)),
+    "lora": ("lora_adapter", ("distil",)),
+    "merge": ("final", ("distil", "lora")),
+    "evaluate": ("evaluation/evaluation_results.csv", ("prune", "distil", "merge")),
+}
+
+
+def links_in(folder: Path) -> dict[str, Link]:
+    """The stages of a combined run in `folder`, in their order."""
+    return {name: Link(folder / output, reads) for name, (output, reads) in _STAGES.items()}
+
+
+def run_stages(
+    chosen: Collection[str], todo: Collection[str], work: Mapping[str, Callable[[], object]]
+) -> None:
+    """Run what is to be run, each stage with a peak of memory of its own."""
+    for name in work:
+        if name in chosen:
+            note(f"{name}: {'starting' if name in todo else 'finished already'}")
+        if name in todo:
+            forget_peak()
+            work[name]()
+
+
+def unfinished(
+    links: Mapping[str, Link], chosen: Collection[str], config: Config, command: str
+) -> list[str]:
+    """The chosen stages that are to be run, in the order of `links`.
+
+    With --resume those that have finished are left out. Raises SettingsError for a finished one
+    that may not be replaced, and InputError, naming `command` with the stages it needs, where one
+    would read what is not there.
+    """
+    finished = {name for name, link in links.items() if run_of(link.output)}
+    wanted = [name for name in links if name in chosen]
+    for name in wanted:
+        for read in links[name].reads:
+            if read not in wanted and read not in finished:
+                stages = ",".join(one for one in links if one in {*wanted, read})
+                raise InputError(
+                    f"{near(links[read].output)}: not there",
+                    f"the stage {name} reads it, and {read} is not among --stages",
+                    f"{command} --stages {stages}",
+                )
+            if read not in wanted:
+                require(links[read].output)
+    todo = [name for name in wanted if not (config.options.resume and name in finished)]
+    for name in todo:
+        _refuse(links[name].output, config)
+    return todo
+
+
+def _refuse(output: Path, config: Config) -> None:
+    if output.suffix:
+        refuse_finished_files(output.with_name(f"{output.stem}_run.json"), config)
+    else:
+        refuse_finished(output, config)

@@ -1,0 +1,87 @@
+"""The card of a run of several stages: what each cost, and what came of it, from their records."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from slimtune.artifacts.chain import Link
+from slimtune.artifacts.records import run_of
+from slimtune.console import size
+
+HEADERS = [
+    "stage", "seconds", "peak memory", "parameters", "on disk", "validation loss", "perplexity",
+    "match %", "write t/s",
+]  # fmt: skip
+_NOTHING = "–"
+_PARAMETERS = ("parameters_after", "trainable_parameters", "parameters")
+
+
+def cost_rows(links: Mapping[str, Link]) -> list[list[str]]:
+    """A row for each finished stage, under HEADERS.
+
+    Seconds and peak memory are the stage's own, parameters those that its output adds or has. The
+    last stage is a comparison of the base with what the stages it reads have written: perplexity,
+    exact match and speed are its figures, all on the same rows.
+    """
+    runs = {name: run_of(link.output) for name, link in links.items()}
+    last = [*links][-1]
+    models = runs[last]["metrics"]["models"] if runs[last] else []
+    found = dict(zip(["base", *links[last].reads], models, strict=False))
+    rows = []
+    if found:
+        base = found["base"]
+        rows.append(["base", *[_NOTHING] * 2, *_size_of(base), _NOTHING, *_brought(base)])
+    for name, run in runs.items():
+        if run:
+            rows.append([name, *_cost(run), *_brought(found.get(name))])
+    return rows
+
+
+def write_card(file: Path, title: str, rows: Sequence[Sequence[str]]) -> None:
+    """The rows as a Markdown table; the file is there whole or not at all."""
+    lines = [f"# {title}", "", *(_line(cells) for cells in [HEADERS, _rule(), *rows])]
+    lines += ["", "Seconds and peak memory are those of the stage alone. Perplexity, match and"]
+    lines += ["speed are measured on the same test rows, one model in memory at a time."]
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    os.replace(partial, file)
+
+
+def _rule() -> list[str]:
+    return ["---", *["---:"] * (len(HEADERS) - 1)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cost(run: Mapping[str, Any]) -> list[str]:
+    metrics = run["metrics"]
+    parameters = next((metrics[name] for name in _PARAMETERS if name in metrics), None)
+    weights = [one["bytes"] for name, one in run["files"].items() if name.endswith(".safetensors")]
+    taken = metrics["bytes"] if run["stage"] == "teacher_cache" else sum(weights)
+    loss = metrics.get("validation_loss_best")
+    return [
+        f"{run['seconds']:.0f}",
+        size(run["peak_memory_bytes"]),
+        f"{parameters:,}" if parameters else _NOTHING,
+        size(taken) if taken else _NOTHING,
+        f"{loss:.4f}" if loss is not None else _NOTHING,
+    ]
+
+
+def _size_of(model: Mapping[str, Any]) -> list[str]:
+    cost = model["cost"]
+    return [f"{cost['parameters']:,}", size(cost["bytes_on_disk"])]
+
+
+def _brought(model: Mapping[str, Any] | None) -> list[str]:
+    if model is None:
+        return [_NOTHING] * 3
+    perplexity = model["perplexity"]
+    return [
+        f"{perplexity['score']:.2f}" if perplexity else _NOTHING,
+        f"{model['exact_match']['score']:.1f}",
+        f"{model['cost']['generated_tokens_per_second']:.0f}",
+    ]
