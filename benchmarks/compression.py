@@ -2,6 +2,7 @@
 
     python benchmarks/compression.py             # three seeds, medians
     python benchmarks/compression.py --small     # one seed
+    python benchmarks/compression.py --only recovery   # what distillation wins back; or: cuts
 
 stories260K, one shot: a quarter of FFN neurons and KV groups (-22 % parameters), one layer, zeros.
 Calibration is 256 windows that the model wrote itself; perplexity is over the last 30 % of the
@@ -10,19 +11,17 @@ side is a process of its own.
 """
 
 import argparse
-import re
 import statistics
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from measuring import FINETUNE, SHARED_DATA, machine, measure, report, table
+import recovery
+from measuring import FINETUNE, machine, measure, report, table
+from stories import CALIBRATION, MODEL, TEXT, WINDOW, held_out
 
 sys.path.insert(0, str(FINETUNE))
-MODEL = SHARED_DATA / "stories260K"
-TEXT = SHARED_DATA / "text" / "tinystories.txt"
-WINDOW, CALIBRATION = 256, 256
 CRITERIA = ("random", "magnitude", "taylor", "activation")
 SPARSE = (
     ("global", "unstructured"),
@@ -45,6 +44,7 @@ class Zeros:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="one seed instead of three")
+    parser.add_argument("--only", choices=("cuts", "recovery"), help="one part of the two")
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)  # the side that is measured
     options = parser.parse_args()
     if options.seed is not None:
@@ -54,9 +54,12 @@ def main() -> None:
         sys.exit(f"{TEXT} is not here: this benchmark needs the shared data")
     print(machine())
     seeds = range(1 if options.small else 3)
-    command = [sys.executable, __file__, "--seed"]
-    runs = [measure([*command, str(seed)]).results for seed in seeds]
-    show({name: statistics.median(run[name] for run in runs) for name in runs[0]}, len(seeds))
+    for part in (sys.modules[__name__], recovery):
+        if options.only in (None, "recovery" if part is recovery else "cuts"):
+            command = [sys.executable, part.__file__, "--seed"]
+            runs = [measure([*command, str(seed)]).results for seed in seeds]
+            medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+            part.show(medians, len(seeds))
 
 
 def show(found: dict[str, float], seeds: int) -> None:
@@ -122,25 +125,6 @@ def figures(seed: int) -> dict[str, float]:
             sparsify(MODEL, Path(folder) / name, zeros, batches, scratch)
             found[name] = perplexity(name)
     return found
-
-
-def held_out() -> list[list[int]]:
-    """Windows of the last 30 % of the stories, a BOS where a story starts and nowhere else."""
-    from slimtune.models import tokenizers
-
-    stories: list[str] = []
-    for paragraph in TEXT.read_text(encoding="utf-8").split("\n\n"):
-        starts = re.match(r"Once upon a time|One day, a |Once there was|There was once", paragraph)
-        if starts or not stories:
-            stories.append(paragraph)
-        else:
-            stories[-1] += "\n\n" + paragraph
-    tokenizer = tokenizers.load(MODEL)
-    ids: list[int] = []
-    for story in stories[int(len(stories) * 0.7) :]:
-        ids += [tokenizer.bos_token_id]
-        ids += tokenizer(story, add_special_tokens=False, verbose=False).input_ids
-    return [ids[start : start + WINDOW] for start in range(0, len(ids) - WINDOW + 1, WINDOW)]
 
 
 if __name__ == "__main__":
