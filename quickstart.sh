@@ -51,7 +51,8 @@ step models/pruned/run.json python finetune/model_pruning.py
 step models/distilled/run.json python finetune/knowledge_distillation.py
 
 # --- 5. or all three in one run, from the base model on ----------------------------------------
-step models/pruned_distilled/final/run.json python finetune/train_pruned_distilled.py
+step models/pruned_distilled/final/run.json python finetune/train_pruned_distilled.py \
+  --stages prune,cache,distil,lora,merge     # its comparison, too, is in step 7
 
 # --- 6. one file for llama.cpp and Ollama --------------------------------------------------------
 step models/gguf/slimtune-sample-Q4_K_M.gguf python finetune/convert_to_gguf.py \

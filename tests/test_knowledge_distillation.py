@@ -190,6 +190,13 @@ def test_a_foreign_teacher_writes_the_answers(
     words += ("--teacher-model", foreign, "--answer-tokens", 24)
     dry = succeeds(*words, "--dry-run")
     assert "alone and before the student" in dry.out and not files_under(tmp_path)
+    for split in ("train", "validation"):  # so that the answers given and the teacher's differ
+        given = read(rows / f"train_{split}.jsonl")
+        for row in given:
+            row["messages"][-1]["content"] = "12 dogs"
+        lines = "".join(json.dumps(row) + "\n" for row in given)
+        (tmp_path / f"own_{split}.jsonl").write_text(lines, encoding="utf-8")
+    words += ("--train-data", tmp_path / "own_train.jsonl")
     with monkeypatch.context() as patched:
         patched.setattr(generation, "run_batched", stopping_after_one_batch(generation.run_batched))
         assert run(*words, "--max-length", 127).code == 130
@@ -202,6 +209,7 @@ def test_a_foreign_teacher_writes_the_answers(
     assert 0 < len(written) <= len(given) and (answers / "rows_validation.jsonl").is_file()
     expected = answers_of(foreign, [given[row["id"]]["messages"][0] for row in written[:5]])
     assert [row["messages"][-1]["content"] for row in written[:5]] == expected
+    assert "12 dogs" not in expected
     metrics = json.loads((tmp_path / "out" / "run.json").read_text())["metrics"]
     assert metrics["training_rows"] == len(written)
     assert metrics["perplexity_after"] < metrics["perplexity_before"]
