@@ -52,7 +52,9 @@ def distil_student(
         curve.write(stage.folder)
         learned = lessons.summary() | {"text_passages": len(text)}
         perplexities = distillation.perplexities(curve)
-        parameters = Checkpoint(stage.folder).parameters
+        parameters = Checkpoint(
+            resolve(student)
+        ).parameters  # only the first process has the folder
         stage.metrics.update(learned | curve.metrics() | perplexities, parameters=parameters)
         card.write(
             stage.folder, student, config, curve, learned, kind="distilled", more=perplexities
