@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from slimtune.artifacts import stage_folder
 from slimtune.config import Config
+from slimtune.console import first_process
 from slimtune.models import loading, merging, tokenizers
 from slimtune.models.checkpoints import EMBEDDING, Checkpoint
 from slimtune.models.hub import resolve
@@ -47,7 +48,8 @@ def distil_student(
             resume_from=resume_from,
             conditions=same,
         )
-        _write(taught, student, lessons, stage.folder)
+        if first_process():
+            _write(taught, student, lessons, stage.folder)
         curve = taught.curve
         curve.write(stage.folder)
         learned = lessons.summary() | {"text_passages": len(text)}

@@ -227,6 +227,7 @@ def test_the_whole_path_killed_in_a_training_stage(stage, settings, small_path, 
 def small_path(settings, merged, tmp_path_factory) -> tuple[tuple, Path]:
     """The words of a whole path with several saves a stage, and what it ends with."""
     words = ("train_pruned_distilled", *settings, "--evaluations-per-epoch", "2", "--epochs", "2")
+    words += ("--stages", "prune,cache,distil,lora,merge")  # the comparison takes the most time
     folder = tmp_path_factory.mktemp("path")
     succeeds(*words, "--output-dir", folder)
     return words, folder
