@@ -54,9 +54,8 @@ def distil_student(
         curve.write(stage.folder)
         learned = lessons.summary() | {"text_passages": len(text)}
         perplexities = distillation.perplexities(curve)
-        parameters = Checkpoint(
-            resolve(student)
-        ).parameters  # only the first process has the folder
+        # Of the student before: only the first process has the folder of the one after.
+        parameters = Checkpoint(resolve(student)).parameters
         stage.metrics.update(learned | curve.metrics() | perplexities, parameters=parameters)
         card.write(
             stage.folder, student, config, curve, learned, kind="distilled", more=perplexities
