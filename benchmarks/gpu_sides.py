@@ -1,6 +1,6 @@
 """One line of benchmarks/gpu.py: a script, a trainer or a way to generate, in its own process.
 
-python benchmarks/gpu_sides.py script NAME CAP WORDS...     CAP: bytes of GPU memory, 0: all
+python benchmarks/gpu_sides.py script NAME CAP WORDS...     CAP: bytes of the card, 0: all
 python benchmarks/gpu_sides.py ours|padded|trl|batched|plain MODEL ROWS
 """
 
@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,49 +17,65 @@ from typing import Any
 import torch
 from measuring import report
 
-LENGTH, BATCH, RANK, NEW_TOKENS = 512, 2, 8, 32
+from slimtune.prompts import IGNORED
+
+LENGTH, BATCH, RANK = 512, 8, 8
+PROMPTS, NEW_TOKENS = 64, 32
 GPU = torch.cuda.is_available()
 DTYPE = torch.bfloat16 if GPU else torch.float32
 
 
 def script(name: str, cap: str, *words: str) -> None:
-    """Runs finetune/NAME.py as its command line would; reports time, speed and the GPU's peak."""
-    from slimtune.console import SlimTuneError
-    from slimtune.settings import read
-
-    if GPU and int(cap):
-        whole = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, int(cap) / whole))
-    module = importlib.import_module(name)
-    config, _ = read(name, module.__doc__, words)
+    """finetune/NAME.py as its command line runs it, --dry-run first; time, speed and memory."""
+    _hold(int(cap))
+    if code := _exit_code(name, *words, "--dry-run"):
+        sys.exit(code)
     started = time.monotonic()
+    if code := _exit_code(name, *words):
+        sys.exit(code)
+    report(seconds=time.monotonic() - started, **_memory(), **_speed(words))
+
+
+def _exit_code(name: str, *words: str) -> int:
+    from slimtune.script import run
+
+    module = importlib.import_module(name)
+    sys.argv = [f"{name}.py", *words]
     try:
-        module.main(config)
-    except SlimTuneError as error:
-        print(f"error: {error}")
-        sys.exit(error.exit_code)
-    finally:
-        report(seconds=time.monotonic() - started, **_memory(), **_speed(words))
+        run(module.main, module.__doc__)
+    except SystemExit as ended:
+        return ended.code
 
 
-def _speed(words: tuple[str, ...]) -> dict[str, float]:
-    """tokens_per_second of the run.json under the output folder."""
-    output = Path(words[words.index("--output-dir") + 1])
-    records = [output / "run.json", output / "lora_adapter" / "run.json"]
-    for record in filter(Path.is_file, records):
-        metrics = json.loads(record.read_text(encoding="utf-8"))["metrics"]
-        if "tokens_per_second" in metrics:
-            return {"tokens_per_second": metrics["tokens_per_second"]}
-    return {}
+def _hold(cap: int) -> None:
+    """Let this process have as much as a card of `cap` bytes would leave it beside the context."""
+    if GPU and cap:
+        free, total = torch.cuda.mem_get_info()
+        context = total - free
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (cap - context) / total))
 
 
 def _memory() -> dict[str, int]:
+    """Peaks of torch's allocator, and what the card lacks in all where nobody else is on it."""
     if not GPU:
         return {}
-    return {
-        "allocated": torch.cuda.max_memory_allocated(),
-        "reserved": torch.cuda.max_memory_reserved(),
-    }
+    free, total = torch.cuda.mem_get_info()
+    context = total - free - torch.cuda.memory_reserved()
+    reserved = torch.cuda.max_memory_reserved()
+    allocated = torch.cuda.max_memory_allocated()
+    return {"allocated": allocated, "reserved": reserved, "card": reserved + context}
+
+
+def _speed(words: tuple[str, ...]) -> dict[str, float]:
+    """Tokens a second of the run.json under the output folder, nothing for what trains nothing."""
+    output = Path(words[words.index("--output-dir") + 1])
+    record = next(
+        file
+        for file in (output / "run.json", output / "lora_adapter" / "run.json")
+        if file.is_file()
+    )
+    metrics = json.loads(record.read_text(encoding="utf-8"))["metrics"]
+    return {"speed": metrics["tokens_per_second"]} if "tokens_per_second" in metrics else {}
 
 
 def ours(model: Path, rows: Path) -> None:
@@ -67,22 +84,23 @@ def ours(model: Path, rows: Path) -> None:
     from slimtune.training.batches import Sample
     from slimtune.training.trainer import SlimTrainer
 
-    samples = [
-        Sample(one["input_ids"], one["labels"], i) for i, one in enumerate(_rows(model, rows))
-    ]
+    found = _rows(model, rows)
+    samples = [Sample(row["input_ids"], row["labels"], i) for i, row in enumerate(found)]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(output_dir=folder, **_arguments())
-        _timed(SlimTrainer(model=_adapted(model, ours=True), args=arguments, train_dataset=samples))
+        adapted = _adapted(model, ours=True)
+        _trained(SlimTrainer(model=adapted, args=arguments, train_dataset=samples), found)
 
 
 def padded(model: Path, rows: Path) -> None:
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-    examples = [one | {"attention_mask": [1] * len(one["input_ids"])} for one in _rows(model, rows)]
+    found = _rows(model, rows)
+    examples = [row | {"attention_mask": [1] * len(row["input_ids"])} for row in found]
     collate = partial(DataCollatorForSeq2Seq(_tokenizer(model)), return_tensors="pt")
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(output_dir=folder, **_arguments())
-        _timed(Trainer(_adapted(model), arguments, collate, train_dataset=examples))
+        _trained(Trainer(_adapted(model), arguments, collate, train_dataset=examples), found)
 
 
 def trl(model: Path, rows: Path) -> None:
@@ -98,63 +116,78 @@ def trl(model: Path, rows: Path) -> None:
             dataset_kwargs={"skip_prepare_dataset": True},
             **(_arguments() | {"remove_unused_columns": True}),
         )
-        data = Dataset.from_list(_rows(model, rows))
-        _timed(
-            SFTTrainer(
-                model=_adapted(model),
-                args=config,
-                train_dataset=data,
-                processing_class=_tokenizer(model),
-            )
+        found = _rows(model, rows)
+        trainer = SFTTrainer(
+            model=_adapted(model),
+            args=config,
+            train_dataset=Dataset.from_list(found),
+            processing_class=_tokenizer(model),
         )
+        _trained(trainer, found)
 
 
 def batched(model: Path, rows: Path) -> None:
     from slimtune.evaluation.generation import generate
 
     loaded, tokenizer = _base(model), _tokenizer(model)
-    prompts = [one["input_ids"][:64] for one in _rows(model, rows)]
-    _clocked(
-        lambda: sum(
-            answer.tokens
-            for _, answer in generate(loaded, tokenizer, prompts, max_new_tokens=NEW_TOKENS)
-        )
-    )
+
+    def answers(prompts: list[list[int]], new_tokens: int) -> int:
+        found = generate(loaded, tokenizer, prompts, max_new_tokens=new_tokens)
+        return sum(answer.tokens for _, answer in found)
+
+    _answered(answers, model, rows)
 
 
 def plain(model: Path, rows: Path) -> None:
     loaded = _base(model)
 
-    def loop() -> int:
-        count = 0
-        for one in _rows(model, rows):
-            prompt = torch.tensor([one["input_ids"][:64]], device=loaded.device)
-            mask = torch.ones_like(prompt)
-            found = loaded.generate(
-                prompt, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False
-            )
-            count += found.shape[1] - prompt.shape[1]
-        return count
+    def answers(prompts: list[list[int]], new_tokens: int) -> int:
+        return sum(_answer(loaded, prompt, new_tokens) for prompt in prompts)
 
-    _clocked(loop)
+    _answered(answers, model, rows)
 
 
-def _clocked(work: Any) -> None:
-    started = time.monotonic()
-    tokens = work()
-    report(tokens=tokens, seconds=time.monotonic() - started, **_memory())
+def _answer(model: Any, prompt: list[int], new_tokens: int) -> int:
+    ids = torch.tensor([prompt], device=model.device)
+    mask = torch.ones_like(ids)
+    found = model.generate(ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False)
+    return found.shape[1] - len(prompt)
 
 
-def _timed(trainer: Any) -> None:
-    tokens = sum(
-        len(one["input_ids"] if isinstance(one, dict) else one.input_ids)
-        for one in trainer.train_dataset
-    )
-    started = time.monotonic()
+def _answered(answers: Callable[[list[list[int]], int], int], model: Path, rows: Path) -> None:
+    """Reports new tokens a second; a first short answer loads the kernels."""
+    prompts = [
+        [token for token, label in zip(*row.values(), strict=True) if label == IGNORED]
+        for row in _rows(model, rows)[:PROMPTS]
+    ]
+    answers(prompts[:1], 2)
+    started = _now()
+    tokens = answers(prompts, NEW_TOKENS)
+    report(speed=tokens / (_now() - started), **_memory())
+
+
+def _trained(trainer: Any, rows: list[dict[str, list[int]]]) -> None:
+    """Reports all steps but the first, which loads kernels and makes the optimizer."""
+    from transformers import TrainerCallback
+
+    marks: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            marks.append(_now())
+
+    trainer.add_callback(Clock())
     trainer.train()
-    seconds = time.monotonic() - started
+    seconds = marks[-1] - marks[0]
+    speed = sum(len(row["input_ids"]) for row in rows[BATCH:]) / seconds
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    report(tokens=tokens, seconds=seconds, loss=sum(losses) / len(losses), **_memory())
+    report(speed=speed, seconds=seconds, losses=losses, **_memory())
+
+
+def _now() -> float:
+    if GPU:
+        torch.cuda.synchronize()
+    return time.monotonic()
 
 
 def _arguments() -> dict[str, Any]:
@@ -165,6 +198,7 @@ def _arguments() -> dict[str, Any]:
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "save_strategy": "no",
+        "train_sampling_strategy": "sequential",
         "use_cpu": not GPU,
         "bf16": GPU,
         "report_to": [],

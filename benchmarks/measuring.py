@@ -157,11 +157,10 @@ def _written(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def machine() -> str:
-    """The machine and the versions in one line, for the head of a table."""
+def machine(names: Sequence[str] = ("torch", "transformers", "peft", "gguf")) -> str:
+    """The machine and the versions of packages in one line, for the head of a table."""
     from importlib.metadata import version
 
-    names = ("torch", "transformers", "peft", "gguf")
     packages = ", ".join(f"{name} {version(name)}" for name in names)
     return f"{_processor()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {packages}"
 
