@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_table import CARD, GB, RESIDENT, Memory, Table, gigabytes, judged, losses, peak, prediction
-from gpu_world import SIZES, TOKENIZER, UPDATE_ROWS, World
+from gpu_world import SIZES, TOKENIZER, World
 from measuring import Cost, machine, measure
 
 SIDES = Path(__file__).with_name("gpu_sides.py")
@@ -93,18 +93,18 @@ def _training(world: World, title: str, cap: int, *words: str) -> Table:
     for batch in world.size.batches:
         command = training_command(world, batch, *words)
         cost = _script(world, "train_lora", command, cap)
-        label = f"{batch} rows x {UPDATE_ROWS // batch}"
+        label = f"{batch} rows x {world.size.update // batch}"
         table.add(label, cost, lambda cost: _figures(world.memory, cost))
     return table
 
 
 def training_command(world: World, batch: int, *words: str) -> list[Any]:
-    """The README's settings for Llama-2-7B; `batch` rows a step, as many an update as there."""
+    """The README's settings for Llama-2-7B, `batch` rows a step and as many an update as there."""
     return [
         *("--base-model", world.model, "--train-data", world.full_rows, "--overwrite"),
         *("--output-dir", world.folder / f"trained{batch}", "--epochs", 1),
         *("--lora-r", 8, "--lora-target-modules", "all-linear", "--learning-rate", "2e-4"),
-        *("--batch-size", batch, "--gradient-accumulation-steps", UPDATE_ROWS // batch),
+        *("--batch-size", batch, "--gradient-accumulation-steps", world.size.update // batch),
         *("--max-length", world.size.length, "--activation-checkpointing"),
         *("--max-truncated-share", 1, *words),
     ]
@@ -137,9 +137,10 @@ def _trained(world: World, cost: Cost, side: str, ours: Cost) -> list[str]:
 
 def pruning(world: World) -> Table:
     rows = world.size.calibration_rows
-    table = Table(f"Pruning to {world.size.target} parameters", _headers(RESIDENT))
+    title = f"Pruning to {world.size.target} parameters, on the CPU"
+    table = Table(title, _headers(RESIDENT))
     words = ("--criterion", "activation", "--calibration-rows", rows)
-    _prune(world, table, f"activation, refit, {rows} rows, on the CPU", *words)
+    _prune(world, table, f"activation, refit, {rows} rows", *words)
     return table
 
 
@@ -176,7 +177,7 @@ def _distillation_command(world: World) -> list[Any]:
         *("--teacher-model", world.model, "--student-model", world.student, "--text-data", "null"),
         *("--train-data", world.full_rows, "--output-dir", world.folder / "distilled"),
         *("--cache-dir", world.folder / "cache", "--overwrite", "--student", "lora"),
-        *("--batch-size", 1, "--gradient-accumulation-steps", UPDATE_ROWS, "--epochs", 1),
+        *("--batch-size", 1, "--gradient-accumulation-steps", world.size.update, "--epochs", 1),
         *("--max-length", world.size.length, "--activation-checkpointing"),
         *("--max-truncated-share", 1, "--learning-rate", "1e-3"),
     ]
@@ -217,7 +218,7 @@ def _script(world: World, script: str, words: Sequence[Any], cap: int = 0) -> Co
 
 
 def _side(world: World, side: str, python: str) -> Cost:
-    command = [python, SIDES, side, world.model, world.rows]
+    command = [python, SIDES, side, world.model, world.rows, world.size.length]
     return measure(command, check=False, threads=world.threads)
 
 

@@ -1,7 +1,7 @@
 """One line of benchmarks/gpu.py: a script, a trainer or a way to generate, in its own process.
 
 python benchmarks/gpu_sides.py script NAME CAP WORDS...     CAP: bytes of the card, 0: all
-python benchmarks/gpu_sides.py ours|padded|trl|batched|plain MODEL ROWS
+python benchmarks/gpu_sides.py ours|padded|trl|batched|plain MODEL ROWS LENGTH
 """
 
 import importlib
@@ -19,10 +19,11 @@ from measuring import report
 
 from slimtune.prompts import IGNORED
 
-LENGTH, BATCH, RANK = 512, 8, 8
+BATCH, RANK = 8, 8
 PROMPTS, NEW_TOKENS = 64, 32
 GPU = torch.cuda.is_available()
 DTYPE = torch.bfloat16 if GPU else torch.float32
+Row = dict[str, list[int]]
 
 
 def script(name: str, cap: str, *words: str) -> None:
@@ -78,13 +79,13 @@ def _speed(words: tuple[str, ...]) -> dict[str, float]:
     return {"speed": metrics["tokens_per_second"]} if "tokens_per_second" in metrics else {}
 
 
-def ours(model: Path, rows: Path) -> None:
+def ours(model: Path, rows: Path, length: int) -> None:
     from transformers import TrainingArguments
 
     from slimtune.training.batches import Sample
     from slimtune.training.trainer import SlimTrainer
 
-    found = _rows(model, rows)
+    found = _rows(model, rows, length)
     samples = [Sample(row["input_ids"], row["labels"], i) for i, row in enumerate(found)]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(output_dir=folder, **_arguments())
@@ -92,10 +93,10 @@ def ours(model: Path, rows: Path) -> None:
         _trained(SlimTrainer(model=adapted, args=arguments, train_dataset=samples), found)
 
 
-def padded(model: Path, rows: Path) -> None:
+def padded(model: Path, rows: Path, length: int) -> None:
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-    found = _rows(model, rows)
+    found = _rows(model, rows, length)
     examples = [row | {"attention_mask": [1] * len(row["input_ids"])} for row in found]
     collate = partial(DataCollatorForSeq2Seq(_tokenizer(model)), return_tensors="pt")
     with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +104,7 @@ def padded(model: Path, rows: Path) -> None:
         _trained(Trainer(_adapted(model), arguments, collate, train_dataset=examples), found)
 
 
-def trl(model: Path, rows: Path) -> None:
+def trl(model: Path, rows: Path, length: int) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -116,7 +117,7 @@ def trl(model: Path, rows: Path) -> None:
             dataset_kwargs={"skip_prepare_dataset": True},
             **(_arguments() | {"remove_unused_columns": True}),
         )
-        found = _rows(model, rows)
+        found = _rows(model, rows, length)
         trainer = SFTTrainer(
             model=_adapted(model),
             args=config,
@@ -126,7 +127,7 @@ def trl(model: Path, rows: Path) -> None:
         _trained(trainer, found)
 
 
-def batched(model: Path, rows: Path) -> None:
+def batched(model: Path, rows: Path, length: int) -> None:
     from slimtune.evaluation.generation import generate
 
     loaded, tokenizer = _base(model), _tokenizer(model)
@@ -135,16 +136,16 @@ def batched(model: Path, rows: Path) -> None:
         found = generate(loaded, tokenizer, prompts, max_new_tokens=new_tokens)
         return sum(answer.tokens for _, answer in found)
 
-    _answered(answers, model, rows)
+    _answered(answers, _rows(model, rows, length))
 
 
-def plain(model: Path, rows: Path) -> None:
+def plain(model: Path, rows: Path, length: int) -> None:
     loaded = _base(model)
 
     def answers(prompts: list[list[int]], new_tokens: int) -> int:
         return sum(_answer(loaded, prompt, new_tokens) for prompt in prompts)
 
-    _answered(answers, model, rows)
+    _answered(answers, _rows(model, rows, length))
 
 
 def _answer(model: Any, prompt: list[int], new_tokens: int) -> int:
@@ -154,11 +155,11 @@ def _answer(model: Any, prompt: list[int], new_tokens: int) -> int:
     return found.shape[1] - len(prompt)
 
 
-def _answered(answers: Callable[[list[list[int]], int], int], model: Path, rows: Path) -> None:
+def _answered(answers: Callable[[list[list[int]], int], int], rows: list[Row]) -> None:
     """Reports new tokens a second; a first short answer loads the kernels."""
     prompts = [
         [token for token, label in zip(*row.values(), strict=True) if label == IGNORED]
-        for row in _rows(model, rows)[:PROMPTS]
+        for row in rows[:PROMPTS]
     ]
     answers(prompts[:1], 2)
     started = _now()
@@ -166,7 +167,7 @@ def _answered(answers: Callable[[list[list[int]], int], int], model: Path, rows:
     report(speed=tokens / (_now() - started), **_memory())
 
 
-def _trained(trainer: Any, rows: list[dict[str, list[int]]]) -> None:
+def _trained(trainer: Any, rows: list[Row]) -> None:
     """Reports all steps but the first, which loads kernels and makes the optimizer."""
     from transformers import TrainerCallback
 
@@ -238,14 +239,14 @@ def _tokenizer(model: Path) -> Any:
     return tokenizers.load(model)
 
 
-def _rows(model: Path, file: Path) -> list[dict[str, list[int]]]:
-    """Token ids and labels of the rows under Llama-2's template, shortened to LENGTH."""
+def _rows(model: Path, file: Path, length: int) -> list[Row]:
+    """Token ids and labels of the rows under Llama-2's template, in at most `length`."""
     from slimtune import prompts
     from slimtune.data.rows import read_rows
 
     tokenizer, template = _tokenizer(model), prompts.template("llama2")
     found = [
-        prompts.encode(tokenizer, row["messages"], template, LENGTH) for row in read_rows(file)
+        prompts.encode(tokenizer, row["messages"], template, length) for row in read_rows(file)
     ]
     return [{name: one[name] for name in ("input_ids", "labels")} for one in found if one]
 
@@ -254,4 +255,8 @@ SIDES = {side.__name__: side for side in (ours, padded, trl, batched, plain)}
 
 if __name__ == "__main__":
     kind, *words = sys.argv[1:]
-    script(*words) if kind == "script" else SIDES[kind](*map(Path, words))
+    if kind == "script":
+        script(*words)
+    else:
+        model, rows, length = words
+        SIDES[kind](Path(model), Path(rows), int(length))

@@ -13,7 +13,6 @@ from measuring import SHARED_DATA
 
 TOKENIZER = SHARED_DATA / "llama2-tokenizer" / "tokenizer.model"
 ROWS = SHARED_DATA / "instruct" / "alpaca_en_demo.json"
-UPDATE_ROWS = 16
 _FEWEST, _MOST = 2, 6  # characters a token
 
 
@@ -21,15 +20,17 @@ _FEWEST, _MOST = 2, 6  # characters a token
 class Size:
     """A model and how much it is given to do.
 
-    `target` are the parameters that pruning leaves; `length` tokens has a row where memory is
-    measured, `batches` of them go into a step and `updates` times UPDATE_ROWS into a run; `rows` as
-    they come are for trainers, generation and calibration; `disk` bytes are written at most.
+    `target` are the parameters that pruning leaves. Where memory is measured a row has `length`
+    tokens, `batches` of them go into a step, `update` into an update and `updates` of these into a
+    run. `rows` as they come, cut to `length`, are for trainers and generation, `calibration_rows`
+    of them for pruning. `disk`: bytes that are written at most.
     """
 
     shape: Shape
     target: str
     length: int
     batches: tuple[int, ...]
+    update: int
     updates: int
     rows: int
     calibration_rows: int
@@ -37,8 +38,8 @@ class Size:
 
 
 SIZES = {
-    "7b": Size(SHAPES["7b"], "5e9", 512, (1, 2, 4), 6, 256, 32, 36 * GB),
-    "small": Size(SHAPES["small"], "18.5M", 128, (4,), 2, 24, 8, GB),
+    "7b": Size(SHAPES["7b"], "5e9", 512, (1, 2, 4), 16, 6, 256, 32, 36 * GB),
+    "small": Size(SHAPES["small"], "18.5M", 128, (4,), 4, 2, 16, 8, GB),
 }
 
 
@@ -75,7 +76,7 @@ class World:
         write_model(self.model, self.size.shape, TOKENIZER)
         rows = json.loads(ROWS.read_text(encoding="utf-8"))
         _write(self.rows, random.Random(0).sample(rows, self.size.rows))
-        _write(self.full_rows, _full(rows, self.size.length, UPDATE_ROWS * self.size.updates))
+        _write(self.full_rows, _full(rows, self.size.length, self.size.update * self.size.updates))
 
     def _require_disk(self) -> None:
         status = os.statvfs(self.folder)
