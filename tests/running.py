@@ -5,6 +5,7 @@ import importlib
 import io
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -42,9 +43,26 @@ def run(script: str, *arguments: object, stdin: str = "") -> Ran:
         redirect_stderr(err),
         patch.object(sys, "stdin", typed),
         patch.object(sys, "argv", [module.__file__, *words]),
+        patch("slimtune.script.leave_out_unused"),  # the next run in this process may want it
     ):
         code = _run(module.main, module.__doc__, words)
     return Ran(int(code), out.getvalue(), err.getvalue())
+
+
+def imported_by(script: str, *arguments: object) -> set[str]:
+    """The modules in memory at the end of a script that ran in a process of its own."""
+    file = importlib.import_module(script).__file__
+    words = [file, *map(str, arguments)]
+    code = f"""
+import atexit, runpy, sys
+sys.argv = {words!r}
+sys.path.insert(0, {str(Path(file).parent)!r})
+atexit.register(lambda: print(*(name for name, module in sys.modules.items() if module)))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
 
 
 def killed(when: Callable[[], bool], script: str, *arguments: object) -> None:

@@ -18,7 +18,7 @@ FINETUNE = ROOT / "finetune"
 LIBRARY = FINETUNE / "slimtune"
 FILES = sorted(FINETUNE.rglob("*.py"))
 
-GROUND = {"config", "console", "settings", "artifacts", "script"}
+GROUND = {"config", "console", "settings", "artifacts", "imports", "script"}
 LIGHT = GROUND | {"data", "prompts"}
 ROOMS = {"models", "pruning", "training", "evaluation", "export", "sample"}
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets"}
@@ -27,7 +27,8 @@ MAY_USE = {
     "console": set(),
     "settings": {"config", "console"},
     "artifacts": {"config", "console"},
-    "script": {"config", "console", "settings"},
+    "imports": {"config"},
+    "script": {"config", "console", "imports", "settings"},
     "data": {"config", "console"},
     "prompts": {"console"},
     "models": {"console", "artifacts"},

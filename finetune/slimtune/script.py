@@ -17,6 +17,7 @@ from slimtune.console import (
     first_process,
     start_logging,
 )
+from slimtune.imports import leave_out_unused
 from slimtune.settings import read
 
 # Before any Hugging Face import: no progress bars of theirs, no prompts, no thread warnings.
@@ -51,6 +52,7 @@ def _run(main: Callable[[Config], None], doc: str, arguments: list[str]) -> int:
 
             print(config_yaml(config, script=script), end="")
         else:
+            leave_out_unused(config)
             main(config)
         return ExitCode.OK
     except KeyboardInterrupt as stopped:

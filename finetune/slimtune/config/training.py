@@ -144,3 +144,7 @@ class Training(Section):
     def rows(self) -> int:
         """Rows per step and device; with auto, before memory is looked at, all of AUTO_ROWS."""
         return AUTO_ROWS if self.batch_size == "auto" else self.batch_size
+
+    @property
+    def optimizer_of_bitsandbytes(self) -> bool:
+        return self.optimizer.startswith(("adamw_8bit", "paged_", "lion_"))

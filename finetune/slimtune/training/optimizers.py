@@ -12,7 +12,6 @@ from slimtune.models.loading import require_bitsandbytes
 
 # What transformers calls them where its name is another one. Fused: an update is one kernel.
 _NAMES = {"adamw_torch": "adamw_torch_fused"}
-_FROM_BITSANDBYTES = ("adamw_8bit", "paged_", "lion_")
 _LOWEST = 0.1  # of the rate, where cosine_with_min_lr ends
 _DECAY = 5  # warmup_stable_decay falls in one part of so many
 
@@ -22,7 +21,7 @@ def arguments(settings: Training, steps: int) -> dict[str, Any]:
 
     Raises ResourceError where the optimizer needs bitsandbytes and it cannot be imported.
     """
-    require_package(settings.optimizer)
+    require_package(settings)
     schedules = {
         "cosine_with_min_lr": {"min_lr_rate": _LOWEST},
         "warmup_stable_decay": {"num_decay_steps": max(1, steps // _DECAY)},
@@ -35,10 +34,10 @@ def arguments(settings: Training, steps: int) -> dict[str, Any]:
     }
 
 
-def require_package(optimizer: str) -> None:
+def require_package(settings: Training) -> None:
     """ResourceError where the optimizer needs bitsandbytes and it cannot be imported."""
-    if optimizer.startswith(_FROM_BITSANDBYTES):
-        require_bitsandbytes(f"training.optimizer: {optimizer}")
+    if settings.optimizer_of_bitsandbytes:
+        require_bitsandbytes(f"training.optimizer: {settings.optimizer}")
 
 
 def loraplus(model: PeftModel, chosen: TrainingArguments, ratio: float) -> torch.optim.Optimizer:

@@ -24,7 +24,7 @@ def check(folder: Path, config: Config) -> None:
     `folder` is where the run keeps its checkpoints.
     """
     _require_package(config.training.report_to)
-    optimizers.require_package(config.training.optimizer)
+    optimizers.require_package(config.training)
     device = choose_device(config.model.device).type
     _require_whole_weights(device)
     _tell_about_launcher(device)
