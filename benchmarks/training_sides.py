@@ -1,6 +1,6 @@
 """One side of benchmarks/training.py, run by the python that has its packages.
 
-python benchmarks/training_sides.py ours|padded|llamafactory|trl|trl_plain FOLDER
+python benchmarks/training_sides.py ours|ours_mkl|padded|llamafactory|trl|trl_plain FOLDER
 """
 
 import json
@@ -34,9 +34,12 @@ ARGUMENTS = {
 
 
 def ours(folder: Path) -> None:
+    from slimtune.config import Config, Lora
+    from slimtune.imports import leave_out_unused
+
+    leave_out_unused(Config())  # as every script does before it imports anything heavy
     from transformers import TrainingArguments
 
-    from slimtune.config import Lora
     from slimtune.models import loading
     from slimtune.training import attention, lora
     from slimtune.training.batches import Sample
@@ -47,6 +50,14 @@ def ours(folder: Path) -> None:
     samples = [Sample(row["input_ids"], row["labels"], i) for i, row in enumerate(_rows(folder))]
     arguments = TrainingArguments(output_dir=str(folder / "ours"), **ARGUMENTS)
     _timed(SlimTrainer(model=model, args=arguments, train_dataset=samples))
+
+
+def ours_mkl(folder: Path) -> None:
+    """Ours where oneDNN is not the faster library: any processor but AMD's with AVX-512."""
+    from slimtune.models import products
+
+    products.onednn_is_faster = lambda: False
+    ours(folder)
 
 
 def padded(folder: Path) -> None:
@@ -166,7 +177,7 @@ def _clocked(trainer: Any, train: Callable[[], Any]) -> Any:
     return result
 
 
-SIDES = {side.__name__: side for side in (ours, padded, llamafactory, trl, trl_plain)}
+SIDES = {side.__name__: side for side in (ours, ours_mkl, padded, llamafactory, trl, trl_plain)}
 
 if __name__ == "__main__":
     SIDES[sys.argv[1]](Path(sys.argv[2]))

@@ -32,7 +32,7 @@ OPTIMIZERS = {
 }  # fmt: skip
 # Positions whose logits the loss has at once (training.losses.CHUNK); logits, their gradient, and
 # one more while the head multiplies.
-_LOGIT_ROWS = {"cpu": 64, "cuda": 1024}
+_LOGIT_ROWS = {"cpu": 128, "cuda": 1024}
 _LOGITS_ALIVE = 3
 _RUNTIME = 500_000_000  # Python, torch, transformers, peft: measured 476 MB
 # Of a training run: on a CPU also the Trainer with datasets, and the compute kernels' own memory;

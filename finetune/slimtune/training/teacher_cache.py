@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from slimtune.console import InputError, near
+from slimtune.models import products
 from slimtune.prompts import IGNORED
 from slimtune.training.attention import bounds
 from slimtune.training.batches import Sample, collate
@@ -125,6 +126,7 @@ def write(
     _replace(folder / MANIFEST, lambda file: file.write_text(manifest + "\n", encoding="utf-8"))
 
 
+@products.fast()
 def _write_part(
     file: Path,
     teacher: PreTrainedModel,

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Trainer, TrainerState
+from transformers.trainer_utils import TrainOutput
 
 from slimtune.console import QualityError, near
+from slimtune.models import products
 from slimtune.training import checkpoints, losses, optimizers
 from slimtune.training.batches import collate
 from slimtune.training.forward import loss_parts, supervised
@@ -36,6 +38,10 @@ class SlimTrainer(Trainer):
         self.tokens = 0  # seen by this process since it started
         self._parts: list[torch.Tensor] = []
         self._skipped = 0
+
+    @products.fast()
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        return super().train(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.loraplus_ratio > 1 and self.optimizer is None:
