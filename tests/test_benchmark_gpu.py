@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -189,6 +190,32 @@ def test_lines_that_fail_are_counted_in_the_exit_code(gpu, monkeypatch, capsys, 
     student, answered = tables(capsys.readouterr().out)
     assert student["cut by magnitude"]["tokens/s"] == "failed, exit 3"
     assert [line["new tokens/s"] for line in answered.values()] == ["failed, exit 3"] * 2
+
+
+def test_a_card_is_named_and_its_context_counts_as_taken(gpu, monkeypatch, tmp_path) -> None:
+    query = tmp_path / "nvidia-smi"
+    query.write_text("#!/bin/sh\necho 'NVIDIA H100, 580.159.04, 81559 MiB'\n", encoding="utf-8")
+    query.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    sides, cuda, held = importlib.import_module("gpu_sides"), torch.cuda, []
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    assert gpu._card() == "NVIDIA H100, 81559 MiB, driver 580.159.04"
+
+    monkeypatch.setattr(sides, "GPU", True)
+    monkeypatch.setattr(cuda, "mem_get_info", lambda: (77 * GIB, 80 * GIB))  # free, in all
+    monkeypatch.setattr(cuda, "set_per_process_memory_fraction", held.append)
+    sides._hold(8 * GIB)
+    assert held == [(8 - 3) / 80]
+    for name, size in {
+        "memory_reserved": 2,
+        "max_memory_reserved": 6,
+        "max_memory_allocated": 5,
+    }.items():
+        monkeypatch.setattr(cuda, name, lambda size=size: size * GIB)
+    assert sides._memory() == {"allocated": 5 * GIB, "reserved": 6 * GIB, "card": 7 * GIB}
+    cost = gpu.Cost(0, 0, GIB, 0, "", sides._memory())
+    assert gpu.gigabytes(gpu.CARD, cost) == ["5.37", "6.44", "7.52"]
+    assert gpu.peak(gpu.CARD, cost) == 7 * GIB
 
 
 def test_a_part_that_is_not_there_is_refused(gpu, capsys) -> None:
