@@ -70,11 +70,7 @@ def _memory() -> dict[str, int]:
 def _speed(words: tuple[str, ...]) -> dict[str, float]:
     """Tokens a second of the run.json under the output folder, nothing for what trains nothing."""
     output = Path(words[words.index("--output-dir") + 1])
-    record = next(
-        file
-        for file in (output / "run.json", output / "lora_adapter" / "run.json")
-        if file.is_file()
-    )
+    record = next(output.rglob("run.json"))
     metrics = json.loads(record.read_text(encoding="utf-8"))["metrics"]
     return {"speed": metrics["tokens_per_second"]} if "tokens_per_second" in metrics else {}
 
@@ -82,14 +78,16 @@ def _speed(words: tuple[str, ...]) -> dict[str, float]:
 def ours(model: Path, rows: Path, length: int) -> None:
     from transformers import TrainingArguments
 
+    from slimtune.training import attention
     from slimtune.training.batches import Sample
     from slimtune.training.trainer import SlimTrainer
 
     found = _rows(model, rows, length)
+    name = attention.register("cuda" if GPU else "cpu", DTYPE)
     samples = [Sample(row["input_ids"], row["labels"], i) for i, row in enumerate(found)]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(output_dir=folder, **_arguments())
-        adapted = _adapted(model, ours=True)
+        adapted = _adapted(model, attn_implementation=name)
         _trained(SlimTrainer(model=adapted, args=arguments, train_dataset=samples), found)
 
 
@@ -199,7 +197,7 @@ def _arguments() -> dict[str, Any]:
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "save_strategy": "no",
-        "train_sampling_strategy": "sequential",
+        "train_sampling_strategy": "sequential",  # the first step's rows are not counted
         "use_cpu": not GPU,
         "bf16": GPU,
         "report_to": [],
@@ -216,15 +214,10 @@ def _base(model: Path, **options: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(model, dtype=DTYPE, device_map=device, **options)
 
 
-def _adapted(model: Path, ours: bool = False) -> Any:
+def _adapted(model: Path, **options: Any) -> Any:
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
-    options = {}
-    if ours:
-        from slimtune.training import attention
-
-        options["attn_implementation"] = attention.register("cuda" if GPU else "cpu", DTYPE)
     base = _base(model, **options)
     set_seed(0)
     config = LoraConfig(
