@@ -8,7 +8,6 @@ from transformers import PreTrainedModel
 
 from slimtune.evaluation.answers import AnswerLoss
 from slimtune.evaluation.batches import left_padded, run_batched
-from slimtune.models import products
 
 LOGIT_BYTES = 2**28
 TOKEN_BUDGET = 8192
@@ -33,7 +32,6 @@ def answer_losses(
     )
 
 
-@products.fast()
 @torch.inference_mode()
 def _batch_losses(
     model: PreTrainedModel, examples: list[Mapping[str, Sequence[int]]]

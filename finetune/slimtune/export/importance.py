@@ -21,7 +21,7 @@ from slimtune.export.plan import Plan
 from slimtune.export.source import Source, load_model
 from slimtune.export.templates import chosen
 from slimtune.export.tensors import gguf_name
-from slimtune.models import products, tokenizers
+from slimtune.models import tokenizers
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +56,6 @@ def measure_importance(source: Source, plan: Plan, output: Path, config: Config)
     return read_imatrix(output)
 
 
-@products.fast()
 @torch.inference_mode()
 def sums_of_squares(
     model: PreTrainedModel, rows: Iterable[list[int]], name_of: Callable[[str], str | None]

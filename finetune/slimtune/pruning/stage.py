@@ -7,7 +7,7 @@ from pathlib import Path
 from slimtune.artifacts import stage_folder
 from slimtune.config import Config
 from slimtune.console import size
-from slimtune.models import memory, products
+from slimtune.models import memory
 from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.hub import resolve
 from slimtune.models.memory import Shape
@@ -72,7 +72,6 @@ _WORDS = {
 }
 
 
-@products.fast()
 @large_blocks_returned()
 def prune_model(config: Config, model: str, final: Path) -> PruneReport:
     """Prune `model` as config.pruning says and write it to `final`; everything is checked first."""

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from slimtune.console import InputError
+from slimtune.models import products
 from slimtune.prompts import IGNORED, encode
 
 Row = dict[str, Any]
@@ -118,4 +120,21 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
         "labels": torch.tensor([[i for s in samples for i in [IGNORED, *s.labels[1:]]]]),
         "lengths": lengths,
         "indices": [sample.index for sample in samples],
+    }
+
+
+def filled(batch: dict[str, Any]) -> dict[str, Any]:
+    """`batch` with as many blank tokens after it as `products.filled` wants.
+
+    They are a sample of their own: no other attends to it, and no label is in it. All are at
+    position 0, because some kinds of rope look at the largest.
+    """
+    tokens = batch["input_ids"].shape[1]
+    blanks = products.filled(tokens) - tokens
+    if not blanks:
+        return batch
+    return batch | {
+        "input_ids": F.pad(batch["input_ids"], (0, blanks)),
+        "position_ids": F.pad(batch["position_ids"], (0, blanks)),
+        "lengths": [*batch["lengths"], blanks],
     }

@@ -26,7 +26,7 @@ from slimtune.console import InputError, near
 from slimtune.models import products
 from slimtune.prompts import IGNORED
 from slimtune.training.attention import bounds
-from slimtune.training.batches import Sample, collate
+from slimtune.training.batches import Sample, collate, filled
 from slimtune.training.divergences import TeacherTopK
 from slimtune.training.losses import CHUNK
 
@@ -175,6 +175,7 @@ def hidden_states(
     """What the teacher's head reads at the supervised positions, and these positions."""
     device = teacher.device
     positions = (batch["labels"][0, 1:] != IGNORED).nonzero().squeeze(1).to(device)
+    batch = filled(batch)
     hidden = teacher.get_decoder()(
         input_ids=batch["input_ids"].to(device),
         position_ids=batch["position_ids"].to(device),

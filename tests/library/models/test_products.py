@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from slimtune.models import products
 
-LARGE = (130, 96, 120)  # rows, inner, columns: above the size from which oneDNN is called
+LARGE = (128, 96, 192)  # rows, inner, columns: above the size from which oneDNN is called
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def test_large_float32_products_go_to_onednn_and_all_others_do_not(called):
     with products.through_onednn():
         _ = a @ b, torch.addmm(bias, a, b)
         assert len(called) == 2
-        _ = a[:4] @ b, a.double() @ b.double(), a.bfloat16() @ b.bfloat16()
+        _ = a[:4] @ b, a[:127] @ b, a.double() @ b.double(), a.bfloat16() @ b.bfloat16()
         _ = torch.addmm(bias, a, b, alpha=2), torch.addmm(torch.randn(m, n), a, b, beta=0.5)
         _ = a[:0] @ b, a.to("meta") @ b.to("meta")
     assert len(called) == 2
@@ -109,3 +109,13 @@ def test_only_amd_processors_with_avx512_change_anything(
     with products.fast():
         _ = torch.randn(LARGE[0], LARGE[1]) @ torch.randn(LARGE[1], LARGE[2])
     assert bool(called) is chosen
+
+
+def test_batches_are_filled_to_few_sizes_and_only_where_it_helps() -> None:
+    assert [products.filled(rows) for rows in (1, 64, 865)] == [1, 64, 865]
+    with products.through_onednn():
+        sizes = {rows: products.filled(rows) for rows in range(1, 4097)}
+    assert products.filled(865) == 865
+    assert all(rows <= size and size % 64 == 0 for rows, size in sizes.items())
+    assert all(size < 1.125 * rows for rows, size in sizes.items() if rows >= 512)
+    assert len(set(sizes.values())) == 8 + 8 + 8 + 8  # up to 512, 1024, 2048 and 4096
