@@ -5,6 +5,7 @@ Replaced are the loss, the evaluation (token-weighted, no logits kept), the chec
 not there) and the way runs fail: a loss or gradient that is not finite ends it within one step.
 """
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ class SlimTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         with sharding.done_already():
             super().create_accelerator_and_postprocess()
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        # Its hooks on adapters of a sharded base hold the Trainer, and tensors' hooks are beyond
+        # the garbage collector: with a real reference the base would stay in memory for good.
+        Trainer._sync_replicated_trainable_parameters(weakref.proxy(self), model)
 
     @products.fast()
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
