@@ -20,7 +20,7 @@ from transformers import (
 from transformers.distributed import DistributedConfig
 
 from slimtune.console import InputError, ResourceError, SettingsError
-from slimtune.models import tokenizers
+from slimtune.models import heap, tokenizers
 from slimtune.models.adapters import Adapter
 from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.hub import resolve
@@ -92,6 +92,7 @@ def save(
 def _placed(place: torch.device, shares: int) -> dict[str, object]:
     if shares == 1:
         return {"device_map": {"": place}}
+    heap.return_large_blocks()  # else lent weights leave holes larger than the model
     return {"distributed_config": DistributedConfig(fsdp_size=shares)}
 
 
