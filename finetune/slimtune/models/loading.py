@@ -17,9 +17,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.distributed import DistributedConfig
 
 from slimtune.console import InputError, ResourceError, SettingsError
-from slimtune.models import tokenizers
+from slimtune.models import heap, tokenizers
 from slimtune.models.adapters import Adapter
 from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.hub import resolve
@@ -41,13 +42,16 @@ def load(
     dtype: str = "auto",
     quantization: str = "none",
     attn_implementation: str | None = None,
+    shares: int = 1,
 ) -> "PreTrainedModel | PeftModel":
     """A model in evaluation mode from a folder or Hub id, with `adapter` on top if one is given.
 
     `device` is auto, cpu or cuda; `dtype` auto, float32, bfloat16 or float16 (what is computed
     with); `quantization` keeps the linear layers in 4 bits (nf4 with double quantisation, QLoRA
     arXiv:2305.14314) or 8 (int8, LLM.int8() arXiv:2208.07339). Adapter and weights are checked
-    against each other before anything is loaded.
+    against each other before anything is loaded. With `shares` above 1 so many processes load
+    together: each reads and holds a part of every weight, and they lend them to each other layer
+    by layer (FSDP2, arXiv:2304.11277); an adapter is whole in each.
     Raises InputError (not a model, weights that do not fit its config, adapter of another base) and
     ResourceError (no GPU, no bitsandbytes, out of memory, Hub out of reach).
     """
@@ -59,7 +63,7 @@ def load(
     if quantization != "none":
         require_bitsandbytes(_WEIGHTS[quantization])
     _log.info("%s: %s", folder, explain_compute(device, dtype, quantization))
-    options = {"dtype": numbers, "device_map": {"": place}}
+    options = {"dtype": numbers, **_placed(place, shares)}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if quantization != "none":
@@ -83,6 +87,13 @@ def save(
     """
     model.save_pretrained(folder)
     tokenizers.save(tokenizer, folder, source)
+
+
+def _placed(place: torch.device, shares: int) -> dict[str, object]:
+    if shares == 1:
+        return {"device_map": {"": place}}
+    heap.return_large_blocks()  # else lent weights leave holes larger than the model
+    return {"distributed_config": DistributedConfig(fsdp_size=shares)}
 
 
 def _with_adapter(model: PreTrainedModel, adapter: Path) -> "PeftModel":

@@ -9,12 +9,12 @@ from slimtune.config import Config
 from slimtune.console import size
 from slimtune.models import memory
 from slimtune.models.checkpoints import Checkpoint
+from slimtune.models.heap import large_blocks_returned
 from slimtune.models.hub import resolve
 from slimtune.models.memory import Shape
 from slimtune.pruning.anatomy import shape_of
 from slimtune.pruning.calibration import Calibration, calibrate, source_of
 from slimtune.pruning.depth import drop_layers
-from slimtune.pruning.heap import large_blocks_returned
 from slimtune.pruning.hidden import cut_hidden
 from slimtune.pruning.sizes import Ratios, smaller, steps
 from slimtune.pruning.sparsity import sparsify

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from slimtune.models.checkpoints import Checkpoint
+from slimtune.models.heap import large_blocks_returned
 from slimtune.models.memory import Shape
 from slimtune.pruning.anatomy import Keep, channels, linear, shape_of
 from slimtune.pruning.checking import few_ids, first_row, logits_of, masked, require_equal
 from slimtune.pruning.criteria import CRITERIA, Criterion, strongest
 from slimtune.pruning.evidence import READERS, Gram, Slopes, gather, slopes, weigh
-from slimtune.pruning.heap import large_blocks_returned
 from slimtune.pruning.refit import refit
 from slimtune.pruning.stack import Batch, Stack, Stream
 from slimtune.pruning.writing import PrunedWriter, write_pruned

@@ -17,12 +17,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 
 from slimtune.artifacts import sha256
 from slimtune.artifacts.records import write_json
 from slimtune.console import ResourceError, SettingsError, near, size
+from slimtune.training import sharding
 
 if TYPE_CHECKING:
     from slimtune.training.trainer import SlimTrainer
@@ -32,6 +34,7 @@ _log = logging.getLogger(__name__)
 STATE = "trainer_state.json"
 MANIFEST = "checkpoint.json"
 _KEPT = 2  # the newest and the best
+_OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"
 _PICKLED_ARGUMENTS = "training_args.bin"  # the Trainer writes it, nothing reads it
 
 
@@ -47,7 +50,7 @@ def save(trainer: "SlimTrainer") -> None:
     if state.best_global_step:
         state.best_model_checkpoint = str(folder / f"checkpoint-{state.best_global_step}")
     trainer.save_model(str(partial), _internal_call=True)
-    trainer._save_optimizer_and_scheduler(str(partial))
+    _save_optimizer(trainer, partial)
     trainer._save_scaler(str(partial))
     trainer._save_rng_state(str(partial))
     trainer.accelerator.wait_for_everyone()
@@ -58,6 +61,22 @@ def save(trainer: "SlimTrainer") -> None:
         _seal(partial, final, {"step": state.global_step, "finished": trainer.finished})
         _remove_others(folder, {final.name, f"checkpoint-{state.best_global_step}"})
     trainer.accelerator.wait_for_everyone()
+
+
+def _save_optimizer(trainer: "SlimTrainer", folder: Path) -> None:
+    """Its state is whole in the file, however many processes hold a part of it."""
+    state = sharding.whole(trainer.optimizer.state_dict())
+    if trainer.args.should_save:
+        torch.save(state, folder / _OPTIMIZER)
+        torch.save(trainer.lr_scheduler.state_dict(), folder / _SCHEDULER)
+
+
+def load_optimizer(trainer: "SlimTrainer", checkpoint: Path) -> None:
+    """Optimizer and schedule as they were when `checkpoint` was written."""
+    # On the CPU first: whole, the moments of a sharded model may fit on no GPU.
+    state = torch.load(checkpoint / _OPTIMIZER, map_location="cpu", weights_only=True)
+    trainer.optimizer.load_state_dict(sharding.in_parts(state, trainer.optimizer))
+    trainer.lr_scheduler.load_state_dict(torch.load(checkpoint / _SCHEDULER, weights_only=True))
 
 
 def _remember_callbacks(trainer: "SlimTrainer") -> None:

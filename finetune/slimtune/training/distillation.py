@@ -21,7 +21,7 @@ from slimtune.console import InputError, QualityError, SettingsError, near
 from slimtune.models import loading, tokenizers
 from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.hub import resolve
-from slimtune.training import lora, losses, teachers
+from slimtune.training import lora, losses, sharding, teachers
 from slimtune.training.batches import Sample, encode_text
 from slimtune.training.curve import Curve
 from slimtune.training.divergences import DIVERGENCES
@@ -77,7 +77,9 @@ def numbered(*groups: Sequence[Sample]) -> list[list[Sample]]:
 
 def require_pair(config: Config, student: str, lessons: Lessons) -> None:
     """InputError unless the teacher is a whole model, with the student's vocabulary where the two
-    are compared token by token, and the student one that can learn."""
+    are compared token by token, and the student one that can learn; SettingsError for choices that
+    a shared out student does not allow."""
+    sharding.require_supported(config, whole=config.distillation.student == "full")
     teacher = config.distillation.teacher_model
     resolve(teacher)
     if config.distillation.mode != "sequence":
@@ -175,7 +177,7 @@ def distil(
 
 
 def _learner(config: Config, student: str) -> tuple[PreTrainedModel | PeftModel, Start | None]:
-    model = loading.load(student, **teachers.compute(config))
+    model = loading.load(student, shares=sharding.shares(), **teachers.compute(config))
     if config.distillation.student == "full":
         return model.float(), None
     adapted = lora.attach(model, config.lora, seed=config.training.seed)

@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArgumen
 from slimtune.artifacts.records import command
 from slimtune.config import Training
 from slimtune.console import first_process, processes
-from slimtune.training import checkpoints, noise, optimizers
+from slimtune.training import checkpoints, noise, optimizers, sharding
 from slimtune.training.batches import Sample
 from slimtune.training.curve import METRICS, Curve, MetricsFile
 from slimtune.training.forward import require_exact
@@ -69,6 +69,8 @@ def fit(
         eval_dataset=list(validation) or None,
         **trainer_options,
     )
+    if sharding.shares() > 1:
+        sharding.stored_as_one(model)
     require_exact(model, train)
     if first_process():
         if resume_from is None:
@@ -146,6 +148,8 @@ def training_arguments(
         eval_steps=interval,
         save_strategy="steps",
         save_steps=interval,
+        # Else the Trainer refuses sharded models, whose optimizer checkpoints.py writes, not it.
+        save_only_model=True,
         restore_callback_states_from_checkpoint=True,
         load_best_model_at_end=validates,
         metric_for_best_model="eval_loss" if validates else None,

@@ -49,7 +49,7 @@ def loss_parts(
 def causal_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model with its output head, under any wrapper."""
     while not isinstance(model, (PeftModel, PreTrainedModel)):
-        model = model.module  # DistributedDataParallel, FullyShardedDataParallel
+        model = model.module  # DistributedDataParallel
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
@@ -58,8 +58,13 @@ def _losses_from(head: nn.Module, loss: losses.Loss) -> Iterator[None]:
     """Within, the head returns the parts of the loss instead of logits."""
     before = vars(head).get("forward")
     project: Callable[[torch.Tensor], torch.Tensor] = head.forward
-    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-    head.forward = lambda hidden: losses.chunked_loss(hidden[0], project, loss, trained)
+
+    def parts(hidden: torch.Tensor) -> torch.Tensor:
+        # Only in here are the weights of a sharded head whole.
+        trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+        return losses.chunked_loss(hidden[0], project, loss, trained)
+
+    head.forward = parts
     try:
         yield
     finally:

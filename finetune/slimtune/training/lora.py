@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel, set_seed
 from slimtune.config import Config, Lora
 from slimtune.console import QualityError, SettingsError
 from slimtune.models import loading
-from slimtune.training import initialisation
+from slimtune.training import initialisation, sharding
 from slimtune.training.initialisation import Start
 
 ALL = "all-linear"
@@ -55,8 +56,9 @@ def attach(
 
 def require_choices(config: Config) -> None:
     """SettingsError for choices that do not go together, before anything is loaded."""
-    quantized = config.model.quantization != "none"
-    if config.lora.method == "full" and quantized:
+    quantized, whole = config.model.quantization != "none", config.lora.method == "full"
+    sharding.require_supported(config, whole=whole, quantized=quantized)
+    if whole and quantized:
         raise SettingsError(
             "lora.method: full on a quantised base",
             "rounded weights cannot learn, only an adapter beside them can",
@@ -152,7 +154,7 @@ def answers(model: PeftModel, ids: Sequence[int]) -> torch.Tensor:
 
 
 def require_effect(
-    folder: Path, base: str, ids: Sequence[int], trained: torch.Tensor | None, **compute: str
+    folder: Path, base: str, ids: Sequence[int], trained: torch.Tensor | None, **compute: Any
 ) -> float:
     """How far the adapter of `folder` moves a freshly loaded base: max |Δ log p| after `ids`.
 

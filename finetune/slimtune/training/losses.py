@@ -32,9 +32,9 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Te
     # In place and by one kernel: single steps take twice the time, another tensor a second chunk.
     gradient = torch.softmax(logits, dim=1, out=logits)
     # log Σ exp from the largest probability, which is at least 1 / vocabulary: no log of 0.
-    value = (largest - gradient.amax(dim=1, keepdim=True).log() - picked).sum()
+    value = (largest - gradient.amax(dim=1, keepdim=True).log() - picked).sum(0)
     gradient.scatter_add_(1, targets[:, None], torch.full_like(picked, -1.0))
-    return value[None], gradient
+    return value, gradient
 
 
 def distillation(

@@ -22,6 +22,7 @@ from slimtune.training import (
     estimates,
     initialisation,
     lora,
+    sharding,
 )
 from slimtune.training.checkpoints import to_resume
 from slimtune.training.curve import Curve
@@ -68,7 +69,10 @@ def train_adapter(
         compute = {"device": config.model.device, "dtype": config.model.dtype}
         with _no_effect_ends(checkpoints):
             moved = lora.require_effect(
-                stage.folder, base, probe, trained, quantization=quantization, **compute
+                *(stage.folder, base, probe, trained),
+                quantization=quantization,
+                shares=sharding.shares(),
+                **compute,
             )
         stage.metrics.update(adapter_moves_log_probability=moved)
         tokenizers.save(lessons.tokenizer, stage.folder, resolve(base))
@@ -132,6 +136,7 @@ def _load(config: Config, base: str, quantization: str = "none") -> PreTrainedMo
             loading.choose_device(config.model.device).type,
             loading.choose_dtype(config.model.device, config.model.dtype),
         ),
+        shares=sharding.shares(),
     )
 
 

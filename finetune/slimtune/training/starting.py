@@ -10,12 +10,11 @@ import torch
 from slimtune.config import Config
 from slimtune.console import SettingsError, near, processes
 from slimtune.models.loading import choose_device
-from slimtune.training import checkpoints, optimizers
+from slimtune.training import checkpoints, optimizers, sharding
 
 _log = logging.getLogger(__name__)
 
 _LAUNCHED = "ACCELERATE_MIXED_PRECISION"  # `accelerate launch` sets it for every process
-_FSDP = "ACCELERATE_USE_FSDP"
 
 
 def check(folder: Path, config: Config) -> None:
@@ -26,7 +25,7 @@ def check(folder: Path, config: Config) -> None:
     _require_package(config.training.report_to)
     optimizers.require_package(config.training)
     device = choose_device(config.model.device).type
-    _require_whole_weights(device)
+    sharding.require_launch(device)
     _tell_about_launcher(device)
     options = config.options
     stopped = checkpoints.found(folder)
@@ -47,17 +46,6 @@ def _require_package(report_to: str) -> None:
         )
 
 
-def _require_whole_weights(device: str) -> None:
-    """SettingsError for FSDP on GPUs: saving and loading back need every weight on each of them."""
-    if os.environ.get(_FSDP) == "true" and device != "cpu":
-        raise SettingsError(
-            "accelerate launch: FSDP is not supported",
-            "the trained weights would lie in pieces on several GPUs when they are to be saved",
-            "use --config_file finetune/launch/ddp_gpus.yaml (DDP); for a base that fits on no "
-            "single GPU add --use-quantization",
-        )
-
-
 def _tell_about_launcher(device: str) -> None:
     """Where fewer processes work, or in another way, than one would think."""
     gpus = torch.cuda.device_count()
@@ -71,9 +59,4 @@ def _tell_about_launcher(device: str) -> None:
         _log.warning(
             "caution: accelerate started one process; on CPUs --num_processes counts only with "
             "--config_file finetune/launch/ddp_cpu.yaml"
-        )
-    if os.environ.get(_FSDP) == "true" and device == "cpu":
-        _log.warning(
-            "caution: FSDP needs GPUs; on CPUs accelerate runs DDP instead: every process holds "
-            "all weights"
         )

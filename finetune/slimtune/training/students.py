@@ -14,7 +14,15 @@ from slimtune.console import first_process
 from slimtune.models import loading, merging, tokenizers
 from slimtune.models.checkpoints import EMBEDDING, Checkpoint
 from slimtune.models.hub import resolve
-from slimtune.training import card, conditions, distillation, estimates, lora, teachers
+from slimtune.training import (
+    card,
+    conditions,
+    distillation,
+    estimates,
+    lora,
+    sharding,
+    teachers,
+)
 from slimtune.training.checkpoints import to_resume
 from slimtune.training.curve import Curve
 from slimtune.training.reading import Lessons
@@ -48,8 +56,7 @@ def distil_student(
             resume_from=resume_from,
             conditions=same,
         )
-        if first_process():
-            _write(taught, student, lessons, stage.folder)
+        _write(taught, student, lessons, stage.folder)
         curve = taught.curve
         curve.write(stage.folder)
         learned = lessons.summary() | {"text_passages": len(text)}
@@ -91,9 +98,15 @@ def plan(config: Config, student: str, lessons: Lessons, text: Sequence[str]) ->
 
 
 def _write(taught: distillation.Taught, student: str, lessons: Lessons, folder: Path) -> None:
-    """An ordinary model in the type the student is stored in; an adapter is merged into it."""
+    """An ordinary model in the type the student is stored in; an adapter is merged into it.
+
+    The first process does it; the parts of a model that is shared out come from all of them.
+    """
     source, model = resolve(student), taught.model
-    if isinstance(model, PeftModel):
+    adapted = isinstance(model, PeftModel)
+    if not first_process() and (adapted or sharding.shares() == 1):
+        return
+    if adapted:
         adapter = folder / "adapter"
         lora.save(model, adapter, student, taught.start)
         merging.merge(source, adapter, folder)

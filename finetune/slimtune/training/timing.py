@@ -9,7 +9,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from slimtune.config import Config
 from slimtune.models import loading
-from slimtune.training import attention, estimates, lora
+from slimtune.training import attention, estimates, lora, sharding
 from slimtune.training.batches import Sample
 from slimtune.training.fitting import training_arguments
 from slimtune.training.trainer import SlimTrainer
@@ -70,6 +70,7 @@ def tokens_per_second(
         dtype=compute.dtype,
         quantization=run.recipe.quantization,
         attn_implementation=attention.register(device.type, numbers),
+        shares=sharding.shares(),
     )
     quantized = run.recipe.quantization != "none"
     learner = (

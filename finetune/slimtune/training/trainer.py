@@ -5,6 +5,7 @@ Replaced are the loss, the evaluation (token-weighted, no logits kept), the chec
 not there) and the way runs fail: a loss or gradient that is not finite ends it within one step.
 """
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers.trainer_utils import TrainOutput
 
 from slimtune.console import QualityError, near
 from slimtune.models import products
-from slimtune.training import checkpoints, losses, optimizers
+from slimtune.training import checkpoints, losses, optimizers, sharding
 from slimtune.training.batches import collate
 from slimtune.training.forward import loss_parts, supervised
 from slimtune.training.interruption import Interruption
@@ -39,11 +40,21 @@ class SlimTrainer(Trainer):
         self._parts: list[torch.Tensor] = []
         self._skipped = 0
 
+    def create_accelerator_and_postprocess(self) -> None:
+        with sharding.done_already():
+            super().create_accelerator_and_postprocess()
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        # Its hooks on adapters of a sharded base hold the Trainer, and tensors' hooks are beyond
+        # the garbage collector: with a real reference the base would stay in memory for good.
+        Trainer._sync_replicated_trainable_parameters(weakref.proxy(self), model)
+
     @products.fast()
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         return super().train(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        sharding.give_back(self.model)
         if self.loraplus_ratio > 1 and self.optimizer is None:
             self.optimizer = optimizers.loraplus(self.model, self.args, self.loraplus_ratio)
         return super().create_optimizer(model)
@@ -169,6 +180,10 @@ class SlimTrainer(Trainer):
         if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
             raise self.not_finite("updated weights", self.state.global_step)
         checkpoints.save(self)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.load_optimizer(self, Path(checkpoint))
 
     def _init_training_state(self, *args: Any) -> tuple[int, int]:
         done = super()._init_training_state(*args)

@@ -41,6 +41,16 @@ def test_the_largest_batch_is_made_of_the_longest_rows(base, monkeypatch) -> Non
     assert estimates.largest_batch(run, run.needs(1).total) == 0
 
 
+def test_a_process_of_two_needs_room_for_its_part(base, monkeypatch) -> None:
+    alone = estimates.whole_run(Config(), base, ROWS)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    one, half = alone.needs(1), estimates.whole_run(Config(), base, ROWS).needs(1)
+    assert (half.gradients, half.optimizer) == (one.gradients // 2, one.optimizer // 2)
+    assert half.activations == one.activations
+    assert half.weights > one.weights / 2  # two layers are all that this model has
+
+
 @pytest.mark.parametrize(("fitting", "rows"), [(1, 1), (3, 2), (9, 8), (16, 16), (33, 16)])
 def test_auto_keeps_the_effective_batch(base, monkeypatch, caplog, fitting, rows) -> None:
     config, run = run_with(base, batch_size="auto", gradient_accumulation_steps=3)

@@ -1,4 +1,4 @@
-"""Memory given back: why a stream of 4 MB pieces must not grow the process."""
+"""Memory given back: why a stream of pieces of some MB must not grow the process."""
 
 import ctypes
 import sys
@@ -17,11 +17,16 @@ def large_blocks_returned() -> Iterator[None]:
     fragment: magnitude pruning of 22 layers peaked at 642 MB that way, at 10 layers at 517 MB, and
     at 383 MB with a fixed limit. Afterwards the limit is high: training reuses its blocks.
     """
-    _set_threshold(_STREAMING)
+    return_large_blocks()
     try:
         yield
     finally:
         _set_threshold(_USUAL)
+
+
+def return_large_blocks() -> None:
+    """From now on freed blocks over 1 MB go back at once, as those of lent weights must."""
+    _set_threshold(_STREAMING)
 
 
 def _set_threshold(size: int) -> None:
