@@ -59,6 +59,11 @@ def saving(*where: object) -> bool:
     return len(names) > 1 and any(name.endswith(".partial") for name in names)
 
 
+def saved(*where: object) -> bool:
+    """Whether a whole checkpoint is there."""
+    return any(not name.endswith(".partial") for name in saves(*where))
+
+
 def test_killed_during_a_save(words, whole, said, tmp_path) -> None:
     killed(lambda: saving(tmp_path), *words, "--output-dir", tmp_path)
     assert any(name.endswith(".partial") for name in saves(tmp_path))
@@ -216,7 +221,7 @@ def test_an_adapter_that_changes_nothing_leaves_nothing_behind(words, tmp_path) 
 @pytest.mark.parametrize("stage", ["distilled_checkpoints", "checkpoints"])
 def test_the_whole_path_killed_in_a_training_stage(stage, settings, small_path, tmp_path) -> None:
     words, finished = small_path
-    killed(lambda: saving(tmp_path, stage), *words, "--output-dir", tmp_path)
+    killed(lambda: saved(tmp_path, stage), *words, "--output-dir", tmp_path)
     succeeds(*words, "--output-dir", tmp_path, "--resume")
     name = "final/model.safetensors"
     assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
