@@ -33,7 +33,7 @@ LONGEST = 512
 
 @dataclass(frozen=True)
 class Size:
-    """The shape of a random Llama with Llama-2's vocabulary, and if the bars hold for it."""
+    """The shape of a random Llama with Llama-2's vocabulary."""
 
     name: str
     hidden: int
@@ -43,7 +43,8 @@ class Size:
 
 
 SIZES = (Size("hidden 256 x 4 layers", 256, 688, 4, 4), Size("82 M", 640, 1792, 8, 10))
-# Other sides must cost so many times ours: tokens per CPU second, and at most this peak memory.
+# At the small size other sides must cost so many times ours (tokens per CPU second), and ours at
+# most this share of their peak memory.
 BARS = {"padded": (2.4, 0.5), "llamafactory": (1.6, 0.75), "trl": (3.5, None)}
 TITLES = {
     "ours": "SlimTune",
@@ -89,14 +90,19 @@ def _run(side: str, folder: Path, pythons: dict[str, str | None], threads: int) 
 
 def _show(size: Size, tokens: int, rows: int, costs: dict[str, Cost | None]) -> None:
     ours = costs.get("ours")
-    lines = [_line(side, tokens, cost, ours) for side, cost in costs.items() if cost is not None]
+    bars = BARS if size == SIZES[0] else {}
+    lines = [
+        _line(side, tokens, cost, ours, bars) for side, cost in costs.items() if cost is not None
+    ]
     headers = ["", "training CPU s", "tokens/CPU s", "ours", "bar", "process CPU s"]
     headers += ["peak MB", "ours", "bar", "steps", "first loss", "mean loss"]
     table(f"LoRA, {size.name}: {rows} rows, {tokens:,} tokens", headers, lines)
 
 
-def _line(side: str, tokens: int, cost: Cost, ours: Cost | None) -> list[Any]:
-    found, (speed, memory) = cost.results, BARS.get(side, (None, None))
+def _line(
+    side: str, tokens: int, cost: Cost, ours: Cost | None, bars: dict[str, tuple]
+) -> list[Any]:
+    found, (speed, memory) = cost.results, bars.get(side, (None, None))
     faster = found["cpu"] / ours.results["cpu"] if ours else 0.0
     smaller = ours.peak / cost.peak if ours else 0.0
     return [
