@@ -124,15 +124,15 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def filled(batch: dict[str, Any]) -> dict[str, Any]:
-    """`batch` with as many blank tokens after it as `products.filled` wants.
+def filled(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """`batch` with as many blank tokens after it as `products.filled` wants, on a CPU.
 
     They are a sample of their own: no other attends to it, and no label is in it. All are at
     position 0, because some kinds of rope look at the largest.
     """
     tokens = batch["input_ids"].shape[1]
     blanks = products.filled(tokens) - tokens
-    if not blanks:
+    if not blanks or device.type != "cpu":
         return batch
     return batch | {
         "input_ids": F.pad(batch["input_ids"], (0, blanks)),

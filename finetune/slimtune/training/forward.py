@@ -35,7 +35,7 @@ def loss_parts(
     """The parts of `loss`, each summed over `positions`; the first can be differentiated."""
     causal = causal_model(model)
     how = causal.config._attn_implementation
-    batch = filled(batch)
+    batch = filled(batch, positions.device)
     with _losses_from(causal.get_output_embeddings(), loss):
         return model(
             input_ids=batch["input_ids"],

@@ -175,7 +175,7 @@ def hidden_states(
     """What the teacher's head reads at the supervised positions, and these positions."""
     device = teacher.device
     positions = (batch["labels"][0, 1:] != IGNORED).nonzero().squeeze(1).to(device)
-    batch = filled(batch)
+    batch = filled(batch, device)
     hidden = teacher.get_decoder()(
         input_ids=batch["input_ids"].to(device),
         position_ids=batch["position_ids"].to(device),
