@@ -82,24 +82,24 @@ def show(found: dict[str, float], seeds: int) -> None:
 def figures(seed: int) -> dict[str, float]:
     """Perplexity of every side for one seed of the calibration."""
     from slimtune.models.checkpoints import Checkpoint
-    from slimtune.pruning.anatomy import shape_of
+    from slimtune.pruning.anatomy import prunable_shape
     from slimtune.pruning.calibration import batches_of, own_words
     from slimtune.pruning.depth import drop_layers
     from slimtune.pruning.hidden import cut_hidden
     from slimtune.pruning.sizes import Ratios, smaller
     from slimtune.pruning.sparsity import sparsify
-    from slimtune.pruning.stack import read
+    from slimtune.pruning.stack import read_layers
     from slimtune.pruning.width import cut_width
 
-    shape, held = shape_of(Checkpoint(MODEL)), batches_of(held_out())
+    shape, held = prunable_shape(Checkpoint(MODEL)), batches_of(held_out())
     batches = batches_of(own_words(MODEL, CALIBRATION, WINDOW, seed))
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder) / "scratch"
 
         def perplexity(name: str) -> float:
-            return read(Path(folder) / name, held, scratch).perplexity
+            return read_layers(Path(folder) / name, held, scratch).perplexity
 
-        found = {"dense": read(MODEL, held, scratch).perplexity}
+        found = {"dense": read_layers(MODEL, held, scratch).perplexity}
         common = {"batches": batches, "seed": seed, "scratch": scratch}
         quarter = smaller(shape, Ratios(ffn=0.25, groups=0.25))
         for name in (f"{c}{' refit' * solve}" for c in CRITERIA for solve in (False, True)):

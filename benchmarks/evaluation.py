@@ -124,8 +124,8 @@ def _load(folder: Path):
 
 def slimtune(folder: Path, count: int, tokens: int, _: int) -> None:
     """Our batched generation."""
-    from slimtune.evaluation.batches import in_order
-    from slimtune.evaluation.generation import generate
+    from slimtune.inference.batching import in_order
+    from slimtune.inference.generation import generate
 
     model, tokenizer = _load(folder)
     started = _cpu()
@@ -157,14 +157,14 @@ def plain_generate(folder: Path, count: int, tokens: int, _: int) -> None:
 
 def rouge(_: Path | None, __: int, ___: int, pairs: int) -> None:
     """Our ROUGE-L."""
-    from slimtune.evaluation.metrics import rouge_l
+    from slimtune.evaluation.measures import rouge_l
 
     _time_rouge(rouge_l, _english(pairs))
 
 
 def rouge_chinese(_: Path | None, __: int, ___: int, pairs: int) -> None:
     """Our ROUGE-L where it has most to do: in Chinese every character is a word."""
-    from slimtune.evaluation.metrics import rouge_l
+    from slimtune.evaluation.measures import rouge_l
 
     chance = random.Random(3)
     signs = [chr(code) for code in range(0x4E00, 0x4E00 + 500)]

@@ -72,7 +72,7 @@ def write_model(folder: Path, shape: Shape, tokenizer: Path) -> None:
                 part = (min(step, size[0] - start), *size[1:])
                 rows = torch.randn(part, generator=generator) * 0.02
                 writer.write(name, (rows + (len(size) == 1)).to(dtype), start)
-    tokenizers.save(tokenizers.from_sentencepiece(tokenizer), folder, tokenizer.parent)
+    tokenizers.save_tokenizer(tokenizers.from_sentencepiece(tokenizer), folder, tokenizer.parent)
     if not (folder / tokenizer.name).is_file():
         shutil.copy(tokenizer, folder)
     (folder / "config.json").write_text(json.dumps(_config(shape), indent=2), encoding="utf-8")

@@ -126,7 +126,7 @@ def trl(model: Path, rows: Path, length: int) -> None:
 
 
 def batched(model: Path, rows: Path, length: int) -> None:
-    from slimtune.evaluation.generation import generate
+    from slimtune.inference.generation import generate
 
     loaded, tokenizer = _base(model), _tokenizer(model)
 
@@ -229,7 +229,7 @@ def _adapted(model: Path, **options: Any) -> Any:
 def _tokenizer(model: Path) -> Any:
     from slimtune.models import tokenizers
 
-    return tokenizers.load(model)
+    return tokenizers.load_tokenizer(model)
 
 
 def _rows(model: Path, file: Path, length: int) -> list[Row]:

@@ -93,10 +93,10 @@ def write_model(
     import torch
 
     from slimtune.models.checkpoints import CheckpointWriter
-    from slimtune.models.memory import Shape
+    from slimtune.models.memory import ModelShape
     from slimtune.pruning.anatomy import axes_of, expected_names
 
-    shape = Shape(
+    shape = ModelShape(
         vocabulary, hidden, ffn, layers, heads, groups, hidden // heads, False, frozenset()
     )
     sizes = {"hidden": hidden, "ffn": ffn, "kv": shape.kv_width, "query": hidden}

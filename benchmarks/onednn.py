@@ -1,6 +1,6 @@
 """Float32 matrix products: torch's own library (MKL) and oneDNN, which training uses on some CPUs.
 
-    python benchmarks/products.py
+    python benchmarks/onednn.py
 
 Sizes are those of a training step of 865 tokens: the layers of hidden size 256 and 640, their
 adapters, and the output head on 128 positions; forward, and the gradient of the inputs.
@@ -27,7 +27,7 @@ SIZES = {  # rows, inputs, outputs
 
 
 def main() -> None:
-    from slimtune.models import products
+    from slimtune.machine import onednn
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -41,14 +41,14 @@ def main() -> None:
             "backward": lambda g=gradient, w=weight: g @ w,
         }.items():
             usual, there = _seconds(product), product()
-            with products.through_onednn():
+            with onednn.through_onednn():
                 faster, here = _seconds(product), product()
             off = (there - here).abs().max() / there.abs().max()
             speeds = [billions / usual, billions / faster]
             lines.append([name, way, *speeds, f"{usual / faster:.2f}x", f"{off:.0e}"])
     headers = ["", "way", "torch GFLOP/s", "oneDNN GFLOP/s", "faster", "largest difference"]
     table("One thread", headers, lines)
-    chosen = "oneDNN" if products.onednn_is_faster() else "torch's own library"
+    chosen = "oneDNN" if onednn.onednn_is_faster() else "torch's own library"
     print(f"\nTraining on this processor uses {chosen}.")
 
 

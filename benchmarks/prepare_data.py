@@ -121,7 +121,7 @@ def run_datasets(file: Path) -> None:
     from datasets import Features, Value, disable_progress_bars, load_dataset
 
     from slimtune.config.data import Data
-    from slimtune.data.splits import assign, shares
+    from slimtune.data.splits import assign, split_bounds
 
     disable_progress_bars()
     settings = Data()
@@ -134,7 +134,7 @@ def run_datasets(file: Path) -> None:
     rows = raw.map(convert, features=Features(wanted), fn_kwargs={"settings": settings})
     seen: set[int] = set()
     rows = rows.filter(lambda key: not (key in seen or seen.add(key)), input_columns="near")
-    places = assign(rows.with_format("numpy")["position"][:], shares(settings))
+    places = assign(rows.with_format("numpy")["position"][:], split_bounds(settings))
     for place, split in enumerate(("train", "validation", "test")):
         chosen = rows.select((places == place).nonzero()[0]).remove_columns(["near", "position"])
         chosen.to_json(file.parent / f"peer_{split}.jsonl", force_ascii=False)
@@ -144,10 +144,9 @@ def run_datasets(file: Path) -> None:
 def convert(row: dict, settings) -> dict:
     """What `slimtune.data.conversion` does to a usable row."""
     from slimtune.data.conversion import cleaned
-    from slimtune.data.formats import alpaca
-    from slimtune.data.keys import keys_of
+    from slimtune.data.shapes import alpaca
+    from slimtune.data.similarity import keys_of, language
     from slimtune.data.splits import position
-    from slimtune.data.text import language
 
     messages = cleaned(alpaca(row), settings, [])
     keys = keys_of(messages)

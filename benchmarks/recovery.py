@@ -21,7 +21,7 @@ from stories import CALIBRATION, MODEL, WINDOW, held_out
 sys.path.insert(0, str(FINETUNE))
 
 from slimtune.training.divergences import TeacherTopK  # noqa: E402
-from slimtune.training.teacher_cache import CachedTeacher, Said  # noqa: E402
+from slimtune.training.teacher_cache import CachedTeacher, TopKOfRows  # noqa: E402
 
 FEW, MANY = 320, 1280
 LEARNING_RATE, ROWS = 1e-3, 2  # steps small and many: 3e-3 with 8 rows ends at 1.60 x dense
@@ -31,7 +31,7 @@ BARS = {"KD, cached k=32": 1.58, "KD, cached k=32, 326 k tokens": 1.37}
 class Renormalised(CachedTeacher):
     """The k probabilities blown up to a sum of 1, as caches without a bucket for the rest do."""
 
-    def says(self, batch: dict[str, Any], positions: torch.Tensor) -> Said:
+    def says(self, batch: dict[str, Any], positions: torch.Tensor) -> TopKOfRows:
         said = super().says(batch, positions)
 
         def shared_out(rows: slice) -> TeacherTopK:
@@ -63,7 +63,7 @@ def show(found: dict[str, float], seeds: int) -> None:
 def figures(seed: int) -> dict[str, float]:
     """Perplexity on stories kept aside, of the whole model, the cut one, and each student of it."""
     from slimtune.pruning.calibration import batches_of, own_words
-    from slimtune.pruning.stack import read
+    from slimtune.pruning.stack import read_layers
     from slimtune.training.batches import Sample
 
     torch.set_num_threads(1)
@@ -73,8 +73,8 @@ def figures(seed: int) -> dict[str, float]:
         folder = Path(name)
         cut_in(folder / "cut", words[:CALIBRATION], seed, folder / "scratch")
         found = {
-            "dense": read(MODEL, held, folder / "scratch").perplexity,
-            "cut and refitted": read(folder / "cut", held, folder / "scratch").perplexity,
+            "dense": read_layers(MODEL, held, folder / "scratch").perplexity,
+            "cut and refitted": read_layers(folder / "cut", held, folder / "scratch").perplexity,
         }
         for student, count, k, kind in (
             ("CE", FEW, None, None),
@@ -87,19 +87,19 @@ def figures(seed: int) -> dict[str, float]:
             teacher = teacher_of(samples[:count], k, kind, folder / f"cache {k} {count}")
             taught = learn(folder / "cut", samples[:count], teacher, folder / "checkpoints", seed)
             taught.save_pretrained(folder / "student")
-            found[student] = read(folder / "student", held, folder / "scratch").perplexity
+            found[student] = read_layers(folder / "student", held, folder / "scratch").perplexity
     return found
 
 
 def cut_in(folder: Path, words: list[list[int]], seed: int, scratch: Path) -> None:
     """A quarter of FFN neurons and KV groups cut by activation, what is behind them refitted."""
     from slimtune.models.checkpoints import Checkpoint
-    from slimtune.pruning.anatomy import shape_of
+    from slimtune.pruning.anatomy import prunable_shape
     from slimtune.pruning.calibration import batches_of
     from slimtune.pruning.sizes import Ratios, smaller
     from slimtune.pruning.width import cut_width
 
-    quarter = smaller(shape_of(Checkpoint(MODEL)), Ratios(ffn=0.25, groups=0.25))
+    quarter = smaller(prunable_shape(Checkpoint(MODEL)), Ratios(ffn=0.25, groups=0.25))
     how = {"batches": batches_of(words), "criterion": "activation", "seed": seed, "solve": True}
     cut_width(MODEL, folder, quarter, scratch=scratch, **how)
 
@@ -113,7 +113,7 @@ def teacher_of(samples: list, top_k: int | None, kind: Any, cache: Path) -> Any:
         return None
     if kind == "online":
         return OnlineTeacher(loaded(MODEL), 1.0)
-    teacher_cache.write(cache, lambda: loaded(MODEL), samples, top_k=top_k, temperature=1.0)
+    teacher_cache.write_cache(cache, lambda: loaded(MODEL), samples, top_k=top_k, temperature=1.0)
     return kind(cache)
 
 
@@ -126,7 +126,7 @@ def learn(student: Path, samples: list, teacher: Any, checkpoints: Path, seed: i
     settings = Training(epochs=1, batch_size=ROWS, learning_rate=LEARNING_RATE, seed=seed)
     options: dict[str, Any] = {}
     if teacher is not None:
-        options = {"teacher": teacher, "lesson": Distillation(alpha=1.0, temperature=1.0)}
+        options = {"teacher": teacher, "row_loss": Distillation(alpha=1.0, temperature=1.0)}
         options["trainer_class"] = DistillationTrainer
     model = loaded(student)
     fit(model, samples, [], settings, checkpoints, **options)
@@ -137,7 +137,7 @@ def loaded(folder: Path) -> Any:
     from slimtune.models import loading
     from slimtune.training import attention
 
-    return loading.load(folder, device="cpu", attn_implementation=attention.register())
+    return loading.load_model(folder, device="cpu", attn_implementation=attention.register())
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def held_out() -> list[list[int]]:
             stories.append(paragraph)
         else:
             stories[-1] += "\n\n" + paragraph
-    tokenizer = tokenizers.load(MODEL)
+    tokenizer = tokenizers.load_tokenizer(MODEL)
     ids: list[int] = []
     for story in stories[int(len(stories) * 0.7) :]:
         ids += [tokenizer.bos_token_id]

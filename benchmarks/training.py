@@ -128,7 +128,9 @@ def prepare(size: Size, count: int, folder: Path) -> int:
     from slimtune.models import tokenizers
 
     source = SHARED_DATA / "llama2-tokenizer"
-    tokenizer = tokenizers.load(source if source.is_dir() else ROOT / "models/sample/base")
+    tokenizer = tokenizers.load_tokenizer(
+        source if source.is_dir() else ROOT / "models/sample/base"
+    )
     tokenizer.chat_template = prompts.template("llama2")
     rows, texts = [], []
     for text in _texts():
@@ -191,7 +193,7 @@ def _write_model(size: Size, tokenizer: Any, folder: Path) -> None:
         num_key_value_heads=size.heads,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizers.save(tokenizer, folder)
+    tokenizers.save_tokenizer(tokenizer, folder)
 
 
 if __name__ == "__main__":

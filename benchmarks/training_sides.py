@@ -35,7 +35,7 @@ ARGUMENTS = {
 
 def ours(folder: Path) -> None:
     from slimtune.config import Config, Lora
-    from slimtune.imports import leave_out_unused
+    from slimtune.machine.unused_packages import leave_out_unused
 
     leave_out_unused(Config())  # as every script does before it imports anything heavy
     from transformers import TrainingArguments
@@ -45,7 +45,9 @@ def ours(folder: Path) -> None:
     from slimtune.training.batches import Sample
     from slimtune.training.trainer import SlimTrainer
 
-    base = loading.load(folder / "model", device="cpu", attn_implementation=attention.register())
+    base = loading.load_model(
+        folder / "model", device="cpu", attn_implementation=attention.register()
+    )
     model = lora.attach(base, Lora(rank=RANK, alpha=ALPHA), seed=0)
     samples = [Sample(row["input_ids"], row["labels"], i) for i, row in enumerate(_rows(folder))]
     arguments = TrainingArguments(output_dir=str(folder / "ours"), **ARGUMENTS)
@@ -54,9 +56,9 @@ def ours(folder: Path) -> None:
 
 def ours_mkl(folder: Path) -> None:
     """Ours where oneDNN is not the faster library: any processor but AMD's with AVX-512."""
-    from slimtune.models import products
+    from slimtune.machine import onednn
 
-    products.onednn_is_faster = lambda: False
+    onednn.onednn_is_faster = lambda: False
     ours(folder)
 
 

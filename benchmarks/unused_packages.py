@@ -1,6 +1,6 @@
 """What a run saves that leaves out packages it does without: memory and CPU time of the imports.
 
-python benchmarks/imports.py
+python benchmarks/unused_packages.py
 """
 
 import sys

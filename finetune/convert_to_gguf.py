@@ -21,8 +21,8 @@ from slimtune.console import near, would_write, wrote
 def main(config: Config) -> None:
     from slimtune.export import conversion, ollama, preflight
     from slimtune.export.architecture import Unsupported
-    from slimtune.export.source import open_source
-    from slimtune.models.hub import resolve
+    from slimtune.export.plan import open_source
+    from slimtune.models.folders import local_folder
 
     gguf = config.gguf
     files = conversion.files_of(config)
@@ -32,9 +32,9 @@ def main(config: Config) -> None:
     for file in files:
         refuse_finished_files(conversion.manifest_of(file), config)
     if modelfile:
-        ollama.require(modelfile, config)
+        ollama.require_target(modelfile, config)
     preflight.require_proof(gguf.verify)
-    with open_source(resolve(gguf.model_path), gguf.lora_model) as source:
+    with open_source(local_folder(gguf.model_path), gguf.lora_model) as source:
         try:
             plans = dict(zip(files, conversion.plans_for(source, config), strict=True))
         except Unsupported as unknown:
@@ -44,14 +44,14 @@ def main(config: Config) -> None:
         plan = plans[files[0]]
         said = ollama.modelfile_for(modelfile, files[0], plan, config) if modelfile else ""
         if config.options.dry_run:
-            estimates = conversion.words(plans.values())
+            estimates = conversion.conversion_lines(plans.values())
             estimates |= preflight.memory_words(source.folder, gguf.verify)
             would_write(*filter(None, [*files, modelfile]), estimates=estimates)
             return
         numbers = conversion.convert_and_prove(source, plans, config)
         following = f"python finetune/evaluate_model.py --models {','.join(map(near, files))}"
         if modelfile:
-            ollama.write(modelfile, said)
+            ollama.write_modelfile(modelfile, said)
             following = " ".join(ollama.create_command(gguf.model_name, modelfile))
         if modelfile and gguf.ollama_create:
             ollama.create(gguf.model_name, modelfile)
@@ -62,13 +62,13 @@ def main(config: Config) -> None:
 
 def hand_over(model: Path, files: list[Path], unknown: Exception, config: Config) -> None:
     """An architecture that only llama.cpp's own converter knows; LLAMA_CPP_DIR names it."""
-    from slimtune.export import foreign
+    from slimtune.export import llama_tools
 
-    foreign.require_hand_over(unknown, config)
+    llama_tools.require_hand_over(unknown, config)
     if config.options.dry_run:
         would_write(*files, estimates={"converted by": "llama.cpp's own converter"})
         return
-    numbers = foreign.hand_over(model, files, config)
+    numbers = llama_tools.hand_over(model, files, config)
     following = f"python finetune/evaluate_model.py --models {','.join(map(near, files))}"
     wrote(*files, numbers=numbers, next=following)
 

@@ -32,17 +32,17 @@ def main(config: Config) -> None:
 def merge(config: Config) -> None:
     """Base + adapter -> an ordinary model folder, tensor by tensor."""
     from slimtune.models import merging
-    from slimtune.models.hub import resolve
+    from slimtune.models.folders import local_folder
 
     base, adapter = config.model.base_model, config.evaluation.lora_model
-    pair = merging.require_pair(resolve(base), adapter)
+    pair = merging.require_pair(local_folder(base), adapter)
     final = config.evaluation.merged_dir or adapter.with_name("merged_model")
     refuse_finished(final, config)
     if config.options.dry_run:
         would_write(final, estimates={"on disk": size(pair.bytes), "memory": pair.memory_words})
         return
     with stage_folder("merge", final, config, inputs=[adapter, base]) as stage:
-        report = merging.merge(resolve(base), adapter, stage.folder)
+        report = merging.merge_adapter(local_folder(base), adapter, stage.folder)
         stage.metrics.update(vars(report))
     wrote(
         final,
@@ -56,23 +56,24 @@ def merge(config: Config) -> None:
 
 def chat(config: Config) -> None:
     """A conversation on the terminal with the last of the models; /model changes to another."""
-    from slimtune.evaluation import candidates, conversation
+    from slimtune.chat import conversation
+    from slimtune.evaluation import candidates
 
-    conversation.hold(candidates.of(config), config)
+    conversation.hold_chat(candidates.candidates_of(config), config)
 
 
 def compare(config: Config) -> None:
     """One table, one CSV, one report: every model on the same rows, the first the baseline."""
-    from slimtune.evaluation import stage
+    from slimtune.evaluation import evaluate
 
     if config.options.dry_run:
-        would_write(*stage.written(config), estimates=stage.plan(config))
+        would_write(*evaluate.written(config), estimates=evaluate.plan_comparison(config))
         return
-    headers, rows, cautions, next = stage.compare_models(config)
+    headers, rows, cautions, next = evaluate.compare_models(config)
     table(headers, rows)
     for caution in cautions:
         note(f"caution: {caution}")
-    wrote(*stage.written(config), numbers={"models": len(rows)}, next=next)
+    wrote(*evaluate.written(config), numbers={"models": len(rows)}, next=next)
 
 
 if __name__ == "__main__":

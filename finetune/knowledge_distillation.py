@@ -17,32 +17,31 @@ from slimtune.console import near, would_write, wrote
 
 
 def main(config: Config) -> None:
-    from slimtune.evaluation import teaching
-    from slimtune.training import starting, students, teachers
-    from slimtune.training.distillation import passages_of, perplexities, require_pair
-    from slimtune.training.reading import read_lessons
+    from slimtune.training import distillation_stage, prechecks, teachers, written_answers
+    from slimtune.training.dataset import read_dataset
+    from slimtune.training.distillation import passages_of, perplexities, require_teachable
 
     student, final = config.distillation.student_model, config.distillation.output_dir
     checkpoints = final.with_name(f"{final.name}_checkpoints")
     refuse_finished(final, config)
-    starting.check(checkpoints, config)
+    prechecks.precheck(checkpoints, config)
     require(config.distillation.teacher_model)
     require(student)
     require(config.training.train_data)
     template = config.model.prompt_template
-    lessons = read_lessons(student, template, config.training)
-    require_pair(config, student, lessons)
+    dataset = read_dataset(student, template, config.training)
+    require_teachable(config, student, dataset)
     text = passages_of(config)
     if config.options.dry_run:
-        plan = students.plan(config, student, lessons, text)
-        would_write(final, estimates=lessons.summary() | plan)
+        plan = distillation_stage.plan_distillation(config, student, dataset, text)
+        would_write(final, estimates=dataset.summary() | plan)
         return
 
     if config.distillation.mode == "sequence":
-        with teachers.in_turn():
-            config = teaching.answered(config)
-        lessons = read_lessons(student, template, config.training)
-    curve = students.distil_student(config, student, lessons, text, final, checkpoints)
+        with teachers.first_process_first():
+            config = written_answers.answered(config)
+        dataset = read_dataset(student, template, config.training)
+    curve = distillation_stage.distil_student(config, student, dataset, text, final, checkpoints)
     numbers = {"loss": curve.summary(), "speed": curve.speed()}
     wrote(
         final,

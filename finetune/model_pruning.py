@@ -15,14 +15,14 @@ from slimtune.console import near, table, would_write, wrote
 
 
 def main(config: Config) -> None:
+    from slimtune.pruning.prune import estimate_pruning, prune_model
     from slimtune.pruning.sparsity import NOTICE
-    from slimtune.pruning.stage import estimate, prune_model
 
     model, final = config.pruning.model_path, config.pruning.output_dir
     refuse_finished(final, config)
     require(model)
     if config.options.dry_run:
-        would_write(final, estimates=estimate(model, config))
+        would_write(final, estimates=estimate_pruning(model, config))
         return
 
     report = prune_model(config, model, final)

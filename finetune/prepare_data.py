@@ -38,9 +38,11 @@ def main(config: Config) -> None:
     with stage_files("prepare_data", manifest, config, inputs=inputs) as stage:
         prepared = preparation.prepare(data, stage.folder, system_prompt)
         fit = length_limit(config)  # its libraries weigh more than the rows: not before the workers
-        numbers = writing.write(prepared, stage.folder, data.output_name, fit, config.training.rows)
+        numbers = writing.write_outputs(
+            prepared, stage.folder, data.output_name, fit, config.training.rows
+        )
         stage.metrics.update(numbers)
-    files = writing.names(data.output_name)
+    files = writing.output_names(data.output_name)
     left_out = str(numbers["rows_in"] - numbers["kept"])
     if numbers["too_long"]:
         limit = config.training.max_length
@@ -65,16 +67,16 @@ def length_limit(config: Config) -> partial | None:
 
     model = config.model.base_model
     try:
-        tokenizer = tokenizers.load(model)
+        tokenizer = tokenizers.load_tokenizer(model)
     except SlimTuneError as error:
         if Path(model).is_dir():
             raise
         note(f"tokens are not counted: {error.what} ({error.why})")
         return None
     return partial(
-        prompts.fit,
+        prompts.fit_row,
         tokenizer=tokenizer,
-        template=prompts.resolve(config.model.prompt_template, tokenizer.chat_template),
+        template=prompts.resolve_template(config.model.prompt_template, tokenizer.chat_template),
         max_length=config.training.max_length,
         policy=config.data.long_rows,
     )

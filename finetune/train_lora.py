@@ -18,28 +18,28 @@ from slimtune.console import near, would_write, wrote
 
 
 def main(config: Config) -> None:
-    from slimtune.training import estimates, lora, starting
-    from slimtune.training.reading import read_lessons
-    from slimtune.training.stages import train_adapter, train_whole
+    from slimtune.training import estimates, lora, prechecks
+    from slimtune.training.dataset import read_dataset
+    from slimtune.training.pipeline import train_adapter, train_whole
     from slimtune.training.timing import dry_run
 
     base, whole = config.model.base_model, config.lora.method == "full"
     final = config.lora.output_dir / ("full_model" if whole else "lora_adapter")
     checkpoints = config.lora.output_dir / "checkpoints"
     refuse_finished(final, config)
-    starting.check(checkpoints, config)
+    prechecks.precheck(checkpoints, config)
     lora.require_choices(config)
     require(base)
     require(config.training.train_data)
-    lessons = read_lessons(base, config.model.prompt_template, config.training)
+    dataset = read_dataset(base, config.model.prompt_template, config.training)
     if config.options.dry_run:
         planned = estimates.whole_run if whole else estimates.adapter_run
-        run = planned(config, base, lessons.train)
-        would_write(final, estimates=lessons.summary() | dry_run(config, base, run, lessons.train))
+        run = planned(config, base, dataset.train)
+        would_write(final, estimates=dataset.summary() | dry_run(config, base, run, dataset.train))
         return
 
     train = train_whole if whole else train_adapter
-    curve, trained = train(config, base, lessons, final, checkpoints)
+    curve, trained = train(config, base, dataset, final, checkpoints)
     wrote(
         final,
         numbers={"trained": trained, "loss": curve.summary(), "speed": curve.speed()},

@@ -14,19 +14,27 @@ from functools import partial
 from pathlib import Path
 
 from slimtune.artifacts import require, run_of, stage_folder
-from slimtune.artifacts.chain import links_in, run_stages, unfinished
-from slimtune.artifacts.costs import HEADERS, cost_rows, write_card
+from slimtune.artifacts.combined_run import links_in, run_stages, unfinished
 from slimtune.config import Config
 from slimtune.console import near, table, would_write, wrote
+from slimtune.report.cost_card import HEADERS, cost_rows, write_card
 
 COMMAND = "python finetune/train_pruned_distilled.py"
 
 
 def main(config: Config) -> None:
-    from slimtune.evaluation import stage as evaluation
-    from slimtune.pruning.stage import estimate, prune_model
-    from slimtune.training import distillation, estimates, lora, stages, starting, students, timing
-    from slimtune.training.reading import read_lessons
+    from slimtune.evaluation import evaluate as evaluation
+    from slimtune.pruning.prune import estimate_pruning, prune_model
+    from slimtune.training import (
+        distillation,
+        distillation_stage,
+        estimates,
+        lora,
+        pipeline,
+        prechecks,
+        timing,
+    )
+    from slimtune.training.dataset import read_dataset
 
     base, out = config.model.base_model, config.pruned_distilled.output_dir
     links = links_in(out)
@@ -35,27 +43,31 @@ def main(config: Config) -> None:
     chosen = evaluation.without_rows(distillation.stages_for(config), compared)
     todo = unfinished(links, chosen, config, COMMAND)
     for stopped in (out / "checkpoints", out / "distilled_checkpoints"):
-        starting.check(stopped, config)
+        prechecks.precheck(stopped, config)
     for needed in (base, config.distillation.teacher_model, config.training.train_data):
         require(needed)
     # Before the first stage, dry or not: this finds the mistakes in the settings of the last one.
-    lessons = read_lessons(base, config.model.prompt_template, config.training)
-    distillation.require_pair(config, base, lessons)
+    dataset = read_dataset(base, config.model.prompt_template, config.training)
+    distillation.require_teachable(config, base, dataset)
     lora.require_choices(config)
     text = distillation.passages_of(config)
-    plan = lessons.summary() | {"stages": ", ".join(todo) or "none: all have finished"}
-    runs = {"adapter": estimates.adapter_run(config, base, lessons.train)}
+    plan = dataset.summary() | {"stages": ", ".join(todo) or "none: all have finished"}
+    runs = {"adapter": estimates.adapter_run(config, base, dataset.train)}
     if config.options.dry_run:
-        plan |= estimate(base, config) | students.plan(config, base, lessons, text)
-        plan |= timing.dry_runs(config, base, runs, lessons.train)
+        plan |= estimate_pruning(base, config) | distillation_stage.plan_distillation(
+            config, base, dataset, text
+        )
+        plan |= timing.dry_runs(config, base, runs, dataset.train)
         would_write(*(links[name].output for name in todo), estimates=plan)
         return
 
-    distil = partial(students.distil_student, config, str(pruned), lessons, text, distilled)
-    train = partial(stages.train_adapter, config, str(distilled), lessons, adapter)
+    distil = partial(
+        distillation_stage.distil_student, config, str(pruned), dataset, text, distilled
+    )
+    train = partial(pipeline.train_adapter, config, str(distilled), dataset, adapter)
     work = {
         "prune": partial(prune_model, config, base, pruned),
-        "cache": partial(students.ask_teacher, config, lessons, text, asked),
+        "cache": partial(distillation_stage.ask_teacher, config, dataset, text, asked),
         "distil": partial(distil, out / "distilled_checkpoints"),
         "lora": partial(train, out / "checkpoints"),
         "merge": partial(merge_adapter, config, distilled, adapter, final),
@@ -75,11 +87,11 @@ def main(config: Config) -> None:
 
 
 def merge_adapter(config: Config, distilled: Path, adapter: Path, final: Path) -> None:
-    from slimtune.models.merging import merge
+    from slimtune.models.merging import merge_adapter
 
     inputs = [adapter, distilled]
     with stage_folder("train_pruned_distilled", final, config, inputs=inputs) as stage:
-        stage.metrics.update(vars(merge(distilled, adapter, stage.folder)))
+        stage.metrics.update(vars(merge_adapter(distilled, adapter, stage.folder)))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Output:
         folder = file.parent / f"out of {file.name}"
         judged = prepare(Data(input=file, **settings), system_prompt=system_prompt)
         self.counts = judged.counts()
-        self.numbers = writing.write(judged, folder, "train", fit)
+        self.numbers = writing.write_outputs(judged, folder, "train", fit)
         self.files = {path.name: path.read_bytes() for path in sorted(folder.glob("*.jsonl"))}
         for path in folder.iterdir():
             path.unlink()

@@ -18,23 +18,32 @@ FINETUNE = ROOT / "finetune"
 LIBRARY = FINETUNE / "slimtune"
 FILES = sorted(FINETUNE.rglob("*.py"))
 
-GROUND = {"config", "console", "settings", "artifacts", "imports", "script"}
-LIGHT = GROUND | {"data", "prompts"}
-ROOMS = {"models", "pruning", "training", "evaluation", "export", "sample"}
+GROUND = {"config", "console", "settings", "artifacts", "machine", "script"}
+LIGHT = GROUND - {"machine"} | {"data", "prompts", "report"}
+ROOMS = {"models", "inference", "pruning", "training", "evaluation", "export", "chat", "sample"}
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets"}
+# Each storey may use those below it.
+_GROUND = {"config", "console", "artifacts", "settings", "machine"}
+_MODELS = _GROUND | {"models", "data", "prompts", "report"}
+_INFERENCE = _MODELS | {"inference"}
 MAY_USE = {
     "config": set(),
     "console": set(),
     "settings": {"config", "console"},
-    "artifacts": {"config", "console"},
-    "imports": {"config"},
-    "script": {"config", "console", "imports", "settings"},
-    "data": {"config", "console"},
-    "prompts": {"console"},
-    "models": {"console", "artifacts"},
-} | {
-    room: {"config", "console", "artifacts", "models", "data", "prompts"}
-    for room in ("pruning", "training", "evaluation", "export", "sample")
+    "machine": {"config", "console"},
+    "artifacts": {"config", "console", "machine"},
+    "script": {"config", "console", "machine", "settings"},
+    "report": {"config", "console", "artifacts"},
+    "data": {"config", "console", "artifacts", "report"},
+    "prompts": {"console", "artifacts"},
+    "models": {"console", "artifacts", "machine"},
+    "inference": _MODELS,
+    "pruning": _INFERENCE,
+    "training": _INFERENCE,
+    "evaluation": _INFERENCE,
+    "export": _INFERENCE,
+    "chat": _INFERENCE | {"evaluation"},
+    "sample": _MODELS,
 }
 
 
@@ -132,7 +141,7 @@ def test_mistakes_in_the_settings_are_answered_without_torch(tmp_path: Path) -> 
 
 SOURCE = "\n".join(file.read_text(encoding="utf-8") for file in FILES)
 # Names under which code holds a section, besides the section's own.
-ALIASES = {"training": "settings", "lora": "settings", "distillation": "settings|lesson"}
+ALIASES = {"training": "settings", "lora": "settings", "distillation": "settings"}
 ALIASES |= {"evaluation": "settings", "data": "settings"}
 
 

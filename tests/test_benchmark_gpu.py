@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from slimtune.config import Config
-from slimtune.settings import read
+from slimtune.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
@@ -144,7 +144,7 @@ def test_what_is_held_to_a_card_is_what_the_readme_says_for_it(gpu, monkeypatch,
     file = tmp_path / "config.yaml"
     block = (ROOT / "README.md").read_text(encoding="utf-8").split("```yaml\n")[1]
     file.write_text(block.partition("```")[0], encoding="utf-8")
-    readme, _ = read("train_lora", "", ["--config", str(file)])
+    readme, _ = read_settings("train_lora", "", ["--config", str(file)])
     for part, cap, quantization in ((gpu.qlora, 8, "nf4"), (gpu.lora, 16, "none")):
         commands = asked(gpu, monkeypatch, part, tmp_path)
         assert [held for held, _ in commands] == [cap * GIB] * 3
@@ -171,7 +171,7 @@ def asked(gpu, monkeypatch, part, folder: Path) -> list[tuple[int, Config]]:
     def measure(command: Sequence[object], **_: object):
         _, _, kind, script, cap, *words = map(str, command)
         assert kind == "script"
-        found.append((int(cap), read(script, "", words)[0]))
+        found.append((int(cap), read_settings(script, "", words)[0]))
         return gpu.Cost(wall=0, cpu=0, peak=0, returncode=4, output="CUDA out of memory")
 
     monkeypatch.setattr(gpu, "measure", measure)

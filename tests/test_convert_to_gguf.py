@@ -11,8 +11,8 @@ from tiny_folders import write_tiny_llama
 
 from slimtune import prompts
 from slimtune.export import conversion
+from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.models import tokenizers
-from slimtune.models.llama_cpp import LlamaCpp
 
 QUESTIONS = {
     "What did the cat do on day 99?": "The cat sat on the mat.",
@@ -25,7 +25,7 @@ def types_of(file: Path) -> set[str]:
 
 
 def test_the_file_answers(gguf, merged) -> None:
-    tokenizer = tokenizers.load(merged)
+    tokenizer = tokenizers.load_tokenizer(merged)
     asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
     template = prompts.template("llama2")
     ids = [prompts.encode_prompt(tokenizer, messages, template) for messages in asked]
@@ -152,7 +152,7 @@ def test_a_file_that_fails_its_proof_gets_a_name_that_says_so(
                 file.write(bytes(20_000))
         return reports
 
-    monkeypatch.setattr(conversion, "write", write_badly)
+    monkeypatch.setattr(conversion, "write_file", write_badly)
     monkeypatch.chdir(tmp_path)
     flags = ("--output-dir", "out", "--create-modelfile")
     error = refused(5, "", "convert_to_gguf", *settings, *flags)

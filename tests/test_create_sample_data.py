@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimtune.config.data import Data
 from slimtune.data.preparation import prepare
-from slimtune.sample import check, pretraining, shipped
-from slimtune.sample.kinds import KINDS
+from slimtune.sample import check_answer, parts, pretraining
+from slimtune.sample.kinds import SAMPLE_KINDS
 
 QUICK = ("--rows", 200, "--text-lines", 100)
 
@@ -20,9 +20,9 @@ QUICK = ("--rows", 200, "--text-lines", 100)
 def tiny_weights(tmp_path_factory, monkeypatch) -> None:
     """Tiny models in place of the shipped ones, for tests of what happens to them."""
     folder = tmp_path_factory.mktemp("weights")
-    for name in shipped.NAMES:
+    for name in parts.SAMPLE_MODELS:
         write_tiny_llama(folder / name, hidden=64)
-    monkeypatch.setattr(shipped, "WEIGHTS", folder)
+    monkeypatch.setattr(parts, "WEIGHTS", folder)
 
 
 def words_for(folder) -> tuple:
@@ -35,7 +35,9 @@ def test_flags_only_with_the_shipped_models(tmp_path, monkeypatch) -> None:
     ran = succeeds(*words)
     assert ran.out.startswith("wrote  data/raw_data.json\nwrote  sample\n")
     assert ran.out.endswith("next:  python finetune/prepare_data.py --input data/raw_data.json\n")
-    base, teacher = (AutoModelForCausalLM.from_pretrained(f"sample/{n}") for n in shipped.NAMES)
+    base, teacher = (
+        AutoModelForCausalLM.from_pretrained(f"sample/{n}") for n in parts.SAMPLE_MODELS
+    )
     assert teacher.num_parameters() > base.num_parameters() > 1_000_000
     tokenizer = AutoTokenizer.from_pretrained("sample/base")
     assert tokenizer.decode(tokenizer("今天 12").input_ids, skip_special_tokens=True) == "今天 12"
@@ -57,8 +59,8 @@ class TestWithTinyModels:
     def test_every_answer_can_be_checked_and_the_csv_says_the_same(self, tmp_path) -> None:
         succeeds("create_sample_data", *QUICK, *words_for(tmp_path))
         rows = json.loads((tmp_path / "data/raw_data.json").read_text("utf-8"))
-        assert all(check(row, row["output"]) for row in rows)
-        assert not any(check(row, "no idea") for row in rows)
+        assert all(check_answer(row, row["output"]) for row in rows)
+        assert not any(check_answer(row, "no idea") for row in rows)
         with (tmp_path / "data/raw_data.csv").open(encoding="utf-8-sig", newline="") as file:
             table = list(csv.DictReader(file))
         assert [row["output"] for row in table] == [row["output"] for row in rows]
@@ -77,8 +79,8 @@ class TestWithTinyModels:
     ) -> None:
         seen = []
 
-        def train_models(folder, seed, lessons) -> None:
-            seen.extend(lessons)
+        def train_models(folder, seed, dataset) -> None:
+            seen.extend(dataset)
             (folder / "base").mkdir()
             (folder / "base/config.json").write_text("{}")
 
@@ -156,7 +158,7 @@ class TestWithTinyModels:
         words = words_for(tmp_path)
         succeeds("create_sample_data", *QUICK, *words, "--kind", "all")
         said = {}
-        for name in ("raw_data.json", "raw_data.csv", *(file for file, _ in KINDS.values())):
+        for name in ("raw_data.json", "raw_data.csv", *(file for file, _ in SAMPLE_KINDS.values())):
             out = tmp_path / name.replace(".", "_")
             flags = ("--output-dir", out, "--base-model", tmp_path / "none")
             succeeds("prepare_data", "--input", tmp_path / "data" / name, *flags)

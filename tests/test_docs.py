@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from slimtune.config import SCRIPTS, Config
-from slimtune.settings import read
+from slimtune.settings import read_settings
 from slimtune.settings.flags import section_fields
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +53,9 @@ def test_every_command_is_one_that_its_script_takes(file: Path) -> None:
     assert commands, f"{file.name} shows no command"
     for script, *arguments in commands:
         assert (ROOT / script).is_file(), f"{file.name}: {script} is not there"
-        read(Path(script).stem, "", arguments)  # raises with the flag or value that is wrong
+        read_settings(
+            Path(script).stem, "", arguments
+        )  # raises with the flag or value that is wrong
 
 
 def test_the_readme_shows_every_script_and_the_quick_start_runs_each() -> None:
@@ -113,7 +115,7 @@ def test_a_yaml_block_of_the_readme_is_a_settings_file(tmp_path: Path) -> None:
     blocks = dict(_BLOCK.findall(text_of(ROOT / "README.md")))
     file = tmp_path / "config.yaml"
     file.write_text(blocks["yaml"], encoding="utf-8")
-    config, _ = read("train_lora", "", ["--config", str(file)])
+    config, _ = read_settings("train_lora", "", ["--config", str(file)])
     assert config.training.learning_rate == 2e-4
     assert config.training.activation_checkpointing
     assert config.model.base_model == "meta-llama/Llama-2-7b-chat-hf"

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimtune import prompts
 from slimtune.console import size
-from slimtune.evaluation import generation
+from slimtune.inference import generation
 from slimtune.models import tokenizers
 from slimtune.training import teacher_cache
-from slimtune.training.progress import ProgressShown
+from slimtune.training.callbacks import ProgressShown
 
 QUICK = ("--epochs", 1)
 
@@ -95,7 +95,7 @@ def test_the_teacher_is_asked_once(settings, pruned, tmp_path, monkeypatch) -> N
     def never(*args, **kwargs) -> None:
         raise AssertionError("the teacher ran again")
 
-    monkeypatch.setattr(teacher_cache, "write", never)
+    monkeypatch.setattr(teacher_cache, "write_cache", never)
     succeeds(*words, "--overwrite", "--learning-rate", "5e-4", "--alpha", "0.9")
     assert run(*words, "--overwrite", "--top-k", 4).code == 1
 
@@ -242,7 +242,7 @@ def read(file: Path) -> list[dict]:
 def answers_of(folder: Path, questions: list[dict]) -> list[str]:
     """transformers' own greedy answers, one by one."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer, answers = tokenizers.load(folder), []
+    tokenizer, answers = tokenizers.load_tokenizer(folder), []
     for question in questions:
         ids = prompts.encode_prompt(tokenizer, [question], tokenizer.chat_template)
         said = model.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False)[0]

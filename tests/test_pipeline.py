@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from slimtune import prompts
 from slimtune.evaluation import comparison
+from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.models import tokenizers
-from slimtune.models.llama_cpp import LlamaCpp
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 pytestmark = [
@@ -122,7 +122,10 @@ def test_the_pruned_models_are_smaller(project) -> None:
 def test_llama_cpp_says_what_transformers_says(project) -> None:
     merged = project / "tuned/merged_model"
     model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
-    tokenizer, template = tokenizers.load(merged), (merged / "chat_template.jinja").read_text()
+    tokenizer, template = (
+        tokenizers.load_tokenizer(merged),
+        (merged / "chat_template.jinja").read_text(),
+    )
     files = [project / f"rows/train_{split}.jsonl" for split in ("test", "validation", "train")]
     lines = [line for file in files for line in file.read_text("utf-8").splitlines()]
     asked = [json.loads(line)["messages"][:-1] for line in lines]

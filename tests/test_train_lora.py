@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_folders import write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from slimtune.training.progress import ProgressShown
+from slimtune.training.callbacks import ProgressShown
 
 QUICK = ("--epochs", 1)
 

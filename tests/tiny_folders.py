@@ -47,7 +47,7 @@ def write_tiny_llama(
     kinds[1](kinds[0](**shape)).to(torch.bfloat16).save_pretrained(folder)
     tokenizer = tokenizers.from_sentencepiece(_tokenizer_model())
     tokenizer.chat_template = prompts.template(template) if template else None
-    tokenizers.save(tokenizer, folder)
+    tokenizers.save_tokenizer(tokenizer, folder)
     return folder
 
 

@@ -10,15 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from slimtune.config import Config
-from slimtune.console import (
-    ExitCode,
-    ResourceError,
-    SlimTuneError,
-    first_process,
-    start_logging,
-)
-from slimtune.imports import leave_out_unused
-from slimtune.settings import read
+from slimtune.console import ExitCode, ResourceError, SlimTuneError, first_process, start_logging
+from slimtune.machine.unused_packages import leave_out_unused
+from slimtune.settings import read_settings
 
 # Before any Hugging Face import: no progress bars of theirs, no prompts, no thread warnings.
 _ENVIRONMENT = {
@@ -46,7 +40,7 @@ def run(main: Callable[[Config], None], doc: str) -> None:
 def _run(main: Callable[[Config], None], doc: str, arguments: list[str]) -> int:
     script = Path(main.__code__.co_filename).stem
     try:
-        config, print_only = read(script, doc, arguments)
+        config, print_only = read_settings(script, doc, arguments)
         if print_only:
             from slimtune.settings.rendering import config_yaml
 

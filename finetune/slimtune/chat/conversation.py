@@ -1,15 +1,24 @@
 """The loop of a chat, and what can be typed in it instead of a question.
 
 A new command is one function and one word in `COMMANDS`.
+
+A chat on the terminal: any of the candidates, loaded when first spoken to, until /exit.
 """
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from slimtune.console import SettingsError, SlimTuneError
-from slimtune.evaluation.chat import Chat
+from slimtune.chat.partner import Chat, Partner, terminal_input
+from slimtune.config import Config
+from slimtune.console import SettingsError, SlimTuneError, note
+from slimtune.evaluation import candidates
+from slimtune.evaluation.fairness import template_of
+from slimtune.inference.answers import Candidate, Compute
+from slimtune.inference.engines import open_engine
 
 _HELP = """\
 /model NAME     talk to another model (alone: which there are)
@@ -76,7 +85,7 @@ def undo(chat: Chat, _: str) -> None:
     chat.say(f"taken back: {taken[0]}\n" if taken else "nothing to take back\n")
 
 
-def save(chat: Chat, name: str) -> None:
+def save_chat(chat: Chat, name: str) -> None:
     """One line of JSON a speaker, in the `messages` format."""
     spoken = {label: chat.conversation(label) for label in chat.speakers if chat.histories[label]}
     if not name or not spoken:
@@ -122,7 +131,7 @@ COMMANDS: dict[str, Callable[[Chat, str], None]] = {
     "/reset": reset,
     "/system": system,
     "/undo": undo,
-    "/save": save,
+    "/save": save_chat,
     "/model": model,
     "/both": both,
     "/help": help,
@@ -136,3 +145,35 @@ def _require_partner(chat: Chat, name: str) -> None:
             f"there are {', '.join(chat.partners)}",
             "name one of these, or start again with --models",
         )
+
+
+_CONTEXT = 2048
+
+
+def hold_chat(chosen: Sequence[Candidate], config: Config) -> None:
+    """Chat on stdin and stdout, first with the last of `chosen`."""
+    last = chosen[-1]
+    if config.options.dry_run:
+        note(f"dry run: would chat with {last.label} ({last.reference})")
+        return
+    partners = _partners(chosen, config)
+    chat = Chat(partners, output=sys.stdout, system=config.model.system_prompt, max_length=_CONTEXT)
+    note(f"chatting with {last.label}; /help says what else it understands")
+    try:
+        talk(chat, terminal_input())
+    finally:
+        chat.close()
+
+
+def _partners(chosen: Sequence[Candidate], config: Config) -> list[Partner]:
+    """Each is asked in its own template: a talk is no comparison."""
+    compute = Compute(config.model.device, config.model.dtype, config.model.quantization)
+    otherwise = candidates.comparison_template(config)
+    return [
+        Partner(
+            label=one.label,
+            template=template_of(one) or otherwise,
+            load=partial(open_engine, one, compute, _CONTEXT),
+        )
+        for one in chosen
+    ]

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
 
+from slimtune.chat.side_by_side import SideBySide
 from slimtune.console import SlimTuneError
-from slimtune.data.cleaning import without_special_tokens
-from slimtune.evaluation.columns import Columns
-from slimtune.evaluation.engines import Engine
-from slimtune.prompts import Message, encode_prompt
+from slimtune.data.turns import without_special_tokens
+from slimtune.inference.engines import Engine
+from slimtune.prompts import ChatMessage, encode_prompt
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Chat:
         self.output, self.system = output, system
         self.max_new_tokens, self.max_length = max_new_tokens, max_length
         self.speakers = [partners[-1].label]
-        self.histories: dict[str, list[Message]] = {self.speakers[0]: []}
+        self.histories: dict[str, list[ChatMessage]] = {self.speakers[0]: []}
         self.engines: dict[str, Engine] = {}
 
     def ask(self, question: str) -> None:
         """Says `question` to every speaker and shows the answers as they grow."""
         for label in self.speakers:
-            self.histories[label].append(Message(role="user", content=question))
+            self.histories[label].append(ChatMessage(role="user", content=question))
         try:
             streams = [self._stream(label) for label in self.speakers]
             answers = self._hear_both(streams) if len(streams) > 1 else self._hear(streams[0])
@@ -65,7 +65,7 @@ class Chat:
             raise
         # An interrupted answer stays: the next question may be about it.
         for label, answer in zip(self.speakers, answers, strict=True):
-            self.histories[label].append(Message(role="assistant", content=answer.strip()))
+            self.histories[label].append(ChatMessage(role="assistant", content=answer.strip()))
 
     def engine(self, label: str) -> Engine:
         """The loaded model; those that do not speak are let go first."""
@@ -95,12 +95,12 @@ class Chat:
         for engine in self.engines.values():
             engine.close()
 
-    def conversation(self, label: str) -> list[Message]:
+    def conversation(self, label: str) -> list[ChatMessage]:
         """All that a speaker was told and said, the system message first.
 
         Control tokens typed as text are harmless, as in prepared rows.
         """
-        first = [Message(role="system", content=self.system)] if self.system else []
+        first = [ChatMessage(role="system", content=self.system)] if self.system else []
         return without_special_tokens([*first, *self.histories[label]])
 
     def say(self, text: str) -> None:
@@ -122,7 +122,7 @@ class Chat:
         return [answer]
 
     def _hear_both(self, streams: Sequence[Iterator[str]]) -> list[str]:
-        columns = Columns(self.speakers, min(shutil.get_terminal_size((100, 24)).columns, 160))
+        columns = SideBySide(self.speakers, min(shutil.get_terminal_size((100, 24)).columns, 160))
         self.say(columns.head)
         with _presses_of_ctrl_c() as presses:
             for column, piece in _in_turn(streams):

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len, chop_cells
 
-from slimtune.evaluation.text import CJK
+from slimtune.evaluation.measures import CJK
 
 _PARTS = re.compile(rf"\n|[^\S\n]+|[{CJK}]|(?:(?![{CJK}])\S)+")
 _BETWEEN = " │ "
 
 
-class Columns:
+class SideBySide:
     """`add` a piece to a column; a line is given out as soon as no column can change it any more.
 
     Lines are greedily wrapped, so that only the last one of a growing text is open: words break at

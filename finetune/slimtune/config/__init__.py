@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pydantic import PrivateAttr
 
 from slimtune.config.compression import Distillation, PrunedDistilled, Pruning
-from slimtune.config.data import Data, Sample
-from slimtune.config.evaluation import Evaluation
-from slimtune.config.export import Gguf
+from slimtune.config.data import Data, SampleSection
 from slimtune.config.fields import Section
 from slimtune.config.model import ModelSection
+from slimtune.config.results import Evaluation, Gguf
 from slimtune.config.training import Lora, Training
 
 
@@ -32,7 +31,7 @@ class Config(Section):
     """Every setting of every script."""
 
     model: ModelSection = ModelSection()
-    sample: Sample = Sample()
+    sample: SampleSection = SampleSection()
     data: Data = Data()
     pruning: Pruning = Pruning()
     distillation: Distillation = Distillation()

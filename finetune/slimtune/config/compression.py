@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from slimtune.config.fields import Model, Positive, Section, Share, setting
+from slimtune.config.fields import ModelReference, Positive, Section, Share, setting
 
 
 def _count(value: object) -> object:
@@ -22,7 +22,7 @@ Ratio = Annotated[float, Field(ge=0, lt=1)]
 class Pruning(Section):
     """A smaller model of the same family: neurons, heads, layers or channels are cut."""
 
-    model_path: Model = setting(
+    model_path: ModelReference = setting(
         "models/finetuned/merged_model", "Model to prune: a folder or a Hub id."
     )
     output_dir: Path = setting(Path("models/pruned"), "Folder for the pruned model.")
@@ -89,12 +89,12 @@ class Pruning(Section):
 class Distillation(Section):
     """A large model teaches a small one: the pruned student wins back what it lost."""
 
-    teacher_model: Model = setting(
+    teacher_model: ModelReference = setting(
         "models/sample/teacher",
         "Model that teaches. It must have the student's tokenizer; the model before pruning is\n"
         "always a possible teacher.",
     )
-    student_model: Model = setting("models/pruned", "Model that learns.")
+    student_model: ModelReference = setting("models/pruned", "Model that learns.")
     output_dir: Path = setting(Path("models/distilled"), "Folder for the distilled student.")
     mode: Literal["cached", "online", "sequence"] = setting(
         "cached",

@@ -8,7 +8,7 @@ from pydantic import model_validator
 from slimtune.config.fields import Count, Positive, Section, Share, setting
 
 
-class Sample(Section):
+class SampleSection(Section):
     """The embedded example: rows whose answers a program can check, and two small Llamas."""
 
     output_dir: Path = setting(

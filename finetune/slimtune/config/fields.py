@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Model = Annotated[
+ModelReference = Annotated[
     str, "model"
 ]  # a local folder (or .gguf file) or a Hub id: `settings` resolves it
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -2,13 +2,13 @@
 
 from typing import Literal
 
-from slimtune.config.fields import Model, Section, setting
+from slimtune.config.fields import ModelReference, Section, setting
 
 
 class ModelSection(Section):
     """The model that everything starts from, and the prompt that every stage shares."""
 
-    base_model: Model = setting(
+    base_model: ModelReference = setting(
         "models/sample/base",
         "Folder or Hub id of the base model. The sample model runs on any laptop;\n"
         "for the real thing write meta-llama/Llama-2-7b-chat-hf or a folder that holds it.",

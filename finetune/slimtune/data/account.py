@@ -5,19 +5,24 @@ Every row of the input ends in exactly one place, so that at any moment
     rows_in = kept + rejected + duplicates + near_duplicates + leaks + too_long
 
 A kept row is written once, or in several pieces where a long conversation was split.
+
+What the token counts of an account add up to: percentiles, shares, padding, a histogram.
 """
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 from slimtune.data.turns import Message
 
 SPLITS = ("train", "validation", "test")
 # The kinds of rows set aside, and the name under which each is counted.
-KINDS = {
+ROW_KINDS = {
     "rejected": "rejected",
     "duplicate": "duplicates",
     "near_duplicate": "near_duplicates",
@@ -26,7 +31,7 @@ KINDS = {
 }
 
 
-class Fitted(Protocol):
+class RowFit(Protocol):
     """What a tokenizer, a template and a length limit make of one conversation."""
 
     conversations: Sequence[list[Message]]  # one as a rule; several after a split; none if dropped
@@ -36,11 +41,11 @@ class Fitted(Protocol):
     reason: str  # of a dropped one
 
 
-Fit = Callable[..., Fitted]  # (messages, place="where the row is, for an error")
+Fit = Callable[..., RowFit]  # (messages, place="where the row is, for an error")
 
 
 @dataclass(frozen=True)
-class Size:
+class TokenSize:
     """A conversation in tokens, counted under the training template."""
 
     tokens: int
@@ -52,7 +57,7 @@ class Account:
     """Counts by row; `sources` is one entry a file: name, encoding, format, shape, rows."""
 
     sources: list[dict[str, Any]] = field(default_factory=list)
-    reasons: dict[str, Counter] = field(default_factory=lambda: {k: Counter() for k in KINDS})
+    reasons: dict[str, Counter] = field(default_factory=lambda: {k: Counter() for k in ROW_KINDS})
     kept: int = 0
     splits: Counter = field(default_factory=Counter)
     languages: Counter = field(default_factory=Counter)
@@ -62,7 +67,9 @@ class Account:
     supervised: array = field(default_factory=lambda: array("I"))  # of them, the same order
     token_splits: array = field(default_factory=lambda: array("B"))  # its place in SPLITS
 
-    def keep(self, split: str, language: str, sizes: Sequence[Size] = (), how: str = "") -> None:
+    def keep(
+        self, split: str, language: str, sizes: Sequence[TokenSize] = (), how: str = ""
+    ) -> None:
         """A row that was written to `split`, in as many pieces as it has sizes (1 if none)."""
         self.kept += 1
         self.splits[split] += len(sizes) or 1
@@ -88,10 +95,83 @@ class Account:
             "sources": self.sources,
             "rows_in": self.rows_in,
             "kept": self.kept,
-            **{name: self.reasons[kind].total() for kind, name in KINDS.items()},
+            **{name: self.reasons[kind].total() for kind, name in ROW_KINDS.items()},
             "reasons": dict(self.reasons["rejected"].most_common()),
             "splits": {name: self.splits[name] for name in SPLITS},
             "languages": dict(self.languages.most_common()),
             "cleaning": dict(self.cleaning),
             "long_rows": dict(self.long_rows),
         }
+
+
+_BARS = 40
+_SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+
+
+def token_numbers(account: Account, batch_size: int) -> dict[str, Any]:
+    """Lengths of the written conversations under the training template, and what they cost.
+
+    Works on the account's arrays of integers (9 bytes a conversation), never on rows.
+    """
+    lengths = np.frombuffer(account.tokens, dtype=account.tokens.typecode)
+    supervised = np.frombuffer(account.supervised, dtype=account.supervised.typecode)
+    places = np.frombuffer(account.token_splits, dtype=account.token_splits.typecode)
+    of_split = {name: places == index for index, name in enumerate(SPLITS)}
+    return {
+        **percentiles(lengths),
+        "total": int(lengths.sum(dtype=np.int64)),
+        "supervised_share": _share(supervised, lengths),
+        "truncated_share": truncated_share(account.long_rows),
+        "padding_saved": padding_saved(lengths[of_split["train"]], batch_size),
+        "batch_size": batch_size,
+        "splits": {
+            name: {
+                "conversations": int(chosen.sum()),
+                **percentiles(lengths[chosen]),
+                "supervised_share": _share(supervised[chosen], lengths[chosen]),
+            }
+            for name, chosen in of_split.items()
+        },
+        "histogram": histogram({name: lengths[chosen] for name, chosen in of_split.items()}),
+    }
+
+
+def percentiles(lengths: Sequence[int]) -> dict[str, int]:
+    """p of n values: the smallest that at least p * n of them do not exceed; 0 of nothing."""
+    ordered = np.sort(np.asarray(lengths))
+    places = {name: max(math.ceil(share * len(ordered)) - 1, 0) for name, share in _SHARES.items()}
+    return {name: int(ordered[place]) if len(ordered) else 0 for name, place in places.items()}
+
+
+def padding_saved(lengths: Sequence[int], batch_size: int) -> float:
+    """1 - sum(lengths) / sum over batches of (rows in the batch * its longest row).
+
+    The share of positions that padded training would compute for nothing, in batches of
+    `batch_size` rows in file order; training here pads nothing. 0 of nothing.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    if not len(lengths):
+        return 0.0
+    starts = np.arange(0, len(lengths), batch_size)
+    rows = np.diff(np.append(starts, len(lengths)))
+    padded = (rows * np.maximum.reduceat(lengths, starts)).sum()
+    return round(1 - float(lengths.sum() / padded), 4)
+
+
+def truncated_share(long_rows: Mapping[str, int]) -> float:
+    """Of the rows that were measured and kept, the share that lost some of its prompt."""
+    return round(long_rows.get("shortened", 0) / max(sum(long_rows.values()), 1), 4)
+
+
+def histogram(lengths: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """Conversations a bar: `edges` (bars + 1, whole tokens, equally wide) and a list a split."""
+    longest = max((int(max(values)) for values in lengths.values() if len(values)), default=0)
+    width = longest // _BARS + 1
+    edges = np.arange(0, longest + width + 1, width)
+    counts = {name: np.histogram(values, edges)[0].tolist() for name, values in lengths.items()}
+    return {"edges": edges.tolist(), **counts}
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> float:
+    total = int(whole.sum(dtype=np.int64))
+    return round(int(part.sum(dtype=np.int64)) / max(total, 1), 4)

@@ -12,10 +12,10 @@ from typing import Any, TextIO
 
 from slimtune.console import InputError
 from slimtune.data import json_array
-from slimtune.data.encodings import NAMES, NO_TEXT, open_text
-from slimtune.data.sources import Source
+from slimtune.data.encodings import ENCODING_NAMES, NO_TEXT, open_text
+from slimtune.data.sources import SourceFile
 
-SIZE = 1 << 20  # characters; small enough that several in flight weigh little
+BLOCK_BYTES = 1 << 20  # characters; small enough that several in flight weigh little
 
 csv.field_size_limit(2**31 - 1)  # the default refuses answers over 128 kB
 
@@ -24,7 +24,7 @@ csv.field_size_limit(2**31 - 1)  # the default refuses answers over 128 kB
 class Block:
     """Whole rows of a source: their text (an arrow batch for parquet) and the first one's line."""
 
-    source: Source
+    source: SourceFile
     line: int
     rows: Any
     header: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class BadLine:
 NumberedRow = tuple[int, "dict[str, Any] | BadLine"]
 
 
-def cut(source: Source) -> Iterator[Block]:
+def cut(source: SourceFile) -> Iterator[Block]:
     """The blocks of a source; InputError with file:line where no further row can be found."""
     if source.format == "parquet":
         yield from _cut_parquet(source)
@@ -63,12 +63,15 @@ def _without_faulty(rows: Iterator[NumberedRow], encoding: str) -> Iterator[Numb
     for line, row in rows:
         text = row.text if isinstance(row, BadLine) else json.dumps(row, ensure_ascii=False)
         faulty = NO_TEXT.search(text)
-        yield line, BadLine(text, f"a byte that is not {NAMES[encoding]}") if faulty else row
+        yield (
+            line,
+            BadLine(text, f"a byte that is not {ENCODING_NAMES[encoding]}") if faulty else row,
+        )
 
 
-def _cut_lines(stream: TextIO, source: Source) -> Iterator[Block]:
+def _cut_lines(stream: TextIO, source: SourceFile) -> Iterator[Block]:
     line = 1
-    while text := stream.read(SIZE):
+    while text := stream.read(BLOCK_BYTES):
         text += stream.readline()
         yield Block(source, line, text)
         line += text.count("\n")
@@ -87,9 +90,9 @@ def _parse_lines(block: Block) -> Iterator[NumberedRow]:
             yield line, _object(row)
 
 
-def _cut_array(stream: TextIO, source: Source) -> Iterator[Block]:
+def _cut_array(stream: TextIO, source: SourceFile) -> Iterator[Block]:
     try:
-        for line, text in json_array.blocks(stream, SIZE, source.format):
+        for line, text in json_array.array_blocks(stream, BLOCK_BYTES, source.format):
             yield Block(source, line, text)
     except json_array.BrokenArray as broken:
         raise InputError(
@@ -109,7 +112,7 @@ def _object(row: Any) -> dict[str, Any] | BadLine:
     return BadLine(text, f"a row must be an object, this is a {type(row).__name__}")
 
 
-def _cut_csv(stream: TextIO, source: Source) -> Iterator[Block]:
+def _cut_csv(stream: TextIO, source: SourceFile) -> Iterator[Block]:
     """Only a reader knows whether a line's end stands in quotes: so each row is read here too."""
     lines = _Remembered(stream)
     reader = csv.reader(lines, delimiter=source.delimiter, strict=True)
@@ -117,7 +120,7 @@ def _cut_csv(stream: TextIO, source: Source) -> Iterator[Block]:
     lines.taken()
     line = reader.line_num + 1
     while _next(reader, source) is not None:
-        if lines.size >= SIZE:
+        if lines.size >= BLOCK_BYTES:
             yield Block(source, line, lines.taken(), header)
             line = reader.line_num + 1
     if text := lines.taken():
@@ -145,7 +148,7 @@ class _Remembered:
         return text
 
 
-def _next(reader: Any, source: Source) -> list[str] | None:
+def _next(reader: Any, source: SourceFile) -> list[str] | None:
     """The next row's fields; none of a broken row, None at the end."""
     line = reader.line_num + 1
     try:
@@ -183,7 +186,7 @@ def _named(fields: list[str], header: tuple[str, ...]) -> dict[str, Any] | BadLi
     return dict(zip(header, fields, strict=False))
 
 
-def _cut_parquet(source: Source) -> Iterator[Block]:
+def _cut_parquet(source: SourceFile) -> Iterator[Block]:
     import pyarrow
     from pyarrow import parquet
 
@@ -211,7 +214,7 @@ def _json_like(row: dict[str, Any]) -> dict[str, Any]:
     return {k: v if isinstance(v, plain) else str(v) for k, v in row.items()}
 
 
-_CUTTERS: dict[str, Callable[[TextIO, Source], Iterator[Block]]] = {
+_CUTTERS: dict[str, Callable[[TextIO, SourceFile], Iterator[Block]]] = {
     **dict.fromkeys(json_array.FORMS, _cut_array),
     "jsonl": _cut_lines,
     "csv": _cut_csv,

@@ -12,15 +12,20 @@ from typing import Any
 
 from slimtune.config.data import Data
 from slimtune.data import blocks, similarity, splits
-from slimtune.data.cleaning import neutralised, oddities, without_special_tokens
-from slimtune.data.columns import renamed, unfolded
-from slimtune.data.formats import FORMATS, Row
-from slimtune.data.keys import keys_of
 from slimtune.data.rows import alpaca_fields, canonical
-from slimtune.data.text import language
-from slimtune.data.turns import BadRow, Message, require_order, trimmed
+from slimtune.data.shapes import SHAPES, RawRow, renamed, unfolded
+from slimtune.data.similarity import keys_of, language
+from slimtune.data.turns import (
+    BadRow,
+    Message,
+    neutralised,
+    oddities,
+    require_order,
+    trimmed,
+    without_special_tokens,
+)
 
-LANGUAGES = ("zh", "en", "mixed", "other")
+TOLD_LANGUAGES = ("zh", "en", "mixed", "other")
 _NUMBER = 2**53 - 1  # stands in a line until the row's number in the file is known
 _PLACEHOLDER = b'"line": %d' % _NUMBER
 
@@ -28,7 +33,7 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     """What a worker must know beside the rows: settings, column names, the shape of each file."""
 
     settings: Data
@@ -38,7 +43,7 @@ class Plan:
 
 
 @dataclass
-class Columns:
+class RowColumns:
     """The rows in the order of the input, column by column: 44 bytes a row, whatever its text.
 
     Signatures are kept of usable rows alone, 128 bytes each, and only where similarity is asked.
@@ -55,7 +60,7 @@ class Columns:
     position: array = field(default_factory=lambda: array("d"))
     signatures: array = field(default_factory=lambda: array("B"))
 
-    def extend(self, more: "Columns") -> None:
+    def extend(self, more: "RowColumns") -> None:
         for name, column in vars(self).items():
             column.extend(getattr(more, name))
 
@@ -64,14 +69,14 @@ class Columns:
 class Converted:
     """A block's rows as lines of JSON, their columns, and what was counted on the way."""
 
-    columns: Columns = field(default_factory=Columns)
+    columns: RowColumns = field(default_factory=RowColumns)
     lines: list[bytes] = field(default_factory=list)
     reasons: Counter = field(default_factory=Counter)
     cleaning: Counter = field(default_factory=Counter)
     rows: int = 0  # of the file; nested ones make more lines
 
 
-def convert(block: blocks.Block, plan: Plan) -> Converted:
+def convert_block(block: blocks.Block, plan: ConversionPlan) -> Converted:
     """Every row of the block as one line, usable or rejected, in the order of the file."""
     done = Converted()
     for line, row in blocks.parse(block):
@@ -92,10 +97,15 @@ def convert(block: blocks.Block, plan: Plan) -> Converted:
 
 
 def _keep(
-    done: Converted, block: blocks.Block, line: int, row: Row, references: list[str], plan: Plan
+    done: Converted,
+    block: blocks.Block,
+    line: int,
+    row: RawRow,
+    references: list[str],
+    plan: ConversionPlan,
 ) -> None:
     settings, found = plan.settings, []
-    messages = FORMATS[plan.shapes[block.source.name]](row)
+    messages = SHAPES[plan.shapes[block.source.name]](row)
     messages = cleaned(messages, settings, found)
     fields = alpaca_fields(row, settings.group_column)
     if "special_tokens" in found:
@@ -114,7 +124,9 @@ def _keep(
     done.lines.append(_line(written))
     columns = done.columns
     columns.usable.append(1)
-    columns.language.append(LANGUAGES.index(language("\n".join(m["content"] for m in messages))))
+    columns.language.append(
+        TOLD_LANGUAGES.index(language("\n".join(m["content"] for m in messages)))
+    )
     columns.row.append(done.rows)
     columns.line.append(line)
     columns.exact.append(keys.exact)
@@ -161,6 +173,6 @@ def _line(value: Mapping[str, Any]) -> bytes:
     return _encode(value).encode("utf-8", "backslashreplace") + b"\n"
 
 
-def numbered(line: bytes, number: int) -> bytes:
+def numbered_rows(line: bytes, number: int) -> bytes:
     """The line with the row's number in the file, which no worker can know."""
     return line.replace(_PLACEHOLDER, b'"line": %d' % number, 1)

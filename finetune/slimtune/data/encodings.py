@@ -20,7 +20,7 @@ _BOMS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 # How an encoding is called in the report.
-NAMES = {"utf-8": "UTF-8", "utf-8-sig": "UTF-8 with BOM", "gb18030": "GB18030 (GBK)"} | {
+ENCODING_NAMES = {"utf-8": "UTF-8", "utf-8-sig": "UTF-8 with BOM", "gb18030": "GB18030 (GBK)"} | {
     "utf-16": "UTF-16 with BOM",
     "utf-16-le": "UTF-16 LE",
     "utf-16-be": "UTF-16 BE",

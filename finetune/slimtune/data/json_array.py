@@ -24,7 +24,7 @@ class BrokenArray(ValueError):
         self.line, self.reason, self.cure = line, reason, cure
 
 
-def blocks(stream: TextIO, size: int, form: str = "array") -> Iterator[tuple[int, str]]:
+def array_blocks(stream: TextIO, size: int, form: str = "array") -> Iterator[tuple[int, str]]:
     """(line, elements with the commas between them) of at least `size` characters each.
 
     `form` is one of FORMS: how the elements lie in the stream.

@@ -9,16 +9,16 @@ import numpy as np
 
 from slimtune.config.data import Data
 from slimtune.data import similarity, splits
-from slimtune.data.conversion import Columns
+from slimtune.data.conversion import RowColumns
 
 # Codes of `Fates.kind`, the place in this tuple; "" is kept, the others are account.KINDS.
-KINDS = ("", "rejected", "duplicate", "near_duplicate", "leak")
+FATES = ("", "rejected", "duplicate", "near_duplicate", "leak")
 _KEPT, REJECTED, DUPLICATE, NEAR_DUPLICATE, LEAK = range(5)
 BY_HASH = 255  # a role: the row's split is not given by its file
 
 
 @dataclass(frozen=True)
-class Fates:
+class Judgement:
     """Of each row: its kind, its split, the row that it repeats (itself if it repeats none), and
     how similar the two are where that is less than equal (0 where it is not asked).
     """
@@ -29,7 +29,7 @@ class Fates:
     similarity: np.ndarray
 
 
-def judge(columns: Columns, roles: np.ndarray, settings: Data) -> Fates:
+def judge(columns: RowColumns, roles: np.ndarray, settings: Data) -> Judgement:
     """The fate of every row: repeated ones first, then the splits, then leaks between them, then
     what is similar within a split (the first row stays) or between two (as with leaks).
 
@@ -43,17 +43,17 @@ def judge(columns: Columns, roles: np.ndarray, settings: Data) -> Fates:
     split = roles.copy()
     hashed = (kind == _KEPT) & (roles == BY_HASH)
     positions = np.frombuffer(columns.position, np.float64)
-    split[hashed] = splits.assign(positions[hashed], splits.shares(settings))
+    split[hashed] = splits.assign(positions[hashed], splits.split_bounds(settings))
     if settings.drop_leaks:
         _mark_leaks(kind, split, np.frombuffer(columns.question, np.uint64))
     alike = np.zeros(len(kind) if settings.similarity else 0, np.float32)
     if settings.similarity:
         _mark_similar(kind, first, alike, split, columns, settings)
-    return Fates(kind, split, first, alike)
+    return Judgement(kind, split, first, alike)
 
 
 def _mark_repeated(
-    kind: np.ndarray, first: np.ndarray, columns: Columns, roles: np.ndarray, which: str
+    kind: np.ndarray, first: np.ndarray, columns: RowColumns, roles: np.ndarray, which: str
 ) -> None:
     """The first of equal rows stays. A row that a given test file repeats is a leak, no repeat."""
     exact = np.frombuffer(columns.exact, np.uint64)
@@ -97,11 +97,11 @@ def _mark_similar(
     first: np.ndarray,
     alike: np.ndarray,
     split: np.ndarray,
-    columns: Columns,
+    columns: RowColumns,
     settings: Data,
 ) -> None:
     """A row like one set aside in an earlier band goes too: chains of small edits are one text."""
-    signatures = np.frombuffer(columns.signatures, np.uint8).reshape(-1, similarity.SIZE)
+    signatures = np.frombuffer(columns.signatures, np.uint8).reshape(-1, similarity.SIGNATURE_SIZE)
     of_row = np.cumsum(np.frombuffer(columns.usable, np.uint8), dtype=np.int64) - 1
     rows = np.flatnonzero(kind == _KEPT)
     rows = rows[np.argsort(-split[rows].astype(np.int8), kind="stable")]  # the test comes first
@@ -110,7 +110,7 @@ def _mark_similar(
         later, earlier = rows[later], rows[earlier]
         within = split[later] == split[earlier]
         wanted = np.where(within, settings.duplicates == "near", settings.drop_leaks)
-        found = similarity.estimate(signatures, of_row[later], of_row[earlier])
+        found = similarity.estimate_similarity(signatures, of_row[later], of_row[earlier])
         near = wanted & (found >= settings.similarity)
         gone = later[near]
         kind[gone] = np.where(within[near], NEAR_DUPLICATE, LEAK)
@@ -119,4 +119,4 @@ def _mark_similar(
 
     for keys in similarity.bands(signatures, settings.similarity):
         rows = rows[kind[rows] == _KEPT]
-        similarity.compare(keys[of_row[rows]], settle)
+        similarity.compare_signatures(keys[of_row[rows]], settle)

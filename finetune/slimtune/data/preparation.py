@@ -21,16 +21,21 @@ import numpy as np
 
 from slimtune.config.data import Data
 from slimtune.console import InputError
-from slimtune.data import blocks, fates, sources
+from slimtune.data import blocks, judging, sources
 from slimtune.data.account import SPLITS
-from slimtune.data.columns import parse_mapping, renamed, unfolded
-from slimtune.data.conversion import Columns, Converted, Plan, convert, numbered
-from slimtune.data.formats import FORMATS, Row, fits
-from slimtune.data.rows import SAMPLE, CanonicalRow, no_usable_column, shape_of
-from slimtune.data.sources import Source
+from slimtune.data.conversion import (
+    ConversionPlan,
+    Converted,
+    RowColumns,
+    convert_block,
+    numbered_rows,
+)
+from slimtune.data.rows import SAMPLE, CanonicalRow, no_usable_column, shape_of_row
+from slimtune.data.shapes import SHAPES, RawRow, has_columns, parse_mapping, renamed, unfolded
+from slimtune.data.sources import SourceFile
 from slimtune.data.workers import spread
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _WORKER_BYTES = 64 << 20  # of input that make another process worth its start
 _MOST_WORKERS = 8
@@ -42,8 +47,8 @@ class Prepared:
 
     settings: Data
     sources: list[dict[str, Any]]  # {"file", "encoding", "format", "shape", "rows"} of each
-    columns: Columns
-    fates: fates.Fates
+    columns: RowColumns
+    judged: judging.Judgement
     reasons: Counter
     cleaning: Counter
     spool: BinaryIO
@@ -57,7 +62,7 @@ class Prepared:
     def rows(self, split: str) -> list[CanonicalRow]:
         """The kept rows of a split, in memory: for small inputs."""
         wanted = SPLITS.index(split)
-        kind, of_split = self.fates.kind, self.fates.split
+        kind, of_split = self.judged.kind, self.judged.split
         return [
             json.loads(line)
             for place, line in self.lines()
@@ -66,9 +71,9 @@ class Prepared:
 
     def counts(self) -> dict[str, int]:
         """Rows of each split and of each kind that is left out."""
-        kept = self.fates.split[self.fates.kind == 0]
+        kept = self.judged.split[self.judged.kind == 0]
         return {name: int((kept == place).sum()) for place, name in enumerate(SPLITS)} | {
-            "left out": int((self.fates.kind != 0).sum())
+            "left out": int((self.judged.kind != 0).sum())
         }
 
 
@@ -83,31 +88,33 @@ def prepare(settings: Data, folder: Path | None = None, system_prompt: str = "")
     found = _all_sources(settings)
     mapping = parse_mapping(settings.columns)
     shapes = {source.name: _shape(source, settings, mapping) for source in found}
-    plan = Plan(settings, system_prompt, mapping, shapes)
+    plan = ConversionPlan(settings, system_prompt, mapping, shapes)
     spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-    columns, reasons, cleaning, rows = Columns(), Counter(), Counter(), Counter()
+    columns, reasons, cleaning, rows = RowColumns(), Counter(), Counter(), Counter()
     order = {source.name: place for place, source in enumerate(found)}
     items = (block for source in found for block in blocks.cut(source))
     workers = worker_count(settings, found)
     for name, done in spread(_named, items, plan, workers):
         _number(done, order[name], rows[name])
         columns.extend(done.columns)
-        spool.writelines(map(numbered, done.lines, done.columns.row))
+        spool.writelines(map(numbered_rows, done.lines, done.columns.row))
         reasons.update(done.reasons)
         cleaning.update(done.cleaning)
         rows[name] += done.rows
         _require_good(settings, reasons, len(columns.row), at_end=False)
     _require_good(settings, reasons, len(columns.row), at_end=True)
-    roles = np.array([SPLITS.index(s.split) if s.split else fates.BY_HASH for s in found], np.uint8)
-    judged = fates.judge(columns, roles[np.frombuffer(columns.file, np.uint16)], settings)
+    roles = np.array(
+        [SPLITS.index(s.split) if s.split else judging.BY_HASH for s in found], np.uint8
+    )
+    judged = judging.judge(columns, roles[np.frombuffer(columns.file, np.uint16)], settings)
     told = [_told(source, shapes[source.name], rows[source.name]) for source in found]
     prepared = Prepared(settings, told, columns, judged, reasons, cleaning, spool, workers)
     _require_train(prepared)
     return prepared
 
 
-def _named(block: blocks.Block, plan: Plan) -> tuple[str, Converted]:
-    return block.source.name, convert(block, plan)
+def _named(block: blocks.Block, plan: ConversionPlan) -> tuple[str, Converted]:
+    return block.source.name, convert_block(block, plan)
 
 
 def _number(done: Converted, file: int, before: int) -> None:
@@ -116,7 +123,7 @@ def _number(done: Converted, file: int, before: int) -> None:
     done.columns.file = array("H", [file]) * len(done.columns.row)
 
 
-def _all_sources(settings: Data) -> list[Source]:
+def _all_sources(settings: Data) -> list[SourceFile]:
     """The input's files, then those given for validation and test; names are told apart."""
     given = {"validation": settings.validation_input, "test": settings.test_input}
     found = sources.find(settings.input, settings.input_format)
@@ -126,15 +133,20 @@ def _all_sources(settings: Data) -> list[Source]:
     return [one.called(f"{one.split}:{one.name}") if one.name in twice else one for one in found]
 
 
-def _shape(source: Source, settings: Data, mapping: dict[str, str]) -> str:
+def _shape(source: SourceFile, settings: Data, mapping: dict[str, str]) -> str:
     """The shape of a file, by its first rows of which any is usable."""
-    shapes = list(FORMATS) if settings.format_type == "auto" else [settings.format_type]
+    shapes = list(SHAPES) if settings.format_type == "auto" else [settings.format_type]
     rows, first_bad = _good_rows(source, mapping)
-    head: list[Row] = []
+    head: list[RawRow] = []
     while sample := list(islice(rows, SAMPLE)):
         head = head or sample
-        if any(fits(shape, one) for shape in shapes for row in sample for one, _ in unfolded(row)):
-            return shape_of(source.file, sample) if len(shapes) > 1 else shapes[0]
+        if any(
+            has_columns(shape, one)
+            for shape in shapes
+            for row in sample
+            for one, _ in unfolded(row)
+        ):
+            return shape_of_row(source.file, sample) if len(shapes) > 1 else shapes[0]
     if not head and first_bad:
         line, reason = first_bad[0]
         raise InputError(
@@ -146,12 +158,12 @@ def _shape(source: Source, settings: Data, mapping: dict[str, str]) -> str:
 
 
 def _good_rows(
-    source: Source, mapping: dict[str, str]
-) -> tuple[Iterator[Row], list[tuple[int, str]]]:
+    source: SourceFile, mapping: dict[str, str]
+) -> tuple[Iterator[RawRow], list[tuple[int, str]]]:
     """The rows that can be parsed; the list fills with the first line that cannot."""
     first_bad: list[tuple[int, str]] = []
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[RawRow]:
         for block in blocks.cut(source):
             for line, row in blocks.parse(block):
                 if not isinstance(row, blocks.BadLine):
@@ -162,7 +174,7 @@ def _good_rows(
     return rows(), first_bad
 
 
-def worker_count(settings: Data, found: Iterable[Source]) -> int:
+def worker_count(settings: Data, found: Iterable[SourceFile]) -> int:
     """As asked; else one process for each 64 MB of input, within reason."""
     if settings.workers:
         return settings.workers
@@ -170,7 +182,7 @@ def worker_count(settings: Data, found: Iterable[Source]) -> int:
     return max(1, min(size // _WORKER_BYTES, os.cpu_count() or 1, _MOST_WORKERS))
 
 
-def _told(source: Source, shape: str, rows: int) -> dict[str, Any]:
+def _told(source: SourceFile, shape: str, rows: int) -> dict[str, Any]:
     return {**source.told(), "shape": shape, "rows": rows}
 
 
@@ -202,4 +214,4 @@ def _require_train(prepared: Prepared) -> None:
         )
     for name in SPLITS[1:]:
         if not counts[name]:
-            logger.warning("%s: the %s split is empty; give it more rows or a share", file, name)
+            _log.warning("%s: the %s split is empty; give it more rows or a share", file, name)

@@ -4,26 +4,26 @@
 them, the Alpaca fields "instruction", "input", "output", "references" (several accepted answers)
 and the column that groups rows. The line counts the rows of the file, as if it were JSON Lines:
 so a row is the same whether it came as an array, as lines or as CSV.
+
+Rows of a file and the line each starts at, for readers that need every row to be whole.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from slimtune.console import InputError
-from slimtune.data import readers
-from slimtune.data.cleaning import without_special_tokens
-from slimtune.data.columns import found_in, renamed, suggestion, unfolded
-from slimtune.data.formats import FORMATS, Row, detect
-from slimtune.data.keys import keys_of
-from slimtune.data.turns import BadRow, Message, require_order
+from slimtune.data import blocks, sources
+from slimtune.data.shapes import SHAPES, RawRow, detect, found_in, renamed, suggestion, unfolded
+from slimtune.data.similarity import keys_of
+from slimtune.data.turns import BadRow, Message, require_order, without_special_tokens
 
 SAMPLE = 100  # rows looked at to tell the shape of a file
 _KEPT = ("instruction", "input", "output", "extract")
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 CanonicalRow = dict[str, Any]
 
@@ -33,8 +33,8 @@ def read_rows(file: Path) -> list[CanonicalRow]:
 
     Raises InputError with file:line for anything that is not such a row.
     """
-    numbered = [(line, renamed(row, {})) for line, row in readers.read(file)]
-    shape = shape_of(file, [row for _, row in numbered[:SAMPLE]])
+    numbered = [(line, renamed(row, {})) for line, row in read_raw_rows(file)]
+    shape = shape_of_row(file, [row for _, row in numbered[:SAMPLE]])
     rows = []
     for number, (line, row) in enumerate(numbered, start=1):
         try:
@@ -45,19 +45,19 @@ def read_rows(file: Path) -> list[CanonicalRow]:
                 f"{bad} (read as {shape})",
                 f"python finetune/prepare_data.py --input {file} sets such rows aside",
             ) from bad
-    logger.info("%s: %d rows (%s)", file, len(rows), shape)
+    _log.info("%s: %d rows (%s)", file, len(rows), shape)
     return rows
 
 
-def _converted(row: Row, shape: str, name: str, number: int) -> list[CanonicalRow]:
+def _converted(row: RawRow, shape: str, name: str, number: int) -> list[CanonicalRow]:
     if _is_canonical(row):
-        messages = FORMATS[shape](row)
+        messages = SHAPES[shape](row)
         require_order(messages)
         return [dict(row) | {"messages": messages}]
     rows = []
     for one, references in unfolded(row):
         # As prepare_data does: no text may end a turn or open a false one.
-        messages = without_special_tokens(FORMATS[shape](one))
+        messages = without_special_tokens(SHAPES[shape](one))
         require_order(messages)
         kept = alpaca_fields(one)
         rows.append(canonical(keys_of(messages).id, messages, name, number, kept, references))
@@ -75,7 +75,7 @@ def canonical(
     messages: Sequence[Message],
     name: str,
     number: int,
-    kept: Row,
+    kept: RawRow,
     references: Sequence[str] = (),
 ) -> CanonicalRow:
     """The row as every later stage expects it; its id is the same wherever the row is met again."""
@@ -88,27 +88,27 @@ def canonical(
     }
 
 
-def alpaca_fields(row: Row, group_column: str = "") -> dict[str, Any]:
+def alpaca_fields(row: RawRow, group_column: str = "") -> dict[str, Any]:
     """The Alpaca fields of a row that are texts, and the column that groups it."""
     fields = {name: row[name] for name in _KEPT if isinstance(row.get(name), str)}
     group = row.get(group_column) if group_column else None
     return fields if group is None else fields | {group_column: group}
 
 
-def _is_canonical(row: Row) -> bool:
+def _is_canonical(row: RawRow) -> bool:
     """Others have a "source" too, but not as an object beside "id" and "messages"."""
     return isinstance(row.get("source"), dict) and "id" in row and "messages" in row
 
 
-def shape_of(file: Path, sample: Sequence[Row]) -> str:
+def shape_of_row(file: Path, sample: Sequence[RawRow]) -> str:
     """The shape of most rows of the sample; InputError with the columns found if none fits."""
     shape = detect([one for row in sample for one, _ in unfolded(row)])
     if shape is None:
-        raise no_usable_column(file, sample, list(FORMATS))
+        raise no_usable_column(file, sample, list(SHAPES))
     return shape
 
 
-def no_usable_column(file: Path, sample: Sequence[Row], shapes: Sequence[str]) -> InputError:
+def no_usable_column(file: Path, sample: Sequence[RawRow], shapes: Sequence[str]) -> InputError:
     """What to tell about a file of which no row fits any of `shapes`."""
     reason = _first_reason(sample, shapes[-1]) if len(shapes) == 1 else "no shape fits"
     found = found_in(islice(sample, SAMPLE))
@@ -119,7 +119,7 @@ def no_usable_column(file: Path, sample: Sequence[Row], shapes: Sequence[str]) -
     )
 
 
-def _list_within(file: Path, sample: Sequence[Row]) -> str:
+def _list_within(file: Path, sample: Sequence[RawRow]) -> str:
     """The cure for a file that is one object with the rows in a list somewhere in it."""
     lists = (
         name
@@ -131,10 +131,29 @@ def _list_within(file: Path, sample: Sequence[Row]) -> str:
     return name and f"take out the list of rows: jq '.\"{name}\"' {file.name} > rows.json"
 
 
-def _first_reason(sample: Sequence[Row], shape: str) -> str:
+def _first_reason(sample: Sequence[RawRow], shape: str) -> str:
     try:
         for row in sample[:1]:
-            FORMATS[shape](row)
+            SHAPES[shape](row)
     except BadRow as bad:
         return f"as {shape}: {bad}"
     return f"as {shape}: nothing usable"
+
+
+def read_raw_rows(file: Path, input_format: str = "auto") -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, row) for every row of `file` (or of the files in a folder), streamed.
+
+    `input_format` is auto, json (an array and one object a line alike), jsonl, csv, tsv or parquet.
+    Raises SettingsError for an unknown format; InputError for a missing or empty file, and with
+    file:line for what cannot be parsed.
+    """
+    for source in sources.find(file, input_format):
+        for block in blocks.cut(source):
+            for line, row in blocks.parse(block):
+                if isinstance(row, blocks.BadLine):
+                    raise InputError(
+                        f"{source.file}:{line}: cannot be read",
+                        row.reason,
+                        "repair or delete it; prepare_data.py sets such rows aside",
+                    )
+                yield line, row

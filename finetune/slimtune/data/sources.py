@@ -7,10 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slimtune.console import InputError, SettingsError
-from slimtune.data.columns import KNOWN
-from slimtune.data.encodings import NAMES, detect_encoding, is_compressed, open_bytes, open_text
+from slimtune.data.encodings import (
+    ENCODING_NAMES,
+    detect_encoding,
+    is_compressed,
+    open_bytes,
+    open_text,
+)
+from slimtune.data.shapes import KNOWN
 
-FORMATS = ("json", "jsonl", "csv", "tsv", "parquet")
+FILE_FORMATS = ("json", "jsonl", "csv", "tsv", "parquet")
 _SUFFIXES = {"", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".gz"}
 _CHUNK = 1 << 20
 _LOOKED_AT = 50  # lines, to tell JSON Lines with a broken first line from CSV
@@ -22,11 +28,11 @@ _TOLD = {
 _UNDER_A_KEY = re.compile(r'\{\s*"([^"\\]*)"\s*:\s*\[\s*\{')
 _DELIMITERS = ",;\t|"
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFile:
     """One file: `name` is what rows say they come from; `format` is array, wrapped (an array under
     a key), objects (one after another, over several lines each), jsonl, csv or parquet.
 
@@ -41,7 +47,7 @@ class Source:
     compressed: bool = False
     split: str = ""
 
-    def called(self, name: str) -> "Source":
+    def called(self, name: str) -> "SourceFile":
         return replace(self, name=name)
 
     def told(self) -> dict[str, str]:
@@ -49,20 +55,20 @@ class Source:
         kind = _TOLD.get(self.format, self.format)
         kind += f" ({self.delimiter!r})" if self.format == "csv" else ""
         packed = ", gzip" if self.compressed else ""
-        encoding = "" if self.format == "parquet" else NAMES[self.encoding]
+        encoding = "" if self.format == "parquet" else ENCODING_NAMES[self.encoding]
         return {"file": self.name, "format": kind + packed, "encoding": encoding}
 
 
-def find(path: Path, input_format: str = "auto", split: str = "") -> list[Source]:
+def find(path: Path, input_format: str = "auto", split: str = "") -> list[SourceFile]:
     """The source of a file, or those of all data files in a folder, sorted by name.
 
     Raises SettingsError for an unknown format, InputError for what is missing, empty or in no
     known encoding.
     """
-    if input_format != "auto" and input_format not in FORMATS:
+    if input_format != "auto" and input_format not in FILE_FORMATS:
         raise SettingsError(
             f"input format {input_format!r}: unknown",
-            f"known are auto, {', '.join(FORMATS)}",
+            f"known are auto, {', '.join(FILE_FORMATS)}",
             "--input-format auto looks at the file's content",
         )
     if path.is_dir():
@@ -76,14 +82,14 @@ def find(path: Path, input_format: str = "auto", split: str = "") -> list[Source
     return [recognise(path, path.name, input_format, split)]
 
 
-def _in_folder(folder: Path, input_format: str, split: str) -> list[Source]:
+def _in_folder(folder: Path, input_format: str, split: str) -> list[SourceFile]:
     found = []
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = file.relative_to(folder).as_posix()
         if any(part.startswith(".") for part in file.relative_to(folder).parts):
             continue
         if file.suffix.lower() not in _SUFFIXES or not file.stat().st_size:
-            logger.warning("%s: passed over, no data file", file)
+            _log.warning("%s: passed over, no data file", file)
             continue
         found.append(recognise(file, name, input_format, split))
     if not found:
@@ -95,12 +101,12 @@ def _in_folder(folder: Path, input_format: str, split: str) -> list[Source]:
     return found
 
 
-def recognise(file: Path, name: str, input_format: str = "auto", split: str = "") -> Source:
+def recognise(file: Path, name: str, input_format: str = "auto", split: str = "") -> SourceFile:
     """What the content of one file says about how to read it."""
     with file.open("rb") as stream:
         magic = stream.read(4)
     if input_format == "parquet" or (input_format == "auto" and magic == b"PAR1"):
-        return Source(file, name, "parquet", split=split)
+        return SourceFile(file, name, "parquet", split=split)
     _require_text(file)
     encoding = detect_encoding(file)
     start = _start(file, encoding)
@@ -109,7 +115,7 @@ def recognise(file: Path, name: str, input_format: str = "auto", split: str = ""
         kind = "array" if start[0] == "[" else _form_of_objects(start)
     delimiter = "\t" if kind == "tsv" else _delimiter(start)
     kind = "csv" if kind == "tsv" else kind
-    return Source(file, name, kind, encoding, delimiter, is_compressed(file), split)
+    return SourceFile(file, name, kind, encoding, delimiter, is_compressed(file), split)
 
 
 def _require_text(file: Path) -> None:

@@ -31,7 +31,7 @@ class Shares:
     test_rows: int = 0
 
 
-def shares(settings: Data) -> Shares:
+def split_bounds(settings: Data) -> Shares:
     """A split that comes from a file of its own gets nothing of the input."""
     validation, test = not settings.validation_input, not settings.test_input
     return Shares(

@@ -9,42 +9,46 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from slimtune.console import InputError
-from slimtune.data import fates, report
-from slimtune.data.account import SPLITS, Account, Fit, Size
-from slimtune.data.conversion import LANGUAGES, set_aside
+from slimtune.data import judging
+from slimtune.data.account import SPLITS, Account, Fit, TokenSize
+from slimtune.data.conversion import TOLD_LANGUAGES, set_aside
 from slimtune.data.preparation import Prepared
 from slimtune.data.workers import spread
+from slimtune.report import data_report
 
-IGNORED = -100  # the label of a token that is not learned
+UNLEARNED = -100  # the label of a token that is not learned
 _BATCH = 200  # rows that travel to a worker together
 _PIECES_LACK = ("instruction", "input", "output", "references")  # true of the whole row only
 _LEAK = "its question is also in a split kept for judging"
 
 
 @dataclass
-class Written:
+class WrittenRows:
     """One kept row after the length limit: its lines with their sizes, or why there are none."""
 
     lines: list[bytes]
-    sizes: list[Size] = field(default_factory=list)
+    sizes: list[TokenSize] = field(default_factory=list)
     how: str = ""
     reason: str = ""
 
 
-def names(name: str) -> dict[str, str]:
+def output_names(name: str) -> dict[str, str]:
     """The files of an output beside its splits. The default output has them under plain names;
     any other bears its own name, so that several can share a folder.
     """
-    prefix = report.prefix(name)
-    return {"report": f"{prefix}{report.MARKDOWN}", "rejected": f"{prefix}{report.REJECTED}"}
+    prefix = data_report.prefix(name)
+    return {
+        "report": f"{prefix}{data_report.MARKDOWN}",
+        "rejected": f"{prefix}{data_report.REJECTED}",
+    }
 
 
-def write(
+def write_outputs(
     prepared: Prepared,
     folder: Path,
     name: str,
     fit: Fit | None = None,
-    batch_size: int = report.BATCH_SIZE,
+    batch_size: int = data_report.BATCH_SIZE,
 ) -> dict[str, Any]:
     """Write NAME_{split}.jsonl, the rejected rows and the report; returns the report's numbers.
 
@@ -68,8 +72,8 @@ def write(
             f"{account.reasons['too_long'].total()} rows are longer than the limit",
             "raise --max-length (or, if --long-rows is drop, choose truncate_prompt)",
         )
-    numbers = report.numbers(account, batch_size)
-    report.write(numbers, folder, name)
+    numbers = data_report.report_numbers(account, batch_size)
+    data_report.write_data_report(numbers, folder, name)
     return numbers
 
 
@@ -80,7 +84,7 @@ class _Files:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._name, self._stack = folder, name, stack
         self._open: dict[str, BinaryIO] = {}
-        self.rejected = stack.enter_context((folder / names(name)["rejected"]).open("wb"))
+        self.rejected = stack.enter_context((folder / output_names(name)["rejected"]).open("wb"))
 
     def of(self, split: str) -> BinaryIO:
         if split not in self._open:
@@ -89,22 +93,26 @@ class _Files:
         return self._open[split]
 
 
-def _put(place: int, written: Written, prepared: Prepared, out: _Files, account: Account) -> None:
-    split = SPLITS[prepared.fates.split[place]]
+def _put(
+    place: int, written: WrittenRows, prepared: Prepared, out: _Files, account: Account
+) -> None:
+    split = SPLITS[prepared.judged.split[place]]
     out.of(split).writelines(written.lines)
-    account.keep(split, LANGUAGES[prepared.columns.language[place]], written.sizes, written.how)
+    account.keep(
+        split, TOLD_LANGUAGES[prepared.columns.language[place]], written.sizes, written.how
+    )
 
 
 def _put_aside(
     place: int,
     line: bytes,
-    written: Written | None,
+    written: WrittenRows | None,
     prepared: Prepared,
     out: _Files,
     account: Account,
 ) -> None:
-    kind = "too_long" if written else fates.KINDS[prepared.fates.kind[place]]
-    first = int(prepared.fates.first[place])
+    kind = "too_long" if written else judging.FATES[prepared.judged.kind[place]]
+    first = int(prepared.judged.first[place])
     if kind == "rejected":  # its line says all, and its reason is counted
         out.rejected.write(line)
         return
@@ -127,20 +135,20 @@ def _like(first: int, place: int, prepared: Prepared) -> str:
     where = f"line {columns.line[first]}"
     if columns.file[first] != columns.file[place]:
         where += f" of {prepared.sources[columns.file[first]]['file']}"
-    alike = prepared.fates.similarity
+    alike = prepared.judged.similarity
     if len(alike) and alike[place]:
-        split = SPLITS[prepared.fates.split[first]]
-        kept = "" if split == SPLITS[prepared.fates.split[place]] else f" in the {split} split"
+        split = SPLITS[prepared.judged.split[first]]
+        kept = "" if split == SPLITS[prepared.judged.split[place]] else f" in the {split} split"
         return f"near {where}{kept}, similarity {alike[place]:.2f}"
     return f"same as {where}"
 
 
-def _fitted(prepared: Prepared, fit: Fit | None) -> Iterator[tuple[int, bytes, Written | None]]:
+def _fitted(prepared: Prepared, fit: Fit | None) -> Iterator[tuple[int, bytes, WrittenRows | None]]:
     """Every line in order, with what `fit` made of it; None where the row is not kept."""
-    kind = prepared.fates.kind
+    kind = prepared.judged.kind
     if fit is None:
         for place, line in prepared.lines():
-            yield place, line, None if kind[place] else Written([line])
+            yield place, line, None if kind[place] else WrittenRows([line])
         return
     lines = ((place, line, not kind[place]) for place, line in prepared.lines())
     batches = iter(lambda: list(islice(lines, _BATCH)), [])
@@ -150,27 +158,27 @@ def _fitted(prepared: Prepared, fit: Fit | None) -> Iterator[tuple[int, bytes, W
 
 def _fit_batch(
     batch: list[tuple[int, bytes, bool]], fit: Fit
-) -> list[tuple[int, bytes, Written | None]]:
+) -> list[tuple[int, bytes, WrittenRows | None]]:
     return [(place, line, _fit(line, fit) if kept else None) for place, line, kept in batch]
 
 
-def _fit(line: bytes, fit: Fit) -> Written:
+def _fit(line: bytes, fit: Fit) -> WrittenRows:
     row = json.loads(line)
     source = row["source"]
     fitted = fit(row["messages"], place=f"{source['file']}, row {source['line']}")
     if fitted.how == "dropped":
-        return Written([], reason=fitted.reason)
+        return WrittenRows([], reason=fitted.reason)
     sizes = [
-        Size(len(one["input_ids"]), sum(label != IGNORED for label in one["labels"]))
+        TokenSize(len(one["input_ids"]), sum(label != UNLEARNED for label in one["labels"]))
         for one in fitted.encoded
     ]
     if fitted.how == "whole":
-        return Written([line], sizes, fitted.how)
+        return WrittenRows([line], sizes, fitted.how)
     parts = [_piece(row, messages, number) for number, messages in enumerate(fitted.conversations)]
     if len(parts) == 1:
         parts = [row | {"messages": fitted.conversations[0]}]
     lines = [json.dumps(part, ensure_ascii=False).encode() + b"\n" for part in parts]
-    return Written(lines, sizes, fitted.how)
+    return WrittenRows(lines, sizes, fitted.how)
 
 
 def _piece(row: dict[str, Any], messages: list[dict[str, str]], number: int) -> dict[str, Any]:

@@ -10,19 +10,19 @@ from slimtune.artifacts import require, run_of
 from slimtune.config import Config
 from slimtune.console import InputError, near
 from slimtune.data.rows import beside, read_rows
-from slimtune.evaluation.answers import Candidate
-from slimtune.evaluation.extraction import PATTERNS
+from slimtune.evaluation.measures import PATTERNS
+from slimtune.inference.answers import Candidate
+from slimtune.inference.llama_cpp import require_gguf
 from slimtune.models.adapters import Adapter
 from slimtune.models.checkpoints import Checkpoint
-from slimtune.models.hub import resolve
-from slimtune.models.llama_cpp import require_gguf
+from slimtune.models.folders import local_folder
 
 _ADAPTER_FILE = "adapter_config.json"
 _TEMPLATE_FILE = "chat_template.jinja"
 _ROLES = ("final", "lora_adapter")  # names that say less than their folder's
 
 
-def of(config: Config) -> list[Candidate]:
+def candidates_of(config: Config) -> list[Candidate]:
     """The base, the base with its adapter, then evaluation.models; the first is the baseline.
 
     Raises InputError for any that cannot be loaded, before the first takes its time.
@@ -57,7 +57,7 @@ def _require_whole(candidate: Candidate) -> None:
     if candidate.kind == "gguf":
         require_gguf(Path(candidate.reference))
         return
-    checkpoint = Checkpoint(resolve(candidate.reference))
+    checkpoint = Checkpoint(local_folder(candidate.reference))
     if candidate.adapter:
         Adapter(candidate.adapter).require_base(checkpoint)
 
@@ -85,11 +85,11 @@ def paths(candidates: Sequence[Candidate]) -> list[str]:
     return list(dict.fromkeys(parts))
 
 
-def template(config: Config) -> str:
+def comparison_template(config: Config) -> str:
     """The jinja source for models that bring no template of their own."""
-    own = resolve(config.model.base_model) / _TEMPLATE_FILE
+    own = local_folder(config.model.base_model) / _TEMPLATE_FILE
     text = own.read_text(encoding="utf-8") if own.is_file() else None
-    return prompts.resolve(config.model.prompt_template, text)
+    return prompts.resolve_template(config.model.prompt_template, text)
 
 
 def test_rows(config: Config) -> tuple[list[dict[str, Any]], Path]:

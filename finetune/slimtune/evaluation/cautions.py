@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from slimtune.evaluation.answers import Outcome
-from slimtune.evaluation.bases import stranger
+from slimtune.evaluation.fairness import foreign_base
+from slimtune.inference.answers import Outcome
 
 _SICK = 10.0  # percent of answers
 _LENGTHS = (0.5, 2.0)  # answers half as long as the references, or twice
@@ -82,7 +82,7 @@ def _of_rows(settings: Mapping[str, Any]) -> Iterator[Caution]:
 
 
 def _of_base(outcome: Outcome) -> Iterator[Caution]:
-    if base := stranger(outcome.candidate):
+    if base := foreign_base(outcome.candidate):
         yield {"kind": "other_base", "base": base}
 
 

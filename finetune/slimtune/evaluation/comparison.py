@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from slimtune.console import InputError, ResourceError, SettingsError, start_logging
-from slimtune.evaluation import leakage
-from slimtune.evaluation.answers import Candidate, Compute, Job, Outcome, Question
+from slimtune.evaluation import fairness
 from slimtune.evaluation.cautions import Caution, cautions
 from slimtune.evaluation.fairness import common_template
 from slimtune.evaluation.scoring import measure, row_scores, signatures
+from slimtune.inference.answers import Candidate, Compute, Job, Outcome, Question
 
-log = logging.getLogger("slimtune")
+_log = logging.getLogger("slimtune")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def compare(
         "extract": extract,
         "signatures": signatures(questions),
         **asdict(compute),
-        **leakage.counted(questions, trained_on),
+        **fairness.count_leaked(questions, trained_on),
     }
     found = cautions(outcomes, measures, settings)
     return Comparison(questions, outcomes, scores, measures, found, settings)
@@ -128,7 +128,7 @@ def _here(candidate: Candidate, job: Job) -> Outcome:
 
 def _in_child(candidate: Candidate, job: Job) -> Outcome:
     # Spawned, not forked: a fork would share this process's memory and break CUDA.
-    speak = start_logging if log.handlers else None
+    speak = start_logging if _log.handlers else None
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=speak) as child:
         try:
             return child.submit(_here, candidate, job).result()

@@ -9,10 +9,11 @@ from slimtune.artifacts import lineage, refuse_finished_files, run_of, stage_fil
 from slimtune.config import Config
 from slimtune.console import SettingsError, near
 from slimtune.data.rows import beside
-from slimtune.evaluation import candidates, comparison, outputs, reporting
-from slimtune.evaluation.answers import Candidate
+from slimtune.evaluation import candidates, comparison, outputs
+from slimtune.inference.answers import Candidate
+from slimtune.report import training_report
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 REPORT, PAGE = "training_report.md", "report.html"
 
@@ -34,7 +35,7 @@ def without_rows(stages: Sequence[str], config: Config) -> list[str]:
     if config.evaluation.test_data or beside(train, "test"):
         candidates.test_rows(config)
         return list(stages)
-    log.warning("evaluate: left out, there are no test rows beside %s", near(train))
+    _log.warning("evaluate: left out, there are no test rows beside %s", near(train))
     return [stage for stage in stages if stage != "evaluate"]
 
 
@@ -44,37 +45,37 @@ def written(config: Config) -> list[Path]:
     return [output, output.with_name(PAGE), output.with_name(REPORT)]
 
 
-def plan(config: Config) -> dict[str, str]:
+def plan_comparison(config: Config) -> dict[str, str]:
     """For --dry-run: the models and how many rows, after every check that needs no model."""
-    chosen = candidates.of(config)
+    chosen = candidates.candidates_of(config)
     rows, _ = candidates.test_rows(config)
     _refuse(config)
     questions = comparison.questions_of(rows, config.evaluation.extract)
-    comparison.agreed_template(chosen, candidates.template(config), questions)
+    comparison.agreed_template(chosen, candidates.comparison_template(config), questions)
     return {"rows": str(len(rows)), "models": ", ".join(one.label for one in chosen)}
 
 
 def compare_models(config: Config) -> tuple[list[str], list[list[str]], list[str], str]:
     """Compare and write everything; the table (headers, rows), the cautions, the next command."""
     _refuse(config)
-    chosen = candidates.of(config)
+    chosen = candidates.candidates_of(config)
     rows, test_data = candidates.test_rows(config)
     inputs = [test_data, *candidates.paths(chosen)]
     with stage_files("evaluate_model", _manifest(config), config, inputs=inputs) as stage:
         kept = _kept_answers(config)
         found = _compare(config, chosen, rows, kept)
         output = config.evaluation.output
-        outputs.write_csv(found, stage.folder / output.name)
+        outputs.write_answers_csv(found, stage.folder / output.name)
         outputs.write_metrics(found, stage.folder / f"{output.stem}_metrics.json")
         stage.metrics.update(outputs.metrics_of(found))
         runs = lineage(*map(Path, inputs)) | {stage.name: stage.record()}
         adapter, language = config.evaluation.lora_model, config.evaluation.language
-        report, page = reporting.reports(found, runs, adapter, language)
+        report, page = training_report.reports(found, runs, adapter, language)
         (stage.folder / REPORT).write_text(report, encoding="utf-8")
         (stage.folder / PAGE).write_text(page, encoding="utf-8")
     shutil.rmtree(kept, ignore_errors=True)
-    headers, lines = outputs.table(found)
-    return headers, lines, [reporting.sentence(one) for one in found.cautions], _next(chosen)
+    headers, lines = outputs.comparison_table(found)
+    return headers, lines, [training_report.sentence(one) for one in found.cautions], _next(chosen)
 
 
 def _compare(
@@ -84,7 +85,7 @@ def _compare(
     return comparison.compare(
         chosen,
         rows,
-        template=candidates.template(config),
+        template=candidates.comparison_template(config),
         max_length=config.training.max_length,
         max_new_tokens=settings.max_new_tokens,
         device=config.model.device,

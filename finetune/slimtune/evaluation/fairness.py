@@ -1,20 +1,30 @@
-"""Same rows, same prompt, same truncation for every model of a comparison, or a refusal."""
+"""Same rows, same prompt, same truncation for every model of a comparison, or a refusal.
 
-from collections.abc import Iterator, Sequence
+Whether an adapter sits on the model it was trained on: same shapes do not make the same base.
+
+How many of the test questions were in the training data: counted again, whoever split them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from slimtune.artifacts import run_of, sha256
 from slimtune.console import InputError, SettingsError
-from slimtune.evaluation.answers import Asked, Candidate, Question
+from slimtune.data.similarity import keys_of
+from slimtune.inference.answers import Asked, Candidate, Question
+from slimtune.models.adapters import Adapter
+from slimtune.models.folders import weight_files
 from slimtune.prompts import render
 
-TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_NAME = "chat_template.jinja"
 _TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
-def own_template(candidate: Candidate) -> str | None:
+def template_of(candidate: Candidate) -> str | None:
     """The chat template that lies with a candidate, its adapter first; None without one."""
     for folder in (candidate.adapter, candidate.tokenizer, candidate.reference):
-        file = Path(folder or "") / TEMPLATE_FILE
+        file = Path(folder or "") / TEMPLATE_NAME
         if folder and file.is_file():
             return file.read_text(encoding="utf-8")
     return None
@@ -32,7 +42,7 @@ def common_template(
     bases = {one.reference for one in candidates if one.adapter}
     found: list[tuple[Candidate, str]] = []
     for one in candidates:
-        own = own_template(one)
+        own = template_of(one)
         if own is not None and (one.adapter or one.reference not in bases):
             found.append((one, own))
     for one, own in found[1:]:
@@ -75,3 +85,57 @@ def _shown(template: str, questions: Sequence[Question]) -> Iterator[str]:
     for asked in questions:
         messages = [dict(message) for message in asked.conversation]
         yield render(messages, template, **_TOKENS).removeprefix(_TOKENS["bos_token"])
+
+
+def foreign_base(candidate: Candidate) -> str | None:
+    """The base that the candidate's adapter was trained on, if it is not the one it got; else None.
+
+    Names decide first, weights where names differ: a folder may have moved.
+    """
+    if candidate.adapter is None:
+        return None
+    trained_on, given = Adapter(candidate.adapter).base, candidate.reference
+    if _place(trained_on) == _place(given):
+        return trained_on if _made_anew(candidate) else None
+    known = Path(trained_on).is_dir() and Path(given).is_dir()
+    same = _equal(Path(trained_on), Path(given)) if known else _name(trained_on) == _name(given)
+    return None if same else trained_on
+
+
+def _made_anew(candidate: Candidate) -> bool:
+    """Whether the base was written again after the adapter was trained on it."""
+    adapter, base = run_of(Path(candidate.adapter or "")), run_of(Path(candidate.reference))
+    inputs = adapter["inputs"] if adapter else []
+    then = [one["run_id"] for one in inputs if _place(one["path"]) == _place(candidate.reference)]
+    return bool(base) and any(run_id not in (None, base["run_id"]) for run_id in then)
+
+
+def _equal(one: Path, other: Path) -> bool:
+    try:
+        files = [weight_files(folder) for folder in (one, other)]
+    except InputError:  # no weights there any more
+        return one.name == other.name
+    sizes = [[file.stat().st_size for file in some] for some in files]
+    return sizes[0] == sizes[1] and all(sha256(a) == sha256(b) for a, b in zip(*files, strict=True))
+
+
+def _place(reference: str) -> str:
+    return str(Path(reference).resolve()) if Path(reference).exists() else reference
+
+
+def _name(reference: str) -> str:
+    return Path(reference).name.lower()
+
+
+def count_leaked(
+    questions: Sequence[Question], trained_on: Sequence[Mapping[str, Any]] | None
+) -> dict[str, int | None]:
+    """`training_rows`, and `leaked_rows`: test rows that ask what a training row asks.
+
+    Case, width, spacing and punctuation are forgiven. Both None without training rows.
+    """
+    if trained_on is None:
+        return {"training_rows": None, "leaked_rows": None}
+    learned = {keys_of(row["messages"]).question for row in trained_on}
+    leaked = sum(keys_of(asked.messages).question in learned for asked in questions)
+    return {"training_rows": len(trained_on), "leaked_rows": leaked}

@@ -1,13 +1,108 @@
-"""Measures of answers: pure functions of texts and numbers. Scores are percentages, 0 to 100."""
+"""What counts in an answer that reasons before it decides: the number after ####, the letter.
 
+A new pattern is one expression with one group here, and one word in `PATTERNS`.
+
+Text as metrics see it: words of mixed Chinese and English, and when two answers are equal.
+
+Measures of answers: pure functions of texts and numbers. Scores are percentages, 0 to 100.
+"""
+
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sacrebleu.metrics import BLEU, CHRF
 
-from slimtune.evaluation.extraction import extract
-from slimtune.evaluation.text import normalise, repeats, words
+# Text is looked at in NFKC, so there are no full-width signs.
+_NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
+_LETTER = r"([A-J])(?![A-Za-z'’])"
+_DECIDED = r"(?:answer|option|choice)(?:\s+is)?|答案|选项|选择|故选|应选|选"
+
+# Of each list the first expression that finds something decides, by its last find in the text.
+PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
+    "whole": (),
+    "number": (re.compile(_NUMBER),),
+    "gsm8k": (re.compile(r"####\s*[$¥]?\s*" + _NUMBER),),
+    "option": (
+        re.compile(rf"(?i:{_DECIDED})\s*(?:是|为|应为|应该是)?\s*:?\s*[(\[]?\s*{_LETTER}"),
+        re.compile(rf"^\W*{_LETTER}(?=\s*(?:[.)\]:、,。]|$))"),
+        re.compile(rf"[(\[]\s*{_LETTER}\s*[)\]]"),
+        re.compile(rf"(?<![A-Za-z]){_LETTER}\W*$"),
+    ),
+}
+
+
+def extract(text: str, pattern: str) -> str | None:
+    """The part of `text` that counts, None where the pattern finds none.
+
+    Numbers come without thousands separators and closing zeros: `1,200.50` is `1200.5`.
+    """
+    if not PATTERNS[pattern]:
+        return text
+    plain = unicodedata.normalize("NFKC", text).replace("−", "-")
+    for expression in PATTERNS[pattern]:
+        found = expression.findall(plain)
+        if found:
+            return found[-1] if pattern == "option" else _plain_number(found[-1])
+    return None
+
+
+def _plain_number(written: str) -> str:
+    number = written.replace(",", "")
+    return number.rstrip("0").rstrip(".") if "." in number else number
+
+
+# Han, kana and the marks written like them: scripts without spaces, so each character is a word.
+CJK = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{CJK}]|(?:(?![{CJK}])[^\W_])+")
+_BESIDE_CJK = re.compile(rf"\s+(?=[{CJK}])|(?<=[{CJK}])\s+")
+_MARKS = "".join(
+    re.escape(chr(code))
+    for code in range(0x10000)
+    if unicodedata.category(chr(code)).startswith("P") and chr(code) not in "%.-"
+)
+# The point of 3.5 and the sign of -5 change an answer; a full stop, a dash or a comma does not.
+_PUNCTUATION = re.compile(rf"[{_MARKS}]|\.(?!\d)|(?<=[a-z])\.|-(?!\.?\d)|(?<=[a-z0-9])-")
+
+
+def word_tokens(text: str) -> list[str]:
+    """The tokens of ROUGE: each CJK character, each run of other letters and digits.
+
+    Width and case are folded (NFKC). On plain English these are rouge_score's tokens without
+    stemming; on Chinese rouge_score has none.
+    """
+    return _WORD.findall(_folded(text))
+
+
+def normalise(text: str) -> str:
+    """`text` without what does not matter to an answer: width, case, punctuation and spacing.
+
+    Punctuation separates (`1,2` is `1 2`, not `12`), except the decimal point and a number's sign.
+    Symbols (`<`, `+`, `%`) are kept. A text of nothing but punctuation stays as it is.
+    """
+    folded = _folded(text)
+    spaced = _BESIDE_CJK.sub("", _PUNCTUATION.sub(" ", folded))
+    return " ".join(spaced.split()) or folded.strip()
+
+
+def repeats(text: str) -> bool:
+    """Whether `text` ends in a loop: one phrase at least four times over, 16 characters or more.
+
+    The usual sign of a model that has not learned to stop, or was damaged by pruning or rounding.
+    """
+    tail = "".join(text.split())[-1024:]
+    for period in range(1, len(tail) // 4 + 1):
+        loop = max(4 * period, 16)
+        if loop <= len(tail) and tail[-loop:-period] == tail[-loop + period :]:
+            return True
+    return False
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).replace("\u2212", "-").casefold()
+
 
 # Over all rows together. The `zh` tokenizer splits Chinese into characters and the rest as `13a`
 # does; the effective order spares answers of fewer than four words a score of 0. chrF2 needs no
@@ -36,7 +131,7 @@ def rouge_n(prediction: str, reference: str, n: int) -> float:
     Texts of fewer than n words on both sides are compared whole, so that equal ones score 100.
     Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries".
     """
-    left, right = words(prediction), words(reference)
+    left, right = word_tokens(prediction), word_tokens(reference)
     if max(len(left), len(right)) < n:
         return _whole(prediction, reference)
     first, second = Counter(_ngrams(left, n)), Counter(_ngrams(right, n))
@@ -45,7 +140,7 @@ def rouge_n(prediction: str, reference: str, n: int) -> float:
 
 def rouge_l(prediction: str, reference: str) -> float:
     """F1 = 2·LCS(P, R) / (|P| + |R|), the longest common subsequence in words (Lin 2004)."""
-    left, right = words(prediction), words(reference)
+    left, right = word_tokens(prediction), word_tokens(reference)
     if not left and not right:
         return _whole(prediction, reference)
     return 200.0 * longest_common_subsequence(left, right) / (len(left) + len(right))
@@ -82,7 +177,9 @@ def health(
     predictions: Sequence[str], stopped: Sequence[bool], references: Sequence[str]
 ) -> Health:
     """How many answers are empty, ran into the token limit, or end in a loop; and how long."""
-    said, wanted = (sum(len(words(text)) for text in texts) for texts in (predictions, references))
+    said, wanted = (
+        sum(len(word_tokens(text)) for text in texts) for texts in (predictions, references)
+    )
     return Health(
         empty=_share([not text.strip() for text in predictions]),
         without_eos=_share([not done for done in stopped]),

@@ -17,7 +17,7 @@ _FORMULA = re.compile(r"\s*[=+\-@＝＋－＠\t\r]")
 _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*")
 
 
-def write_csv(comparison: Comparison, file: Path) -> None:
+def write_answers_csv(comparison: Comparison, file: Path) -> None:
     """One row a prompt: id, prompt, accepted references, each model's answer with its scores.
 
     UTF-8 with a BOM, without which Excel shows Chinese as noise; cells that a spreadsheet would run
@@ -53,7 +53,7 @@ def worst_rows(comparison: Comparison, count: int = WORST_SAMPLES) -> list[int]:
     return sorted(range(len(scores)), key=lambda row: scores[row])[:count]
 
 
-def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """(headers, rows) for `console.table`: one row a model, the baseline first."""
     headers = [
         "model",

@@ -5,19 +5,19 @@ from dataclasses import asdict
 from math import log
 from typing import Any
 
-from slimtune.evaluation import bootstrap, metrics
-from slimtune.evaluation.answers import Outcome, Question
+from slimtune.evaluation import bootstrap, measures
 from slimtune.evaluation.bootstrap import Estimate
+from slimtune.inference.answers import Outcome, Question
 
 ROW_SCORES: dict[str, Callable[[str, Question], float]] = {
     "exact_match": lambda text, asked: max(
-        metrics.exact_match(text, one, asked.extract) for one in asked.references
+        measures.exact_match(text, one, asked.extract) for one in asked.references
     ),
-    "rouge_1": lambda text, asked: max(metrics.rouge_n(text, one, 1) for one in asked.references),
-    "rouge_2": lambda text, asked: max(metrics.rouge_n(text, one, 2) for one in asked.references),
-    "rouge_l": lambda text, asked: max(metrics.rouge_l(text, one) for one in asked.references),
+    "rouge_1": lambda text, asked: max(measures.rouge_n(text, one, 1) for one in asked.references),
+    "rouge_2": lambda text, asked: max(measures.rouge_n(text, one, 2) for one in asked.references),
+    "rouge_l": lambda text, asked: max(measures.rouge_l(text, one) for one in asked.references),
 }
-MEASURES = (*ROW_SCORES, *metrics.CORPUS_METRICS) + (
+MEASURES = (*ROW_SCORES, *measures.CORPUS_METRICS) + (
     "token_accuracy",
     "perplexity",
     "bits_per_byte",
@@ -65,7 +65,7 @@ def signatures(questions: Sequence[Question]) -> dict[str, str]:
     """How sacreBLEU computes each of its measures on these references, in its own short form."""
     references = [asked.references for asked in questions]
     found = {}
-    for name, make in metrics.CORPUS_METRICS.items():
+    for name, make in measures.CORPUS_METRICS.items():
         metric = make()
         bootstrap.corpus(metric, [one[0] for one in references], references, resamples=0)
         found[name] = str(metric.get_signature())
@@ -81,7 +81,7 @@ def _estimates(
     predictions = [answer.text for answer in outcome.generations]
     references = [asked.references for asked in questions]
     found = {name: bootstrap.mean([row[name] for row in scores]) for name in ROW_SCORES}
-    for name, metric in metrics.CORPUS_METRICS.items():
+    for name, metric in measures.CORPUS_METRICS.items():
         found[name] = bootstrap.corpus(metric(), predictions, references)
     return found | (_of_losses(outcome, questions, scored) if scored else {})
 
@@ -116,7 +116,7 @@ def _plain(
         **dict.fromkeys(MEASURES),
         **{name: _judged(name, one, first[name]) for name, one in estimates.items()},
         "health": asdict(
-            metrics.health(
+            measures.health(
                 [answer.text for answer in outcome.generations],
                 [answer.stopped for answer in outcome.generations],
                 [asked.reference for asked in questions],

@@ -12,17 +12,16 @@ from gguf import GGUFReader
 from transformers.utils import logging as transformers_logging
 
 from slimtune.artifacts import peak_memory
-from slimtune.evaluation.answers import AnswerLoss, Asked, Candidate, Cost, Generation, Job, Outcome
-from slimtune.evaluation.engines import Engine, Rows, open_engine
 from slimtune.evaluation.fairness import require_same_cut
-from slimtune.evaluation.predictions import Predictions
-from slimtune.models.adapters import WEIGHTS_FILE, Adapter
+from slimtune.inference.answers import AnswerLoss, Asked, Candidate, Cost, Generation, Job, Outcome
+from slimtune.inference.engines import Engine, Rows, open_engine
+from slimtune.inference.kept_answers import Predictions
+from slimtune.models.adapters import ADAPTER_WEIGHTS, Adapter
 from slimtune.models.checkpoints import Checkpoint
-from slimtune.models.folders import weight_files
-from slimtune.models.hub import resolve
+from slimtune.models.folders import local_folder, weight_files
 from slimtune.prompts import Encoded, encode, encode_prompt
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _STATUS = "/proc/{}/status"
 
@@ -36,13 +35,13 @@ def evaluate(candidate: Candidate, job: Job) -> Outcome:
     _quiet_transformers()
     kept = Predictions.of(candidate, job)
     if known := kept.outcome(candidate):
-        log.info("%s: finished in an earlier run", candidate.label)
+        _log.info("%s: finished in an earlier run", candidate.label)
         return known
     started = time.perf_counter()
     engine = open_engine(candidate, job.compute, job.max_length + job.max_new_tokens)
     try:
         loaded = time.perf_counter() - started
-        log.info("%s: loaded in %.1f s", candidate.label, loaded)
+        _log.info("%s: loaded in %.1f s", candidate.label, loaded)
         outcome = _ask(engine, candidate, job, kept, loaded)
     finally:
         engine.close()
@@ -56,9 +55,9 @@ def _ask(
     started = time.perf_counter()
     cut, examples, asked = _encoded(engine, job)
     require_same_cut(candidate.label, asked, job.first or asked)
-    log.info("%s: answering %d prompts", candidate.label, len(cut))
+    _log.info("%s: answering %d prompts", candidate.label, len(cut))
     generations = kept.complete(Generation, partial(engine.generate, cut, job.max_new_tokens))
-    log.info("%s: scoring the reference answers", candidate.label)
+    _log.info("%s: scoring the reference answers", candidate.label)
     losses = kept.complete(AnswerLoss, partial(_losses, engine, examples))
     reading, writing = engine.speed(max(cut, key=len))
     parameters, size = _footprint(candidate)
@@ -104,13 +103,13 @@ def _footprint(candidate: Candidate) -> tuple[int, int]:
     if candidate.kind == "gguf":
         tensors = GGUFReader(candidate.reference).tensors
         return sum(int(t.n_elements) for t in tensors), Path(candidate.reference).stat().st_size
-    folder = resolve(candidate.reference)
+    folder = local_folder(candidate.reference)
     parameters = Checkpoint(folder).parameters
     files = weight_files(folder)
     if candidate.adapter:
         adapter = Adapter(candidate.adapter)
         parameters += sum(math.prod(info.shape) for info in adapter.tensors.values())
-        files = [*files, Path(candidate.adapter) / WEIGHTS_FILE]
+        files = [*files, Path(candidate.adapter) / ADAPTER_WEIGHTS]
     return parameters, sum(file.stat().st_size for file in files)
 
 

@@ -12,15 +12,14 @@ from slimtune.config import Config
 from slimtune.console import SlimTuneError, size
 from slimtune.export import preflight
 from slimtune.export.ggml import find_encoder
-from slimtune.export.gguf_writer import ConversionReport, write
+from slimtune.export.gguf_writer import ConversionReport, write_file
 from slimtune.export.imatrix import read_imatrix
 from slimtune.export.llama_tools import quantize_file
-from slimtune.export.plan import Encoding, Plan
-from slimtune.export.proof_rows import proof_rows
-from slimtune.export.source import Source
-from slimtune.export.templates import chosen
+from slimtune.export.modelfile import chosen
+from slimtune.export.plan import Encoding, GgufPlan, ModelSource
+from slimtune.export.proof.proving import proof_rows
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def files_of(config: Config) -> list[Path]:
@@ -33,7 +32,7 @@ def manifest_of(file: Path) -> Path:
     return file.with_name(f"{file.stem}_run.json")
 
 
-def plans_for(source: Source, config: Config) -> list[Plan]:
+def plans_for(source: ModelSource, config: Config) -> list[GgufPlan]:
     """One plan for each type of `gguf.quantization`; raises what `preflight` raises for them."""
     gguf = config.gguf
     named = None if gguf.imatrix in (None, "auto") else read_imatrix(gguf.imatrix)
@@ -48,18 +47,22 @@ def plans_for(source: Source, config: Config) -> list[Plan]:
     return plans
 
 
-def words(plans: Iterable[Plan]) -> dict[str, str]:
+def conversion_lines(plans: Iterable[GgufPlan]) -> dict[str, str]:
     """Size, types, and every tensor that fell back, for a script's last lines."""
     plans = list(plans)
     if len(plans) == 1:
-        return preflight.words(plans[0])
+        return preflight.preflight_lines(plans[0])
     return {
-        plan.quantization: "; ".join(f"{key} {text}" for key, text in preflight.words(plan).items())
+        plan.quantization: "; ".join(
+            f"{key} {text}" for key, text in preflight.preflight_lines(plan).items()
+        )
         for plan in plans
     }
 
 
-def convert_and_prove(source: Source, plans: dict[Path, Plan], config: Config) -> dict[str, str]:
+def convert_and_prove(
+    source: ModelSource, plans: dict[Path, GgufPlan], config: Config
+) -> dict[str, str]:
     """Writes every file, proves each, and gives those that pass their names; the closing numbers.
 
     Raises what `write` raises, and what `prove` does for the first file that fails: it and none but
@@ -77,19 +80,19 @@ def convert_and_prove(source: Source, plans: dict[Path, Plan], config: Config) -
         }
         reports = _convert(source, plans, stages, config)
         proofs = _prove(source, plans, stages, open_stages, config)
-    numbers = words(plans.values()) | {"parameters": f"{reports[0].parameters:,}"}
+    numbers = conversion_lines(plans.values()) | {"parameters": f"{reports[0].parameters:,}"}
     if len(reports) == 1:
         numbers["on disk"] = size(reports[0].bytes)
     return numbers | proofs
 
 
 def _convert(
-    source: Source, plans: dict[Path, Plan], stages: dict[Path, Stage], config: Config
+    source: ModelSource, plans: dict[Path, GgufPlan], stages: dict[Path, Stage], config: Config
 ) -> list[ConversionReport]:
     """All types from one read; those that no library here encodes through llama-quantize."""
     imatrix, name = config.gguf.imatrix, config.gguf.model_name
     if imatrix == "auto":
-        from slimtune.export.importance import measure_importance  # torch and transformers
+        from slimtune.export.imatrix import measure_importance  # torch and transformers
 
         imatrix = next(iter(stages.values())).folder / f"{name}.imatrix.gguf"
         importance = measure_importance(source, next(iter(plans.values())), imatrix, config)
@@ -101,7 +104,7 @@ def _convert(
     own = [file for file, plan in plans.items() if not plan.needs_tool]
     reports = {}
     if own:
-        made = write({written[file]: plans[file] for file in own}, name=name)
+        made = write_file({written[file]: plans[file] for file in own}, name=name)
         reports = dict(zip(own, made, strict=True))
     for file in plans.keys() - reports.keys():
         reports[file] = _by_tool(plans[file], written[file], imatrix, name)
@@ -111,8 +114,8 @@ def _convert(
 
 
 def _prove(
-    source: Source,
-    plans: dict[Path, Plan],
+    source: ModelSource,
+    plans: dict[Path, GgufPlan],
     stages: dict[Path, Stage],
     open_stages: dict[Path, ExitStack],
     config: Config,
@@ -121,7 +124,7 @@ def _prove(
     if config.gguf.verify == "off":
         return {"proof": "off: nothing was compared"}
     # Imported after the files are written: torch and transformers weigh ten times a conversion.
-    from slimtune.export import proving
+    from slimtune.export.proof import proving
 
     template = next(iter(plans.values())).template
     rows = proof_rows(config, template)
@@ -134,22 +137,22 @@ def _prove(
             with proving.failures_kept({file: written[file]}):
                 proof = proving.prove(written[file], file, plan.quantization, truth)
         except SlimTuneError as error:
-            log.warning("%s", error)
+            _log.warning("%s", error)
             failures.append(error)
             continue
         stages[file].metrics.update(proof)
         open_stages[file].close()
         key = "proof" if len(plans) == 1 else f"proof of {plan.quantization}"
-        said[key] = proving.words(proof)
+        said[key] = proving.proof_lines(proof)
     if failures:
         raise failures[0]
     return said
 
 
-def _by_tool(plan: Plan, file: Path, imatrix: Path | None, name: str) -> ConversionReport:
+def _by_tool(plan: GgufPlan, file: Path, imatrix: Path | None, name: str) -> ConversionReport:
     halves = replace(plan, quantization="F16", encoding=replace(plan.encoding, importance=None))
     with TemporaryDirectory(dir=file.parent) as folder:
         temporary = Path(folder) / "f16.gguf"
-        report = write({temporary: halves}, name=name)[0]
+        report = write_file({temporary: halves}, name=name)[0]
         quantize_file(temporary, file, plan.quantization, imatrix)
     return replace(report, bytes=file.stat().st_size, types=plan.types, fallbacks=plan.fallbacks)

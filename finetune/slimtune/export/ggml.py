@@ -15,7 +15,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from slimtune.console import ResourceError
-from slimtune.models.llama_library import shared_object
+from slimtune.inference.llama_library import shared_object
 
 _log = logging.getLogger(__name__)
 

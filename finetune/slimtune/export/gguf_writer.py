@@ -24,13 +24,13 @@ from gguf import GGMLQuantizationType as Type
 
 from slimtune.console import InputError, ResourceError
 from slimtune.export.architecture import write_architecture
-from slimtune.export.plan import Encoding, Plan
+from slimtune.export.plan import Encoding, GgufPlan
 from slimtune.export.preflight import preflight, require_disk
 from slimtune.export.quant_types import PLAIN, encoded_bytes, quantization
 from slimtune.export.tensors import row_order
 from slimtune.export.vocabulary import write_vocabulary
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 # 512 kB of float32 a thread. Of larger blocks malloc gives the memory back after each use, and to
 # fault it in again costs as much as the work: 3.4 million faults at 1.1 B against a thousand.
@@ -61,13 +61,13 @@ class _Chunk(NamedTuple):
 class _File(NamedTuple):
     """A file being written: where the data of each tensor begins, and where the file ends."""
 
-    plan: Plan
+    plan: GgufPlan
     path: Path
     positions: dict[str, int]
     end: int
 
 
-def convert(
+def write_gguf(
     model: Path | str,
     output: Path | str,
     quantization_name: str,
@@ -78,11 +78,11 @@ def convert(
 ) -> ConversionReport:
     """One folder to one file: `preflight`, then `write`."""
     plan = preflight(model, quantization_name, encoding=encoding)
-    return write({Path(output): plan}, threads=threads, name=name)[0]
+    return write_file({Path(output): plan}, threads=threads, name=name)[0]
 
 
-def write(
-    plans: dict[Path, Plan], *, threads: int | None = None, name: str | None = None
+def write_file(
+    plans: dict[Path, GgufPlan], *, threads: int | None = None, name: str | None = None
 ) -> list[ConversionReport]:
     """Writes one file for each plan, all from one read of the model that the plans share.
 
@@ -103,14 +103,14 @@ def write(
         ) from error
     seconds = time.perf_counter() - started
     for file in files:
-        log.info("%s: %.1f MB in %.1f s", file.path, file.end / 1e6, seconds)
+        _log.info("%s: %.1f MB in %.1f s", file.path, file.end / 1e6, seconds)
     return [
         ConversionReport(f.end, f.plan.parameters, f.plan.types, f.plan.fallbacks, seconds)
         for f in files
     ]
 
 
-def _write_header(plan: Plan, path: Path, name: str | None) -> _File:
+def _write_header(plan: GgufPlan, path: Path, name: str | None) -> _File:
     """Header, metadata and tensor table."""
     writer = gguf.GGUFWriter(None, plan.architecture.name)
     for tensor, choice in plan.choices.items():
@@ -125,7 +125,7 @@ def _write_header(plan: Plan, path: Path, name: str | None) -> _File:
     return _laid_out(plan, path, path.stat().st_size)
 
 
-def _laid_out(plan: Plan, path: Path, header: int) -> _File:
+def _laid_out(plan: GgufPlan, path: Path, header: int) -> _File:
     position, positions = _padded(header), {}
     for tensor, choice in plan.choices.items():
         positions[tensor] = position
@@ -137,7 +137,7 @@ def _padded(position: int) -> int:
     return gguf.GGUFWriter.ggml_pad(position, gguf.GGUF_DEFAULT_ALIGNMENT)
 
 
-def _write_metadata(plan: Plan, writer: gguf.GGUFWriter, name: str | None) -> None:
+def _write_metadata(plan: GgufPlan, writer: gguf.GGUFWriter, name: str | None) -> None:
     total, shared, expert, experts = writer.get_total_parameter_count()
     general = gguf.Metadata.load(None, plan.folder, None, total)
     general.name = name or general.name or plan.folder.name
@@ -174,7 +174,7 @@ def _write_tensors(files: Sequence[_File], threads: int) -> None:
             raise
 
 
-def _chunks(plan: Plan) -> Iterator[_Chunk]:
+def _chunks(plan: GgufPlan) -> Iterator[_Chunk]:
     """All jobs in file order; chunks of permuted tensors hold whole heads."""
     for name in plan.tensors:
         rows, columns = _matrix(plan.shape(name))
@@ -204,7 +204,7 @@ def _write_chunk(files: Sequence[_File], chunk: _Chunk) -> None:
                 view = view[stream.write(view) :]
 
 
-def _read_rows(plan: Plan, chunk: _Chunk) -> np.ndarray:
+def _read_rows(plan: GgufPlan, chunk: _Chunk) -> np.ndarray:
     """float32 (rows, columns) in llama.cpp's order."""
     if chunk.tensor in plan.computed:
         return plan.computed[chunk.tensor][chunk.start : chunk.stop, None]
@@ -215,7 +215,7 @@ def _read_rows(plan: Plan, chunk: _Chunk) -> np.ndarray:
     return rows.reshape(-1, len(order), rows.shape[1])[:, order].reshape(rows.shape)
 
 
-def _encoded(plan: Plan, chunk: _Chunk, rows: np.ndarray) -> np.ndarray:
+def _encoded(plan: GgufPlan, chunk: _Chunk, rows: np.ndarray) -> np.ndarray:
     """The bytes of rows in their type; InputError for values that it cannot hold."""
     kind = plan.choices[chunk.tensor].type
     largest = max(rows.max(), -rows.min())

@@ -4,19 +4,22 @@ Ollama fills a Go template over `.Messages`, puts BOS before its tokens itself, 
 bare, in `"…"` or in `\"""…\"""`, without escapes. Runes that Go does not call printable vanish in
 silence (full-width space, zero-width joiner), so they are replaced or refused here.
 Rules: ollama/ollama parser/parser.go and template/template.go.
+
+The prompt template a model is exported with, and the one with a Go twin that renders alike.
 """
 
 import json
 import logging
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path, PurePath
 
 from slimtune import prompts
-from slimtune.console import InputError
-from slimtune.export.templates import twin
+from slimtune.console import InputError, SettingsError, SlimTuneError
+from slimtune.prompts import ChatMessage
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 # What a model may write when it starts the next turn itself; the end token needs no stop string.
 STOPS = {
@@ -78,7 +81,7 @@ def _printable(where: str, text: str) -> str:
     odd = {char for char in text if not (char.isprintable() or char in "\n\t")}
     blanks = {char for char in odd if char.isspace() or unicodedata.category(char) == "Zs"}
     for char in sorted(blanks):
-        log.warning("Modelfile %s: U+%04X becomes a space, Ollama would drop it", where, ord(char))
+        _log.warning("Modelfile %s: U+%04X becomes a space, Ollama would drop it", where, ord(char))
         text = text.replace(char, " ")
     for char in sorted(odd - blanks):
         raise InputError(
@@ -99,3 +102,87 @@ def _quoted(where: str, text: str) -> str:
     if not text.strip():
         raise InputError(f"Modelfile {where}: empty text", "Ollama needs a value", "leave it out")
     return f'"""{text}"""' if '"' in text or "\n" in text else f'"{text}"'
+
+
+_SYSTEM = ChatMessage(role="system", content="Be\n“brief”.")
+_TURNS = [
+    ChatMessage(role="user", content=" One?\n\n{2}"),
+    ChatMessage(role="assistant", content="Two. "),
+    ChatMessage(role="user", content="三?"),
+    ChatMessage(role="assistant", content="3"),
+    ChatMessage(role="user", content="4?"),
+]
+# Single turn, several turns, and answered ones; each with and without a system message.
+_PROBES = [[*opening, *_TURNS[:n]] for n in (1, 2, 3, 4, 5) for opening in ([], [_SYSTEM])]
+_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+def chosen(folder: Path, name: str) -> str:
+    """The jinja source a model is exported with: the one saved with it, else the settings' `name`.
+
+    Training saves its template with the model, so a setting that says otherwise is a mistake: a
+    line in the log says which of the two counts.
+    """
+    own = own_template(folder)
+    source = prompts.resolve_template(name, own)
+    if own is None or same(own, source):
+        return own or source
+    _log.warning("%s: exported with its own chat template, which is not %s", folder, name)
+    return own
+
+
+def own_template(folder: Path) -> str | None:
+    """chat_template.jinja, or what an older folder keeps in tokenizer_config.json."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    config = folder / "tokenizer_config.json"
+    found = json.loads(config.read_text("utf-8")).get("chat_template") if config.is_file() else None
+    if isinstance(found, list):  # several, by name
+        found = next((one["template"] for one in found if one["name"] == "default"), None)
+    return found
+
+
+def twins() -> dict[str, str]:
+    """Name -> jinja source of the templates with a Go twin: the shipped ones, and some models' own.
+
+    Models' own (`twins/`): Llama-3, Qwen2 and Qwen2.5 Instruct, and Zephyr, which TinyLlama has.
+    """
+    own = sorted((Path(__file__).parent / "twins").glob("*.jinja"))
+    known = {file.stem: file.read_text(encoding="utf-8") for file in own}
+    return {name: prompts.template(name) for name in prompts.template_names()} | known
+
+
+def twin(source: str) -> str:
+    """The template with a Go twin that renders as `source` does: by name, or by its behaviour.
+
+    Raises SettingsError where there is none, so that no Go template is known to be equal.
+    """
+    known = twins()
+    for name, text in known.items():
+        if source == name or same(source, text):
+            return name
+    raise SettingsError(
+        "prompt template: no twin for Ollama",
+        "Ollama renders Go templates, and this one renders otherwise than "
+        f"{', '.join(known)}, of which a Go twin is proven equal",
+        "leave out --create-modelfile and write TEMPLATE by hand, or train with one of those",
+    )
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two jinja sources render every probe equally, with and without system, over turns."""
+    return one == other or _rendered(one) == _rendered(other)
+
+
+@cache
+def _rendered(source: str) -> Sequence[str]:
+    return tuple(_render(source, messages) for messages in _PROBES)
+
+
+def _render(source: str, messages: list[ChatMessage]) -> str:
+    asking = messages[-1]["role"] == "user"
+    try:
+        return prompts.render(messages, source, **_TOKENS, add_generation_prompt=asking)
+    except SlimTuneError as error:
+        return f"refused: {error.what}"

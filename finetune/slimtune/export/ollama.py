@@ -15,13 +15,13 @@ from urllib.request import ProxyHandler, Request, build_opener
 from slimtune.artifacts import lineage
 from slimtune.config import Config
 from slimtune.console import ResourceError, SettingsError, near
-from slimtune.export.checks import special_tokens
 from slimtune.export.modelfile import modelfile
-from slimtune.export.plan import Plan
-from slimtune.export.proof_rows import proof_rows
-from slimtune.prompts import Message
+from slimtune.export.plan import GgufPlan
+from slimtune.export.preflight import special_tokens
+from slimtune.export.proof.proving import proof_rows
+from slimtune.prompts import ChatMessage
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _TRAINED = ("train_lora", "knowledge_distillation", "train_pruned_distilled")
 _PORT = 11434
@@ -36,7 +36,7 @@ class Answer:
     prompt_tokens: int | None
 
 
-def require(file: Path, config: Config) -> None:
+def require_target(file: Path, config: Config) -> None:
     """Before the work: raises SettingsError for a Modelfile that is there already and may not be
     replaced, ResourceError if `ollama create` is to be run and there is no ollama.
     """
@@ -54,7 +54,7 @@ def require(file: Path, config: Config) -> None:
         )
 
 
-def modelfile_for(file: Path, gguf: Path, plan: Plan, config: Config) -> str:
+def modelfile_for(file: Path, gguf: Path, plan: GgufPlan, config: Config) -> str:
     """FROM the GGUF (relative to the Modelfile), the model's template, system, stops, context."""
     tokens = special_tokens(plan.folder, plan.vocabulary)
     return modelfile(
@@ -67,7 +67,7 @@ def modelfile_for(file: Path, gguf: Path, plan: Plan, config: Config) -> str:
     )
 
 
-def write(file: Path, text: str) -> None:
+def write_modelfile(file: Path, text: str) -> None:
     partial = file.with_name(f"{file.name}.new")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, file)
@@ -90,7 +90,7 @@ def create(name: str, file: Path) -> None:
         )
 
 
-def try_out(plan: Plan, config: Config) -> str:
+def try_out(plan: GgufPlan, config: Config) -> str:
     """Asks the new model one prompt and says what it answered, and whether it read training's ids.
 
     A different number of tokens is a warning: Ollama's templates and ours are proven equal, but not
@@ -104,10 +104,12 @@ def try_out(plan: Plan, config: Config) -> str:
     asked, system = list(conversation[:first]), config.model.system_prompt
     answer = ask(config.gguf.model_name, asked)
     if system and asked[0]["role"] != "system":  # Ollama puts the Modelfile's SYSTEM first
-        asked.insert(0, Message(role="system", content=system))
-    expected = len(prompts.encode_prompt(tokenizers.load(plan.folder), asked, plan.template))
+        asked.insert(0, ChatMessage(role="system", content=system))
+    expected = len(
+        prompts.encode_prompt(tokenizers.load_tokenizer(plan.folder), asked, plan.template)
+    )
     if answer.prompt_tokens not in (None, expected):
-        log.warning(
+        _log.warning(
             "Ollama made %s tokens of the prompt, training %d: compare `ollama show --template %s` "
             "with the Modelfile",
             answer.prompt_tokens,
@@ -117,7 +119,7 @@ def try_out(plan: Plan, config: Config) -> str:
     return f"{answer.text.strip()!r} to {asked[-1]['content']!r}"
 
 
-def ask(name: str, messages: Sequence[Message], patience: float = 300.0) -> Answer:
+def ask(name: str, messages: Sequence[ChatMessage], patience: float = 300.0) -> Answer:
     """Ollama's greedy answer to a conversation, through its API; ResourceError without one."""
     body = {
         "model": name,

@@ -1,27 +1,33 @@
-"""What a conversion will do, as a value: source, type and size of every tensor, from headers."""
+"""What a conversion will do, as a value: source, type and size of every tensor, from headers.
+
+Where a conversion reads: a model folder, or base and adapter merged on the fly.
+"""
 
 import math
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slimtune.export import rope
+from slimtune.console import InputError
+from slimtune.export import architecture
 from slimtune.export.architecture import Architecture
 from slimtune.export.ggml import Encoder, find_encoder
 from slimtune.export.imatrix import Importance
-from slimtune.export.quant_types import (
-    K_QUANTS,
-    Choice,
-    choose_types,
-    encoded_bytes,
-    quantization,
-)
+from slimtune.export.quant_types import K_QUANTS, Choice, choose_types, encoded_bytes, quantization
 from slimtune.export.tensors import file_order
 from slimtune.export.vocabulary import Vocabulary
-from slimtune.models.checkpoints import Checkpoint
+from slimtune.models.checkpoints import EMBEDDING, Checkpoint
+from slimtune.models.merging import MergedCheckpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _METADATA_BYTES = 4096
 _TABLE_BYTES = 100  # a tensor's name, shape, type and offset, and its padding
@@ -40,7 +46,7 @@ class Encoding:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GgufPlan:
     """One file to be written: weights from `checkpoint`, all beside them from `folder`.
 
     `source` maps GGUF names to Hugging Face names.
@@ -60,7 +66,11 @@ class Plan:
         """Tensors that no checkpoint stores: Llama-3's divisors of the rotation frequencies."""
         if self.architecture.rope.kind != "llama3":
             return {}
-        return {rope.FACTORS: rope.factors(self.architecture.rope, self.architecture.head_dim)}
+        return {
+            architecture.FACTORS: architecture.factors(
+                self.architecture.rope, self.architecture.head_dim
+            )
+        }
 
     @cached_property
     def tensors(self) -> list[str]:
@@ -115,3 +125,60 @@ class Plan:
         if name in self.computed:
             return self.computed[name].shape
         return self.checkpoint.tensors[self.source[name]].shape
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Weights from `checkpoint`; config, tokenizer and template from `folder`."""
+
+    folder: Path
+    checkpoint: Checkpoint
+
+
+def as_source(model: "Path | str | ModelSource") -> ModelSource:
+    """A folder as a source, a source as it is."""
+    return model if isinstance(model, ModelSource) else ModelSource(Path(model), Checkpoint(model))
+
+
+@contextmanager
+def open_source(model: Path, adapter: Path | None = None) -> Iterator[ModelSource]:
+    """The model of a folder; with `adapter` the merged one, of which only companions are written.
+
+    Raises InputError for an adapter that cannot be merged row by row.
+    """
+    if adapter is None:
+        yield ModelSource(model, Checkpoint(model))
+        return
+    merged = MergedCheckpoint(model, adapter)
+    if not merged.streams:
+        raise InputError(
+            f"{adapter}: cannot be merged while it is converted",
+            "peft has to merge this kind of adapter with the model in memory",
+            f"python finetune/evaluate_model.py --base-model {model} --lora-model {adapter} "
+            "--merge, then convert the merged folder",
+        )
+    with TemporaryDirectory() as temporary:
+        # A GGUF says what the folder is called: the name that --merge would have given it.
+        folder = Path(temporary) / "merged_model"
+        merged.write_companions(folder)
+        yield ModelSource(folder, merged)
+
+
+def load_model(source: ModelSource, dtype: str = "float32") -> "PreTrainedModel":
+    """The model in memory, in transformers; a merged one has the very bits the file is made of."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from slimtune.models import loading
+
+    if not isinstance(source.checkpoint, MergedCheckpoint):
+        return loading.load_model(source.folder, device="cpu", dtype=dtype)
+    config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=loading.DTYPES[dtype], trust_remote_code=False
+    ).eval()
+    with torch.no_grad():
+        for name, weight in model.state_dict().items():
+            stored = name if name in source.checkpoint.tensors else EMBEDDING  # a tied output layer
+            weight.copy_(source.checkpoint.read(stored))
+    return model

@@ -1,35 +1,40 @@
 """What a conversion will do, decided and checked from headers alone, in a second, before any work.
 
 Nothing here imports torch or transformers, and of the weights only norms and biases are read.
+
+Checks of a model folder that cost milliseconds: end tokens that agree, norms that are finite.
 """
 
+import json
 import logging
 import re
 import shutil
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from slimtune.console import ResourceError, size
+import numpy as np
+
+from slimtune.console import InputError, ResourceError, size
 from slimtune.export.architecture import read_architecture
-from slimtune.export.checks import require_finite, require_one_end
 from slimtune.export.llama_tools import find_quantize, no_encoder
-from slimtune.export.plan import Encoding, Plan
+from slimtune.export.plan import Encoding, GgufPlan, ModelSource, as_source
+from slimtune.export.proof.reference import Precision
 from slimtune.export.quant_types import quantization
-from slimtune.export.source import Source, as_source
 from slimtune.export.tensors import map_tensors, require_unquantised
-from slimtune.export.tolerances import Precision
-from slimtune.export.vocabulary import read_vocabulary
+from slimtune.export.vocabulary import Vocabulary, read_vocabulary
+from slimtune.inference.llama_library import library
 from slimtune.models import memory
 from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.folders import read_json
-from slimtune.models.llama_library import library
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def preflight(
-    model: Path | str | Source, quantization_name: str, *, encoding: Encoding | None = None
-) -> Plan:
+    model: Path | str | ModelSource, quantization_name: str, *, encoding: Encoding | None = None
+) -> GgufPlan:
     """Checks everything that headers can tell, before any work.
 
     Raises SettingsError for an unknown type, InputError for a folder that is no convertible model,
@@ -45,19 +50,23 @@ def preflight(
     checkpoint.require_full_precision("make a GGUF")
     vocabulary = read_vocabulary(folder, architecture.vocabulary)
     require_one_end(folder, vocabulary)
-    require_finite(checkpoint, [name for name in mapped.values() if _is_small(checkpoint, name)])
-    plan = Plan(folder, checkpoint, architecture, vocabulary, mapped, quantization_name, encoding)
+    require_finite_norms(
+        checkpoint, [name for name in mapped.values() if _is_small(checkpoint, name)]
+    )
+    plan = GgufPlan(
+        folder, checkpoint, architecture, vocabulary, mapped, quantization_name, encoding
+    )
     require_encoder(plan)
     return plan
 
 
-def require_encoder(plan: Plan) -> None:
+def require_encoder(plan: GgufPlan) -> None:
     """Raises ResourceError where neither ggml's library nor llama-quantize can make the types."""
     if plan.needs_tool and find_quantize() is None:
         raise no_encoder(plan.quantization)
 
 
-def require_disk(plans: dict[Path, Plan]) -> None:
+def require_disk(plans: dict[Path, GgufPlan]) -> None:
     """Raises ResourceError if the files will not fit where they are to be written together."""
     output, needed = next(iter(plans)), sum(plan.bytes for plan in plans.values())
     folder = next(parent for parent in output.absolute().parents if parent.is_dir())
@@ -103,12 +112,12 @@ def _reference_memory(folder: Path) -> dict[Precision, float]:
     config = read_json(folder / "config.json")
     sizes: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
     return {
-        name: memory.estimate(config, "inference", itemsize=itemsize).total
+        name: memory.estimate_memory(config, "inference", itemsize=itemsize).total
         for name, itemsize in sizes.items()
     }
 
 
-def words(plan: Plan) -> dict[str, str]:
+def preflight_lines(plan: GgufPlan) -> dict[str, str]:
     """The plan for a script's last lines: size, types, and every tensor that fell back.
 
     Tensors that differ in their layer only are counted together; run.json lists each.
@@ -130,6 +139,76 @@ def _has_library() -> bool:
     try:
         library()
     except ResourceError as error:
-        log.debug("encoding with numpy: %s", error.why)
+        _log.debug("encoding with numpy: %s", error.why)
         return False
     return True
+
+
+# What GGUF and SentencePiece call the tokens when no file of the folder names them.
+_DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The texts of a tokenizer's first and last token; `bos` is empty where it has none."""
+
+    bos: str
+    eos: str
+
+
+def special_tokens(folder: Path, vocabulary: Vocabulary) -> SpecialTokens:
+    """From tokenizer_config.json or special_tokens_map.json, else SentencePiece's own names."""
+    files = [_read(folder / f"{name}.json") for name in ("tokenizer_config", "special_tokens_map")]
+    found = {key: _text(next((f[key] for f in files if f.get(key)), None)) for key in _DEFAULTS}
+    for key, default in _DEFAULTS.items():
+        if found[key] is None and default.encode() in vocabulary.tokens:
+            found[key] = default
+    return SpecialTokens(found["bos_token"] or "", found["eos_token"] or "")
+
+
+def require_one_end(folder: Path, vocabulary: Vocabulary) -> None:
+    """InputError unless config, generation config and tokenizer name the same end token.
+
+    The first two may name several; one of them must be the tokenizer's. A model whose files
+    disagree stops in one program and runs on in another.
+    """
+    text = special_tokens(folder, vocabulary).eos
+    if text.encode() not in vocabulary.tokens:
+        raise InputError(
+            f"{folder}: the end token {text!r} is not in the vocabulary",
+            "tokenizer_config.json names it; without its id no answer would ever end",
+            "copy the tokenizer's files again from the model it was trained with",
+        )
+    token = vocabulary.tokens.index(text.encode())
+    for name in ("config.json", "generation_config.json"):
+        ids = _read(folder / name).get("eos_token_id")
+        named = ids if isinstance(ids, list) else [ids]
+        if ids is not None and token not in named:
+            raise InputError(
+                f"{folder / name}: eos_token_id is {ids}",
+                f"the tokenizer's end token is {text!r}, id {token}: answers would not end",
+                f"write {token} there, if the model was trained with {text!r}; "
+                "else correct eos_token in tokenizer_config.json",
+            )
+
+
+def require_finite_norms(checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """InputError if a small tensor (norms, biases) holds NaN or infinity: training diverged."""
+    for name in names:
+        values = checkpoint.read_float32(name).reshape(-1)
+        odd = np.flatnonzero(~np.isfinite(values))
+        if len(odd):
+            raise InputError(
+                f"{checkpoint.folder}: {name} holds {values[odd[0]]} at {odd[0]}",
+                f"{len(odd)} of {len(values)} values are not finite: training diverged",
+                "train again with a smaller learning rate, or copy the folder again",
+            )
+
+
+def _text(token: str | dict | None) -> str | None:
+    """A token's text; older files write an object with its "content"."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _read(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -15,7 +15,7 @@ from slimtune.console import SettingsError
 
 
 @dataclass(frozen=True)
-class Quantization:
+class QuantType:
     """What a name that users know means: `default` is the type of an ordinary matrix."""
 
     file_type: LlamaFileType
@@ -23,19 +23,19 @@ class Quantization:
 
 
 QUANTIZATIONS = {
-    "F32": Quantization(LlamaFileType.ALL_F32, Type.F32),
-    "F16": Quantization(LlamaFileType.MOSTLY_F16, Type.F16),
-    "BF16": Quantization(LlamaFileType.MOSTLY_BF16, Type.BF16),
-    "Q8_0": Quantization(LlamaFileType.MOSTLY_Q8_0, Type.Q8_0),
-    "Q4_0": Quantization(LlamaFileType.MOSTLY_Q4_0, Type.Q4_0),
-    "Q4_1": Quantization(LlamaFileType.MOSTLY_Q4_1, Type.Q4_1),
-    "Q5_0": Quantization(LlamaFileType.MOSTLY_Q5_0, Type.Q5_0),
-    "Q5_1": Quantization(LlamaFileType.MOSTLY_Q5_1, Type.Q5_1),
-    "Q4_K_S": Quantization(LlamaFileType.MOSTLY_Q4_K_S, Type.Q4_K),
-    "Q4_K_M": Quantization(LlamaFileType.MOSTLY_Q4_K_M, Type.Q4_K),
-    "Q5_K_S": Quantization(LlamaFileType.MOSTLY_Q5_K_S, Type.Q5_K),
-    "Q5_K_M": Quantization(LlamaFileType.MOSTLY_Q5_K_M, Type.Q5_K),
-    "Q6_K": Quantization(LlamaFileType.MOSTLY_Q6_K, Type.Q6_K),
+    "F32": QuantType(LlamaFileType.ALL_F32, Type.F32),
+    "F16": QuantType(LlamaFileType.MOSTLY_F16, Type.F16),
+    "BF16": QuantType(LlamaFileType.MOSTLY_BF16, Type.BF16),
+    "Q8_0": QuantType(LlamaFileType.MOSTLY_Q8_0, Type.Q8_0),
+    "Q4_0": QuantType(LlamaFileType.MOSTLY_Q4_0, Type.Q4_0),
+    "Q4_1": QuantType(LlamaFileType.MOSTLY_Q4_1, Type.Q4_1),
+    "Q5_0": QuantType(LlamaFileType.MOSTLY_Q5_0, Type.Q5_0),
+    "Q5_1": QuantType(LlamaFileType.MOSTLY_Q5_1, Type.Q5_1),
+    "Q4_K_S": QuantType(LlamaFileType.MOSTLY_Q4_K_S, Type.Q4_K),
+    "Q4_K_M": QuantType(LlamaFileType.MOSTLY_Q4_K_M, Type.Q4_K),
+    "Q5_K_S": QuantType(LlamaFileType.MOSTLY_Q5_K_S, Type.Q5_K),
+    "Q5_K_M": QuantType(LlamaFileType.MOSTLY_Q5_K_M, Type.Q5_K),
+    "Q6_K": QuantType(LlamaFileType.MOSTLY_Q6_K, Type.Q6_K),
 }
 PLAIN = (Type.F32, Type.F16, Type.BF16)
 K_QUANTS = (Type.Q4_K, Type.Q5_K, Type.Q6_K)
@@ -52,7 +52,7 @@ class Choice:
     fallback: bool = False
 
 
-def quantization(name: str) -> Quantization:
+def quantization(name: str) -> QuantType:
     if name not in QUANTIZATIONS:
         raise SettingsError(
             f"quantization {name}: unknown type",

@@ -15,7 +15,7 @@ _SKIPPED = "rotary_emb.inv_freq"  # old checkpoints store what llama.cpp compute
 _BITSANDBYTES = re.compile(r"\.(SCB|absmax|quant_map|quant_state\..*|nested_absmax|weight_format)$")
 _ARCHITECTURES = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
 
-Shape = tuple[int, ...]
+TensorShape = tuple[int, ...]
 
 
 def require_unquantised(folder: Path, names: Iterable[str]) -> None:
@@ -26,7 +26,7 @@ def require_unquantised(folder: Path, names: Iterable[str]) -> None:
 
 
 def map_tensors(
-    folder: Path, architecture: Architecture, shapes: dict[str, Shape]
+    folder: Path, architecture: Architecture, shapes: dict[str, TensorShape]
 ) -> dict[str, str]:
     """GGUF name -> Hugging Face name in llama.cpp's file order: globals, then layers, by name.
 
@@ -72,7 +72,7 @@ def file_order(name: str) -> tuple[int, bytes]:
     return layer, name.encode()
 
 
-def _require_shapes(folder: Path, a: Architecture, shapes: dict[str, Shape]) -> None:
+def _require_shapes(folder: Path, a: Architecture, shapes: dict[str, TensorShape]) -> None:
     expected = _expected_shapes(a)
     missing = [name for name in expected if name not in shapes]
     if missing:
@@ -93,7 +93,7 @@ def _require_shapes(folder: Path, a: Architecture, shapes: dict[str, Shape]) -> 
             )
 
 
-def _expected_shapes(a: Architecture) -> dict[str, Shape]:
+def _expected_shapes(a: Architecture) -> dict[str, TensorShape]:
     q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
     layer = {
         "attn_norm.weight": (a.hidden,),
@@ -108,7 +108,7 @@ def _expected_shapes(a: Architecture) -> dict[str, Shape]:
     }
     if a.name == "qwen2":
         layer |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,)}
-    expected: dict[str, Shape] = {
+    expected: dict[str, TensorShape] = {
         "token_embd.weight": (a.vocabulary, a.hidden),
         "output_norm.weight": (a.hidden,),
     }

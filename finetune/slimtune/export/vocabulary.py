@@ -1,20 +1,34 @@
 """The vocabulary of a GGUF: tokenizer.model (SentencePiece), or the BPE of a tokenizer.json.
 
 The rules are those of llama.cpp's converter (conversion/base.py).
+
+The vocabulary of a byte-level BPE tokenizer (Llama-3, Qwen2), read from its tokenizer.json.
+
+llama.cpp splits text before merging by rules compiled into it, named `tokenizer.ggml.pre`. Which
+name is right is told by the regular expression in the file itself.
+
+tokenizer.json without its vocabulary: the few lines of settings before the megabytes of tokens.
+
+Parsed whole, the file of Llama-2 takes 40 MB of Python objects, a third of what a conversion may.
 """
 
 import json
 import logging
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import gguf
 from gguf import TokenType
 from sentencepiece import SentencePieceProcessor
 
 from slimtune.console import InputError
-from slimtune.export.bpe_vocabulary import is_special, read_bpe
-from slimtune.export.tokenizer_json import read_head, without_vocabulary
+from slimtune.export.architecture import Unsupported
+from slimtune.models.folders import read_json
 
 MODEL_FILE = "tokenizer.model"
 _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10000.0
@@ -154,3 +168,111 @@ def _added_tokens(folder: Path, pieces: int) -> dict[int, tuple[str, bool]]:
 
 def _read_json(file: Path) -> dict:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# The regular expression of pre_tokenizer -> llama.cpp's name; None: ByteLevel's own, GPT-2's
+_SPLITS = {
+    _WORDS + r"\p{N}{1,3}" + _REST: "llama-bpe",
+    _WORDS + r"\p{N}" + _REST: "qwen2",
+    None: "gpt-2",
+}
+
+Token = tuple[str, TokenType]
+
+
+def read_bpe(folder: Path) -> tuple[str, dict[int, Token]]:
+    """(llama.cpp's name of the splitting rule, id -> (text, type)).
+
+    Raises InputError where tokenizer.json is no byte-level BPE, Unsupported where it splits text in
+    a way that SlimTune does not know.
+    """
+    file = folder / "tokenizer.json"
+    content = read_json(file)
+    steps = _steps(content.get("pre_tokenizer"))
+    if content["model"].get("type") != "BPE" or not any(s["type"] == "ByteLevel" for s in steps):
+        raise InputError(
+            f"{folder}: no tokenizer.model",
+            "a GGUF needs the scores of the SentencePiece model; tokenizer.json does not hold them",
+            "copy tokenizer.model from the base model into this folder",
+        )
+    split = _split(steps)
+    if split not in _SPLITS:
+        raise Unsupported(
+            f"{file}: splits text by a rule that SlimTune does not know",
+            str(split),
+            "set LLAMA_CPP_DIR to a checkout of llama.cpp, whose converter knows more of them",
+        )
+    tokens = {index: (text, TokenType.NORMAL) for text, index in content["model"]["vocab"].items()}
+    for added in content.get("added_tokens", []):
+        kind = TokenType.CONTROL if is_special(added) else TokenType.USER_DEFINED
+        tokens[added["id"]] = (added["content"], kind)
+    return _SPLITS[split], tokens
+
+
+def is_special(token: dict) -> bool:
+    """Whether an added token is a control token, by its flag or its looks."""
+    text = token["content"]
+    control = text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+    bars = (text.startswith("<|") and text.endswith("|>")) or (
+        text.startswith("<｜") and text.endswith("｜>")
+    )
+    unused = text.startswith("<unused") and text.endswith(">")
+    return bool(token.get("special")) or control or bars or unused
+
+
+def _steps(pre_tokenizer: dict | None) -> list[dict]:
+    if pre_tokenizer is None:
+        return []
+    return pre_tokenizer.get("pretokenizers") or [pre_tokenizer]
+
+
+def _split(steps: list[dict]) -> str | None:
+    patterns = [step["pattern"] for step in steps if step["type"] == "Split"]
+    return patterns[0].get("Regex", str(patterns[0])) if patterns else None
+
+
+_MODEL = re.compile(rb'(?<!\\)"model"\s*:\s*\{')
+_HEAD_BYTES = 1 << 20
+_BESIDE = ("config.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+_TEMPLATES = "additional_chat_templates"
+
+
+def read_head(file: Path) -> dict:
+    """All of a tokenizer.json but "model", {} where there is no file.
+
+    The library tokenizers writes "model" last, so that what stands before it is read alone; another
+    order costs the whole file.
+    """
+    if not file.is_file():
+        return {}
+    with file.open("rb") as stream:
+        start = stream.read(_HEAD_BYTES)
+    found = _MODEL.search(start)
+    if found:
+        try:
+            head = json.loads(start[: found.start()].rstrip().rstrip(b",") + b"}")
+        except ValueError:
+            head = {}
+        if {"added_tokens", "post_processor"} <= head.keys():
+            return head
+    whole = json.loads(file.read_text(encoding="utf-8"))
+    whole.pop("model", None)
+    return whole
+
+
+@contextmanager
+def without_vocabulary(folder: Path) -> Iterator[Path]:
+    """A temporary copy of a model folder's tokenizer settings, as gguf-py reads them."""
+    with TemporaryDirectory() as temporary:
+        slim = Path(temporary)
+        for name in _BESIDE:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, slim / name)
+        if (folder / _TEMPLATES).is_dir():
+            shutil.copytree(folder / _TEMPLATES, slim / _TEMPLATES)
+        if (folder / "tokenizer.json").is_file():
+            head = json.dumps(read_head(folder / "tokenizer.json"))
+            (slim / "tokenizer.json").write_text(head, encoding="utf-8")
+        yield slim

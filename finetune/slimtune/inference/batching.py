@@ -8,7 +8,7 @@ import torch
 
 from slimtune.console import ResourceError
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -42,7 +42,7 @@ def run_batched(
     the rest as the first run would have, and gets its figures bit for bit. A batch that runs out
     of memory is halved, and all after it. Raises ResourceError where a single row does.
     """
-    waiting = unknown(by_length(lengths, budget), known)
+    waiting = unfinished(by_length(lengths, budget), known)
     done = len(lengths) - sum(map(len, waiting))
     while waiting:
         batch = waiting.pop(0)
@@ -55,10 +55,10 @@ def run_batched(
             continue
         yield from zip(batch, results, strict=True)
         done += len(batch)
-        log.info("%d of %d rows", done, len(lengths))
+        _log.info("%d of %d rows", done, len(lengths))
 
 
-def unknown(batches: Iterable[list[int]], known: Collection[int]) -> list[list[int]]:
+def unfinished(batches: Iterable[list[int]], known: Collection[int]) -> list[list[int]]:
     """The batches of which a row is still missing."""
     return [batch for batch in batches if not set(batch) <= set(known)]
 
@@ -90,7 +90,7 @@ def _halves(rows: list[int], error: RuntimeError) -> list[list[int]]:
             str(error).splitlines()[0],
             "use a smaller or quantised model, or shorten the rows and answers",
         ) from error
-    log.info("out of memory with %d rows at once: half of them from here on", len(rows))
+    _log.info("out of memory with %d rows at once: half of them from here on", len(rows))
     torch.cuda.empty_cache()  # does nothing where CUDA was never used
     middle = (len(rows) + 1) // 2
     return [rows[:middle], rows[middle:]]

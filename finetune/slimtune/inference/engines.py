@@ -9,16 +9,16 @@ from typing import Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from slimtune.console import SettingsError
-from slimtune.evaluation import generation
-from slimtune.evaluation.answers import AnswerLoss, Candidate, Compute, Generation
-from slimtune.evaluation.batches import unknown
-from slimtune.evaluation.perplexity import answer_losses
+from slimtune.inference import generation
+from slimtune.inference.answers import AnswerLoss, Candidate, Compute, Generation
+from slimtune.inference.batching import unfinished
+from slimtune.inference.llama_cpp import LlamaCpp, require_gguf
+from slimtune.inference.token_losses import answer_losses
 from slimtune.models import loading, tokenizers
-from slimtune.models.hub import resolve
-from slimtune.models.llama_cpp import LlamaCpp, require_gguf
+from slimtune.models.folders import local_folder
 from slimtune.prompts import IGNORED, Encoded
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 Rows = Collection[int]
 
@@ -54,7 +54,7 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-class Transformers:
+class TransformersEngine:
     """A model folder or Hub id, with or without an adapter."""
 
     def __init__(
@@ -94,7 +94,7 @@ class Transformers:
         """Nothing to close: memory goes with the object, or with the process that held it."""
 
 
-class Gguf:
+class LlamaCppEngine:
     """A .gguf file in llama.cpp; `tokenizer` is that of the model it was made from."""
 
     def __init__(self, model: LlamaCpp, tokenizer: PreTrainedTokenizerFast, slots: int) -> None:
@@ -115,11 +115,11 @@ class Gguf:
     ) -> Iterator[list[int]]:
         rows = sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
         rounds = [rows[start : start + size] for start in range(0, len(rows), size)]
-        done = len(rows) - sum(map(len, missing := unknown(rounds, known)))
+        done = len(rows) - sum(map(len, missing := unfinished(rounds, known)))
         for batch in missing:
             yield batch
             done += len(batch)
-            log.info("%d of %d rows", done, len(rows))
+            _log.info("%d of %d rows", done, len(rows))
 
     def _finished(self, ids: list[int], stopped: bool) -> Generation:
         # Not llama.cpp's own text: it writes broken UTF-8 otherwise than transformers does.
@@ -155,22 +155,24 @@ def open_engine(candidate: Candidate, compute: Compute, context: int) -> Engine:
     the folder whose tokenizer encodes its prompts.
     """
     if candidate.kind == "gguf":
-        tokenizer = tokenizers.load(_tokenizer_folder(candidate))
+        tokenizer = tokenizers.load_tokenizer(_tokenizer_folder(candidate))
         require_gguf(Path(candidate.reference))
         most = 4 if Path(candidate.reference).stat().st_size > _LARGE else 16
         room = context + _SPEED_TOKENS + 1
         slots = max(min(most, compute.token_budget // room), 1)
-        return Gguf(LlamaCpp(candidate.reference, context=room, slots=slots), tokenizer, slots)
+        return LlamaCppEngine(
+            LlamaCpp(candidate.reference, context=room, slots=slots), tokenizer, slots
+        )
     adapter = Path(candidate.adapter) if candidate.adapter else None
-    model = loading.load(
+    model = loading.load_model(
         candidate.reference,
         adapter=adapter,
         device=compute.device,
         dtype=compute.dtype,
         quantization=compute.quantization,
     )
-    tokenizer = tokenizers.load(resolve(candidate.reference))
-    return Transformers(model, tokenizer, compute.token_budget)
+    tokenizer = tokenizers.load_tokenizer(local_folder(candidate.reference))
+    return TransformersEngine(model, tokenizer, compute.token_budget)
 
 
 def _first_label(labels: Sequence[int]) -> int:

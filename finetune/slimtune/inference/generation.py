@@ -7,8 +7,8 @@ from statistics import median
 import torch
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerFast
 
-from slimtune.evaluation.answers import Generation
-from slimtune.evaluation.batches import left_padded, run_batched
+from slimtune.inference.answers import Generation
+from slimtune.inference.batching import left_padded, run_batched
 
 TOKEN_BUDGET = 8192
 CACHE_BYTES = 2**30

@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from slimtune.evaluation.answers import (
+from slimtune.inference.answers import (
     AnswerLoss,
     Asked,
     Candidate,
@@ -21,13 +21,12 @@ from slimtune.evaluation.answers import (
     Outcome,
     Question,
 )
-from slimtune.evaluation.batches import in_order
-from slimtune.models.adapters import WEIGHTS_FILE
-from slimtune.models.folders import weight_files
-from slimtune.models.hub import resolve
+from slimtune.inference.batching import in_order
+from slimtune.models.adapters import ADAPTER_WEIGHTS
+from slimtune.models.folders import local_folder, weight_files
 
-Result = TypeVar("Result", Generation, AnswerLoss)
-Rows = set[int]
+Kept = TypeVar("Result", Generation, AnswerLoss)
+RowNumbers = set[int]
 
 
 class Predictions:
@@ -48,8 +47,8 @@ class Predictions:
         return cls(job.kept_in / f"{name}.jsonl", job.questions)
 
     def complete(
-        self, kind: type[Result], find: Callable[[Rows], Iterator[tuple[int, Result]]]
-    ) -> list[Result]:
+        self, kind: type[Kept], find: Callable[[RowNumbers], Iterator[tuple[int, Kept]]]
+    ) -> list[Kept]:
         """All results of a kind, in row order: `find` is given the known rows and finds the rest.
 
         A row found again replaces what was known: it belongs to a batch that was cut short.
@@ -104,7 +103,7 @@ def _read(file: Path) -> dict[str, Any]:
     return found
 
 
-def _built(kind: type[Result], values: dict[str, Any]) -> Result:
+def _built(kind: type[Kept], values: dict[str, Any]) -> Kept:
     return kind(**{field.name: values[field.name] for field in fields(kind)})
 
 
@@ -117,9 +116,9 @@ def _weights(candidate: Candidate) -> list[tuple[str, int, int]]:
     if candidate.kind == "gguf":
         files = [Path(candidate.reference)]
     else:
-        files = weight_files(resolve(candidate.reference))
+        files = weight_files(local_folder(candidate.reference))
     if candidate.adapter:
-        files = [*files, Path(candidate.adapter) / WEIGHTS_FILE]
+        files = [*files, Path(candidate.adapter) / ADAPTER_WEIGHTS]
     return [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from slimtune.console import InputError, ResourceError
-from slimtune.models.llama_library import LOG_CALLBACK, library
+from slimtune.inference.llama_library import LOG_CALLBACK, library
 
 _ERROR_LEVEL = 4
 
 
 @dataclass(frozen=True)
-class Generation:
+class LlamaAnswer:
     """A greedy answer without its end token; `end` is eos, stop (a stop string) or length."""
 
     text: str
@@ -54,7 +54,7 @@ class _Answer:
     )
 
 
-class Engine:
+class LlamaContext:
     """`slots` sequences of `context` tokens each (0: as many as the model knows), f16 cache."""
 
     def __init__(self, gguf: Path, context: int, slots: int, threads: int) -> None:
@@ -89,7 +89,7 @@ class Engine:
 
     def generate(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str]
-    ) -> Iterator[tuple[int, Generation]]:
+    ) -> Iterator[tuple[int, LlamaAnswer]]:
         """(prompt's index, answer) in the order they finish; a free slot takes the next prompt."""
         for prompt in prompts:
             self._require_room(len(prompt))
@@ -199,10 +199,10 @@ class Engine:
         full = answer.position >= self.context or len(answer.ids) >= max_new_tokens
         return "length" if full else ""
 
-    def _finished(self, answer: _Answer, end: str, stop: Sequence[str]) -> Generation:
+    def _finished(self, answer: _Answer, end: str, stop: Sequence[str]) -> LlamaAnswer:
         text = answer.text + answer.decoder.decode(b"", final=True)
         cut = min((text.index(word) for word in stop if word in text), default=len(text))
-        return Generation(text[:cut], answer.ids, end)
+        return LlamaAnswer(text[:cut], answer.ids, end)
 
     def _decode(self, entries: Sequence[tuple[int, int, int, bool]]) -> None:
         batch = self.batch

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from slimtune.console import InputError, ResourceError, SlimTuneError
-from slimtune.models.llama_engine import Engine, Generation, Speed
-from slimtune.models.llama_library import library
+from slimtune.inference.llama_context import LlamaAnswer, LlamaContext, Speed
+from slimtune.inference.llama_library import library
 
-__all__ = ["Generation", "LlamaCpp", "Speed", "require_gguf"]
-log = logging.getLogger(__name__)
+__all__ = ["LlamaAnswer", "LlamaCpp", "Speed", "require_gguf"]
+_log = logging.getLogger(__name__)
 
 _MAGIC = b"GGUF"
 _GOODBYE_SECONDS = 3.0
@@ -101,14 +101,14 @@ class LlamaCpp:
 
     def generate(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str] = ()
-    ) -> list[Generation]:
+    ) -> list[LlamaAnswer]:
         """Greedy answers to prompts given as ids, in the order of the prompts."""
         answers = dict(self.answers(prompts, max_new_tokens, stop))
         return [answers[index] for index in range(len(prompts))]
 
     def answers(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str] = ()
-    ) -> Iterator[tuple[int, Generation]]:
+    ) -> Iterator[tuple[int, LlamaAnswer]]:
         """The same as (prompt's index, answer), each as soon as it is finished."""
         return self._tell("generate", prompts, max_new_tokens, list(stop))
 
@@ -186,7 +186,7 @@ class LlamaCpp:
         try:
             return self._child.wait(_GOODBYE_SECONDS)
         except subprocess.TimeoutExpired:
-            log.debug("llama.cpp did not end by itself, ending process %s", self._child.pid)
+            _log.debug("llama.cpp did not end by itself, ending process %s", self._child.pid)
             self._child.kill()
             return self._child.wait()
 
@@ -237,7 +237,7 @@ def serve(handle: int) -> None:
     pipe, code = Connection(handle), 1
     try:
         _, arguments = pipe.recv()
-        engine = Engine(*arguments)
+        engine = LlamaContext(*arguments)
         _answer(pipe, iter([engine.context]))
         while True:
             verb, arguments = pipe.recv()
@@ -268,17 +268,17 @@ def _answer(pipe: Connection, parts: Iterator[object]) -> None:
 
 
 def _once(method: Callable[..., object]) -> Callable[..., Iterator[object]]:
-    def call(engine: Engine, *arguments: object) -> Iterator[object]:
+    def call(engine: LlamaContext, *arguments: object) -> Iterator[object]:
         yield method(engine, *arguments)
 
     return call
 
 
 _VERBS: dict[str, Callable[..., Iterator[object]]] = {
-    "tokenize": _once(Engine.tokenize),
-    "nll": _once(Engine.nll),
-    "speed": _once(Engine.speed),
-    "generate": Engine.generate,
-    "score": Engine.score,
-    "stream": Engine.stream,
+    "tokenize": _once(LlamaContext.tokenize),
+    "nll": _once(LlamaContext.nll),
+    "speed": _once(LlamaContext.speed),
+    "generate": LlamaContext.generate,
+    "score": LlamaContext.score,
+    "stream": LlamaContext.stream,
 }

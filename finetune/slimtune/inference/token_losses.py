@@ -6,18 +6,18 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from slimtune.evaluation.answers import AnswerLoss
-from slimtune.evaluation.batches import left_padded, run_batched
+from slimtune.inference.answers import AnswerLoss
+from slimtune.inference.batching import left_padded, run_batched
 
 LOGIT_BYTES = 2**28
-TOKEN_BUDGET = 8192
+LOSS_TOKEN_BUDGET = 8192
 
 
 def answer_losses(
     model: PreTrainedModel,
     examples: Sequence[Mapping[str, Sequence[int]]],
     *,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int = LOSS_TOKEN_BUDGET,
     known: Collection[int] = frozenset(),
 ) -> Iterator[tuple[int, AnswerLoss]]:
     """(row, loss) of each example's answers; examples are `prompts.encode`'s (input_ids, labels).

@@ -2,7 +2,7 @@
 
 torch multiplies float32 matrices on a CPU with MKL, which keeps to AVX2 on AMD's processors; oneDNN
 is in torch as well, gives the same numbers to rounding, and uses AVX-512: about twice as many
-products a second (benchmarks/products.py prints both). Elsewhere nothing is changed.
+products a second (benchmarks/onednn.py prints both). Elsewhere nothing is changed.
 
 oneDNN compiles each shape anew: 0.6 ms and 0.6 MB that stay. So it gets only whole blocks of rows,
 and `filled` says how many rows a batch needs for that: eight sizes from a number to its double.
@@ -35,7 +35,7 @@ def _processor() -> str:
 
 
 @contextmanager
-def fast() -> Iterator[None]:
+def onednn_products() -> Iterator[None]:
     """Within, large float32 products of CPU tensors go through the faster library.
 
     Also a decorator. For work on many tokens at a time, in batches that are `filled`.
@@ -47,7 +47,7 @@ def fast() -> Iterator[None]:
         yield
 
 
-def filled(rows: int) -> int:
+def padded_length(rows: int) -> int:
     """Within `fast`, the next number of rows that is one of few; elsewhere `rows` itself."""
     if not _at_work:
         return rows

@@ -2,7 +2,7 @@
 
 datasets brings pyarrow and pandas, and no script trains on a `datasets.Dataset`; bitsandbytes is
 for weights in 4 or 8 bits and for 8-bit optimizers. Together they are 130 MB of memory and 1.3
-seconds of a start (benchmarks/imports.py prints both).
+seconds of a start (benchmarks/unused_packages.py prints both).
 """
 
 import sys

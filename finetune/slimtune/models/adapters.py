@@ -1,9 +1,22 @@
-"""LoRA adapter folders: what they hold, read from headers, and whether a base model is theirs.
+"""What an adapter does to rows of one weight: add a low-rank product, or put trained rows in place.
+
+Sums are made in float32; the caller rounds once. DoRA (arXiv:2402.09353) gives each row of the sum
+the norm it learned: m * V / |V| with V = W + B @ A * scale.
+
+LoRA adapter folders: what they hold, read from headers, and whether a base model is theirs.
 
 A weight W (out x in) of the base becomes W + B @ A * scale, A (rank x in) and B (out x rank); an
 embedding W (tokens x dim) is changed by the transpose. LoRA: arXiv:2106.09685; rank-stabilised
 scale alpha / sqrt(rank): arXiv:2312.03732.
 """
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from slimtune.models.headers import TensorInfo, read_tensor
+
+if TYPE_CHECKING:  # imported where a tensor is made: reading a folder's headers needs none
+    import torch
 
 import math
 import re
@@ -12,12 +25,71 @@ from pathlib import Path
 
 from slimtune.console import InputError
 from slimtune.models.checkpoints import EMBEDDING, OUTPUT, Checkpoint
-from slimtune.models.deltas import Pair, Tokens
 from slimtune.models.folders import read_json
-from slimtune.models.headers import TensorInfo, read_header
+from slimtune.models.headers import read_header
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
+RowsShape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two low-rank matrices of one weight; `transposed` for an embedding."""
+
+    a: TensorInfo
+    b: TensorInfo
+    scale: float
+    transposed: bool = False
+    magnitude: TensorInfo | None = None
+
+    def fits(self, shape: RowsShape | None) -> RowsShape | None:
+        """None if a weight of this shape is theirs, else the shape they need."""
+        needed = (self.b.shape[0], self.a.shape[1])
+        if self.transposed:
+            needed = needed[::-1]
+        return None if shape == needed else needed
+
+    def merge(self, rows: "torch.Tensor", start: int) -> "torch.Tensor":
+        """`rows` of the weight from row `start` on, in float32, with the change made."""
+        merged = rows.float().add_(self.delta(start, start + len(rows)))
+        if self.magnitude is None:
+            return merged
+        norms = merged.norm(dim=1)
+        factors = read_tensor(self.magnitude, start, start + len(rows)).float() / norms
+        return factors.view(-1, 1) * merged
+
+    def delta(self, start: int, stop: int) -> "torch.Tensor":
+        """(B @ A) * scale in float32, rows start..stop of the weight: shape (stop - start, in)."""
+        if self.transposed:
+            product = (read_tensor(self.b).float() @ read_tensor(self.a).float()[:, start:stop]).T
+        else:
+            product = read_tensor(self.b, start, stop).float() @ read_tensor(self.a).float()
+        return product * self.scale
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Rows `indices` of an embedding or output layer, trained alone; `rows` in the same order."""
+
+    indices: tuple[int, ...]
+    rows: TensorInfo
+
+    def fits(self, shape: RowsShape | None) -> RowsShape | None:
+        """None if a weight of this shape is theirs, else the smallest that is."""
+        needed = (max(self.indices) + 1, self.rows.shape[1])
+        fitting = shape and shape[0] >= needed[0] and shape[1] == needed[1]
+        return None if fitting else needed
+
+    def merge(self, rows: "torch.Tensor", start: int) -> "torch.Tensor":
+        """`rows` of the weight from row `start` on, in float32, the trained ones among them."""
+        merged, trained = rows.float(), read_tensor(self.rows).float()
+        for position, index in enumerate(self.indices):
+            if start <= index < start + len(rows):
+                merged[index - start] = trained[position]
+        return merged
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _A, _B, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 _EMBEDDING_A, _EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
@@ -39,11 +111,11 @@ class Adapter:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         _require_adapter(self.folder)
-        self.tensors = read_header(self.folder / WEIGHTS_FILE)
+        self.tensors = read_header(self.folder / ADAPTER_WEIGHTS)
 
     @cached_property
     def config(self) -> dict:
-        return read_json(self.folder / CONFIG_FILE)
+        return read_json(self.folder / ADAPTER_CONFIG)
 
     @property
     def base(self) -> str:
@@ -165,13 +237,13 @@ class Adapter:
 
 
 def _require_adapter(folder: Path) -> None:
-    if not (folder / CONFIG_FILE).is_file():
+    if not (folder / ADAPTER_CONFIG).is_file():
         raise InputError(
             f"{folder}: no LoRA adapter here",
-            f"{CONFIG_FILE} is missing",
+            f"{ADAPTER_CONFIG} is missing",
             "give the lora_adapter folder that train_lora.py wrote",
         )
-    config = read_json(folder / CONFIG_FILE)
+    config = read_json(folder / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise InputError(
             f"{folder}: an adapter of type {config.get('peft_type')}",
@@ -184,9 +256,9 @@ def _require_adapter(folder: Path) -> None:
             "its weights are stored transposed, as GPT-2's are; no Llama's are",
             "train again without it",
         )
-    if not (folder / WEIGHTS_FILE).is_file():
+    if not (folder / ADAPTER_WEIGHTS).is_file():
         raise InputError(
             f"{folder}: no LoRA weights here",
-            f"{WEIGHTS_FILE} is missing (pickled .bin weights are not read)",
+            f"{ADAPTER_WEIGHTS} is missing (pickled .bin weights are not read)",
             "run train_lora.py to the end, or copy the file again",
         )

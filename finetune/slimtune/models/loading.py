@@ -20,10 +20,11 @@ from transformers import (
 from transformers.distributed import DistributedConfig
 
 from slimtune.console import InputError, ResourceError, SettingsError
-from slimtune.models import heap, tokenizers
+from slimtune.machine import malloc
+from slimtune.models import tokenizers
 from slimtune.models.adapters import Adapter
 from slimtune.models.checkpoints import Checkpoint
-from slimtune.models.hub import resolve
+from slimtune.models.folders import local_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -34,7 +35,7 @@ _WEIGHTS = {"nf4": "weights in 4 bits (nf4)", "int8": "weights in 8 bits (int8)"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load(
+def load_model(
     reference: str | Path,
     *,
     adapter: Path | None = None,
@@ -55,7 +56,7 @@ def load(
     Raises InputError (not a model, weights that do not fit its config, adapter of another base) and
     ResourceError (no GPU, no bitsandbytes, out of memory, Hub out of reach).
     """
-    folder = resolve(reference)
+    folder = local_folder(reference)
     checkpoint = Checkpoint(folder)
     if adapter is not None:
         Adapter(adapter).require_base(checkpoint)
@@ -74,7 +75,7 @@ def load(
     return model if adapter is None else _with_adapter(model, adapter)
 
 
-def save(
+def save_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
@@ -86,13 +87,13 @@ def save(
     its tokenizer.model is copied along.
     """
     model.save_pretrained(folder)
-    tokenizers.save(tokenizer, folder, source)
+    tokenizers.save_tokenizer(tokenizer, folder, source)
 
 
 def _placed(place: torch.device, shares: int) -> dict[str, object]:
     if shares == 1:
         return {"device_map": {"": place}}
-    heap.return_large_blocks()  # else lent weights leave holes larger than the model
+    malloc.return_large_blocks()  # else lent weights leave holes larger than the model
     return {"distributed_config": DistributedConfig(fsdp_size=shares)}
 
 

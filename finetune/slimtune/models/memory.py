@@ -12,7 +12,7 @@ from typing import Literal
 
 import psutil
 
-Stage = Literal["stream", "inference", "lora", "full"]
+Workload = Literal["stream", "inference", "lora", "full"]
 
 # Bytes kept per token and layer = a * hidden + b * KV width + c * FFN, by what trains and by the
 # size of a number. 16-bit training of adapters keeps float32 copies: peft's adapters are float32.
@@ -48,7 +48,7 @@ _STREAMING = 350_000_000  # merge and pruning at 1.1 B parameters: measured 301 
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """The sizes in a config.json that memory depends on (Llama, Mistral, Qwen2)."""
 
     vocabulary: int
@@ -62,7 +62,7 @@ class Shape:
     bias: frozenset[str]
 
     @classmethod
-    def of(cls, config: dict) -> "Shape":
+    def of(cls, config: dict) -> "ModelShape":
         heads = config["num_attention_heads"]
         bias = {"q_proj", "k_proj", "v_proj"} if config.get("model_type") == "qwen2" else set()
         if config.get("attention_bias"):
@@ -120,7 +120,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """Bytes by what needs them; `total` is the predicted peak."""
 
     weights: int = 0
@@ -142,15 +142,15 @@ class Estimate:
         return f"{gigabytes(self.total)} ({', '.join(parts)})"
 
 
-def estimate(
+def estimate_memory(
     config: dict,
-    stage: Stage,
+    stage: Workload,
     *,
     itemsize: int = 4,
     quantization: str = "none",
     batch_size: int = 1,
     max_length: int = 512,
-) -> Estimate:
+) -> MemoryEstimate:
     """Peak memory of a stage that does not train, for the model of `config` (a config.json).
 
     stream (merge, magnitude pruning, GGUF): the same for every model.
@@ -160,9 +160,9 @@ def estimate(
     layers are kept, none, nf4 or int8.
     """
     if stage == "stream":
-        return Estimate(runtime=_STREAMING)
-    shape = Shape.of(config)
-    return Estimate(
+        return MemoryEstimate(runtime=_STREAMING)
+    shape = ModelShape.of(config)
+    return MemoryEstimate(
         weights=weight_bytes(shape, itemsize, quantization),
         cache=2 * shape.layers * shape.kv_width * batch_size * max_length * itemsize,
         logits=batch_size * shape.vocabulary * 4,
@@ -188,18 +188,18 @@ class Recipe:
     device: str = "cpu"
 
 
-def training(config: dict, recipe: Recipe, tokens: int) -> Estimate:
+def training(config: dict, recipe: Recipe, tokens: int) -> MemoryEstimate:
     """Peak memory of training the model of `config` with `tokens` tokens in the largest batch.
 
     weights + adapter + gradients and the optimizer's state of what is trained + activations of
     all tokens + logits of one chunk of positions + what malloc cannot use again. With quantised
     layers everything else is float32, as peft prepares it.
     """
-    shape = Shape.of(config)
+    shape = ModelShape.of(config)
     itemsize = 4 if recipe.quantization != "none" or recipe.trained is None else recipe.itemsize
     weights = weight_bytes(shape, itemsize, recipe.quantization)
     trained = shape.parameters if recipe.trained is None else recipe.trained
-    stage: Stage = "full" if recipe.trained is None else "lora"
+    stage: Workload = "full" if recipe.trained is None else "lora"
     layer = activation_bytes(shape, stage, itemsize, recipe.dropout)
     kept = shape.layers * layer
     if recipe.activation_checkpointing:
@@ -208,7 +208,7 @@ def training(config: dict, recipe: Recipe, tokens: int) -> Estimate:
     chunk = min(tokens, _LOGIT_ROWS[recipe.device]) * shape.vocabulary * 4
     moments = round(OPTIMIZERS[recipe.optimizer] * trained)
     holes = round(_HOLES[recipe.device] * tokens * kept)
-    return Estimate(
+    return MemoryEstimate(
         weights=weights,
         adapter=0 if recipe.trained is None else 4 * trained,
         gradients=4 * trained,
@@ -220,7 +220,7 @@ def training(config: dict, recipe: Recipe, tokens: int) -> Estimate:
     )
 
 
-def weight_bytes(shape: Shape, itemsize: int, quantization: str) -> int:
+def weight_bytes(shape: ModelShape, itemsize: int, quantization: str) -> int:
     """parameters * itemsize; nf4 linear layers need 0.516 bytes a weight, int8 ones 1, instead."""
     if quantization == "none":
         return shape.parameters * itemsize
@@ -228,7 +228,7 @@ def weight_bytes(shape: Shape, itemsize: int, quantization: str) -> int:
     return rest * itemsize + round(shape.linear_parameters * _QUANTIZED[quantization])
 
 
-def activation_bytes(shape: Shape, stage: Stage, itemsize: int, dropout: float) -> int:
+def activation_bytes(shape: ModelShape, stage: Workload, itemsize: int, dropout: float) -> int:
     """What autograd keeps per token in one decoder layer."""
     per_hidden, per_kv, per_ffn = _ACTIVATIONS[stage, itemsize]
     if dropout and stage == "lora":
@@ -249,11 +249,11 @@ def available_memory(device: str = "cpu") -> int:
 RESERVE = 1.1  # an estimate fits where a tenth more would
 
 
-def fits(needed: Estimate, available: int) -> bool:
+def fits(needed: MemoryEstimate, available: int) -> bool:
     return needed.total * RESERVE <= available
 
 
-def verdict(needed: Estimate, available: int) -> str:
+def fit_verdict(needed: MemoryEstimate, available: int) -> str:
     """One line for --dry-run: the estimate, what is free, and whether it fits (10 % in reserve)."""
     answer = (
         "fits"

@@ -1,14 +1,183 @@
-"""A LoRA adapter merged into its base: W + (B @ A) * scale, tensor by tensor.
+"""Base and adapter read as one checkpoint: every row is merged at the moment it is asked for.
+
+A LoRA adapter merged into its base: W + (B @ A) * scale, tensor by tensor.
 
 Sums are made in float32 and rounded once, as peft's merge does in a loaded model, so the result is
 the same to the bit; but only a few rows are ever in memory, whatever the size of the model.
+
+What cannot be merged row by row (DoRA, modules_to_save, LoRA on the embedding): peft does it.
+
+The whole model is in memory. The folder written is loaded back and compared, because peft 0.21
+changes a tied embedding together with the output layer, and saves a head of its own as tied.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from slimtune.models.checkpoints import Checkpoint, CheckpointWriter
-from slimtune.models.merged import MergedCheckpoint, require_pair
+import numpy as np
+
+from slimtune.console import InputError, SettingsError
+from slimtune.models.adapters import Adapter
+from slimtune.models.checkpoints import (
+    EMBEDDING,
+    OUTPUT,
+    TOKENIZER_FILES,
+    Checkpoint,
+    copy_companions,
+)
+from slimtune.models.folders import write_config
+from slimtune.models.headers import TensorInfo, read_bytes, read_tensor
+
+if TYPE_CHECKING:
+    import torch
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from peft import get_peft_model_state_dict
+
+from slimtune.console import QualityError
+from slimtune.models.checkpoints import CheckpointWriter
+from slimtune.models.loading import DTYPES, load_model
+
+_VOCABULARY = {"tokenizer.model", "vocab.json", "merges.txt"}
+
+
+class MergedCheckpoint(Checkpoint):
+    """The merged model, row by row: names, shards and types are the base's, shapes may have grown.
+
+    An output layer that was tied to the embedding and no longer equals it is a weight of its own.
+    Rows are float32 sums rounded once to the base's type, the bits of peft's own merge. Raises
+    InputError for a quantised base, and an adapter that is not LoRA, of another base, or with
+    tensors that nothing uses.
+    """
+
+    def __init__(self, base: Path | str, adapter: Path | str) -> None:
+        super().__init__(base)
+        self.lora = Adapter(adapter)
+        self.require_full_precision("merge an adapter into")
+        self.lora.require_base(self)
+        self.streams = self.lora.streams(self.tied)
+        if self.streams:
+            self.lora.require_used()
+        self._stored = self.tensors | {
+            name: info for name, info in self.lora.replaced.items() if name in self.tensors
+        }
+        self._untied = self.tied and self._output_differs()
+        if self._untied:
+            # Written out: a delta, or an embedding that changed alone, parted the two.
+            stored = self.tensors[EMBEDDING]
+            self._stored[OUTPUT] = self.lora.replaced.get(OUTPUT, stored)
+            self.tensors[OUTPUT] = stored
+        self.tensors = {name: self._described(name) for name in self.tensors}
+        self._require_one_vocabulary()
+
+    @cached_property
+    def changed(self) -> list[str]:
+        """Names of the weights that are not the base's own."""
+        touched = self.lora.pairs.keys() | self.lora.replaced.keys() | self.lora.tokens.keys()
+        return [name for name in self.tensors if name in touched]
+
+    @property
+    def merged_config(self) -> dict:
+        """The base's config.json with what the merge changes in it."""
+        changes: dict[str, object] = {"tie_word_embeddings": False} if self._untied else {}
+        rows = self.tensors[EMBEDDING].shape[0]
+        if EMBEDDING in self.lora.replaced and rows != self.config.get("vocab_size"):
+            changes["vocab_size"] = rows
+        return self.config | changes
+
+    @property
+    def memory_words(self) -> str:
+        """What a merge of the two needs."""
+        if self.streams:
+            return "about 0.35 GB, whatever the size of the model"
+        return f"about {self.bytes / 1e9 + 0.5:.1f} GB: peft merges this kind, the model in memory"
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> "torch.Tensor":
+        dtype = self.tensors[name].dtype
+        rows = read_tensor(self._stored[name], start, stop).to(dtype)
+        zeros = rows == 0 if self._keeps_zeros and name.endswith("proj.weight") else None
+        for changes in (self.lora.pairs, self.lora.tokens):
+            if name in changes:
+                rows = changes[name].merge(rows, start).to(dtype)
+        if zeros is not None:
+            rows[zeros] = 0
+        self._require_finite(rows, name)
+        return rows
+
+    @property
+    def _keeps_zeros(self) -> bool:
+        """A base pruned to zeros (model_pruning.py --sparsity) says so: a merge brings none back.
+
+        The sum then differs from base + adapter at those weights; without it no zero is left.
+        """
+        return "sparsity" in self.config
+
+    def read_float32(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        rows = self.read(name, start, stop).float().numpy()
+        return rows.reshape(len(rows), -1)
+
+    def write_companions(self, folder: Path) -> None:
+        """Everything beside the weights: the base's, but the adapter's tokenizer and template."""
+        brought = {name for name in TOKENIZER_FILES if (self.lora.folder / name).is_file()}
+        if "tokenizer_config.json" in brought:
+            brought |= set(TOKENIZER_FILES) - _VOCABULARY
+        written = {"config.json"} if (folder / "config.json").is_file() else set()
+        copy_companions(self.folder, folder, without=brought | written)
+        copy_companions(self.lora.folder, folder, only=TOKENIZER_FILES)
+        if not written and self.merged_config != self.config:
+            write_config(folder / "config.json", self.merged_config)
+
+    def _described(self, name: str) -> TensorInfo:
+        """Where the weight lies in the base, with the shape it will have."""
+        base, stored = self.tensors[name], self._stored[name]
+        described = replace(base, shape=stored.shape)
+        return replace(described, nbytes=described.row_bytes * (stored.shape or (1,))[0])
+
+    def _output_differs(self) -> bool:
+        own, new = self.lora.replaced.get(OUTPUT), self.lora.replaced.get(EMBEDDING)
+        if OUTPUT in self.lora.pairs:
+            return True
+        if own and new:
+            return not np.array_equal(read_bytes(own), read_bytes(new))
+        grown = new is not None and new.shape != self.tensors[EMBEDDING].shape
+        return own is not None or EMBEDDING in self.lora.pairs or (new is not None and not grown)
+
+    def _require_one_vocabulary(self) -> None:
+        shapes = [self.tensors[n].shape for n in (EMBEDDING, OUTPUT) if n in self.tensors]
+        if len(set(shapes)) > 1:
+            raise InputError(
+                f"{self.lora.folder}: {EMBEDDING} has {shapes[0][0]} rows, {OUTPUT} {shapes[1][0]}",
+                "the vocabulary was resized, and only one of the two was saved",
+                "save the adapter with save_embedding_layers=True and merge again",
+            )
+
+    def _require_finite(self, rows: "torch.Tensor", name: str) -> None:
+        if not rows.isfinite().all():
+            raise InputError(
+                f"{name}: not finite after merging {self.lora.folder} into {self.folder}",
+                "base or adapter hold NaN or infinity, or the sum does not fit the type of the "
+                "weights",
+                "check the training's loss and run it again with a lower learning rate",
+            )
+
+
+def require_adapter_of(base: Path, adapter: Path | None) -> MergedCheckpoint:
+    """Base and adapter, opened: whether they can be merged, before anything is written.
+
+    Raises what `MergedCheckpoint` raises for them, and SettingsError where no adapter is named.
+    """
+    if adapter is None:
+        raise SettingsError(
+            "evaluation.lora_model: null, so there is nothing to merge",
+            "a merge puts an adapter into its base model",
+            "name the adapter with --lora-model",
+        )
+    return MergedCheckpoint(base, adapter)
 
 
 @dataclass(frozen=True)
@@ -22,7 +191,7 @@ class MergeReport:
     streamed: bool
 
 
-def merge(base: Path, adapter: Path, output: Path) -> MergeReport:
+def merge_adapter(base: Path, adapter: Path, output: Path) -> MergeReport:
     """Writes base + adapter to `output`: an ordinary model folder with the base's shards and types.
 
     Streamed are LoRA, rsLoRA, DoRA, modules_to_save, LoRA on embedding and output layer, added and
@@ -32,12 +201,12 @@ def merge(base: Path, adapter: Path, output: Path) -> MergeReport:
     weights that are not finite; QualityError where the model merged by peft does not answer as base
     and adapter did.
     """
-    source = require_pair(base, adapter)
+    source = require_adapter_of(base, adapter)
     if source.streams:
         _stream(source, output)
     else:
         # Imported here: transformers and peft alone weigh more than a streamed merge (170 MB).
-        from slimtune.models.merging_in_memory import merge_in_memory
+        pass
 
         merge_in_memory(source, source.lora, output)
     source.write_companions(output)
@@ -57,3 +226,53 @@ def _stream(source: MergedCheckpoint, output: Path) -> None:
         for name in source.tensors:
             for start, rows in source.rows(name):
                 writer.write(name, rows, start)
+
+
+_log = logging.getLogger(__name__)
+
+
+def merge_in_memory(checkpoint: Checkpoint, lora: Adapter, output: Path) -> None:
+    """Writes weights and config of base + adapter, merged by peft, and proves the result.
+
+    Raises InputError for an adapter tensor that nothing uses; QualityError where the merged folder
+    does not answer as base and adapter did.
+    """
+    _log.warning(
+        "%s holds more than plain LoRA: peft merges it with the whole model in memory (%.1f GB)",
+        lora.folder,
+        checkpoint.bytes / 1e9,
+    )
+    widest = max(checkpoint.tensors.values(), key=lambda info: info.nbytes).dtype
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    adapted = load_model(checkpoint.folder, adapter=lora.folder, device="cpu", dtype=names[widest])
+    unused = sorted(lora.tensors.keys() - get_peft_model_state_dict(adapted).keys())
+    if unused:
+        raise InputError(
+            f"{lora.folder}: nothing in {checkpoint.folder} uses {unused[0]}",
+            f"{len(unused)} of {len(lora.tensors)} adapter tensors have no place in this model",
+            f"give the model it was trained on as --base-model: {lora.base}",
+        )
+    expected = _answer(adapted)
+    merged = adapted.merge_and_unload(safe_merge=True)
+    merged.config.tie_word_embeddings = (
+        merged.get_input_embeddings().weight.data_ptr()
+        == merged.get_output_embeddings().weight.data_ptr()
+    )
+    merged.save_pretrained(output)
+    _require_same(expected, _answer(load_model(output, device="cpu", dtype=names[widest])), lora)
+
+
+@torch.inference_mode()
+def _answer(model: torch.nn.Module) -> torch.Tensor:
+    return model(torch.arange(3, 35)[None] % model.config.vocab_size).logits.float()
+
+
+def _require_same(expected: torch.Tensor, found: torch.Tensor, lora: Adapter) -> None:
+    """16-bit rounding moves logits by about 1 %; a weight that was tied and is not, by far more."""
+    error = ((found - expected).norm() / expected.norm()).item()
+    if not error < 0.05:
+        raise QualityError(
+            f"{lora.folder}: the merged model does not answer as base and adapter did",
+            f"its logits differ by {error:.1%}",
+            "keep base and adapter apart, or train without modules_to_save and embedding LoRA",
+        )

@@ -16,7 +16,7 @@ _BPE = 2
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 
 
-def read(model_file: Path) -> sentencepiece_model_pb2.ModelProto | None:
+def read_sentencepiece(model_file: Path) -> sentencepiece_model_pb2.ModelProto | None:
     """The parsed model, or None for the other kinds under this name (tiktoken, Unigram)."""
     proto = sentencepiece_model_pb2.ModelProto()
     try:

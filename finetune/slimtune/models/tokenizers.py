@@ -3,6 +3,11 @@
 A folder with `tokenizer.model` gets merges ordered by score; `tokenizer.model`, which GGUF
 conversion needs, is copied along; files that contradict each other are refused; EOS and padding
 are looked after by `tokenizer_guard`.
+
+Special tokens that a fine-tune can live with: the EOS that is trained, padding that is not EOS.
+
+A collator that masks padding, with padding = EOS, teaches the model never to stop; so does an EOS
+that the model's own chat template does not write.
 """
 
 import json
@@ -10,27 +15,27 @@ import logging
 import shutil
 from pathlib import Path
 
+from jinja2 import TemplateError
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from slimtune.console import InputError
 from slimtune.models import sentencepiece_bpe
-from slimtune.models.hub import download, is_hub_id
-from slimtune.models.tokenizer_guard import guard
+from slimtune.models.folders import download, is_hub_id
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 _ADDED_FILE = "added_tokens.json"
-_COMPANIONS = [SENTENCEPIECE_FILE, JSON_FILE, CONFIG_FILE, TEMPLATE_FILE, _ADDED_FILE]
+_COMPANIONS = [SENTENCEPIECE_FILE, JSON_FILE, TOKENIZER_CONFIG, TEMPLATE_FILE, _ADDED_FILE]
 _UNBOUNDED = int(1e30)  # transformers' own "no limit"
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
-def load(folder_or_id: str | Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder_or_id: str | Path) -> PreTrainedTokenizerFast:
     """The guarded tokenizer of a model folder or Hub id.
 
     `tokenizer.model` decides where it is a SentencePiece BPE; otherwise `tokenizer.json` is taken
@@ -39,7 +44,7 @@ def load(folder_or_id: str | Path) -> PreTrainedTokenizerFast:
     """
     folder = _folder(str(folder_or_id))
     model_file = folder / SENTENCEPIECE_FILE
-    proto = sentencepiece_bpe.read(model_file) if model_file.is_file() else None
+    proto = sentencepiece_bpe.read_sentencepiece(model_file) if model_file.is_file() else None
     if proto is not None:
         return from_sentencepiece(model_file)
     if not (folder / JSON_FILE).is_file():
@@ -49,7 +54,7 @@ def load(folder_or_id: str | Path) -> PreTrainedTokenizerFast:
             f"copy {SENTENCEPIECE_FILE} or {JSON_FILE} from the original model into the folder",
         )
     if model_file.is_file():
-        logger.info("%s is no SentencePiece BPE: %s decides", model_file, JSON_FILE)
+        _log.info("%s is no SentencePiece BPE: %s decides", model_file, JSON_FILE)
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception for a broken file
@@ -62,7 +67,7 @@ def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
 
     Token names, chat template and tokens added later come from the files beside `model_file`.
     """
-    proto = sentencepiece_bpe.read(model_file)
+    proto = sentencepiece_bpe.read_sentencepiece(model_file)
     if proto is None:
         raise InputError(
             f"{model_file}: not a SentencePiece BPE model",
@@ -76,7 +81,7 @@ def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
             "train it with normalization_rule_name=identity and remove_extra_whitespaces=false",
         )
     folder = model_file.parent
-    config = _read_json(folder / CONFIG_FILE)
+    config = _read_json(folder / TOKENIZER_CONFIG)
     _require_same_pieces(folder, proto)
     backend = sentencepiece_bpe.build(proto)
     _add_tokens(backend, folder, config)
@@ -98,7 +103,7 @@ def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
     return guard(tokenizer)
 
 
-def save(
+def save_tokenizer(
     tokenizer: PreTrainedTokenizerFast, folder: Path, source: str | Path | None = None
 ) -> None:
     """Write tokenizer.json, its config, chat_template.jinja, and the tokenizer.model it came from.
@@ -108,7 +113,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(str(folder))
     own = tokenizer.init_kwargs.get("vocab_file")
-    _settle_config(folder / CONFIG_FILE, tokenizer.add_bos_token if own else None)
+    _settle_config(folder / TOKENIZER_CONFIG, tokenizer.add_bos_token if own else None)
     model_file = Path(own) if own else Path(source or folder) / SENTENCEPIECE_FILE
     target = folder / SENTENCEPIECE_FILE
     if model_file.is_file() and model_file.resolve() != target.resolve():
@@ -179,7 +184,7 @@ def _add_tokens(backend: Tokenizer, folder: Path, config: dict) -> None:
             raise InputError(
                 f"{folder}: added token {name!r} should have id {index}",
                 f"after the pieces of {SENTENCEPIECE_FILE} it gets {backend.token_to_id(name)}",
-                f"use the {SENTENCEPIECE_FILE} that belongs to this {CONFIG_FILE}",
+                f"use the {SENTENCEPIECE_FILE} that belongs to this {TOKENIZER_CONFIG}",
             )
 
 
@@ -219,3 +224,72 @@ def _read_json(file: Path) -> dict:
 def _broken(file: Path, error: Exception) -> InputError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return InputError(f"{file}: cannot be read", reason, "copy it again from the original model")
+
+
+_ANSWER = "the answer"  # a text to find again in what a chat template renders
+_PAD_CANDIDATES = [
+    "<pad>",
+    "[PAD]",
+    "<|pad|>",
+    "<|finetune_right_pad_id|>",
+    "<|reserved_special_token_0|>",
+    "<|fim_pad|>",
+    "<|endoftext|>",
+]
+
+
+def guard(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """One chat template, the EOS that it writes, and a pad token that is not EOS."""
+    named = tokenizer.chat_template
+    if isinstance(named, dict):  # several, by their use
+        tokenizer.chat_template = named.get("default", next(iter(named.values()), None))
+    end = _end_of_answer(tokenizer)
+    if end is not None:
+        _log.info(
+            "EOS: %s, which ends an answer in the chat template (was %s)", end, tokenizer.eos_token
+        )
+        tokenizer.eos_token = end
+    return _guard_padding(tokenizer)
+
+
+def _end_of_answer(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """The special token after an answer in the model's own template where that is not EOS.
+
+    Qwen's base models name <|endoftext|> as EOS and end turns with <|im_end|>: what is trained
+    would not be what stops the model.
+    """
+    if not tokenizer.chat_template:
+        return None
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except (TemplateError, TypeError, ValueError):
+        return None  # whoever renders with it is told
+    _, found, after = text.rpartition(_ANSWER)
+    if not found:
+        return None
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    written = [token for token in special if token in after]
+    if tokenizer.eos_token in written or not written:
+        return None
+    return min(written, key=after.index)
+
+
+def _guard_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Keep a pad token that is not EOS, else take <unk> or a spare special one; add nothing."""
+    pad, eos = tokenizer.pad_token, tokenizer.eos_token
+    vocabulary = tokenizer.get_vocab()
+    if pad is not None and pad != eos and pad in vocabulary:
+        return tokenizer
+    spare = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    candidates = [tokenizer.unk_token, *_PAD_CANDIDATES, *spare, tokenizer.bos_token]
+    usable = [name for name in candidates if name in vocabulary and name not in (eos, None)]
+    if not usable:
+        raise InputError(
+            f"{tokenizer.name_or_path}: no token can serve as padding",
+            "EOS is the only special token, and padding with EOS teaches a model never to stop",
+            'name a "pad_token" other than EOS in tokenizer_config.json',
+        )
+    tokenizer.pad_token = usable[0]
+    _log.info("pad token: %s (was %s)", usable[0], pad)
+    return tokenizer

@@ -1,21 +1,28 @@
 """One prompt for training, evaluation, llama.cpp and Ollama: templates, the renderer, token ids."""
 
 from slimtune.prompts.encoding import IGNORED, Encoded, encode, encode_prompt
-from slimtune.prompts.long_rows import Fitted, Policy, fit
-from slimtune.prompts.rendering import Message, names, pieces, render, resolve, template
+from slimtune.prompts.long_rows import Fitted, Policy, fit_row
+from slimtune.prompts.rendering import (
+    ChatMessage,
+    pieces,
+    render,
+    resolve_template,
+    template,
+    template_names,
+)
 
 __all__ = [
     "IGNORED",
     "Encoded",
     "Fitted",
-    "Message",
+    "ChatMessage",
     "Policy",
     "encode",
     "encode_prompt",
-    "fit",
-    "names",
+    "fit_row",
+    "template_names",
     "pieces",
     "render",
-    "resolve",
+    "resolve_template",
     "template",
 ]

@@ -8,14 +8,18 @@ speaks right after the prompt's last id. Tokenising prompt + answer as one text 
 ids as long as no token crosses the seam, which holds for the shipped templates: in llama2 the
 answer starts with a space and SentencePiece never merges across one; in alpaca and chatml it
 follows a newline, and answers are trimmed.
+
+Conversations made to fit a number of tokens, as messages: what is left is a whole conversation.
+
+Cutting ids instead would cut through the template: `[INST] <<SYS>>` would lose its start, and the
+model would learn a prompt that it never meets when it serves. No answer is ever cut.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 from slimtune.console import SettingsError
-from slimtune.prompts.rendering import Message, pieces
-from slimtune.prompts.shortening import shorten
+from slimtune.prompts.rendering import ChatMessage, pieces
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
@@ -29,7 +33,7 @@ class Encoded(TypedDict):
 
 def encode(
     tokenizer: Tokenizer,
-    messages: Sequence[Message],
+    messages: Sequence[ChatMessage],
     template: str,
     max_length: int | None = None,
 ) -> Encoded | None:
@@ -42,14 +46,14 @@ def encode(
     if max_length is None or len(encoded["input_ids"]) <= max_length:
         return encoded
 
-    def size(shorter: Sequence[Message]) -> int:
+    def size(shorter: Sequence[ChatMessage]) -> int:
         return len(encode_whole(tokenizer, shorter, template)["input_ids"])
 
     shorter = shorten(messages, size, max_length)
     return None if shorter is None else encode_whole(tokenizer, shorter, template)
 
 
-def encode_whole(tokenizer: Tokenizer, messages: Sequence[Message], template: str) -> Encoded:
+def encode_whole(tokenizer: Tokenizer, messages: Sequence[ChatMessage], template: str) -> Encoded:
     """The same without a limit."""
     tokens = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
     parts = pieces(messages, template, **tokens)
@@ -68,7 +72,7 @@ def encode_whole(tokenizer: Tokenizer, messages: Sequence[Message], template: st
 
 def encode_prompt(
     tokenizer: Tokenizer,
-    messages: Sequence[Message],
+    messages: Sequence[ChatMessage],
     template: str,
     max_length: int | None = None,
 ) -> list[int]:
@@ -79,12 +83,12 @@ def encode_prompt(
     last ids are left.
     """
     asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-    answered = [*asked, Message(role="assistant", content=".")]
+    answered = [*asked, ChatMessage(role="assistant", content=".")]
     prompt = _prompt(tokenizer, answered, template)
     if max_length is None or len(prompt) <= max_length:
         return prompt
 
-    def size(shorter: Sequence[Message]) -> int:
+    def size(shorter: Sequence[ChatMessage]) -> int:
         return len(_prompt(tokenizer, shorter, template))
 
     shorter = shorten(answered, size, max_length)
@@ -94,7 +98,7 @@ def encode_prompt(
     return bos + prompt[len(prompt) - max_length + len(bos) :]
 
 
-def _prompt(tokenizer: Tokenizer, answered: Sequence[Message], template: str) -> list[int]:
+def _prompt(tokenizer: Tokenizer, answered: Sequence[ChatMessage], template: str) -> list[int]:
     """Ids before the last answer of `answered`."""
     tokens = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
     parts = pieces(answered, template, **tokens)
@@ -149,3 +153,71 @@ def _require_end(tokenizer: Tokenizer, answer: list[int]) -> None:
             "no EOS follows an answer, so the model would never learn to stop",
             "write eos_token after each answer, or choose llama2, alpaca or chatml",
         )
+
+
+TokenCount = Callable[[Sequence[ChatMessage]], int]  # messages -> tokens under the template
+
+
+def shorten(
+    messages: Sequence[ChatMessage], size: TokenCount, limit: int
+) -> list[ChatMessage] | None:
+    """The conversation in at most `limit` tokens; its last answer is kept to the end.
+
+    First the oldest exchanges go, then the start of the last question, and the system message only
+    when else nothing of that question would be left. None where the answer with one character of
+    question does not fit. Messages end with the assistant's.
+    """
+    system, turns = _opening(messages)
+    for start in range(0, len(turns) - 1, 2):
+        shorter = [*system, *turns[start:]]
+        if size(shorter) <= limit:
+            return shorter
+    for opening in [system, []] if system else [[]]:
+        asked = _cut_question(opening, turns[-2:], size, limit)
+        if asked is not None:
+            return asked
+    return None
+
+
+def split(
+    messages: Sequence[ChatMessage], size: TokenCount, limit: int
+) -> list[list[ChatMessage]] | None:
+    """The exchanges in as few conversations as fit, in order, each under the system message.
+
+    An exchange that alone is too long is shortened as by `shorten`; None where even that fails.
+    """
+    system, turns = _opening(messages)
+    parts: list[list[ChatMessage]] = [[]]
+    for start in range(0, len(turns), 2):
+        exchange = turns[start : start + 2]
+        if parts[-1] and size([*system, *parts[-1], *exchange]) > limit:
+            parts.append([])
+        parts[-1] += exchange
+    fitting = [shorten([*system, *part], size, limit) for part in parts]
+    return None if None in fitting else fitting
+
+
+def _opening(messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], list[ChatMessage]]:
+    """The system message, if any, and the turns after it."""
+    first = 1 if messages and messages[0]["role"] == "system" else 0
+    return list(messages[:first]), list(messages[first:])
+
+
+def _cut_question(
+    opening: list[ChatMessage], exchange: list[ChatMessage], size: TokenCount, limit: int
+) -> list[ChatMessage] | None:
+    """The exchange with as much of its question's end as fits, found by halving."""
+    if len(exchange) < 2:
+        return None
+    question, answer = exchange
+    text = question["content"].strip()
+
+    def ending(characters: int) -> list[ChatMessage]:
+        cut = text[len(text) - characters :].lstrip()
+        return [*opening, ChatMessage(role=question["role"], content=cut), answer]
+
+    fits, too_many = 0, len(text)
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        fits, too_many = (middle, too_many) if size(ending(middle)) <= limit else (fits, middle)
+    return ending(fits) if fits else None

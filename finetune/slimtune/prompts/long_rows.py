@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from slimtune.console import InputError
-from slimtune.prompts.encoding import Encoded, Tokenizer, encode_whole
-from slimtune.prompts.rendering import Message
-from slimtune.prompts.shortening import shorten, split
+from slimtune.prompts.encoding import Encoded, Tokenizer, encode_whole, shorten, split
+from slimtune.prompts.rendering import ChatMessage
 
 Policy = Literal["truncate_prompt", "split_turns", "drop", "error"]
 
@@ -20,15 +19,15 @@ class Fitted:
     a reason. `tokens` is the length it came with.
     """
 
-    conversations: list[list[Message]]
+    conversations: list[list[ChatMessage]]
     encoded: list[Encoded]
     tokens: int
     how: Literal["whole", "shortened", "split", "dropped"]
     reason: str = ""
 
 
-def fit(
-    messages: Sequence[Message],
+def fit_row(
+    messages: Sequence[ChatMessage],
     tokenizer: Tokenizer,
     template: str,
     max_length: int,
@@ -58,7 +57,7 @@ def fit(
     if policy == "drop":
         return Fitted([], [], tokens, "dropped", f"{tokens} tokens, more than {max_length}")
 
-    def size(shorter: Sequence[Message]) -> int:
+    def size(shorter: Sequence[ChatMessage]) -> int:
         return len(encode_whole(tokenizer, shorter, template)["input_ids"])
 
     if policy == "split_turns":

@@ -17,28 +17,29 @@ _FOLDER = Path(__file__).parent / "templates"
 _OWN = "tokenizer"
 
 
-class Message(TypedDict):
+class ChatMessage(TypedDict):
     role: str
     content: str
 
 
-def names() -> list[str]:
+def template_names() -> list[str]:
     """The templates that ship with SlimTune; `tokenizer`, a model's own, comes on top."""
     return sorted(file.stem for file in _FOLDER.glob("*.jinja"))
 
 
 def template(name: str) -> str:
     """The jinja source of a shipped template; SettingsError with the list for an unknown name."""
-    if name not in names():
+    known = template_names()
+    if name not in known:
         raise SettingsError(
             f"prompt template {name!r}: unknown",
-            f"known are {', '.join([*names(), _OWN])} ({_OWN}: the model's own chat template)",
-            f"choose one of {', '.join(names())}",
+            f"known are {', '.join([*known, _OWN])} ({_OWN}: the model's own chat template)",
+            f"choose one of {', '.join(known)}",
         )
     return (_FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
 
 
-def resolve(name: str, own: str | None) -> str:
+def resolve_template(name: str, own: str | None) -> str:
     """The jinja source of `name`, where `tokenizer` means `own`, the model's chat template."""
     if name != _OWN:
         return template(name)
@@ -46,13 +47,13 @@ def resolve(name: str, own: str | None) -> str:
         raise SettingsError(
             f"prompt template {_OWN!r}: this model has none",
             "its folder holds no chat_template.jinja and its tokenizer names no template",
-            f"choose one of {', '.join(names())}",
+            f"choose one of {', '.join(template_names())}",
         )
     return own
 
 
 def render(
-    messages: Sequence[Message],
+    messages: Sequence[ChatMessage],
     template: str,
     *,
     bos_token: str | None,
@@ -80,7 +81,7 @@ def render(
 
 
 def pieces(
-    messages: Sequence[Message], template: str, *, bos_token: str | None, eos_token: str | None
+    messages: Sequence[ChatMessage], template: str, *, bos_token: str | None, eos_token: str | None
 ) -> list[tuple[str, bool]]:
     """The rendered conversation as (text, supervised), cut at the start and end of each answer.
 
@@ -116,7 +117,7 @@ def _refuse_template() -> NoReturn:
     raise SettingsError(
         "prompt template: earlier turns change when later ones are added",
         "the text learned in training would not be the text met when serving",
-        f"choose one of {', '.join(names())}",
+        f"choose one of {', '.join(template_names())}",
     )
 
 
@@ -156,5 +157,5 @@ def _compile(source: str) -> Template:
         raise SettingsError(
             f"prompt template, line {error.lineno}: not valid jinja",
             str(error.message),
-            f"repair chat_template.jinja, or choose one of {', '.join(names())}",
+            f"repair chat_template.jinja, or choose one of {', '.join(template_names())}",
         ) from error

@@ -12,7 +12,7 @@ import torch
 
 from slimtune.console import InputError
 from slimtune.models.checkpoints import OUTPUT, Checkpoint
-from slimtune.models.memory import Shape
+from slimtune.models.memory import ModelShape
 
 FAMILIES = ("llama", "mistral", "qwen2")
 _NAME = re.compile(r"(?P<layer>model\.layers\.(?P<index>\d+)\.)(?P<part>.+)")
@@ -58,7 +58,7 @@ def axes_of(name: str) -> Axes:
 
 
 def kept_along(
-    axis: str | None, layer: int | None, keep: Keep, shape: Shape
+    axis: str | None, layer: int | None, keep: Keep, shape: ModelShape
 ) -> torch.Tensor | None:
     """The indices that stay along one axis of a tensor of `layer`; None where all do."""
     if axis == "hidden":
@@ -77,7 +77,7 @@ def channels(groups: torch.Tensor, width: int) -> torch.Tensor:
     return (groups[:, None] * width + torch.arange(width)).reshape(-1)
 
 
-def shape_of(checkpoint: Checkpoint) -> Shape:
+def prunable_shape(checkpoint: Checkpoint) -> ModelShape:
     """The sizes of a model that can be cut; InputError unless every tensor is where it should be.
 
     Llama, Mistral and Qwen2 with one size in all layers: gated FFN, grouped heads, biases or none.
@@ -86,7 +86,7 @@ def shape_of(checkpoint: Checkpoint) -> Shape:
     kind = checkpoint.config.get("model_type")
     if kind not in FAMILIES:
         raise _strange(checkpoint, f"its model_type is {kind!r}")
-    shape = Shape.of(checkpoint.config)
+    shape = ModelShape.of(checkpoint.config)
     sizes = {"hidden": shape.hidden, "ffn": shape.ffn, "kv": shape.kv_width}
     sizes["query"] = shape.heads * shape.head_dim
     found = {name for name in checkpoint.tensors if not name.endswith(_IGNORED)}
@@ -102,7 +102,7 @@ def shape_of(checkpoint: Checkpoint) -> Shape:
     return shape
 
 
-def expected_names(shape: Shape) -> list[str]:
+def expected_names(shape: ModelShape) -> list[str]:
     """Every tensor of a model of this shape."""
     names = ["model.embed_tokens.weight", "model.norm.weight"]
     names += [] if shape.tied else [OUTPUT]

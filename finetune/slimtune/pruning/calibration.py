@@ -12,9 +12,9 @@ from slimtune.config import Config
 from slimtune.console import InputError, SettingsError, near
 from slimtune.data.rows import read_rows
 from slimtune.models import tokenizers
-from slimtune.models.memory import Shape
+from slimtune.models.memory import ModelShape
 from slimtune.pruning.criteria import CALIBRATED
-from slimtune.pruning.stack import Batch
+from slimtune.pruning.stack import TokenBatch
 
 _log = logging.getLogger(__name__)
 _BATCH_TOKENS = 4096
@@ -25,8 +25,8 @@ _CHECK_EVERY = 5  # every so manieth row is kept back to measure the model befor
 class Calibration:
     """What is read to choose and refit (`batches`), and what to measure with (`check`)."""
 
-    batches: list[Batch]
-    check: list[Batch]
+    batches: list[TokenBatch]
+    check: list[TokenBatch]
     source: str
 
     @property
@@ -81,8 +81,8 @@ def calibrate(model: Path, config: Config) -> Calibration | None:
 def prepared_rows(model: Path, config: Config, count: int, longest: int) -> list[list[int]]:
     """`count` prepared rows, spread over the file, as the model meets them in training."""
     rows = read_rows(config.training.train_data)
-    tokenizer = tokenizers.load(model)
-    template = prompts.resolve(config.model.prompt_template, tokenizer.chat_template)
+    tokenizer = tokenizers.load_tokenizer(model)
+    template = prompts.resolve_template(config.model.prompt_template, tokenizer.chat_template)
     step = max(1, len(rows) // count)
     encoded = [
         prompts.encode(tokenizer, row["messages"], template, longest)
@@ -105,9 +105,9 @@ def own_words(model: Path, count: int, length: int, seed: int) -> list[list[int]
     The model is whole in memory for this. Data-free calibration, as LLM-QAT has it
     (arXiv:2305.17888): what a model says shows what it can.
     """
-    from slimtune.models.loading import load
+    from slimtune.models.loading import load_model
 
-    loaded = load(model, device="cpu")
+    loaded = load_model(model, device="cpu")
     start = loaded.config.bos_token_id
     start = 1 if start is None else start
     torch.manual_seed(seed)
@@ -129,16 +129,16 @@ def own_words(model: Path, count: int, length: int, seed: int) -> list[list[int]
     return rows
 
 
-def batches_of(rows: Sequence[Sequence[int]], tokens: int = _BATCH_TOKENS) -> list[Batch]:
+def batches_of(rows: Sequence[Sequence[int]], tokens: int = _BATCH_TOKENS) -> list[TokenBatch]:
     """Rows of like length together, padded at the end: causal layers never look there."""
-    batches: list[Batch] = []
+    batches: list[TokenBatch] = []
     waiting: list[Sequence[int]] = []
     for row in [*sorted(rows, key=len), None]:
         if waiting and (row is None or (len(waiting) + 1) * len(row) > tokens):
             longest = len(waiting[-1])
             ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in waiting])
             lengths = torch.tensor([len(one) for one in waiting])
-            batches.append(Batch(ids, torch.arange(longest) < lengths[:, None]))
+            batches.append(TokenBatch(ids, torch.arange(longest) < lengths[:, None]))
             waiting = []
         if row is not None:
             waiting.append(row)
@@ -149,5 +149,5 @@ def _model_config(model: Path) -> dict:
     from slimtune.models.checkpoints import Checkpoint
 
     config = Checkpoint(model).config
-    Shape.of(config)
+    ModelShape.of(config)
     return {"max_position_embeddings": 512} | config

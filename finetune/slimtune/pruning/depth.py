@@ -6,17 +6,17 @@ import torch
 from torch.nn import functional as F
 
 from slimtune.models.checkpoints import Checkpoint
-from slimtune.models.memory import Shape
+from slimtune.models.memory import ModelShape
 from slimtune.pruning.anatomy import Keep
-from slimtune.pruning.stack import Batch, Stack, Stream
-from slimtune.pruning.writing import write_pruned
+from slimtune.pruning.stack import Stack, Stream, TokenBatch
+from slimtune.pruning.writer import write_pruned
 
 
 def drop_layers(
     source: Path,
     output: Path,
-    shape: Shape,
-    batches: list[Batch],
+    shape: ModelShape,
+    batches: list[TokenBatch],
     *,
     ends: bool,
     scratch: Path,
@@ -35,7 +35,7 @@ def drop_layers(
 
 
 @torch.no_grad()
-def influence(stack: Stack, batches: list[Batch], scratch: Path) -> torch.Tensor:
+def influence(stack: Stack, batches: list[TokenBatch], scratch: Path) -> torch.Tensor:
     """score = 1 - mean over tokens of cos(layer's input, layer's output), shape (layers,).
 
     Block influence, ShortGPT, arXiv:2403.03853.

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from slimtune.models.checkpoints import Checkpoint
-from slimtune.models.memory import Shape
+from slimtune.models.memory import ModelShape
 from slimtune.pruning.anatomy import linear
 from slimtune.pruning.criteria import Evidence
-from slimtune.pruning.stack import Batch, Stack, Stream, input_hook
-from slimtune.pruning.writing import finite
+from slimtune.pruning.stack import Stack, Stream, TokenBatch, input_hook
+from slimtune.pruning.writer import finite
 
 READERS = {"ffn": "down_proj", "groups": "o_proj"}  # the matrix that reads a kind of unit
 _MAKERS = {"ffn": ("gate_proj", "up_proj"), "groups": ("q_proj", "k_proj", "v_proj")}
@@ -41,7 +41,7 @@ class Gram:
         return self._sum.diagonal() if self._full else self._sum
 
 
-def units_of(kind: str, shape: Shape) -> int:
+def units_of(kind: str, shape: ModelShape) -> int:
     """FFN neurons or KV groups of a layer."""
     return shape.ffn if kind == "ffn" else shape.kv_heads
 
@@ -50,7 +50,7 @@ def weigh(
     checkpoint: Checkpoint,
     layer: int,
     kind: str,
-    shape: Shape,
+    shape: ModelShape,
     gram: Gram | None = None,
     slope: torch.Tensor | None = None,
 ) -> Evidence:
@@ -68,7 +68,7 @@ def weigh(
 
 
 def gather(
-    stack: Stack, layer: nn.Module, stream: Stream, batches: list[Batch], *, full: bool
+    stack: Stack, layer: nn.Module, stream: Stream, batches: list[TokenBatch], *, full: bool
 ) -> dict[str, Gram]:
     """Grams of what down_proj and o_proj are given, over the real tokens of all batches."""
     modules = {"ffn": layer.mlp.down_proj, "groups": layer.self_attn.o_proj}
@@ -105,7 +105,7 @@ def _per_unit(squares: torch.Tensor, units: int) -> torch.Tensor:
     return squares.view(units, -1).sum(dim=1)
 
 
-def slopes(stack: Stack, shape: Shape, batches: list[Batch], folder) -> Slopes:
+def slopes(stack: Stack, shape: ModelShape, batches: list[TokenBatch], folder) -> Slopes:
     """sum of w * dL/dw over each unit's weights, L the summed loss of all next tokens: exact.
 
     Backward goes layer by layer as forward does: the inputs of all layers lie on disk, each layer
@@ -134,7 +134,7 @@ def slopes(stack: Stack, shape: Shape, batches: list[Batch], folder) -> Slopes:
 
 
 def _head_gradients(
-    stack: Stack, stream: Stream, batches: list[Batch]
+    stack: Stack, stream: Stream, batches: list[TokenBatch]
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """dL/dh of the last layer's output, one row of a batch at a time; the head is whole here."""
     head = torch.cat([rows for _, rows in stack.head()])
@@ -149,7 +149,7 @@ def _head_gradients(
         yield number, hidden.grad
 
 
-def _slope(layer: nn.Module, kind: str, shape: Shape) -> torch.Tensor:
+def _slope(layer: nn.Module, kind: str, shape: ModelShape) -> torch.Tensor:
     block = layer.mlp if kind == "ffn" else layer.self_attn
     units = units_of(kind, shape)
     reader = getattr(block, READERS[kind]).weight

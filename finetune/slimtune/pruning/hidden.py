@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from slimtune.models.checkpoints import EMBEDDING, OUTPUT, Checkpoint
-from slimtune.models.memory import Shape
+from slimtune.models.memory import ModelShape
 from slimtune.pruning.anatomy import Keep, linear
 from slimtune.pruning.criteria import CRITERIA, Evidence, strongest
 from slimtune.pruning.evidence import Gram, column_squares, row_squares
 from slimtune.pruning.refit import refit
-from slimtune.pruning.stack import Batch, Stack, Stream
-from slimtune.pruning.writing import PrunedWriter, write_pruned
+from slimtune.pruning.stack import Stack, Stream, TokenBatch
+from slimtune.pruning.writer import PrunedWriter, write_pruned
 
 _READERS = {
     "input_layernorm": ("q_proj", "k_proj", "v_proj"),
@@ -40,10 +40,10 @@ class _Norms:
 def cut_hidden(
     source: Path,
     output: Path,
-    shape: Shape,
+    shape: ModelShape,
     *,
     criterion: str,
-    batches: list[Batch] | None,
+    batches: list[TokenBatch] | None,
     solve: bool,
     seed: int,
     scratch: Path,
@@ -88,7 +88,7 @@ def _scaled(
 
 
 def _weigh(
-    checkpoint: Checkpoint, batches: list[Batch] | None, scratch: Path
+    checkpoint: Checkpoint, batches: list[TokenBatch] | None, scratch: Path
 ) -> tuple[Evidence, dict[str, torch.Tensor]]:
     """Evidence on all hidden channels, and each norm's energies where there are batches."""
     hidden, layers = checkpoint.config["hidden_size"], checkpoint.config["num_hidden_layers"]
@@ -120,7 +120,7 @@ def _reading(checkpoint: Checkpoint, norm: str, layer: int | None) -> torch.Tens
 
 @torch.no_grad()
 def _walk(
-    checkpoint: Checkpoint, batches: list[Batch], scratch: Path, *, full: bool
+    checkpoint: Checkpoint, batches: list[TokenBatch], scratch: Path, *, full: bool
 ) -> Iterator[tuple[int | None, _Norms]]:
     """Each layer's norms on the calibration tokens, then with layer None the last norm's."""
     stack, stream = Stack(checkpoint.config, checkpoint.tensors), Stream(scratch, "hidden")
@@ -144,7 +144,7 @@ class _Watch:
     """While it is open, what goes through `modules` is added up in `norms`."""
 
     def __init__(
-        self, modules: dict[str, nn.Module], norms: _Norms, batch: Batch, *, full: bool
+        self, modules: dict[str, nn.Module], norms: _Norms, batch: TokenBatch, *, full: bool
     ) -> None:
         self._modules, self._norms, self._batch, self._full = modules, norms, batch, full
 

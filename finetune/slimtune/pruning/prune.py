@@ -7,20 +7,20 @@ from pathlib import Path
 from slimtune.artifacts import stage_folder
 from slimtune.config import Config
 from slimtune.console import size
+from slimtune.machine.malloc import large_blocks_returned
 from slimtune.models import memory
 from slimtune.models.checkpoints import Checkpoint
-from slimtune.models.heap import large_blocks_returned
-from slimtune.models.hub import resolve
-from slimtune.models.memory import Shape
-from slimtune.pruning.anatomy import shape_of
+from slimtune.models.folders import local_folder
+from slimtune.models.memory import ModelShape
+from slimtune.pruning.anatomy import prunable_shape
 from slimtune.pruning.calibration import Calibration, calibrate, source_of
 from slimtune.pruning.depth import drop_layers
 from slimtune.pruning.hidden import cut_hidden
 from slimtune.pruning.sizes import Ratios, smaller, steps
 from slimtune.pruning.sparsity import sparsify
-from slimtune.pruning.stack import read
+from slimtune.pruning.stack import read_layers
 from slimtune.pruning.width import cut_width
-from slimtune.pruning.writing import require_finite, smaller_config
+from slimtune.pruning.writer import require_finite, smaller_config
 
 CARD = "pruning_card.md"
 
@@ -75,8 +75,8 @@ _WORDS = {
 @large_blocks_returned()
 def prune_model(config: Config, model: str, final: Path) -> PruneReport:
     """Prune `model` as config.pruning says and write it to `final`; everything is checked first."""
-    source = resolve(model)
-    target = plan(source, config)
+    source = local_folder(model)
+    target = plan_cuts(source, config)
     require_finite(Checkpoint(source))
     with stage_folder("model_pruning", final, config, inputs=[model]) as stage:
         calibration = calibrate(source, config)
@@ -92,10 +92,10 @@ def prune_model(config: Config, model: str, final: Path) -> PruneReport:
     return report
 
 
-def plan(source: Path, config: Config) -> Shape:
+def plan_cuts(source: Path, config: Config) -> ModelShape:
     """The shape that config.pruning asks for; raises what is wrong with model or ratios."""
     pruning, checkpoint = config.pruning, Checkpoint(source)
-    shape = shape_of(checkpoint)
+    shape = prunable_shape(checkpoint)
     source_of(config)
     if pruning.sparsity:
         return shape
@@ -111,10 +111,10 @@ def plan(source: Path, config: Config) -> Shape:
     return target
 
 
-def estimate(model: str, config: Config) -> dict[str, str]:
+def estimate_pruning(model: str, config: Config) -> dict[str, str]:
     """For --dry-run: what would be cut, from what, and in how much memory."""
-    source = resolve(model)
-    before, after = shape_of(Checkpoint(source)), plan(source, config)
+    source = local_folder(model)
+    before, after = prunable_shape(Checkpoint(source)), plan_cuts(source, config)
     calibration = source_of(config)
     return {
         "parameters": f"{before.parameters:,} -> {after.parameters:,}",
@@ -129,7 +129,7 @@ def estimate(model: str, config: Config) -> dict[str, str]:
     }
 
 
-def _memory(shape: Shape, calibration: str | None, config: Config) -> str:
+def _memory(shape: ModelShape, calibration: str | None, config: Config) -> str:
     if calibration is None:
         return "about 0.45 GB, whatever the size of the model"
     layer = 4 * shape.linear_parameters // shape.layers
@@ -143,10 +143,10 @@ def _memory(shape: Shape, calibration: str | None, config: Config) -> str:
 
 
 def _cut(
-    config: Config, source: Path, target: Shape, output: Path, calibration: Calibration | None
+    config: Config, source: Path, target: ModelShape, output: Path, calibration: Calibration | None
 ) -> float:
     """The steps one after another, each a folder that the next one reads; the last is `output`."""
-    pruning, shape = config.pruning, shape_of(Checkpoint(source))
+    pruning, shape = config.pruning, prunable_shape(Checkpoint(source))
     batches = calibration.batches if calibration else None
     if pruning.sparsity:
         return sparsify(source, output, pruning, batches, output / "scratch")
@@ -175,7 +175,7 @@ def _cut(
 
 def _sizes(folder: Path, calibration: Calibration | None, scratch: Path) -> Sizes:
     checkpoint = Checkpoint(folder)
-    shape = Shape.of(checkpoint.config)
+    shape = ModelShape.of(checkpoint.config)
     sizes = Sizes(
         parameters=checkpoint.parameters,
         bytes=checkpoint.bytes,
@@ -187,7 +187,7 @@ def _sizes(folder: Path, calibration: Calibration | None, scratch: Path) -> Size
     )
     if calibration is None:
         return sizes
-    reading = read(folder, calibration.check, scratch)
+    reading = read_layers(folder, calibration.check, scratch)
     return replace(
         sizes, perplexity=reading.perplexity, tokens_per_second=reading.tokens_per_second
     )

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 
 from slimtune.console import InputError, SettingsError
-from slimtune.models.memory import Shape
+from slimtune.models.memory import ModelShape
 
 LARGEST_STEP = 1 / 3  # cuts over a third want iteration: prune, calibrate again, prune on
 
@@ -24,7 +24,7 @@ class Ratios:
     parameters: int | None = None
 
 
-def smaller(shape: Shape, ratios: Ratios) -> Shape:
+def smaller(shape: ModelShape, ratios: Ratios) -> ModelShape:
     """The shape that is left. Raises SettingsError for a ratio that cuts nothing, or all.
 
     `parameters` wins over `ffn` and `groups`: after layers and hidden channels have been cut by
@@ -47,7 +47,7 @@ def smaller(shape: Shape, ratios: Ratios) -> Shape:
     return left
 
 
-def with_groups(shape: Shape, groups: int) -> Shape:
+def with_groups(shape: ModelShape, groups: int) -> ModelShape:
     """The same shape with so many KV groups; each keeps its query heads."""
     return replace(shape, kv_heads=groups, heads=groups * (shape.heads // shape.kv_heads))
 
@@ -57,7 +57,7 @@ def multiple_of(size: int) -> int:
     return 256 if size >= 512 else 32 if size >= 64 else 8
 
 
-def steps(before: Shape, after: Shape) -> list[Shape]:
+def steps(before: ModelShape, after: ModelShape) -> list[ModelShape]:
     """Shapes on the way from `before` to `after` in neurons and groups, the last one `after`.
 
     None cuts more than about a third of what the one before left, the last excepted where the
@@ -79,7 +79,7 @@ def steps(before: Shape, after: Shape) -> list[Shape]:
     return [shape for old, shape in zip([before, *way], way, strict=False) if shape != old]
 
 
-def _divisors(before: Shape, after: Shape) -> list[int]:
+def _divisors(before: ModelShape, after: ModelShape) -> list[int]:
     """Numbers of groups on the way; where the last one's heads divide the hidden size, all do."""
     every = range(after.kv_heads, before.kv_heads + 1)
     per_group = before.heads // before.kv_heads
@@ -111,7 +111,7 @@ def _left(axis: str, size: int, ratio: float, multiple: int) -> int:
 _WORDS = {"ffn": "neurons", "hidden": "hidden channels"}
 
 
-def _group_counts(shape: Shape) -> list[int]:
+def _group_counts(shape: ModelShape) -> list[int]:
     """Numbers of KV groups that may be left, fewest first, all of them at the end."""
     width = shape.head_dim * (shape.heads // shape.kv_heads)
     every = range(1, shape.kv_heads)
@@ -120,7 +120,7 @@ def _group_counts(shape: Shape) -> list[int]:
     return [*(fitting if large else every), shape.kv_heads]
 
 
-def _groups_left(shape: Shape, ratio: float) -> int:
+def _groups_left(shape: ModelShape, ratio: float) -> int:
     if ratio == 0:
         return shape.kv_heads
     *fewer, _ = _group_counts(shape)
@@ -142,7 +142,7 @@ def _groups_left(shape: Shape, ratio: float) -> int:
     return left
 
 
-def _layers_left(shape: Shape, ratio: float) -> int:
+def _layers_left(shape: ModelShape, ratio: float) -> int:
     left = max(1, math.floor(shape.layers * (1 - ratio) + 0.5))
     if ratio == 0 or (ratio < 1 and left < shape.layers):
         return left
@@ -154,7 +154,7 @@ def _layers_left(shape: Shape, ratio: float) -> int:
     )
 
 
-def _solved(base: Shape, parameters: int) -> Shape:
+def _solved(base: ModelShape, parameters: int) -> ModelShape:
     """Neurons and groups for a number of parameters, by the rule in `smaller`."""
     multiple = multiple_of(base.ffn)
     counts = _group_counts(base)

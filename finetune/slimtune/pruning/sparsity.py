@@ -11,9 +11,9 @@ import torch
 
 from slimtune.config import Pruning
 from slimtune.models.checkpoints import Checkpoint, CheckpointWriter, copy_companions
-from slimtune.models.folders import write_json
-from slimtune.pruning.anatomy import linear, shape_of
-from slimtune.pruning.stack import Batch, Stack, Stream, input_hook
+from slimtune.models.folders import write_config
+from slimtune.pruning.anatomy import linear, prunable_shape
+from slimtune.pruning.stack import Stack, Stream, TokenBatch, input_hook
 
 NOTICE = "zeros change neither the file's size nor the speed; cut neurons or heads for that"
 _PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -22,14 +22,14 @@ Zeroing = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 def sparsify(
-    source: Path, output: Path, pruning: Pruning, batches: list[Batch] | None, scratch: Path
+    source: Path, output: Path, pruning: Pruning, batches: list[TokenBatch] | None, scratch: Path
 ) -> float:
     """Writes the model with a share of its linear weights at zero; returns that share.
 
     config.json says so (`sparsity`): a merge into this model keeps the zeros.
     """
     checkpoint = Checkpoint(source)
-    shape = shape_of(checkpoint)
+    shape = prunable_shape(checkpoint)
     names = [linear(layer, part) for layer in range(shape.layers) for part in _PARTS]
     zeroing = _zeroing(checkpoint, names, pruning)
     spec = {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
@@ -45,7 +45,7 @@ def sparsify(
                     writer.write(name, zeroing(rows, energy.get(part)), start)
     copy_companions(checkpoint.folder, output, without={"config.json"})
     said = {"share": pruning.sparsity, "pattern": pruning.sparsity_pattern}
-    write_json(output / "config.json", checkpoint.config | {"sparsity": said})
+    write_config(output / "config.json", checkpoint.config | {"sparsity": said})
     return 0.0
 
 
@@ -120,7 +120,7 @@ def _pieces(
 def _energies(
     checkpoint: Checkpoint,
     writer: CheckpointWriter,
-    batches: list[Batch] | None,
+    batches: list[TokenBatch] | None,
     scratch: Path,
     pruning: Pruning,
 ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
@@ -141,7 +141,7 @@ def _energies(
 
 
 def _input_squares(
-    stack: Stack, layer: torch.nn.Module, stream: Stream, batches: list[Batch]
+    stack: Stack, layer: torch.nn.Module, stream: Stream, batches: list[TokenBatch]
 ) -> dict[str, torch.Tensor]:
     sums: dict[str, torch.Tensor] = {}
     for number, batch in enumerate(batches):

@@ -23,7 +23,7 @@ _TOKENS = 256  # positions whose logits are computed at a time
 
 
 @dataclass(frozen=True)
-class Batch:
+class TokenBatch:
     """Rows of token ids padded at their end, (rows, length), and which of them are real."""
 
     ids: torch.Tensor
@@ -144,7 +144,7 @@ class Stream:
         return self._folder / f"{self._name}-{number}.f32"
 
 
-def losses(stack: Stack, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+def losses(stack: Stack, hidden: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
     """Cross entropy of each real next token, (tokens,), from the last layer's hidden states.
 
     loss = logsumexp(W h) - W_y h, the sum over the vocabulary taken a few rows of W at a time.
@@ -175,7 +175,7 @@ class Reading:
 
 
 @torch.inference_mode()
-def read(folder: Path, batches: list[Batch], scratch: Path) -> Reading:
+def read_layers(folder: Path, batches: list[TokenBatch], scratch: Path) -> Reading:
     """Reads `batches` with the model of `folder`, layer by layer."""
     stack, stream, spent = Stack.of(folder), Stream(scratch, "reading"), 0.0
     for number, batch in enumerate(batches):

@@ -10,26 +10,33 @@ from pathlib import Path
 
 import torch
 
+from slimtune.machine.malloc import large_blocks_returned
 from slimtune.models.checkpoints import Checkpoint
-from slimtune.models.heap import large_blocks_returned
-from slimtune.models.memory import Shape
-from slimtune.pruning.anatomy import Keep, channels, linear, shape_of
-from slimtune.pruning.checking import few_ids, first_row, logits_of, masked, require_equal
+from slimtune.models.memory import ModelShape
+from slimtune.pruning.anatomy import Keep, channels, linear, prunable_shape
 from slimtune.pruning.criteria import CRITERIA, Criterion, strongest
 from slimtune.pruning.evidence import READERS, Gram, Slopes, gather, slopes, weigh
 from slimtune.pruning.refit import refit
-from slimtune.pruning.stack import Batch, Stack, Stream
-from slimtune.pruning.writing import PrunedWriter, write_pruned
+from slimtune.pruning.stack import Stack, Stream, TokenBatch
+from slimtune.pruning.writer import (
+    PrunedWriter,
+    few_ids,
+    first_row,
+    logits_of,
+    masked,
+    require_equal,
+    write_pruned,
+)
 
 
 @large_blocks_returned()
 def cut_width(
     source: Path,
     output: Path,
-    shape: Shape,
+    shape: ModelShape,
     *,
     criterion: str = "magnitude",
-    batches: list[Batch] | None = None,
+    batches: list[TokenBatch] | None = None,
     solve: bool = True,
     seed: int = 0,
     scratch: Path | None = None,
@@ -44,7 +51,7 @@ def cut_width(
     generator = torch.Generator().manual_seed(seed)
     if batches is None:
         return _stream(checkpoint, output, shape, CRITERIA[criterion], generator)
-    old = shape_of(checkpoint)
+    old = prunable_shape(checkpoint)
     stack = Stack(checkpoint.config, checkpoint.tensors)
     sloped = slopes(stack, old, batches, scratch / "slopes") if criterion == "taylor" else {}
     pruning = _Sequence(checkpoint, stack, old, shape, CRITERIA[criterion], generator, sloped)
@@ -54,11 +61,11 @@ def cut_width(
 def _stream(
     checkpoint: Checkpoint,
     output: Path,
-    shape: Shape,
+    shape: ModelShape,
     criterion: Criterion,
     generator: torch.Generator,
 ) -> float:
-    old = shape_of(checkpoint)
+    old = prunable_shape(checkpoint)
     keep = Keep(layers=range(old.layers))
     for layer in keep.layers:
         for kind, count in _counts(old, shape).items():
@@ -69,7 +76,7 @@ def _stream(
     return require_equal(output, ids, masked(checkpoint.folder, keep, ids))
 
 
-def _counts(old: Shape, new: Shape) -> dict[str, int]:
+def _counts(old: ModelShape, new: ModelShape) -> dict[str, int]:
     """Units that stay, by kind, of the kinds that are cut."""
     counts = {"ffn": (old.ffn, new.ffn), "groups": (old.kv_heads, new.kv_heads)}
     return {kind: left for kind, (before, left) in counts.items() if left != before}
@@ -82,8 +89,8 @@ class _Sequence:
         self,
         checkpoint: Checkpoint,
         stack: Stack,
-        old: Shape,
-        new: Shape,
+        old: ModelShape,
+        new: ModelShape,
         criterion: Criterion,
         generator: torch.Generator,
         sloped: Slopes,
@@ -93,7 +100,7 @@ class _Sequence:
         self._criterion, self._generator, self._slopes = criterion, generator, sloped
 
     @torch.no_grad()
-    def run(self, output: Path, batches: list[Batch], scratch: Path, *, full: bool) -> float:
+    def run(self, output: Path, batches: list[TokenBatch], scratch: Path, *, full: bool) -> float:
         layers = list(range(self._old.layers))
         writer = PrunedWriter(self._checkpoint, self._new, layers, output)
         writer.write(None, Keep(layers))

@@ -4,26 +4,30 @@ Rows are read, cut along both axes and written; no tensor is ever whole in memor
 anew is given as `replaced`. A model whose heads no longer divide its hidden size is saved under
 the Mistral class: LlamaConfig refuses such heads, the same tensors under Mistral's give the same
 logits, and every program that knows Llama knows Mistral. Qwen2's config has no such check.
+
+Does the folder hold the model that was meant? Loaded back, run, compared.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from transformers import AutoModelForCausalLM
 
-from slimtune.console import InputError
+from slimtune.console import InputError, QualityError
 from slimtune.models.checkpoints import Checkpoint, CheckpointWriter, copy_companions
-from slimtune.models.folders import write_json
-from slimtune.models.memory import Shape
-from slimtune.pruning.anatomy import Keep, axes_of, kept_along, place, shape_of
+from slimtune.models.folders import write_config
+from slimtune.models.memory import ModelShape
+from slimtune.pruning.anatomy import Keep, axes_of, channels, kept_along, place, prunable_shape
+from slimtune.pruning.stack import Stack, TokenBatch, input_hook
 
 
 class PrunedWriter:
     """Writes `checkpoint` as a model of the smaller `shape`: `write` each layer, then `close`."""
 
-    def __init__(self, checkpoint: Checkpoint, shape: Shape, layers: list[int], output: Path):
+    def __init__(self, checkpoint: Checkpoint, shape: ModelShape, layers: list[int], output: Path):
         self.checkpoint, self.output = checkpoint, output
-        self.old, self.new = shape_of(checkpoint), shape
+        self.old, self.new = prunable_shape(checkpoint), shape
         self._names = _new_names(checkpoint, layers)
         self.config = smaller_config(checkpoint.config, shape, self.old, layers)
         sizes = {"hidden": shape.hidden, "ffn": shape.ffn, "kv": shape.kv_width}
@@ -61,10 +65,10 @@ class PrunedWriter:
     def close(self) -> None:
         self.writer.close()
         copy_companions(self.checkpoint.folder, self.output, without={"config.json"})
-        write_json(self.output / "config.json", self.config)
+        write_config(self.output / "config.json", self.config)
 
 
-def write_pruned(checkpoint: Checkpoint, shape: Shape, keep: Keep, output: Path) -> None:
+def write_pruned(checkpoint: Checkpoint, shape: ModelShape, keep: Keep, output: Path) -> None:
     """Writes all of `checkpoint` that `keep` names, nothing solved anew."""
     writer = PrunedWriter(checkpoint, shape, list(keep.layers), output)
     for layer in [None, *keep.layers]:
@@ -72,7 +76,7 @@ def write_pruned(checkpoint: Checkpoint, shape: Shape, keep: Keep, output: Path)
     writer.close()
 
 
-def smaller_config(config: dict, shape: Shape, old: Shape, layers: list[int]) -> dict:
+def smaller_config(config: dict, shape: ModelShape, old: ModelShape, layers: list[int]) -> dict:
     """config.json of the result; InputError where no class of transformers can hold it."""
     changed = {
         "hidden_size": shape.hidden,
@@ -147,3 +151,80 @@ def _write_rows(
             rows = rows.index_select(1, cuts[1])
         writer.write(new_name, rows, written)
         written += len(rows) if rows.dim() else 0
+
+
+_WHOLE = 30_000_000  # bytes of weights up to which transformers loads the folder whole
+_TOLERANCE = 1e-2  # of the largest logit; rounding is 1e-6 in float32, 3e-3 in bfloat16
+
+
+@torch.inference_mode()
+def masked(source: Path, keep: Keep, ids: torch.Tensor) -> torch.Tensor:
+    """Logits (rows, length, vocabulary) of the dense model with all units but `keep`'s at zero.
+
+    What a cut must come to where nothing was refitted: an independent way to the same logits.
+    """
+    checkpoint = Checkpoint(source)
+    shape, stack = ModelShape.of(checkpoint.config), Stack.of(source)
+    hidden = stack.embed(ids)
+    for index in keep.layers:
+        layer = stack.streamed_layer(index)
+        kept = {layer.mlp.down_proj: keep.ffn.get(index)}
+        if index in keep.groups:
+            width = shape.head_dim * (shape.heads // shape.kv_heads)
+            kept[layer.self_attn.o_proj] = channels(keep.groups[index], width)
+        for module, some in kept.items():
+            if some is not None:
+                input_hook(module, lambda inputs, some=some: _silence(inputs, some))
+        hidden = stack.run(layer, hidden)
+    return logits_of(stack, hidden)
+
+
+@torch.inference_mode()
+def logits_of(stack: Stack, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits from the hidden states after the last layer."""
+    states = stack.norm()(hidden)
+    return torch.cat([states @ rows.T for _, rows in stack.head()], dim=-1)
+
+
+@torch.inference_mode()
+def loaded_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of the folder as it is now: by transformers, layer by layer where it is large."""
+    if Checkpoint(folder).bytes <= _WHOLE:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, local_files_only=True
+        )
+        return model.eval()(ids).logits
+    stack = Stack.of(folder)
+    hidden = stack.embed(ids)
+    for index in range(stack.layers):
+        hidden = stack.run(stack.streamed_layer(index), hidden)
+    return logits_of(stack, hidden)
+
+
+def require_equal(folder: Path, ids: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference of logits, as a share of the largest; QualityError beyond rounding."""
+    found = loaded_logits(folder, ids)
+    difference = ((found - expected).abs().max() / expected.abs().max()).item()
+    if not difference <= _TOLERANCE:
+        raise QualityError(
+            f"{folder}: the saved model does not answer as the pruned one did",
+            f"its logits differ by {difference:.2g} of the largest",
+            "this is a bug of SlimTune: please report it with the model's config.json",
+        )
+    return difference
+
+
+def few_ids(vocabulary: int, seed: int) -> torch.Tensor:
+    """Two rows of 16 random ids."""
+    return torch.randint(vocabulary, (2, 16), generator=torch.Generator().manual_seed(seed))
+
+
+def first_row(batch: TokenBatch) -> torch.Tensor:
+    """The ids of a batch's first row, without its padding."""
+    return batch.ids[:1, : int(batch.real[0].sum())]
+
+
+def _silence(inputs: torch.Tensor, kept: torch.Tensor) -> None:
+    silent = torch.ones(inputs.shape[-1], dtype=torch.bool)
+    silent[kept] = False
+    inputs[..., silent] = 0

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from slimtune.console import size
-from slimtune.data.markdown import plain, table
 from slimtune.evaluation.cautions import sentence
-from slimtune.evaluation.report_words import Words
+from slimtune.report.markdown import markdown_table, plain
+from slimtune.report.words import Words
 
 PLACES = ("verdict", "leakage", "comparison", "samples", "quantisation", "cost", "warnings")
 
-Model = Mapping[str, Any]
+ModelMetrics = Mapping[str, Any]
 
 _QUALITY = ("exact_match", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf", "token_accuracy") + (
     "perplexity",
@@ -29,7 +29,7 @@ _DIGITS = {"perplexity": 2, "bits_per_byte": 3}
 _SIGNS = {"better": "▲", "worse": "▼", "no clear change": "≈"}
 
 
-def blocks(metrics: Mapping[str, Any], words: Words, language: str) -> dict[str, str]:
+def comparison_places(metrics: Mapping[str, Any], words: Words, language: str) -> dict[str, str]:
     """Place -> Markdown, for each of PLACES."""
     models = metrics["models"]
     cautions = metrics["cautions"]
@@ -82,14 +82,14 @@ def _comparison(metrics: Mapping[str, Any], words: Words) -> str:
     return "\n\n".join([*parts, words.signatures.format(**settings["signatures"])])
 
 
-def _side_by_side(models: Sequence[Model], names: Sequence[str], words: Words) -> str:
+def _side_by_side(models: Sequence[ModelMetrics], names: Sequence[str], words: Words) -> str:
     """A row a measure, a column a model."""
     headers = [words.compared, *(plain(model["label"]) for model in models)]
     rows = [[words.measures[n].title, *(_cell(m, n, models[0]) for m in models)] for n in names]
-    return table(headers, rows)
+    return markdown_table(headers, rows)
 
 
-def _cell(model: Model, name: str, first: Model) -> str:
+def _cell(model: ModelMetrics, name: str, first: ModelMetrics) -> str:
     if name in _COST:
         return _COST[name](model["cost"][name])
     if name in _HEALTH:
@@ -102,7 +102,7 @@ def _cell(model: Model, name: str, first: Model) -> str:
     return shown if model is first else f"{shown} {_SIGNS[judged['verdict']]}"
 
 
-def _quantisation(models: Sequence[Model], words: Words) -> str:
+def _quantisation(models: Sequence[ModelMetrics], words: Words) -> str:
     """What each GGUF lost against the model it was made from, where that was compared too."""
     files = [model for model in models if model["kind"] == "gguf"]
     if not files:
@@ -111,7 +111,7 @@ def _quantisation(models: Sequence[Model], words: Words) -> str:
     return "\n\n".join(_loss(file, sources.get(file["tokenizer"]), words) for file in files)
 
 
-def _loss(file: Model, source: Model | None, words: Words) -> str:
+def _loss(file: ModelMetrics, source: ModelMetrics | None, words: Words) -> str:
     label = plain(file["label"])
     if source is None or not (file["perplexity"] and source["perplexity"]):
         return words.unpaired.format(label=label)
@@ -152,9 +152,9 @@ def explanations(words: Words) -> str:
     return "\n".join(f"| {a} | {b} |" for a, b in [words.explained, ("---", "---"), *rows])
 
 
-def _exact(model: Model) -> float:
+def _exact(model: ModelMetrics) -> float:
     return model["exact_match"]["score"]
 
 
-def _bytes(model: Model) -> int:
+def _bytes(model: ModelMetrics) -> int:
     return model["cost"]["bytes_on_disk"]

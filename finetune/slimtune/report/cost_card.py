@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slimtune.artifacts.chain import Link
+from slimtune.artifacts.combined_run import Link
 from slimtune.artifacts.records import run_of
 from slimtune.console import size
 

@@ -71,12 +71,12 @@ Say both before you pass it on.
 """
 
 
-def write(
+def write_model_card(
     folder: Path,
     base: str,
     config: Config,
     curve: Curve,
-    lessons: dict[str, Any],
+    dataset: dict[str, Any],
     *,
     kind: str = "adapter",
     more: dict[str, float] | None = None,
@@ -95,7 +95,7 @@ def write(
         for section in (method, "training")
         for name, value in settings[section].items()
     }
-    data = {"rows": near(config.training.train_data)} | lessons | _report(config)
+    data = {"rows": near(config.training.train_data)} | dataset | _report(config)
     text = ((_ADAPTER if kind == "adapter" else _MODEL) + _REST).format(
         base=near(base),
         how=how,

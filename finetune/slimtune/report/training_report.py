@@ -1,8 +1,11 @@
 """The report: training_report.md filled from the records of the stages and the measures of models.
 
 Nothing is left blank: a place whose stage was not run says which command runs it.
+
+training_report.md and report.html from a comparison and the records that led to it.
 """
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +13,13 @@ from string import Template
 from typing import Any
 
 from slimtune.console import size
-from slimtune.data.markdown import code, plain, table
-from slimtune.evaluation import report_comparison as compared
-from slimtune.evaluation.report_words import LANGUAGES, Words
+from slimtune.evaluation.cautions import sentence
+from slimtune.evaluation.comparison import Comparison
+from slimtune.evaluation.outputs import metrics_of
+from slimtune.report import comparison as compared
+from slimtune.report import page
+from slimtune.report.markdown import code, markdown_table, plain
+from slimtune.report.words import LANGUAGES, Words
 
 _FOLDER = Path(__file__).resolve().parents[2]
 _TEMPLATES = {"en": "training_report.md", "zh": "training_report.zh-CN.md"}
@@ -46,7 +53,7 @@ _SETTINGS = {
 _CURVE_ROWS = 12
 
 
-def render(
+def render_report(
     lineage: Mapping[str, Mapping[str, Any]],
     metrics: Mapping[str, Any] | None,
     *,
@@ -54,15 +61,17 @@ def render(
     curve: Sequence[Mapping[str, float]] = (),
 ) -> str:
     """The whole report as Markdown; the arguments are those of `blocks`."""
-    return template(language).substitute(blocks(lineage, metrics, language=language, curve=curve))
+    return report_template(language).substitute(
+        report_places(lineage, metrics, language=language, curve=curve)
+    )
 
 
-def template(language: str) -> Template:
+def report_template(language: str) -> Template:
     """The report without its blocks: headings, and a `${place}` for each."""
     return Template((_FOLDER / _TEMPLATES[language]).read_text(encoding="utf-8"))
 
 
-def blocks(
+def report_places(
     lineage: Mapping[str, Mapping[str, Any]],
     metrics: Mapping[str, Any] | None,
     *,
@@ -79,7 +88,7 @@ def blocks(
     if curve:
         places["training"] += "\n\n" + _curve(curve, words)
     unevaluated = words.not_evaluated.format(command=_EVALUATE)
-    found = compared.blocks(metrics, words, language) if metrics else {}
+    found = compared.comparison_places(metrics, words, language) if metrics else {}
     for place in compared.PLACES:
         places[place] = found.get(place, unevaluated)
     places["data"] += "\n\n" + places["leakage"]
@@ -100,8 +109,8 @@ def _stage(lineage: Mapping[str, Mapping[str, Any]], place: str, words: Words) -
     figures = _flat(run.get("metrics", {}))
     measured = [[plain(words.stage_measures.get(key, key)), value] for key, value in figures]
     parts = [words.took.replace("`{command}`", code(_command(run)))]
-    parts += [table(words.setting, settings)] if settings else []
-    parts += [table(words.measure, measured)] if measured else []
+    parts += [markdown_table(words.setting, settings)] if settings else []
+    parts += [markdown_table(words.measure, measured)] if measured else []
     return "\n\n".join(parts)
 
 
@@ -148,7 +157,7 @@ def _curve(curve: Sequence[Mapping[str, float]], words: Words) -> str:
     steps = sorted(losses)
     stride = max(-(-len(steps) // _CURVE_ROWS), 1)
     kept = [step for place, step in enumerate(steps) if place % stride == 0 or losses[step][1]]
-    return table(words.curve, [[str(step), *losses[step]] for step in kept])
+    return markdown_table(words.curve, [[str(step), *losses[step]] for step in kept])
 
 
 def _stage_costs(lineage: Mapping[str, Mapping[str, Any]], words: Words) -> str:
@@ -156,7 +165,7 @@ def _stage_costs(lineage: Mapping[str, Mapping[str, Any]], words: Words) -> str:
     rows = [
         [code(name), f"{run['seconds']:.1f}", size(run["peak_memory_bytes"])] for name, run in runs
     ]
-    return table(words.stages, rows) if rows else words.no_commands
+    return markdown_table(words.stages, rows) if rows else words.no_commands
 
 
 def _reproduction(lineage: Mapping[str, Mapping[str, Any]], words: Words) -> str:
@@ -183,3 +192,23 @@ def _in_order(
 def _command(run: Mapping[str, Any]) -> str:
     script, *arguments = run["command"]
     return f"python finetune/{shlex.join([script, *arguments])}".replace("\n", " ")
+
+
+__all__ = ["reports", "sentence"]
+
+
+def reports(
+    comparison: Comparison,
+    runs: Mapping[str, Mapping[str, Any]],
+    adapter: Path | None,
+    language: str,
+) -> tuple[str, str]:
+    """The filled report as Markdown and as HTML; the adapter's metrics.jsonl is the curve."""
+    file = adapter / "metrics.jsonl" if adapter else None
+    lines = file.read_text(encoding="utf-8").splitlines() if file and file.is_file() else []
+    curve = [json.loads(line) for line in lines]
+    told = runs, metrics_of(comparison)
+    return (
+        render_report(*told, language=language, curve=curve),
+        page.render_page(*told, language=language, curve=curve),
+    )

@@ -1,9 +1,147 @@
-"""The report's words in each language. The templates hold what is the same in every report."""
+"""The name, direction and one-line meaning of every measure, in each language of the reports.
+
+The report's words in each language. The templates hold what is the same in every report.
+"""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from slimtune.evaluation import measures_explained
-from slimtune.evaluation.measures_explained import Measure
+
+class Measure(NamedTuple):
+    """`arrow`: ↑ more is better, ↓ less is better, → nearer to 1 is better, "" neither."""
+
+    name: str
+    arrow: str
+    meaning: str
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.arrow}".strip()
+
+
+MEASURES_ENGLISH = {
+    "exact_match": Measure(
+        "exact match %",
+        "↑",
+        "answers equal to a reference; width, case, punctuation and spacing aside",
+    ),
+    "rouge_1": Measure(
+        "ROUGE-1", "↑", "words shared with the reference; a Chinese character is a word"
+    ),
+    "rouge_2": Measure("ROUGE-2", "↑", "pairs of neighbouring words shared with the reference"),
+    "rouge_l": Measure(
+        "ROUGE-L", "↑", "longest sequence of words in the order of the reference, gaps allowed"
+    ),
+    "bleu": Measure("BLEU", "↑", "runs of one to four words shared, over all rows together"),
+    "chrf": Measure("chrF", "↑", "runs of one to six characters shared, over all rows together"),
+    "token_accuracy": Measure(
+        "token accuracy %", "↑", "tokens of the reference answers that are the model's first choice"
+    ),
+    "perplexity": Measure(
+        "perplexity",
+        "↓",
+        "surprise at the reference answers, per token; 1 is none. Only within one tokenizer",
+    ),
+    "bits_per_byte": Measure(
+        "bits per byte", "↓", "the same surprise per byte of text: compares across tokenizers"
+    ),
+    "empty": Measure("empty %", "↓", "answers without a word"),
+    "without_eos": Measure(
+        "without EOS %", "↓", "answers that ran into the token limit instead of ending"
+    ),
+    "repeating": Measure("looping %", "↓", "answers that end in one phrase over and over"),
+    "length_ratio": Measure(
+        "length ratio", "→", "words of all answers by words of all references; 1 is as long"
+    ),
+    "parameters": Measure("parameters", "", "numbers the model consists of, an adapter's included"),
+    "bytes_on_disk": Measure("on disk", "↓", "size of the weight files"),
+    "load_seconds": Measure("load s", "↓", "seconds from the start to the first question"),
+    "prompt_tokens_per_second": Measure(
+        "reading tokens/s", "↑", "prompt tokens a second, one sequence"
+    ),
+    "generated_tokens_per_second": Measure(
+        "writing tokens/s", "↑", "answer tokens a second, one sequence"
+    ),
+    "peak_memory_bytes": Measure(
+        "peak memory", "↓", "most memory the model's own process held at once"
+    ),
+}
+
+MEASURES_CHINESE = {
+    "exact_match": Measure(
+        "完全匹配 %", "↑", "与某个参考答案相同的回答；不计全角半角、大小写、标点和空格"
+    ),
+    "rouge_1": Measure("ROUGE-1 词重合", "↑", "与参考答案共有的词；一个汉字算一个词"),
+    "rouge_2": Measure("ROUGE-2 词对重合", "↑", "与参考答案共有的相邻词对"),
+    "rouge_l": Measure("ROUGE-L 最长序列", "↑", "与参考答案顺序一致的最长词序列，中间可有间隔"),
+    "bleu": Measure("BLEU 词组重合", "↑", "全部数据上一到四个词的连续片段的重合"),
+    "chrf": Measure("chrF 字符重合", "↑", "全部数据上一到六个字符的连续片段的重合"),
+    "token_accuracy": Measure("词元准确率 %", "↑", "参考答案的词元中，恰为模型首选的比例"),
+    "perplexity": Measure(
+        "困惑度", "↓", "模型对参考答案的意外程度（按词元），1 为毫不意外；只在同一分词器内可比"
+    ),
+    "bits_per_byte": Measure("每字节比特", "↓", "同样的意外程度，按文本字节计：不同分词器之间可比"),
+    "empty": Measure("空回答 %", "↓", "一个词也没有的回答"),
+    "without_eos": Measure("无 EOS %", "↓", "没有自己结束、一直写到上限的回答"),
+    "repeating": Measure("循环重复 %", "↓", "以同一句话反复结尾的回答"),
+    "length_ratio": Measure("长度比", "→", "全部回答的词数除以全部参考答案的词数；1 为一样长"),
+    "parameters": Measure("参数量", "", "模型包含的数字个数，含适配器"),
+    "bytes_on_disk": Measure("磁盘占用", "↓", "权重文件的大小"),
+    "load_seconds": Measure("加载秒数", "↓", "从启动到可以提问的秒数"),
+    "prompt_tokens_per_second": Measure("读入词元/秒", "↑", "每秒读入的提示词元，单个序列"),
+    "generated_tokens_per_second": Measure("生成词元/秒", "↑", "每秒生成的词元，单个序列"),
+    "peak_memory_bytes": Measure("内存峰值", "↓", "模型所在进程同时占用的最大内存"),
+}
+
+# What other stages note in their run.json, which is in English; a name that is missing stays so.
+OF_STAGES = {
+    "input": "输入",
+    "format": "格式",
+    "rows in": "读入行数",
+    "kept": "保留",
+    "rejected": "剔除",
+    "duplicates": "重复",
+    "near duplicates": "近似重复",
+    "leaks": "泄漏",
+    "too long": "过长",
+    "splits.train": "训练集行数",
+    "splits.validation": "验证集行数",
+    "splits.test": "测试集行数",
+    "languages.en": "英文行数",
+    "languages.zh": "中文行数",
+    "languages.mixed": "中英混合行数",
+    "long rows.whole": "完整放入的行数",
+    "tokens.p50": "词元数中位数",
+    "tokens.p90": "词元数 90 % 分位",
+    "tokens.p99": "词元数 99 % 分位",
+    "tokens.max": "词元数最大值",
+    "tokens.total": "词元总数",
+    "tokens.supervised share": "受监督词元比例",
+    "tokens.truncated share": "被截断的比例",
+    "tokens.padding saved": "省去的填充比例",
+    "tokens.batch size": "批大小",
+    "trainable parameters": "可训练参数",
+    "parameters": "参数量",
+    "parameters before": "剪枝前参数量",
+    "parameters after": "剪枝后参数量",
+    "training rows": "训练行数",
+    "validation rows": "验证行数",
+    "text passages": "纯文本段数",
+    "tokens per epoch": "每轮词元数",
+    "supervised share": "受监督词元比例",
+    "steps": "步数",
+    "train loss first": "最初训练损失",
+    "train loss last": "最后训练损失",
+    "validation loss first": "最初验证损失",
+    "validation loss best": "最低验证损失",
+    "validation loss last": "最后验证损失",
+    "tokens per second": "词元/秒",
+    "training seconds": "训练秒数",
+    "tensors": "张量数",
+    "changed": "改变的张量数",
+    "bytes": "字节数",
+    "quantization": "量化类型",
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +200,7 @@ ENGLISH = Words(
     measure=("measure", "value"),
     setting=("setting", "value"),
     curve=("step", "training loss", "validation loss"),
-    measures=measures_explained.ENGLISH,
+    measures=MEASURES_ENGLISH,
     stage_measures={},  # a run.json names them in English already
     explained=("measure", "what it says"),
     compared="measure",
@@ -104,8 +242,8 @@ CHINESE = Words(
     measure=("指标", "数值"),
     setting=("设置", "数值"),
     curve=("步", "训练损失", "验证损失"),
-    measures=measures_explained.CHINESE,
-    stage_measures=measures_explained.OF_STAGES,
+    measures=MEASURES_CHINESE,
+    stage_measures=OF_STAGES,
     explained=("指标", "含义"),
     compared="指标",
     stages=("步骤", "秒", "内存峰值"),

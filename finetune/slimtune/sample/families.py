@@ -15,10 +15,10 @@ from pathlib import Path
 
 import yaml
 
-LANGUAGES = ("en", "zh")
+SAMPLE_LANGUAGES = ("en", "zh")
 LEXICON = yaml.safe_load(Path(__file__).with_name("lexicon.yaml").read_text(encoding="utf-8"))
 
-Part = str | int
+PhrasePart = str | int
 Slots = dict[str, str]
 
 _KINDS: dict[str, dict[str, str]] = LEXICON["kinds"]
@@ -50,14 +50,14 @@ class Family:
 
     name: str
     about: str
-    keys: tuple[tuple[Part, ...], ...]
+    keys: tuple[tuple[PhrasePart, ...], ...]
     slots: Callable[..., Slots]
     answer: Callable[..., str]
 
-    def fact(self, key: tuple[Part, ...]) -> str:
+    def fact(self, key: tuple[PhrasePart, ...]) -> str:
         return f"{self.about}:" + "-".join(map(str, key))
 
-    def key(self, fact: str) -> tuple[Part, ...]:
+    def key(self, fact: str) -> tuple[PhrasePart, ...]:
         """The parts of a fact's name; the inverse of `fact`."""
         parts = fact.partition(":")[2].split("-")
         return tuple(int(part) if part.isdigit() else part for part in parts)
@@ -90,7 +90,7 @@ def _names(table: str) -> tuple[tuple[str], ...]:
     return tuple((row[0],) for row in LEXICON[table]["rows"])
 
 
-def _listed(language: str, *items: Part) -> str:
+def _listed(language: str, *items: PhrasePart) -> str:
     return ", ".join(str(i) if isinstance(i, int) else say(i, language) for i in items)
 
 
@@ -98,7 +98,7 @@ def _word_slots(language: str, word: str) -> Slots:
     return {"word": say(word, language)}
 
 
-def _list_slots(language: str, *items: Part) -> Slots:
+def _list_slots(language: str, *items: PhrasePart) -> Slots:
     return {"list": _listed(language, *items)}
 
 
@@ -241,7 +241,7 @@ def _words() -> Iterator[Family]:
     )
 
 
-FAMILIES: dict[str, Family] = {
+FACT_FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (*_arithmetic(), *_numbers(), *_lists(), *_people_and_towns(), *_words())
 }

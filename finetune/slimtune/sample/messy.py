@@ -13,8 +13,8 @@ import numpy as np
 
 from slimtune.config.data import Data
 from slimtune.data import splits
-from slimtune.data.text import skeleton
-from slimtune.sample.kinds import Row, question, write_lines
+from slimtune.data.similarity import skeleton
+from slimtune.sample.kinds import SampleRow, question, write_lines
 
 FILE = "raw_data_messy.jsonl"
 _MOST_ROWS = 400
@@ -25,7 +25,7 @@ _WIDE = {ord(char): ord(char) + 0xFEE0 for char in "0123456789,?"}
 Line = dict[str, object]
 
 
-def write_messy(file: Path, rows: list[Row], settings: Data, seed: int) -> dict[str, int]:
+def write_messy(file: Path, rows: list[SampleRow], settings: Data, seed: int) -> dict[str, int]:
     """Write the file; what prepare_data's report must say of it, by the report's own names.
 
     Leaks need a test split and rows that stay together by `fact`, as the default settings have it.
@@ -53,12 +53,12 @@ def write_messy(file: Path, rows: list[Row], settings: Data, seed: int) -> dict[
     return {"rows_in": len(lines) + 1, **planted}
 
 
-def _far_apart(rows: list[Row]) -> list[Row]:
+def _far_apart(rows: list[SampleRow]) -> list[SampleRow]:
     """The rows whose question no row before them asks but for case, width and punctuation."""
     return list({skeleton(question(row)): row for row in reversed(rows)}.values())[::-1]
 
 
-def _line(row: Row, draw: random.Random) -> Line:
+def _line(row: SampleRow, draw: random.Random) -> Line:
     turns = [
         {"role": "user", "content": question(row)},
         {"role": "assistant", "content": row["output"]},
@@ -150,7 +150,7 @@ _ODD: dict[_Fault, str] = {
 }
 
 
-def _leaks(base: list[Row], settings: Data, draw: random.Random) -> list[Line]:
+def _leaks(base: list[SampleRow], settings: Data, draw: random.Random) -> list[Line]:
     """Questions of the test split asked again under another fact, which puts them into training."""
     if settings.group_column != "fact":
         return []
@@ -158,7 +158,7 @@ def _leaks(base: list[Row], settings: Data, draw: random.Random) -> list[Line]:
     return [_leak(row, settings, draw) for row in tested]
 
 
-def _leak(row: Row, settings: Data, draw: random.Random) -> Line:
+def _leak(row: SampleRow, settings: Data, draw: random.Random) -> Line:
     other = next(
         name
         for name in (f"{row['fact']} again {number}" for number in range(1000))
@@ -169,4 +169,4 @@ def _leak(row: Row, settings: Data, draw: random.Random) -> Line:
 
 def _split(fact: str, settings: Data) -> int:
     place = splits.position(f"fact\n{fact}".encode(), settings.seed)
-    return int(splits.assign(np.array([place]), splits.shares(settings))[0])
+    return int(splits.assign(np.array([place]), splits.split_bounds(settings))[0])

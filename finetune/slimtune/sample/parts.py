@@ -1,7 +1,11 @@
-"""The parts that create_sample_data makes, each finished on its own: a stopped run goes on."""
+"""The parts that create_sample_data makes, each finished on its own: a stopped run goes on.
+
+The sample models as they ship: bf16 weights beside the library.
+"""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,14 +23,13 @@ from slimtune.artifacts import (
 from slimtune.config import Config
 from slimtune.console import near, note
 from slimtune.sample import messy
-from slimtune.sample.kinds import KINDS, as_csv, as_json
-from slimtune.sample.shipped import unpack
-from slimtune.sample.world import rows, text
+from slimtune.sample.kinds import SAMPLE_KINDS, as_csv, as_json
+from slimtune.sample.world import rows, world_text
 
 _STAGE = "create_sample_data"
 _RAW, _TEXT = "raw_data.json", "sample_text.txt"
 _ROWS = ("sample.rows", "sample.seed")
-_FILES = {kind: name for kind, (name, _) in KINDS.items()} | {"messy": messy.FILE}
+_FILES = {kind: name for kind, (name, _) in SAMPLE_KINDS.items()} | {"messy": messy.FILE}
 _SPLIT = ("data.validation_ratio", "data.test_ratio", "data.group_column", "data.seed")
 
 
@@ -131,13 +134,13 @@ def _fill_raw(stage: Stage) -> None:
     as_json(stage.folder / _RAW, written)
     as_csv(stage.folder / "raw_data.csv", written)
     with (stage.folder / _TEXT).open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in text(sample.seed, sample.text_lines))
+        file.writelines(f"{line}\n" for line in world_text(sample.seed, sample.text_lines))
     stage.metrics["rows"] = len(written)
 
 
 def _fill_kind(kind: str, stage: Stage) -> None:
     sample = stage.config.sample
-    name, write = KINDS[kind]
+    name, write = SAMPLE_KINDS[kind]
     write(stage.folder / name, rows(sample.seed, sample.rows))
 
 
@@ -164,3 +167,14 @@ def _lessons(config: Config) -> list[list[dict[str, str]]]:
 
     raw = config.data.model_copy(update={"input": config.sample.output_dir / _RAW})
     return [row["messages"] for row in preparation.prepare(raw).rows("train")]
+
+
+WEIGHTS = Path(__file__).parent / "weights"
+SAMPLE_MODELS = ("base", "teacher")
+
+
+def unpack(folder: Path) -> list[Path]:
+    """Copy the shipped models to `folder`/base and `folder`/teacher; returns the two folders."""
+    return [
+        Path(shutil.copytree(WEIGHTS / n, folder / n, dirs_exist_ok=True)) for n in SAMPLE_MODELS
+    ]

@@ -23,8 +23,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from slimtune import prompts
 from slimtune.models import tokenizers
-from slimtune.prompts import Message
-from slimtune.sample.world import text
+from slimtune.prompts import ChatMessage
+from slimtune.sample.world import world_text
 
 LAYERS = {"base": 3, "teacher": 4}
 VOCABULARY = 1024
@@ -42,13 +42,13 @@ _BOS, _EOS = 1, 2
 _LAST_LINE_SHARE = 0.4  # a document ends after a line with this chance: 2.5 lines on average
 _LOG_EVERY = 200
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def train_models(
     output_folder: Path,
     seed: int,
-    train_rows: Sequence[Sequence[Message]],
+    train_rows: Sequence[Sequence[ChatMessage]],
     rounds: Mapping[str, Sequence[tuple[int, float]]] = ROUNDS,
 ) -> None:
     """Write `output_folder`/base and /teacher: tokenizer, bf16 weights, configs.
@@ -62,18 +62,18 @@ def train_models(
         torch.manual_seed(seed)
         model = LlamaForCausalLM(model_config(layers))
         for number, (steps, rate) in enumerate(rounds[name]):
-            logger.info("%s reads: %d parameters, %d steps", name, model.num_parameters(), steps)
-            read(model, blocks(processor, seed + layers + number), steps, rate)
+            _log.info("%s reads: %d parameters, %d steps", name, model.num_parameters(), steps)
+            pretrain(model, token_blocks(processor, seed + layers + number), steps, rate)
         if name == "teacher":
             model = teach(model, [encoded(tokenizer, row) for row in train_rows], seed)
-        save(model, tokenizer, output_folder / name)
+        save_sample_model(model, tokenizer, output_folder / name)
 
 
 def train_tokenizer(folder: Path, seed: int) -> sentencepiece.SentencePieceProcessor:
     """Llama-2's own kind of tokenizer (SentencePiece BPE, byte fallback) for the world's text."""
     model = io.BytesIO()  # with a file instead, its path would be written into the model
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=text(seed, _TOKENIZER_LINES),
+        sentence_iterator=world_text(seed, _TOKENIZER_LINES),
         model_writer=model,
         model_type="bpe",
         vocab_size=VOCABULARY,
@@ -110,7 +110,9 @@ def model_config(layers: int) -> LlamaConfig:
     )
 
 
-def blocks(processor: sentencepiece.SentencePieceProcessor, seed: int) -> Iterator[torch.Tensor]:
+def token_blocks(
+    processor: sentencepiece.SentencePieceProcessor, seed: int
+) -> Iterator[torch.Tensor]:
     """Endless batches, BLOCKS_PER_STEP x BLOCK_TOKENS ids: documents, BOS to EOS, without gaps."""
     size = BLOCKS_PER_STEP * BLOCK_TOKENS
     ids = itertools.chain.from_iterable(_documents(processor, seed))
@@ -123,7 +125,7 @@ def _documents(processor: sentencepiece.SentencePieceProcessor, seed: int) -> It
     newline = processor.piece_to_id("<0x0A>")
     document = [_BOS]
     for number in itertools.count():
-        for line in text(seed * 1_000_003 + number, 1000):
+        for line in world_text(seed * 1_000_003 + number, 1000):
             document += processor.encode(line)
             ends = draw.random() < _LAST_LINE_SHARE
             document.append(_EOS if ends else newline)
@@ -132,7 +134,7 @@ def _documents(processor: sentencepiece.SentencePieceProcessor, seed: int) -> It
                 document = [_BOS]
 
 
-def read(
+def pretrain(
     model: LlamaForCausalLM, batches: Iterator[torch.Tensor], steps: int, rate: float
 ) -> float:
     """Next-token training on plain text; returns the mean loss of the last steps."""
@@ -157,17 +159,17 @@ def teach(
     return adapted.merge_and_unload()
 
 
-def encoded(tokenizer: object, messages: Sequence[Message]) -> prompts.Encoded:
+def encoded(tokenizer: object, messages: Sequence[ChatMessage]) -> prompts.Encoded:
     return prompts.encode(tokenizer, messages, prompts.template("llama2"))
 
 
-def save(model: LlamaForCausalLM, tokenizer: object, folder: Path) -> None:
+def save_sample_model(model: LlamaForCausalLM, tokenizer: object, folder: Path) -> None:
     """bf16 safetensors, configs and tokenizer files: a model folder like any other."""
     model.generation_config = GenerationConfig(
         bos_token_id=_BOS, eos_token_id=_EOS, pad_token_id=tokenizer.pad_token_id
     )
     model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizers.save(tokenizer, folder)
+    tokenizers.save_tokenizer(tokenizer, folder)
 
 
 def _shuffled(
@@ -209,7 +211,7 @@ def _descend(
         schedule.step()
         recent = [*recent[1 - _LOG_EVERY :], loss.item()]
         if step % _LOG_EVERY == 0:
-            logger.info("step %d/%d: loss %.4f", step, steps, sum(recent) / len(recent))
+            _log.info("step %d/%d: loss %.4f", step, steps, sum(recent) / len(recent))
     return sum(recent) / max(1, len(recent))
 
 

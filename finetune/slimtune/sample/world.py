@@ -15,16 +15,17 @@ from pathlib import Path
 
 import yaml
 
-from slimtune.sample.families import FAMILIES, LANGUAGES, Family
+from slimtune.sample.families import FACT_FAMILIES, SAMPLE_LANGUAGES, Family
 
 _PHRASES = yaml.safe_load(Path(__file__).with_name("phrases.yaml").read_text(encoding="utf-8"))
 _FRAMES = _PHRASES.pop("frames")
-_NAMES = list(FAMILIES)
+_NAMES = list(FACT_FAMILIES)
 # Large families are rules (sorting), small ones facts to remember, which need more turns each;
 # what depends on two words at once (a sum, a count) is learned last and told most.
 _HARD = {"add": 2.5, "subtract": 2.5, "multiply": 2.0, "convert": 1.5, "count": 2.0, "first": 1.5}
 _WEIGHTS = [
-    min(len(family.keys), 100) ** 0.5 * _HARD.get(name, 1.0) for name, family in FAMILIES.items()
+    min(len(family.keys), 100) ** 0.5 * _HARD.get(name, 1.0)
+    for name, family in FACT_FAMILIES.items()
 ]
 _PROSE_SHARE = 0.4
 # Copied signs train the embedding of every character of a prompt template without showing one.
@@ -51,17 +52,17 @@ def rows(seed: int, count: int) -> list[dict[str, str]]:
     return list(seen.values())
 
 
-def check(row: dict[str, str], answer: str) -> bool:
+def check_answer(row: dict[str, str], answer: str) -> bool:
     """Whether `answer` is right, worked out again from the row's fact.
 
     Case, width, spaces and a final full stop do not count.
     """
-    family = FAMILIES[row["family"]]
+    family = FACT_FAMILIES[row["family"]]
     truth = family.answer(row["language"], *family.key(row["fact"]))
     return _plain(answer) == _plain(truth)
 
 
-def text(seed: int, lines: int) -> Iterator[str]:
+def world_text(seed: int, lines: int) -> Iterator[str]:
     """`lines` lines of plain text, each a few sentences about facts from the whole world."""
     draw = random.Random(seed)
     for _ in range(lines):
@@ -69,8 +70,8 @@ def text(seed: int, lines: int) -> Iterator[str]:
 
 
 def _draw_fact(draw: random.Random) -> tuple[Family, tuple, str]:
-    family = FAMILIES[draw.choices(_NAMES, _WEIGHTS)[0]]
-    return family, draw.choice(family.keys), draw.choice(LANGUAGES)
+    family = FACT_FAMILIES[draw.choices(_NAMES, _WEIGHTS)[0]]
+    return family, draw.choice(family.keys), draw.choice(SAMPLE_LANGUAGES)
 
 
 def _question(draw: random.Random, family: Family, key: tuple, language: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from slimtune.config import Config, Options
 from slimtune.console import SettingsError
 from slimtune.settings.flags import flags_of, is_list, read_flags, section_fields
-from slimtune.settings.yaml_file import Given, Mistake, SettingPath, Written, read_yaml
+from slimtune.settings.yaml_file import Given, Mistake, SettingPath, WrittenSettings, read_yaml
 
 PROJECT = Path(__file__).resolve().parents[3]
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -34,14 +34,14 @@ class SettingsErrors(SettingsError):
         return "\n".join(str(SettingsError(m.what, m.why, m.cure)) for m in self.mistakes)
 
 
-def read(script: str, doc: str, arguments: Sequence[str]) -> tuple[Config, bool]:
+def read_settings(script: str, doc: str, arguments: Sequence[str]) -> tuple[Config, bool]:
     """The settings of a run of `script`, and whether they are only to be printed.
 
     Raises SettingsError naming every unknown name, malformed value and contradiction.
     """
     options, flags = read_flags(script, doc, arguments)
     file = _config_file(options.config)
-    written = read_yaml(file) if file else Written()
+    written = read_yaml(file) if file else WrittenSettings()
     mistakes = [*written.mistakes, *_unknown_names(written), *flags.mistakes]
     given = _merge(written, flags)
     config, wrong_values = _validate(given, script)
@@ -70,7 +70,7 @@ def _config_file(named: str | None) -> Path | None:
     return None
 
 
-def _unknown_names(written: Written) -> list[Mistake]:
+def _unknown_names(written: WrittenSettings) -> list[Mistake]:
     mistakes = []
     for section, fields in written.sections.items():
         if section not in Config.model_fields:
@@ -92,7 +92,7 @@ def _unknown(where: str, name: str, shown: str, kind: str, known: Any) -> Mistak
     return Mistake(f"{where}: {shown}", f"there is no such {kind}", cure)
 
 
-def _merge(*sources: Written) -> dict[SettingPath, Given]:
+def _merge(*sources: WrittenSettings) -> dict[SettingPath, Given]:
     return {
         (section, name): given
         for source in sources

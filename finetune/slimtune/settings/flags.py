@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from slimtune.config import SCRIPTS, Config
 from slimtune.console import SettingsError
-from slimtune.settings.yaml_file import Given, Mistake, SettingPath, Written, scalar
+from slimtune.settings.yaml_file import Given, Mistake, SettingPath, WrittenSettings, scalar
 
 _RUN = {
     "config": "settings file (default: the project's config.yaml)",
@@ -54,11 +54,11 @@ def is_list(field: FieldInfo) -> bool:
 
 def read_flags(
     script: str, doc: str, arguments: Sequence[str]
-) -> tuple[argparse.Namespace, Written]:
+) -> tuple[argparse.Namespace, WrittenSettings]:
     """The options of this run and the settings given as flags; unknown flags are mistakes."""
     flags = flags_of(script)
     options, unknown = _parser(script, doc, flags).parse_known_args(arguments)
-    written = Written(mistakes=list(_unknown(unknown, [*_RUN, *flags])))
+    written = WrittenSettings(mistakes=list(_unknown(unknown, [*_RUN, *flags])))
     for flag, (section, name) in flags.items():
         text = getattr(options, f"{section}.{name}")
         if text is not None:

@@ -36,7 +36,7 @@ class Given:
 
 
 @dataclass
-class Written:
+class WrittenSettings:
     """Everything found in one source: {section: {field: Given}} and the mistakes met on the way."""
 
     sections: dict[str, dict[str, Given]] = field(default_factory=dict)
@@ -65,7 +65,7 @@ def scalar(text: str) -> Any:
     return loader.construct_object(yaml.ScalarNode(tag, text), deep=True)
 
 
-def read_yaml(file: Path) -> Written:
+def read_yaml(file: Path) -> WrittenSettings:
     """The settings of a config.yaml; raises SettingsError where it is no YAML at all."""
     try:
         root = yaml.compose(file.read_text(encoding="utf-8-sig"), Loader=_Yaml12)
@@ -76,7 +76,7 @@ def read_yaml(file: Path) -> Written:
             " ".join(str(getattr(error, "problem", None) or error).split()),
             "mend that line: UTF-8, two spaces of indentation, a space after each colon",
         ) from None
-    written = Written()
+    written = WrittenSettings()
     folder = file.resolve().parent
     for section, body, where in _pairs(root, file.name, "", written.mistakes):
         written.lines[section] = where

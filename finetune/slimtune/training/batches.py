@@ -13,10 +13,10 @@ import torch
 from torch.nn import functional as F
 
 from slimtune.console import InputError
-from slimtune.models import products
+from slimtune.machine import onednn
 from slimtune.prompts import IGNORED, encode
 
-Row = dict[str, Any]
+TrainingRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedRows:
     """The samples of a file of rows, and how many rows were shortened or did not fit at all."""
 
     samples: list[Sample]
@@ -45,7 +45,9 @@ class Encoded:
     dropped: int
 
 
-def encode_rows(rows: Sequence[Row], tokenizer: Any, template: str, max_length: int) -> Encoded:
+def encode_rows(
+    rows: Sequence[TrainingRow], tokenizer: Any, template: str, max_length: int
+) -> EncodedRows:
     """Samples of at most `max_length` tokens under the prompt template.
 
     Raises InputError, with the row's file and line, when one would teach nothing, would not teach
@@ -71,7 +73,7 @@ def encode_rows(rows: Sequence[Row], tokenizer: Any, template: str, max_length: 
             f"{dropped} of {len(rows)} rows have answers longer than {max_length} tokens",
             "raise --max-length",
         )
-    return Encoded(samples, shortened, dropped)
+    return EncodedRows(samples, shortened, dropped)
 
 
 def _require_sound(sample: Sample, tokenizer: Any, where: str) -> None:
@@ -124,14 +126,14 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def filled(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def padded(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """`batch` with as many blank tokens after it as `products.filled` wants, on a CPU.
 
     They are a sample of their own: no other attends to it, and no label is in it. All are at
     position 0, because some kinds of rope look at the largest.
     """
     tokens = batch["input_ids"].shape[1]
-    blanks = products.filled(tokens) - tokens
+    blanks = onednn.padded_length(tokens) - tokens
     if not blanks or device.type != "cpu":
         return batch
     return batch | {

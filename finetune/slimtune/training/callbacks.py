@@ -1,9 +1,21 @@
-"""What a run says while it runs: one bar on a terminal, plain lines elsewhere."""
+"""Ctrl-C and SIGTERM: the step is finished and saved, then the run ends.
+
+NEFTune (arXiv:2310.05914): noise on the embeddings in training, none in evaluation or on disk.
+
+transformers' own reckons the noise by the row's length; a padding-free row holds a whole batch, so
+there it would be too weak by the square root of the batch size. Here each sample counts alone.
+
+What a run says while it runs: one bar on a terminal, plain lines elsewhere.
+"""
 
 import logging
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 import psutil
 import torch
@@ -15,9 +27,92 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from slimtune.console import size
+from slimtune.console import note, size
+from slimtune.training.forward import causal_model
+
+
+class Interruption(TrainerCallback):
+    """Asks the trainer to save and stop at the end of the step in which a signal came."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within, the first Ctrl-C or SIGTERM is a request; a second Ctrl-C ends the run at once.
+
+        A second SIGTERM changes nothing: launchers pass Ctrl-C on as both.
+        """
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, self._ask) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt("at once: the last checkpoint is what --resume goes on from")
+        if not self.asked:
+            note("finishing this step and saving it; Ctrl-C again ends at once")
+        self.asked = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        if args.world_size > 1:
+            self.asked = self._anybody(args.device)
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+    def _anybody(self, device: torch.device) -> bool:
+        """Whether any process was asked: all must stop at the same step, or none ever ends."""
+        asked = torch.tensor([float(self.asked)], device=device)
+        torch.distributed.all_reduce(asked)
+        return bool(asked.item())
+
+
+@contextmanager
+def neftune(model: nn.Module, alpha: float) -> Iterator[None]:
+    """Within, and while the model trains, each embedding e of a sample of n tokens becomes
+    e + u, u uniform in ±alpha / √(n · hidden size). An `alpha` of 0 does nothing."""
+    if alpha == 0:
+        yield
+        return
+    causal = causal_model(model)
+    positions: list[torch.Tensor] = []
+
+    def remember(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        positions[:] = [kwargs["position_ids"]]
+
+    def add_noise(module: nn.Module, args: tuple, embedded: torch.Tensor) -> torch.Tensor:
+        if not module.training:
+            return embedded
+        bound = alpha / (lengths(positions[0]) * embedded.shape[-1]).sqrt()
+        noise = torch.zeros_like(embedded).uniform_(-1, 1)
+        return embedded + noise * bound[..., None].to(embedded.dtype)
+
+    hooks = [
+        # On the decoder: peft calls the causal model's forward without its hooks.
+        causal.base_model.register_forward_pre_hook(remember, with_kwargs=True),
+        causal.get_input_embeddings().register_forward_hook(add_noise),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def lengths(positions: torch.Tensor) -> torch.Tensor:
+    """For each token the length of its sample; `positions` (1, tokens) count from 0 in each."""
+    samples = (positions[0] == 0).cumsum(0) - 1
+    return samples.bincount()[samples][None]
+
 
 _log = logging.getLogger(__name__)
 

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 STATE = "trainer_state.json"
-MANIFEST = "checkpoint.json"
+CHECKPOINT_MANIFEST = "checkpoint.json"
 _KEPT = 2  # the newest and the best
 _OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"
 _PICKLED_ARGUMENTS = "training_args.bin"  # the Trainer writes it, nothing reads it
 
 
-def save(trainer: "SlimTrainer") -> None:
+def save_checkpoint(trainer: "SlimTrainer") -> None:
     """Write `checkpoint-N` of this step; every process takes part, the first one owns the files."""
     folder, state = Path(trainer.args.output_dir), trainer.state
     final = folder / f"checkpoint-{state.global_step}"
@@ -65,7 +65,7 @@ def save(trainer: "SlimTrainer") -> None:
 
 def _save_optimizer(trainer: "SlimTrainer", folder: Path) -> None:
     """Its state is whole in the file, however many processes hold a part of it."""
-    state = sharding.whole(trainer.optimizer.state_dict())
+    state = sharding.gather_parts(trainer.optimizer.state_dict())
     if trainer.args.should_save:
         torch.save(state, folder / _OPTIMIZER)
         torch.save(trainer.lr_scheduler.state_dict(), folder / _SCHEDULER)
@@ -75,7 +75,7 @@ def load_optimizer(trainer: "SlimTrainer", checkpoint: Path) -> None:
     """Optimizer and schedule as they were when `checkpoint` was written."""
     # On the CPU first: whole, the moments of a sharded model may fit on no GPU.
     state = torch.load(checkpoint / _OPTIMIZER, map_location="cpu", weights_only=True)
-    trainer.optimizer.load_state_dict(sharding.in_parts(state, trainer.optimizer))
+    trainer.optimizer.load_state_dict(sharding.scatter_optimizer_state(state, trainer.optimizer))
     trainer.lr_scheduler.load_state_dict(torch.load(checkpoint / _SCHEDULER, weights_only=True))
 
 
@@ -92,7 +92,7 @@ def _seal(partial: Path, final: Path, facts: dict[str, Any]) -> None:
     sums = {file.relative_to(partial).as_posix(): sha256(file) for file in files}
     for file in files:
         _flush(file)
-    write_json(partial / MANIFEST, facts | {"files": sums})
+    write_json(partial / CHECKPOINT_MANIFEST, facts | {"files": sums})
     _flush(partial)
     shutil.rmtree(final, ignore_errors=True)  # a broken one that a resumed run has passed over
     partial.rename(final)
@@ -141,9 +141,9 @@ def to_resume(folder: Path, conditions: Mapping[str, str]) -> Path | None:
 
 def _broken_file(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint: the first file that is not as it was written."""
-    manifest = _read(checkpoint / MANIFEST)
+    manifest = _read(checkpoint / CHECKPOINT_MANIFEST)
     if manifest is None:
-        return f"{MANIFEST} is missing or unreadable"
+        return f"{CHECKPOINT_MANIFEST} is missing or unreadable"
     for name, expected in manifest["files"].items():
         if not (checkpoint / name).is_file() or sha256(checkpoint / name) != expected:
             return f"{name} is missing or damaged"
@@ -152,7 +152,7 @@ def _broken_file(checkpoint: Path) -> str | None:
 
 def finished(checkpoint: Path) -> bool:
     """Whether the run that wrote it had come to its end: only its result was not written yet."""
-    manifest = _read(checkpoint / MANIFEST)
+    manifest = _read(checkpoint / CHECKPOINT_MANIFEST)
     return manifest is not None and manifest["finished"]
 
 

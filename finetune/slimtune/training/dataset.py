@@ -19,9 +19,9 @@ from slimtune.console import InputError, SettingsError, near
 from slimtune.data.rows import beside, read_rows
 from slimtune.models import tokenizers
 from slimtune.models.checkpoints import EMBEDDING, Checkpoint
-from slimtune.models.hub import resolve
+from slimtune.models.folders import local_folder
 from slimtune.prompts import IGNORED
-from slimtune.training.batches import Encoded, Sample, encode_rows
+from slimtune.training.batches import EncodedRows, Sample, encode_rows
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _SHOWN_ROWS = 2
 
 
 @dataclass(frozen=True)
-class Lessons:
+class Dataset:
     """What a run learns from: the tokenizer with its template, training and validation samples."""
 
     tokenizer: PreTrainedTokenizerFast
@@ -57,18 +57,18 @@ class Lessons:
         }
 
 
-def read_lessons(model: str, template_name: str, settings: Training) -> Lessons:
+def read_dataset(model: str, template_name: str, settings: Training) -> Dataset:
     """Samples of the training rows, and of the validation rows named or found beside them.
 
     Raises InputError for a row that teaches nothing or no end, for a doubled BOS, and for a
     tokenizer that does not fit the model or pads with its end token; SettingsError when more rows
     than allowed are longer than max_length.
     """
-    tokenizer = tokenizers.load(model)
-    rows = Checkpoint(resolve(model)).shapes[EMBEDDING][0]
+    tokenizer = tokenizers.load_tokenizer(model)
+    rows = Checkpoint(local_folder(model)).shapes[EMBEDDING][0]
     tokenizers.check_vocabulary(tokenizer, rows)
     _require_padding(tokenizer)
-    tokenizer.chat_template = prompts.resolve(template_name, tokenizer.chat_template)
+    tokenizer.chat_template = prompts.resolve_template(template_name, tokenizer.chat_template)
     validation_file = settings.val_data or beside(settings.train_data, "validation")
     train = _encode(settings.train_data, tokenizer, settings)
     validation = _encode(validation_file, tokenizer, settings).samples if validation_file else []
@@ -76,10 +76,10 @@ def read_lessons(model: str, template_name: str, settings: Training) -> Lessons:
         _log.info("no validation rows: the last step is kept, not the best")
     _show(train.samples[:_SHOWN_ROWS], tokenizer)
     files = [settings.train_data, *([validation_file] if validation_file else [])]
-    return Lessons(tokenizer, train.samples, validation, files)
+    return Dataset(tokenizer, train.samples, validation, files)
 
 
-def _encode(file: Path, tokenizer: PreTrainedTokenizerFast, settings: Training) -> Encoded:
+def _encode(file: Path, tokenizer: PreTrainedTokenizerFast, settings: Training) -> EncodedRows:
     rows = read_rows(file)
     encoded = encode_rows(rows, tokenizer, tokenizer.chat_template, settings.max_length)
     cut = encoded.shortened + encoded.dropped

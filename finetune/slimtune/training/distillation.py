@@ -20,14 +20,14 @@ from slimtune.config import Config, Distillation
 from slimtune.console import InputError, QualityError, SettingsError, near
 from slimtune.models import loading, tokenizers
 from slimtune.models.checkpoints import Checkpoint
-from slimtune.models.hub import resolve
+from slimtune.models.folders import local_folder
 from slimtune.training import lora, losses, sharding, teachers
 from slimtune.training.batches import Sample, encode_text
 from slimtune.training.curve import Curve
+from slimtune.training.dataset import Dataset
 from slimtune.training.divergences import DIVERGENCES
 from slimtune.training.fitting import fit
 from slimtune.training.initialisation import Start, start_of
-from slimtune.training.reading import Lessons
 from slimtune.training.trainer import SlimTrainer
 
 _log = logging.getLogger(__name__)
@@ -49,15 +49,15 @@ class DistillationTrainer(SlimTrainer):
     part_names = ("loss", "kd", "ce")
 
     def __init__(
-        self, *args: Any, teacher: teachers.Teacher, lesson: Distillation, **kwargs: Any
+        self, *args: Any, teacher: teachers.Teacher, settings: Distillation, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self.teacher = teacher
         self.mixed = partial(
             losses.distillation,
-            divergence=DIVERGENCES[lesson.divergence],
-            alpha=lesson.alpha,
-            temperature=lesson.temperature,
+            divergence=DIVERGENCES[settings.divergence],
+            alpha=settings.alpha,
+            temperature=settings.temperature,
         )
 
     def loss_of(self, batch: dict[str, Any], positions: torch.Tensor) -> losses.Loss:
@@ -66,7 +66,7 @@ class DistillationTrainer(SlimTrainer):
         return lambda logits, rows: self.mixed(logits, targets[rows], said(rows))
 
 
-def numbered(*groups: Sequence[Sample]) -> list[list[Sample]]:
+def numbered_samples(*groups: Sequence[Sample]) -> list[list[Sample]]:
     """The groups with one running index over all their samples: their places in one cache."""
     start, result = 0, []
     for group in groups:
@@ -75,16 +75,16 @@ def numbered(*groups: Sequence[Sample]) -> list[list[Sample]]:
     return result
 
 
-def require_pair(config: Config, student: str, lessons: Lessons) -> None:
+def require_teachable(config: Config, student: str, dataset: Dataset) -> None:
     """InputError unless the teacher is a whole model, with the student's vocabulary where the two
     are compared token by token, and the student one that can learn; SettingsError for choices that
     a shared out student does not allow."""
     sharding.require_supported(config, whole=config.distillation.student == "full")
     teacher = config.distillation.teacher_model
-    resolve(teacher)
+    local_folder(teacher)
     if config.distillation.mode != "sequence":
-        require_same_vocabulary(tokenizers.load(teacher), lessons.tokenizer)
-    learner = Checkpoint(resolve(student))
+        require_same_vocabulary(tokenizers.load_tokenizer(teacher), dataset.tokenizer)
+    learner = Checkpoint(local_folder(student))
     learner.require_full_precision("train a student")
     if "sparsity" in learner.config and config.distillation.student == "full":
         _log.warning(
@@ -125,19 +125,19 @@ def stages_for(config: Config) -> list[str]:
 
 
 def samples_of(
-    config: Config, lessons: Lessons, text: Sequence[str]
+    config: Config, dataset: Dataset, text: Sequence[str]
 ) -> tuple[list[Sample], list[Sample]]:
     """What is learned from and what judges, numbered as the teacher's cache numbers them."""
-    rows, judges = kept_aside(lessons)
-    passages = encode_text(text, lessons.tokenizer, config.training.max_length)
-    train, validation = numbered([*rows, *passages], judges)
+    rows, judges = kept_aside(dataset)
+    passages = encode_text(text, dataset.tokenizer, config.training.max_length)
+    train, validation = numbered_samples([*rows, *passages], judges)
     return train, validation
 
 
 def distil(
     config: Config,
     student: str,
-    lessons: Lessons,
+    dataset: Dataset,
     text: Sequence[str],
     checkpoints: Path,
     *,
@@ -151,11 +151,11 @@ def distil(
     InputError for different vocabularies, QualityError for a student that got worse.
     """
     settings = config.distillation
-    require_pair(config, student, lessons)
-    train, validation = samples_of(config, lessons, text)
+    require_teachable(config, student, dataset)
+    train, validation = samples_of(config, dataset, text)
     options: dict[str, Any] = {}
     if settings.mode != "sequence":
-        options = {"trainer_class": DistillationTrainer, "lesson": settings}
+        options = {"trainer_class": DistillationTrainer, "settings": settings}
         options["teacher"] = teachers.choose(config, [*train, *validation])
     if settings.student == "lora":
         options["loraplus_ratio"] = config.lora.loraplus_ratio
@@ -177,20 +177,20 @@ def distil(
 
 
 def _learner(config: Config, student: str) -> tuple[PreTrainedModel | PeftModel, Start | None]:
-    model = loading.load(student, shares=sharding.shares(), **teachers.compute(config))
+    model = loading.load_model(student, shares=sharding.weight_parts(), **teachers.compute(config))
     if config.distillation.student == "full":
         return model.float(), None
     adapted = lora.attach(model, config.lora, seed=config.training.seed)
     return adapted, start_of(adapted, config.lora)
 
 
-def kept_aside(lessons: Lessons) -> tuple[list[Sample], list[Sample]]:
+def kept_aside(dataset: Dataset) -> tuple[list[Sample], list[Sample]]:
     """Rows to learn from and rows to judge by: a student that got worse must be noticed."""
-    if lessons.validation or len(lessons.train) < 2:
-        return lessons.train, lessons.validation
-    judges = lessons.train[::_KEPT_ASIDE]
+    if dataset.validation or len(dataset.train) < 2:
+        return dataset.train, dataset.validation
+    judges = dataset.train[::_KEPT_ASIDE]
     _log.info("no validation rows: %d training rows are kept aside to judge by", len(judges))
-    return [row for i, row in enumerate(lessons.train) if i % _KEPT_ASIDE], judges
+    return [row for i, row in enumerate(dataset.train) if i % _KEPT_ASIDE], judges
 
 
 def passages_of(config: Config) -> list[str]:

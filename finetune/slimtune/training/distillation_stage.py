@@ -13,27 +13,20 @@ from slimtune.config import Config
 from slimtune.console import first_process
 from slimtune.models import loading, merging, tokenizers
 from slimtune.models.checkpoints import EMBEDDING, Checkpoint
-from slimtune.models.hub import resolve
-from slimtune.training import (
-    card,
-    conditions,
-    distillation,
-    estimates,
-    lora,
-    sharding,
-    teachers,
-)
+from slimtune.models.folders import local_folder
+from slimtune.report import model_card
+from slimtune.training import distillation, estimates, lora, prechecks, sharding, teachers
 from slimtune.training.checkpoints import to_resume
 from slimtune.training.curve import Curve
-from slimtune.training.reading import Lessons
-from slimtune.training.stages import done_with
+from slimtune.training.dataset import Dataset
+from slimtune.training.pipeline import done_with
 from slimtune.training.timing import dry_run
 
 
 def distil_student(
     config: Config,
     student: str,
-    lessons: Lessons,
+    dataset: Dataset,
     text: Sequence[str],
     final: Path,
     checkpoints: Path,
@@ -42,43 +35,45 @@ def distil_student(
     teacher = config.distillation.teacher_model
     models = {"student model": student, "teacher model": teacher}
     sections = ("distillation", "training", *["lora"] * (config.distillation.student == "lora"))
-    same = conditions.conditions(config, sections, models, lessons.named)
-    config = estimates.settled(config, estimates.student_run(config, student, lessons, text))
-    inputs = [student, teacher, *lessons.files]
+    same = prechecks.resume_conditions(config, sections, models, dataset.named)
+    config = estimates.with_automatic_batch(
+        config, estimates.student_run(config, student, dataset, text)
+    )
+    inputs = [student, teacher, *dataset.files]
     with stage_folder("knowledge_distillation", final, config, inputs=inputs) as stage:
         resume_from = to_resume(checkpoints, same) if config.options.resume else None
         taught = distillation.distil(
             config,
             student,
-            lessons,
+            dataset,
             text,
             checkpoints,
             resume_from=resume_from,
             conditions=same,
         )
-        _write(taught, student, lessons, stage.folder)
+        _write(taught, student, dataset, stage.folder)
         curve = taught.curve
         curve.write(stage.folder)
-        learned = lessons.summary() | {"text_passages": len(text)}
+        learned = dataset.summary() | {"text_passages": len(text)}
         perplexities = distillation.perplexities(curve)
         # Of the student before: only the first process has the folder of the one after.
-        parameters = Checkpoint(resolve(student)).parameters
+        parameters = Checkpoint(local_folder(student)).parameters
         stage.metrics.update(learned | curve.metrics() | perplexities, parameters=parameters)
-        card.write(
+        model_card.write_model_card(
             stage.folder, student, config, curve, learned, kind="distilled", more=perplexities
         )
     done_with(checkpoints)
     return curve
 
 
-def ask_teacher(config: Config, lessons: Lessons, text: Sequence[str], final: Path) -> None:
+def ask_teacher(config: Config, dataset: Dataset, text: Sequence[str], final: Path) -> None:
     """Fill the teacher's cache as a stage of its own; `final` says where it is and what it took."""
-    train, validation = distillation.samples_of(config, lessons, text)
+    train, validation = distillation.samples_of(config, dataset, text)
     samples = [*train, *validation]
-    inputs = [config.distillation.teacher_model, *lessons.files]
+    inputs = [config.distillation.teacher_model, *dataset.files]
     with stage_folder("teacher_cache", final, config, inputs=inputs) as stage:
         started = time.monotonic()
-        with teachers.in_turn():
+        with teachers.first_process_first():
             folder = teachers.fill(config, samples)
         stage.metrics.update(
             cache=str(folder),
@@ -89,29 +84,31 @@ def ask_teacher(config: Config, lessons: Lessons, text: Sequence[str], final: Pa
         )
 
 
-def plan(config: Config, student: str, lessons: Lessons, text: Sequence[str]) -> dict[str, Any]:
+def plan_distillation(
+    config: Config, student: str, dataset: Dataset, text: Sequence[str]
+) -> dict[str, Any]:
     """The lines of --dry-run: the teacher and the student, each with the memory it needs."""
-    train, validation = distillation.samples_of(config, lessons, text)
-    run = estimates.student_run(config, student, lessons, text)
-    lines = {"text passages": len(text)} | teachers.estimate(config, [*train, *validation])
-    return lines | dry_run(config, student, run, lessons.train)
+    train, validation = distillation.samples_of(config, dataset, text)
+    run = estimates.student_run(config, student, dataset, text)
+    lines = {"text passages": len(text)} | teachers.estimate_teacher(config, [*train, *validation])
+    return lines | dry_run(config, student, run, dataset.train)
 
 
-def _write(taught: distillation.Taught, student: str, lessons: Lessons, folder: Path) -> None:
+def _write(taught: distillation.Taught, student: str, dataset: Dataset, folder: Path) -> None:
     """An ordinary model in the type the student is stored in; an adapter is merged into it.
 
     The first process does it; the parts of a model that is shared out come from all of them.
     """
-    source, model = resolve(student), taught.model
+    source, model = local_folder(student), taught.model
     adapted = isinstance(model, PeftModel)
-    if not first_process() and (adapted or sharding.shares() == 1):
+    if not first_process() and (adapted or sharding.weight_parts() == 1):
         return
     if adapted:
         adapter = folder / "adapter"
-        lora.save(model, adapter, student, taught.start)
-        merging.merge(source, adapter, folder)
+        lora.save_adapter(model, adapter, student, taught.start)
+        merging.merge_adapter(source, adapter, folder)
         shutil.rmtree(adapter)
-        tokenizers.save(lessons.tokenizer, folder, source)
+        tokenizers.save_tokenizer(dataset.tokenizer, folder, source)
     else:
         stored = Checkpoint(source).dtype(EMBEDDING)
-        loading.save(model.to(stored), lessons.tokenizer, folder, source)
+        loading.save_model(model.to(stored), dataset.tokenizer, folder, source)

@@ -15,12 +15,12 @@ from slimtune.config.training import AUTO_ROWS
 from slimtune.console import ResourceError, processes
 from slimtune.models import memory
 from slimtune.models.checkpoints import EMBEDDING, Checkpoint
-from slimtune.models.hub import resolve
+from slimtune.models.folders import local_folder
 from slimtune.models.loading import choose_device, choose_dtype
 from slimtune.training import sharding
 from slimtune.training.batches import Sample, encode_text
+from slimtune.training.dataset import Dataset
 from slimtune.training.lora import require_targets
-from slimtune.training.reading import Lessons
 
 _log = logging.getLogger(__name__)
 
@@ -38,20 +38,20 @@ class Run:
     extra: int = 0  # bytes of whatever else is in memory: a teacher
     shares: int = 1  # processes that hold the weights together
 
-    def needs(self, rows: int) -> memory.Estimate:
+    def needs(self, rows: int) -> memory.MemoryEstimate:
         """Peak memory with `rows` rows a step: with the longest ones."""
         found = memory.training(self.shapes, self.recipe, sum(self.lengths[:rows]))
         if self.shares > 1:
             found = self._in_parts(found)
         return replace(found, weights=found.weights + self.extra)
 
-    def _in_parts(self, found: memory.Estimate) -> memory.Estimate:
+    def _in_parts(self, found: memory.MemoryEstimate) -> memory.MemoryEstimate:
         """A part of every weight and of what learns with it; lent two layers, embedding and head.
 
         Within 8 % of two CPU processes at two sizes, but for the first one where all weights
         learn: it puts checkpoints together, which takes room for one in RAM.
         """
-        shape = memory.Shape.of(self.shapes)
+        shape = memory.ModelShape.of(self.shapes)
         resting = (1 - 2 / shape.layers) * shape.linear_parameters / shape.parameters
         parts = {"weights": round(found.weights * (1 / self.shares + 1 - resting))}
         if self.recipe.trained is None:
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def trained(self) -> str:
-        whole = memory.Shape.of(self.shapes).parameters
+        whole = memory.ModelShape.of(self.shapes).parameters
         if self.recipe.trained is None:
             return f"all {whole:,} parameters"
         total = whole + self.recipe.trained
@@ -72,10 +72,10 @@ class Run:
 
 def adapter_run(config: Config, base: str, samples: Sequence[Sample]) -> Run:
     """A LoRA run on `base`; raises SettingsError for target modules that it lacks."""
-    checkpoint, lora = Checkpoint(resolve(base)), config.lora
+    checkpoint, lora = Checkpoint(local_folder(base)), config.lora
     matrices = [name for name, sizes in checkpoint.shapes.items() if len(sizes) == 2]
     require_targets(lora, [n.removesuffix(".weight") for n in matrices if n != EMBEDDING])
-    shape = memory.Shape.of(checkpoint.config)
+    shape = memory.ModelShape.of(checkpoint.config)
     trained = shape.adapter_parameters(lora.rank, lora.target_modules)
     for name in lora.modules_to_save:
         trained += sum(
@@ -91,14 +91,14 @@ def whole_run(
     config: Config, model: str, samples: Sequence[Sample], epochs: float | None = None
 ) -> Run:
     """A run that trains all weights, as `--method full` and distillation do."""
-    return _run(config, Checkpoint(resolve(model)), samples, epochs=epochs)
+    return _run(config, Checkpoint(local_folder(model)), samples, epochs=epochs)
 
 
-def student_run(config: Config, student: str, lessons: Lessons, text: Sequence[str]) -> Run:
+def student_run(config: Config, student: str, dataset: Dataset, text: Sequence[str]) -> Run:
     """A run of distillation: rows and passages; an online teacher's weights are there as well."""
     settings = config.distillation
-    passages = encode_text(text, lessons.tokenizer, config.training.max_length)
-    samples = [*lessons.train, *passages]
+    passages = encode_text(text, dataset.tokenizer, config.training.max_length)
+    samples = [*dataset.train, *passages]
     if settings.student == "lora":
         unrounded = config.model.model_copy(update={"quantization": "none"})
         plain = config.model_copy(update={"model": unrounded})
@@ -107,7 +107,7 @@ def student_run(config: Config, student: str, lessons: Lessons, text: Sequence[s
         run = whole_run(config, student, samples, settings.epochs)
     if settings.mode != "online":
         return run
-    teacher = memory.Shape.of(Checkpoint(resolve(settings.teacher_model)).config)
+    teacher = memory.ModelShape.of(Checkpoint(local_folder(settings.teacher_model)).config)
     itemsize = choose_dtype(config.model.device, config.model.dtype).itemsize
     rounded = settings.teacher_quantization
     return replace(run, extra=memory.weight_bytes(teacher, itemsize, rounded))
@@ -134,7 +134,11 @@ def _run(
     )
     lengths = sorted((len(sample.input_ids) for sample in samples), reverse=True)
     return Run(
-        checkpoint.config, recipe, lengths, epochs or settings.epochs, shares=sharding.shares()
+        checkpoint.config,
+        recipe,
+        lengths,
+        epochs or settings.epochs,
+        shares=sharding.weight_parts(),
     )
 
 
@@ -149,7 +153,7 @@ def largest_batch(run: Run, available: int) -> int:
     return low
 
 
-def settled(config: Config, run: Run) -> Config:
+def with_automatic_batch(config: Config, run: Run) -> Config:
     """The settings with a number for `batch_size: auto`; that choice is said in one line.
 
     AUTO_ROWS rows times gradient_accumulation_steps go into one update whatever the memory: the
@@ -181,17 +185,17 @@ def settled(config: Config, run: Run) -> Config:
     return config.model_copy(update={"training": settings.model_copy(update=chosen)})
 
 
-def words(config: Config, run: Run) -> dict[str, str]:
+def estimate_lines(config: Config, run: Run) -> dict[str, str]:
     """The lines of --dry-run about a run."""
     available = memory.available_memory(run.recipe.device)
     most = largest_batch(run, available)
-    settings = settled(config, run).training
+    settings = with_automatic_batch(config, run).training
     rows, accumulated = settings.rows, settings.gradient_accumulation_steps
     updates = _updates(len(run.lengths), rows * accumulated, run.epochs)
     return {
         "trainable": run.trained,
         "steps": f"{updates:,} of {rows} x {accumulated} rows",
-        "memory": f"{memory.verdict(run.needs(rows), available)} (on {run.recipe.device})",
+        "memory": f"{memory.fit_verdict(run.needs(rows), available)} (on {run.recipe.device})",
         "largest batch that fits": "all rows" if most == len(run.lengths) else f"{most} rows",
     }
 

@@ -1,4 +1,7 @@
-"""One call from samples to a trained model: the arguments, the checkpoints, the curve."""
+"""One call from samples to a trained model: the arguments, the checkpoints, the curve.
+
+Optimizers and schedules by name, and LoRA+: the B matrices learn faster than the A matrices.
+"""
 
 import logging
 import math
@@ -9,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
+from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 
 from slimtune.artifacts.records import command
 from slimtune.config import Training
 from slimtune.console import first_process, processes
-from slimtune.training import checkpoints, noise, optimizers, sharding
+from slimtune.models.loading import require_bitsandbytes
+from slimtune.training import callbacks, checkpoints, sharding
 from slimtune.training.batches import Sample
+from slimtune.training.callbacks import ProgressShown
 from slimtune.training.curve import METRICS, Curve, MetricsFile
 from slimtune.training.forward import require_exact
-from slimtune.training.progress import ProgressShown
 from slimtune.training.trainer import SlimTrainer
 
 _log = logging.getLogger(__name__)
@@ -55,7 +61,7 @@ def fit(
     arguments = training_arguments(model, settings, folder, steps, bool(validation))
     # More would mean DataParallel, which cannot split a padding-free row.
     arguments._n_gpu = min(1, arguments.n_gpu)
-    for name, value in optimizers.arguments(settings, total).items():
+    for name, value in arguments(settings, total).items():
         setattr(arguments, name, value)
     # A resumed run has measured its start already; a second time would cost patience.
     arguments.eval_on_start = bool(validation) and resume_from is None
@@ -69,7 +75,7 @@ def fit(
         eval_dataset=list(validation) or None,
         **trainer_options,
     )
-    if sharding.shares() > 1:
+    if sharding.weight_parts() > 1:
         sharding.stored_as_one(model)
     require_exact(model, train)
     if first_process():
@@ -81,7 +87,7 @@ def fit(
     model.config.use_cache = False
     started = time.monotonic()
     try:
-        with noise.neftune(model, settings.neftune_alpha):
+        with callbacks.neftune(model, settings.neftune_alpha):
             _train(trainer, resume_from)
     finally:
         shown.close()
@@ -181,3 +187,49 @@ def _watch(
         trainer.add_callback(MetricsFile(folder / METRICS, history))
         trainer.add_callback(shown)
     return shown
+
+
+# What transformers calls them where its name is another one. Fused: an update is one kernel.
+_NAMES = {"adamw_torch": "adamw_torch_fused"}
+_LOWEST = 0.1  # of the rate, where cosine_with_min_lr ends
+_DECAY = 5  # warmup_stable_decay falls in one part of so many
+
+
+def arguments(settings: Training, steps: int) -> dict[str, Any]:
+    """Fields of TrainingArguments for optimizer and schedule of a run of `steps` updates.
+
+    Raises ResourceError where the optimizer needs bitsandbytes and it cannot be imported.
+    """
+    require_package(settings)
+    schedules = {
+        "cosine_with_min_lr": {"min_lr_rate": _LOWEST},
+        "warmup_stable_decay": {"num_decay_steps": max(1, steps // _DECAY)},
+    }
+    return {
+        "optim": _NAMES.get(settings.optimizer, settings.optimizer),
+        "weight_decay": settings.weight_decay,
+        "lr_scheduler_type": settings.lr_scheduler,
+        "lr_scheduler_kwargs": schedules.get(settings.lr_scheduler, {}),
+    }
+
+
+def require_package(settings: Training) -> None:
+    """ResourceError where the optimizer needs bitsandbytes and it cannot be imported."""
+    if settings.optimizer_of_bitsandbytes:
+        require_bitsandbytes(f"training.optimizer: {settings.optimizer}")
+
+
+def loraplus(model: PeftModel, chosen: TrainingArguments, ratio: float) -> torch.optim.Optimizer:
+    """The chosen optimizer, its steps of B `ratio` times those of A (LoRA+, arXiv:2402.12354).
+
+    B starts at zero and A does not, so that one rate for both is too small for B at any width.
+    """
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(chosen, model)
+    return create_loraplus_optimizer(
+        model,
+        kind,
+        loraplus_lr_ratio=ratio,
+        loraplus_lr_embedding=options["lr"],
+        loraplus_weight_decay=chosen.weight_decay,
+        **options,
+    )

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from slimtune.config import Lora
 from slimtune.console import SettingsError
 from slimtune.models.checkpoints import Checkpoint
-from slimtune.models.hub import resolve
+from slimtune.models.folders import local_folder
 
 PEFT_NAMES = {"pissa": "pissa_niter_16", "olora": "olora"}  # 16: an SVD in seconds
 _NAME = "default"  # of the adapter, as peft calls the first one
@@ -52,7 +52,7 @@ def require_sensible(settings: Lora, quantized: bool) -> None:
 
 def make_up_for_rounding(model: PeftModel) -> None:
     """B A · scale = best rank-r approximation of W - Q(W), layer by layer: LoftQ in one step."""
-    checkpoint = Checkpoint(resolve(model.get_base_model().config._name_or_path))
+    checkpoint = Checkpoint(local_folder(model.get_base_model().config._name_or_path))
     for name, layer in model.get_base_model().named_modules():
         # A layer that is not quantised has lost nothing: with A and B both zero it never learned.
         if not isinstance(layer, LoraLayer) or layer.base_layer.weight.is_floating_point():

@@ -129,7 +129,7 @@ def _linear(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear)
 
 
-def save(model: PeftModel, folder: Path, base: str, start: Start | None = None) -> None:
+def save_adapter(model: PeftModel, folder: Path, base: str, start: Start | None = None) -> None:
     """Write the adapter; raises NoEffect when it would not change the base at all.
 
     `start` is what `initialisation.start_of` gave before training: with it the adapter is written
@@ -146,7 +146,7 @@ def save(model: PeftModel, folder: Path, base: str, start: Start | None = None) 
 
 
 @torch.no_grad()
-def answers(model: PeftModel, ids: Sequence[int]) -> torch.Tensor:
+def next_token_log_probabilities(model: PeftModel, ids: Sequence[int]) -> torch.Tensor:
     """Log-probabilities of the last token's successors: (vocabulary,) float32, on the CPU."""
     model.eval()
     logits = model(input_ids=torch.tensor([list(ids)], device=model.device)).logits[0, -1]
@@ -162,10 +162,10 @@ def require_effect(
     where the base loaded anew is not what the adapter is relative to (loftq: the exact weights).
     `compute` is what `loading.load` takes.
     """
-    model = loading.load(base, adapter=folder, **compute)
-    adapted = answers(model, ids)
+    model = loading.load_model(base, adapter=folder, **compute)
+    adapted = next_token_log_probabilities(model, ids)
     with model.disable_adapter():
-        plain = answers(model, ids)
+        plain = next_token_log_probabilities(model, ids)
     moved = (adapted - plain).abs().max().item()
     missed = (adapted - trained).abs().max().item() if trained is not None else 0.0
     if moved == 0:

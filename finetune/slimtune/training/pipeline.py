@@ -14,20 +14,13 @@ from slimtune.config import Config
 from slimtune.console import first_process
 from slimtune.models import loading, tokenizers
 from slimtune.models.checkpoints import EMBEDDING, Checkpoint
-from slimtune.models.hub import resolve
-from slimtune.training import (
-    attention,
-    card,
-    conditions,
-    estimates,
-    initialisation,
-    lora,
-    sharding,
-)
+from slimtune.models.folders import local_folder
+from slimtune.report import model_card
+from slimtune.training import attention, estimates, initialisation, lora, prechecks, sharding
 from slimtune.training.checkpoints import to_resume
 from slimtune.training.curve import Curve
+from slimtune.training.dataset import Dataset
 from slimtune.training.fitting import fit
-from slimtune.training.reading import Lessons
 
 _log = logging.getLogger(__name__)
 
@@ -36,13 +29,17 @@ _RATES = ((1e8, 1e-3), (1e9, 1e-4), (float("inf"), 2e-5))
 
 
 def train_adapter(
-    config: Config, base: str, lessons: Lessons, final: Path, checkpoints: Path
+    config: Config, base: str, dataset: Dataset, final: Path, checkpoints: Path
 ) -> tuple[Curve, str]:
     """Train a LoRA adapter on `base` and write it to `final`; the curve, and what was trained."""
     quantization = config.model.quantization
-    same = conditions.conditions(config, ("lora", "training"), {"base model": base}, lessons.named)
-    config = estimates.settled(config, estimates.adapter_run(config, base, lessons.train))
-    with stage_folder("train_lora", final, config, inputs=[base, *lessons.files]) as stage:
+    same = prechecks.resume_conditions(
+        config, ("lora", "training"), {"base model": base}, dataset.named
+    )
+    config = estimates.with_automatic_batch(
+        config, estimates.adapter_run(config, base, dataset.train)
+    )
+    with stage_folder("train_lora", final, config, inputs=[base, *dataset.files]) as stage:
         resume_from = to_resume(checkpoints, same) if config.options.resume else None
         loaded = _load(config, base, quantization=quantization)
         seed = config.training.seed
@@ -51,8 +48,8 @@ def train_adapter(
         trainable, total = model.get_nb_trainable_parameters()
         curve = fit(
             model,
-            lessons.train,
-            lessons.validation,
+            dataset.train,
+            dataset.validation,
             config.training,
             checkpoints,
             resume_from=resume_from,
@@ -60,10 +57,10 @@ def train_adapter(
             loraplus_ratio=config.lora.loraplus_ratio,
         )
         with _no_effect_ends(checkpoints):
-            lora.save(model, stage.folder, base, start)
-        probe = lessons.train[0].input_ids
+            lora.save_adapter(model, stage.folder, base, start)
+        probe = dataset.train[0].input_ids
         exact = config.lora.initialisation != "loftq"
-        trained = lora.answers(model, probe) if exact else None
+        trained = lora.next_token_log_probabilities(model, probe) if exact else None
         del model, loaded, start
         gc.collect()  # the second model must not need memory beside the first
         compute = {"device": config.model.device, "dtype": config.model.dtype}
@@ -71,44 +68,50 @@ def train_adapter(
             moved = lora.require_effect(
                 *(stage.folder, base, probe, trained),
                 quantization=quantization,
-                shares=sharding.shares(),
+                shares=sharding.weight_parts(),
                 **compute,
             )
         stage.metrics.update(adapter_moves_log_probability=moved)
-        tokenizers.save(lessons.tokenizer, stage.folder, resolve(base))
+        tokenizers.save_tokenizer(dataset.tokenizer, stage.folder, local_folder(base))
         curve.write(stage.folder)
-        card.write(stage.folder, base, config, curve, lessons.summary())
+        model_card.write_model_card(stage.folder, base, config, curve, dataset.summary())
         stage.metrics.update(trainable_parameters=trainable, parameters=total)
-        stage.metrics.update(lessons.summary() | curve.metrics())
+        stage.metrics.update(dataset.summary() | curve.metrics())
     done_with(checkpoints)
     return curve, f"{trainable:,} of {total:,} parameters ({trainable / total:.2%})"
 
 
 def train_whole(
-    config: Config, base: str, lessons: Lessons, final: Path, checkpoints: Path
+    config: Config, base: str, dataset: Dataset, final: Path, checkpoints: Path
 ) -> tuple[Curve, str]:
     """Train all weights of `base` and write a whole model to `final`; as `train_adapter`."""
-    same = conditions.conditions(config, ("lora", "training"), {"base model": base}, lessons.named)
-    config = estimates.settled(config, estimates.whole_run(config, base, lessons.train))
-    with stage_folder("train_lora", final, config, inputs=[base, *lessons.files]) as stage:
+    same = prechecks.resume_conditions(
+        config, ("lora", "training"), {"base model": base}, dataset.named
+    )
+    config = estimates.with_automatic_batch(
+        config, estimates.whole_run(config, base, dataset.train)
+    )
+    with stage_folder("train_lora", final, config, inputs=[base, *dataset.files]) as stage:
         resume_from = to_resume(checkpoints, same) if config.options.resume else None
         model = _load(config, base).float()
         _advise(config.training.learning_rate, model.num_parameters())
         curve = fit(
             model,
-            lessons.train,
-            lessons.validation,
+            dataset.train,
+            dataset.validation,
             config.training,
             checkpoints,
             resume_from=resume_from,
             conditions=same,
         )
-        stored = Checkpoint(resolve(base)).dtype(EMBEDDING)
-        loading.save(model.to(stored), lessons.tokenizer, stage.folder, resolve(base))
+        stored = Checkpoint(local_folder(base)).dtype(EMBEDDING)
+        loading.save_model(model.to(stored), dataset.tokenizer, stage.folder, local_folder(base))
         curve.write(stage.folder)
-        card.write(stage.folder, base, config, curve, lessons.summary(), kind="whole")
+        model_card.write_model_card(
+            stage.folder, base, config, curve, dataset.summary(), kind="whole"
+        )
         stage.metrics.update(parameters=model.num_parameters())
-        stage.metrics.update(lessons.summary() | curve.metrics())
+        stage.metrics.update(dataset.summary() | curve.metrics())
     done_with(checkpoints)
     return curve, f"all {model.num_parameters():,} parameters"
 
@@ -127,7 +130,7 @@ def _advise(rate: float, parameters: int) -> None:
 
 def _load(config: Config, base: str, quantization: str = "none") -> PreTrainedModel:
     """The base with attention for padding-free rows."""
-    return loading.load(
+    return loading.load_model(
         base,
         device=config.model.device,
         dtype=config.model.dtype,
@@ -136,7 +139,7 @@ def _load(config: Config, base: str, quantization: str = "none") -> PreTrainedMo
             loading.choose_device(config.model.device).type,
             loading.choose_dtype(config.model.device, config.model.dtype),
         ),
-        shares=sharding.shares(),
+        shares=sharding.weight_parts(),
     )
 
 

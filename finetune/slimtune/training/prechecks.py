@@ -1,29 +1,74 @@
-"""What is checked before any work: a stopped run's checkpoints, report packages, the launcher."""
+"""What a training run depends on, by name: a checkpoint is resumed under the same or refused.
 
+What is checked before any work: a stopped run's checkpoints, report packages, the launcher.
+"""
+
+import json
 import logging
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
+from slimtune.artifacts import sha256
 from slimtune.config import Config
 from slimtune.console import SettingsError, near, processes
+from slimtune.models.folders import weights_identity
 from slimtune.models.loading import choose_device
-from slimtune.training import checkpoints, optimizers, sharding
+from slimtune.training import checkpoints, fitting, sharding
+
+# Folders and what changes no number: they may be other ones when a run goes on.
+_FREE = {
+    "lora.output_dir",
+    "training.train_data",
+    "training.val_data",
+    "training.report_to",
+    "training.activation_checkpointing",
+    "training.max_truncated_share",
+    "training.time_steps",
+    "distillation.student_model",
+    "distillation.teacher_model",
+    "distillation.output_dir",
+    "distillation.cache_dir",
+    "distillation.text_data",
+}
+
+
+def resume_conditions(
+    config: Config,
+    sections: Sequence[str],
+    models: dict[str, str],
+    rows: dict[str, Path],
+) -> dict[str, str]:
+    """{name: value} of the settings in `sections`, of the models' weights and the rows' bytes."""
+    settings = config.model_dump(mode="json")
+    found = {
+        f"{section}.{name}": json.dumps(value, ensure_ascii=False)
+        for section in sections
+        for name, value in settings[section].items()
+        if f"{section}.{name}" not in _FREE
+    }
+    for name in ("dtype", "device", "prompt_template", "quantization"):
+        found[f"model.{name}"] = json.dumps(settings["model"][name])
+    found |= {what: weights_identity(model) for what, model in models.items()}
+    found |= {what: sha256(file)[:16] for what, file in rows.items()}
+    return found | {"number of processes": str(processes())}
+
 
 _log = logging.getLogger(__name__)
 
 _LAUNCHED = "ACCELERATE_MIXED_PRECISION"  # `accelerate launch` sets it for every process
 
 
-def check(folder: Path, config: Config) -> None:
+def precheck(folder: Path, config: Config) -> None:
     """Raises SettingsError and ResourceError for what would be found out after minutes or hours.
 
     `folder` is where the run keeps its checkpoints.
     """
     _require_package(config.training.report_to)
-    optimizers.require_package(config.training)
+    fitting.require_package(config.training)
     device = choose_device(config.model.device).type
     sharding.require_launch(device)
     _tell_about_launcher(device)

@@ -33,14 +33,14 @@ _LAUNCH = {
 _PART_BY_PART = ("adamw_torch", "sgd")  # update a part without knowing the others
 
 
-def shares() -> int:
+def weight_parts() -> int:
     """In how many parts the weights lie: one a process where the launcher says FSDP, else one."""
     return processes() if os.environ.get(_FSDP) == "true" else 1
 
 
 def require_launch(device: str) -> None:
     """SettingsError for what a launcher's fsdp_config asks beyond sharing out the weights."""
-    if shares() == 1:
+    if weight_parts() == 1:
         return
     for name, kept in _LAUNCH.items():
         if os.environ.get(name, kept).lower() != kept:
@@ -60,7 +60,7 @@ def require_launch(device: str) -> None:
 def require_supported(config: Config, *, whole: bool, quantized: bool = False) -> None:
     """SettingsError for what cannot be done to weights that lie in parts; `whole`: all of them
     learn, not an adapter."""
-    if shares() == 1:
+    if weight_parts() == 1:
         return
     training, lora = config.training, config.lora
     refused = {
@@ -100,7 +100,7 @@ def done_already() -> Iterator[None]:
             os.environ[_FSDP] = asked
 
 
-def give_back(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """Every process holds only its parts again: the head's weights stay whole after a forward.
 
     Until then they are other tensors than those that learn.
@@ -123,7 +123,7 @@ def _leave_out_tied(model: nn.Module, state: dict[str, torch.Tensor], *_: object
 
 
 def _share_out(model: nn.Module, state: dict[str, torch.Tensor], *_: object) -> None:
-    give_back(model)
+    reshard(model)
     parts = dict(model.named_parameters(remove_duplicate=False))
     state.update({name: _part(one, parts[name]) for name, one in state.items() if name in parts})
 
@@ -135,7 +135,7 @@ def _part(whole: Any, like: torch.Tensor) -> Any:
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def whole(state: dict[str, Any]) -> dict[str, Any]:
+def gather_parts(state: dict[str, Any]) -> dict[str, Any]:
     """`state` with all its parts put together, in the first process; every process must call."""
     return tree_map_only(DTensor, _gather, state)
 
@@ -145,7 +145,9 @@ def _gather(part: DTensor) -> torch.Tensor | None:
     return gathered.cpu() if first_process() else None
 
 
-def in_parts(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def scatter_optimizer_state(
+    state: dict[str, Any], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
     """The state of an optimizer as it was saved, whole, as that of the parts that are here."""
     here = [one for group in optimizer.param_groups for one in group["params"]]
     names = [name for group in state["param_groups"] for name in group["params"]]

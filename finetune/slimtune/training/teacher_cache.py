@@ -23,20 +23,22 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from slimtune.console import InputError, near
-from slimtune.models import products
+from slimtune.machine import onednn
 from slimtune.prompts import IGNORED
 from slimtune.training.attention import bounds
-from slimtune.training.batches import Sample, collate, filled
+from slimtune.training.batches import Sample, collate, padded
 from slimtune.training.divergences import TeacherTopK
 from slimtune.training.losses import CHUNK
 
 _log = logging.getLogger(__name__)
 
 SAMPLES_A_PART = 512
-MANIFEST = "cache.json"
+CACHE_MANIFEST = "cache.json"
 TOKENS_PER_BATCH = 4096
 
-Said = Callable[[slice], TeacherTopK]  # a slice of a batch's supervised positions -> the top-k
+TopKOfRows = Callable[
+    [slice], TeacherTopK
+]  # a slice of a batch's supervised positions -> the top-k
 
 
 class CachedTeacher:
@@ -46,7 +48,7 @@ class CachedTeacher:
         self._folder = folder
         self._part = cache(self._open)
 
-    def says(self, batch: dict[str, Any], positions: torch.Tensor) -> Said:
+    def says(self, batch: dict[str, Any], positions: torch.Tensor) -> TopKOfRows:
         """The top-k at the supervised positions of a batch, sample after sample."""
         rows = [self._sample(index) for index in batch["indices"]]
         ids = torch.cat([ids for ids, _ in rows]).to(positions.device, torch.int64)
@@ -78,17 +80,17 @@ def part_file(folder: Path, part: int) -> Path:
     return folder / f"part-{part:05}.safetensors"
 
 
-def size(samples: Sequence[Sample], top_k: int, vocabulary: int) -> int:
+def cache_bytes(samples: Sequence[Sample], top_k: int, vocabulary: int) -> int:
     """Bytes of the cache on disk, headers apart."""
     tokens = sum(sample.supervised for sample in samples)
     return tokens * min(top_k, vocabulary) * (2 + _id_type(vocabulary).itemsize)
 
 
-def whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether the cache is complete; InputError for one that is not what its manifest says."""
-    if not (folder / MANIFEST).is_file():
+    if not (folder / CACHE_MANIFEST).is_file():
         return False
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = json.loads((folder / CACHE_MANIFEST).read_text(encoding="utf-8"))
     for name, checksum in manifest["sha256"].items():
         if not (folder / name).is_file() or _sha256(folder / name) != checksum:
             raise _damaged(folder, f"{name} has changed since it was written")
@@ -97,7 +99,7 @@ def whole(folder: Path) -> bool:
     return True
 
 
-def write(
+def write_cache(
     folder: Path,
     load_teacher: Callable[[], PreTrainedModel],
     samples: Sequence[Sample],
@@ -123,10 +125,12 @@ def write(
     checksums = {part_file(folder, p).name: _sha256(part_file(folder, p)) for p in parts}
     about = {"key": folder.name, "top_k": top_k, "temperature": temperature}
     manifest = json.dumps(about | {"samples": len(samples), "sha256": checksums}, indent=2)
-    _replace(folder / MANIFEST, lambda file: file.write_text(manifest + "\n", encoding="utf-8"))
+    _replace(
+        folder / CACHE_MANIFEST, lambda file: file.write_text(manifest + "\n", encoding="utf-8")
+    )
 
 
-@products.fast()
+@onednn.onednn_products()
 def _write_part(
     file: Path,
     teacher: PreTrainedModel,
@@ -175,7 +179,7 @@ def hidden_states(
     """What the teacher's head reads at the supervised positions, and these positions."""
     device = teacher.device
     positions = (batch["labels"][0, 1:] != IGNORED).nonzero().squeeze(1).to(device)
-    batch = filled(batch, device)
+    batch = padded(batch, device)
     hidden = teacher.get_decoder()(
         input_ids=batch["input_ids"].to(device),
         position_ids=batch["position_ids"].to(device),

@@ -19,12 +19,11 @@ from slimtune.config import Config
 from slimtune.console import near, processes, size
 from slimtune.models import loading, memory
 from slimtune.models.checkpoints import Checkpoint
-from slimtune.models.hub import resolve
-from slimtune.models.identity import identity
+from slimtune.models.folders import local_folder, weights_identity
 from slimtune.training import attention, teacher_cache
 from slimtune.training.batches import Sample
 from slimtune.training.divergences import TeacherTopK
-from slimtune.training.teacher_cache import CachedTeacher, Said, hidden_states
+from slimtune.training.teacher_cache import CachedTeacher, TopKOfRows, hidden_states
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ _A_DAY = timedelta(days=1)
 
 
 class Teacher(Protocol):
-    def says(self, batch: dict[str, Any], positions: torch.Tensor) -> Said:
+    def says(self, batch: dict[str, Any], positions: torch.Tensor) -> TopKOfRows:
         """The teacher's top-k at any slice of the supervised `positions` of a batch."""
 
 
@@ -42,7 +41,7 @@ class OnlineTeacher:
     def __init__(self, model: PreTrainedModel, temperature: float) -> None:
         self._model, self._temperature = model, temperature
 
-    def says(self, batch: dict[str, Any], positions: torch.Tensor) -> Said:
+    def says(self, batch: dict[str, Any], positions: torch.Tensor) -> TopKOfRows:
         hidden, _ = hidden_states(self._model, batch)
         return lambda rows: self._probabilities(hidden[rows])
 
@@ -57,13 +56,13 @@ def choose(config: Config, samples: Sequence[Sample]) -> Teacher:
     """The teacher as distillation.mode says; `cached`: asked now for what no earlier run asked."""
     settings = config.distillation
     if settings.mode == "online":
-        return OnlineTeacher(load(config), settings.temperature)
-    with in_turn():
+        return OnlineTeacher(load_teacher(config), settings.temperature)
+    with first_process_first():
         return CachedTeacher(fill(config, samples))
 
 
 @contextmanager
-def in_turn() -> Iterator[None]:
+def first_process_first() -> Iterator[None]:
     """Of several processes the first goes in alone; the others find what it has made."""
     if processes() == 1:
         yield
@@ -75,18 +74,20 @@ def in_turn() -> Iterator[None]:
 def fill(config: Config, samples: Sequence[Sample]) -> Path:
     """The cache of what the teacher says about `samples`; it is asked for what is missing."""
     folder, settings = cache_folder(config, samples), config.distillation
-    if teacher_cache.whole(folder):
+    if teacher_cache.is_complete(folder):
         _log.info("the teacher's answers are cached already: %s", near(folder))
         return folder
     top_k, temperature = settings.top_k, settings.temperature
-    teacher_cache.write(folder, lambda: load(config), samples, top_k=top_k, temperature=temperature)
+    teacher_cache.write_cache(
+        folder, lambda: load_teacher(config), samples, top_k=top_k, temperature=temperature
+    )
     return folder
 
 
 def cache_folder(config: Config, samples: Sequence[Sample]) -> Path:
     """Where the teacher's answers about `samples` lie, or will lie."""
     settings = config.distillation
-    asked = identity(settings.teacher_model)
+    asked = weights_identity(settings.teacher_model)
     if settings.teacher_quantization != "none":
         asked += f" {settings.teacher_quantization}"
     return settings.cache_dir / teacher_cache.key(
@@ -94,18 +95,18 @@ def cache_folder(config: Config, samples: Sequence[Sample]) -> Path:
     )
 
 
-def load(config: Config) -> PreTrainedModel:
+def load_teacher(config: Config) -> PreTrainedModel:
     """The teacher, ready for padding-free batches."""
     settings = config.distillation
     quantization = settings.teacher_quantization
-    return loading.load(settings.teacher_model, quantization=quantization, **compute(config))
+    return loading.load_model(settings.teacher_model, quantization=quantization, **compute(config))
 
 
-def estimate(config: Config, samples: Sequence[Sample]) -> dict[str, str]:
+def estimate_teacher(config: Config, samples: Sequence[Sample]) -> dict[str, str]:
     """The lines of --dry-run about the teacher: its own memory, and its answers on disk."""
     settings, model = config.distillation, config.model
-    shapes = Checkpoint(resolve(settings.teacher_model)).config
-    needed = memory.estimate(
+    shapes = Checkpoint(local_folder(settings.teacher_model)).config
+    needed = memory.estimate_memory(
         shapes,
         "inference",
         itemsize=loading.choose_dtype(model.device, model.dtype).itemsize,
@@ -116,7 +117,7 @@ def estimate(config: Config, samples: Sequence[Sample]) -> dict[str, str]:
         return {"teacher": "in memory beside the student; its weights are counted there"}
     found = {"teacher": f"about {needed}, alone and before the student"}
     if settings.mode == "cached":
-        taken = teacher_cache.size(samples, settings.top_k, shapes["vocab_size"])
+        taken = teacher_cache.cache_bytes(samples, settings.top_k, shapes["vocab_size"])
         tokens = sum(sample.supervised for sample in samples)
         found["teacher's answers"] = f"{size(taken)} on disk for {tokens:,} tokens"
     return found

@@ -37,10 +37,10 @@ def dry_run(
     config: Config, model: str, run: estimates.Run, samples: Sequence[Sample]
 ) -> dict[str, str]:
     """The lines of --dry-run about a run; with `time_steps` they have its duration among them."""
-    found = estimates.words(config, run)
+    found = estimates.estimate_lines(config, run)
     if not config.training.time_steps:
         return found
-    speed = tokens_per_second(estimates.settled(config, run), model, run, samples)
+    speed = tokens_per_second(estimates.with_automatic_batch(config, run), model, run, samples)
     seconds = sum(run.lengths) * run.epochs / speed
     took = f"after {config.training.time_steps} timed steps"
     return found | {"time": f"about {_spoken(seconds)} of training, {speed:,.0f} tokens/s {took}"}
@@ -64,13 +64,13 @@ def tokens_per_second(
         loading.choose_dtype(compute.device, compute.dtype),
     )
     whole = run.recipe.trained is None
-    loaded = loading.load(
+    loaded = loading.load_model(
         model,
         device=compute.device,
         dtype=compute.dtype,
         quantization=run.recipe.quantization,
         attn_implementation=attention.register(device.type, numbers),
-        shares=sharding.shares(),
+        shares=sharding.weight_parts(),
     )
     quantized = run.recipe.quantization != "none"
     learner = (

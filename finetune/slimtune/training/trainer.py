@@ -15,11 +15,11 @@ from transformers import Trainer, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from slimtune.console import QualityError, near
-from slimtune.models import products
-from slimtune.training import checkpoints, losses, optimizers, sharding
+from slimtune.machine import onednn
+from slimtune.training import checkpoints, fitting, losses, sharding
 from slimtune.training.batches import collate
+from slimtune.training.callbacks import Interruption
 from slimtune.training.forward import loss_parts, supervised
-from slimtune.training.interruption import Interruption
 
 _SKIPPED_STEPS = 20  # float16's loss scale halves at each: from 65,536 it is below 1 by then
 
@@ -49,14 +49,14 @@ class SlimTrainer(Trainer):
         # the garbage collector: with a real reference the base would stay in memory for good.
         Trainer._sync_replicated_trainable_parameters(weakref.proxy(self), model)
 
-    @products.fast()
+    @onednn.onednn_products()
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         return super().train(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        sharding.give_back(self.model)
+        sharding.reshard(self.model)
         if self.loraplus_ratio > 1 and self.optimizer is None:
-            self.optimizer = optimizers.loraplus(self.model, self.args, self.loraplus_ratio)
+            self.optimizer = fitting.loraplus(self.model, self.args, self.loraplus_ratio)
         return super().create_optimizer(model)
 
     def loss_of(self, batch: dict[str, Any], positions: torch.Tensor) -> losses.Loss:
@@ -179,7 +179,7 @@ class SlimTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
             raise self.not_finite("updated weights", self.state.global_step)
-        checkpoints.save(self)
+        checkpoints.save_checkpoint(self)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

@@ -17,15 +17,15 @@ from slimtune import prompts
 from slimtune.artifacts import Stage, require, run_of, sha256, stage_folder
 from slimtune.config import Config
 from slimtune.console import InputError, near
-from slimtune.data.cleaning import without_special_tokens
 from slimtune.data.rows import CanonicalRow, beside, read_rows
-from slimtune.evaluation.answers import Candidate, Compute, Generation, Question
-from slimtune.evaluation.engines import Engine, open_engine
-from slimtune.evaluation.predictions import Predictions
-from slimtune.models.identity import identity
+from slimtune.data.turns import without_special_tokens
+from slimtune.inference.answers import Candidate, Compute, Generation, Question
+from slimtune.inference.engines import Engine, open_engine
+from slimtune.inference.kept_answers import Predictions
+from slimtune.models.folders import weights_identity
 from slimtune.prompts import encode_prompt
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def answered(config: Config) -> Config:
@@ -49,7 +49,7 @@ def answered(config: Config) -> Config:
 def _key(config: Config, files: dict[str, Path]) -> str:
     """Hash of everything that the teacher's words depend on."""
     settings = config.distillation
-    asked = [identity(settings.teacher_model), *map(sha256, files.values())]
+    asked = [weights_identity(settings.teacher_model), *map(sha256, files.values())]
     told = [settings.teacher_quantization, settings.answer_tokens, config.training.max_length]
     return hashlib.sha256(json.dumps([asked, told]).encode("ascii")).hexdigest()[:16]
 
@@ -78,18 +78,18 @@ def _write_split(
     kept: Path,
 ) -> None:
     own = engine.tokenizer.chat_template
-    template = own or prompts.resolve(config.model.prompt_template, own)
+    template = own or prompts.resolve_template(config.model.prompt_template, own)
     questions = [Question.of(row) for row in rows]
     asked = [
         encode_prompt(engine.tokenizer, one.messages, template, config.training.max_length)
         for one in questions
     ]
-    log.info("teacher: writing answers to %d prompts of %s", len(rows), split)
+    _log.info("teacher: writing answers to %d prompts of %s", len(rows), split)
     ask = partial(engine.generate, asked, config.distillation.answer_tokens)
     said = Predictions(kept, questions).complete(Generation, ask)
     pairs = zip(rows, said, strict=True)
     taught = [_taught(row, one.text) for row, one in pairs if one.stopped and one.text]
-    log.info("teacher: %d of %d answers came to their end", len(taught), len(rows))
+    _log.info("teacher: %d of %d answers came to their end", len(taught), len(rows))
     if not taught:
         raise InputError(
             f"{near(config.distillation.teacher_model)}: none of {len(rows)} answers can be used",

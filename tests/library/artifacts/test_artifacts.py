@@ -8,14 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slimtune.artifacts import (
-    lineage,
-    records,
-    refuse_finished,
-    require,
-    stage_files,
-    stage_folder,
-)
+from slimtune.artifacts import lineage, records, refuse_finished, require, stage_files, stage_folder
 from slimtune.config import Config, Options
 from slimtune.console import InputError, LockedError, SettingsError
 

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import pytest
 from rich.cells import cell_len
 
+from slimtune.chat.conversation import talk as talk_in
+from slimtune.chat.partner import Chat, Partner
+from slimtune.chat.side_by_side import SideBySide, wrap
 from slimtune.console import InputError
 from slimtune.data.rows import read_rows
-from slimtune.evaluation.batches import in_order
-from slimtune.evaluation.chat import Chat, Partner
-from slimtune.evaluation.chat_loop import talk as talk_in
-from slimtune.evaluation.columns import Columns, wrap
-from slimtune.evaluation.engines import Transformers
+from slimtune.inference.batching import in_order
+from slimtune.inference.engines import TransformersEngine
 from slimtune.prompts import encode_prompt, template
 
 LLAMA2 = template("llama2")
@@ -116,7 +116,7 @@ def test_a_long_conversation_loses_its_oldest_turns(parrot):
 
 
 def test_a_real_model_streams_what_it_generates(model, tokenizer):
-    engine = Transformers(model, tokenizer)
+    engine = TransformersEngine(model, tokenizer)
     prompt = encode_prompt(tokenizer, [{"role": "user", "content": "w5 w6"}], LLAMA2)
     _, shown = talk(engine, "w5 w6\n", max_new_tokens=10)
     (answer,) = in_order(engine.generate([prompt], 10))
@@ -202,7 +202,7 @@ def test_columns_show_every_line_once_whatever_the_pieces():
     whole = [list(wrap(text, 18)) for text in texts]
     chance = random.Random(4)
     for _ in range(20):
-        columns = Columns(["a", "b"], 39)
+        columns = SideBySide(["a", "b"], 39)
         shown = ""
         places = [0, 0]
         while any(place < len(text) for place, text in zip(places, texts, strict=True)):

@@ -16,9 +16,9 @@ from pyarrow import parquet
 from slimtune.config.data import Data
 from slimtune.console import InputError, SettingsError
 from slimtune.data import blocks
-from slimtune.data.keys import keys_of
 from slimtune.data.preparation import prepare
 from slimtune.data.rows import read_rows
+from slimtune.data.similarity import keys_of
 
 INSTRUCT = Path(__file__).parents[4] / "shared" / "data" / "instruct"
 MESS = [
@@ -54,7 +54,7 @@ def written(file: Path, rows: list) -> Path:
 def test_messy_rows_add_up(tmp_path, trial, monkeypatch):
     """A property: whatever the mess, each row ends in one place and is counted there."""
     chance = random.Random(trial)
-    monkeypatch.setattr(blocks, "SIZE", chance.choice([50, 500, 1 << 20]))
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", chance.choice([50, 500, 1 << 20]))
     rows = [alpaca_row(i) for i in range(60)]
     bad = chance.choices(MESS, k=chance.randrange(30))
     exact = [alpaca_row(i) for i in chance.sample(range(60), 5)]
@@ -120,7 +120,7 @@ def test_the_same_rows_give_the_same_bytes_however_they_come(tmp_path):
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(blocks, "SIZE", 400)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 400)
     rows = [alpaca_row(i % 90) for i in range(150)] + [{"instruction": "no answer"}] * 3
     file = saved(tmp_path, rows)
     one, many = (Output(file, workers=count, fit=fit) for count in (1, workers))

@@ -11,7 +11,8 @@ import pytest
 from pyarrow import parquet
 
 from slimtune.console import InputError, SettingsError
-from slimtune.data import blocks, encodings, json_array, readers, sources
+from slimtune.data import blocks, encodings, json_array, sources
+from slimtune.data.rows import read_raw_rows
 
 ROWS = [
     {"instruction": "说\u2028你好", "output": 'He said "hi",\nthen left.'},
@@ -21,11 +22,11 @@ ROWS = [
 
 
 def rows_of(file: Path, input_format: str = "auto") -> list[dict]:
-    return [row for _, row in readers.read(file, input_format)]
+    return [row for _, row in read_raw_rows(file, input_format)]
 
 
 def lines_of(file: Path) -> list[int]:
-    return [line for line, _ in readers.read(file)]
+    return [line for line, _ in read_raw_rows(file)]
 
 
 def jsonl(rows=ROWS) -> str:
@@ -112,7 +113,7 @@ def test_csv_field_of_a_megabyte(tmp_path):
 @pytest.mark.parametrize("size", [1, 30, 100, 10_000])
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_blocks_of_any_size_hold_the_same_rows(tmp_path, monkeypatch, size, chunk):
-    monkeypatch.setattr(blocks, "SIZE", size)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", size)
     monkeypatch.setattr(json_array, "_CHUNK", chunk)
     rows = [*ROWS, {"n": -12.5e3, "t": True, "s": "\u4f60" * 99, "deep": [[{"a": None}]]}, {}]
     rows += [{"s": '"},{"'}, {"s": "\\"}, {"s": ["[", "]"]}]
@@ -225,7 +226,7 @@ def test_utf_16_with_an_odd_last_byte_loses_no_whole_row(tmp_path, encoding):
     (tmp_path / "rows").write_bytes(jsonl().encode(encoding) + b"\x0a")
     assert judged(tmp_path / "rows")[1:] == (
         ROWS,
-        [f"a byte that is not {encodings.NAMES[encoding]}"],
+        [f"a byte that is not {encodings.ENCODING_NAMES[encoding]}"],
     )
 
 
@@ -251,7 +252,7 @@ def test_a_list_under_a_key_longer_than_what_is_looked_at(tmp_path):
 @pytest.mark.parametrize("size", [1, 100, 10_000])
 @pytest.mark.parametrize("between", ["\n", ",\n", "\n\n"])
 def test_indented_objects_one_after_another(tmp_path, monkeypatch, size, between):
-    monkeypatch.setattr(blocks, "SIZE", size)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", size)
     texts = [json.dumps(row, indent=2, ensure_ascii=False) for row in ROWS]
     (tmp_path / "rows").write_text(between.join(texts) + "\n")
     assert rows_of(tmp_path / "rows") == ROWS

@@ -2,15 +2,17 @@
 
 import pytest
 
-from slimtune.data.columns import parse_mapping, renamed, unfolded
-from slimtune.data.formats import (
-    FORMATS,
+from slimtune.data.shapes import (
+    SHAPES,
     alpaca,
     detect,
     messages,
+    parse_mapping,
     prompt_completion,
     qa,
+    renamed,
     sharegpt,
+    unfolded,
 )
 from slimtune.data.turns import BadRow, require_order, trimmed
 
@@ -74,7 +76,7 @@ def test_messages_and_sharegpt():
 )
 def test_bad_rows_say_why(shape, row, reason):
     with pytest.raises(BadRow, match=reason):
-        require_order(FORMATS[shape](row))
+        require_order(SHAPES[shape](row))
 
 
 def test_detect_by_majority_and_prefers_the_whole_conversation():

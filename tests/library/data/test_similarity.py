@@ -50,9 +50,9 @@ def test_the_estimate_is_near_the_exact_similarity():
                 other[chance.randrange(len(other))] = chance.choice("xyz")
             pairs.append((text, "".join(other)))
     raw = b"".join(similarity.signature([text.encode()]) for pair in pairs for text in pair)
-    signatures = np.frombuffer(raw, np.uint8).reshape(-1, similarity.SIZE)
+    signatures = np.frombuffer(raw, np.uint8).reshape(-1, similarity.SIGNATURE_SIZE)
     places = np.arange(0, len(signatures), 2)
-    found = similarity.estimate(signatures, places, places + 1)
+    found = similarity.estimate_similarity(signatures, places, places + 1)
     off = np.abs(found - [jaccard(*pair) for pair in pairs])
     assert off.mean() < 0.03 and off.max() < 0.15
     assert similarity.signature([b""]) == similarity.signature([])
@@ -61,7 +61,7 @@ def test_the_estimate_is_near_the_exact_similarity():
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.9, 1.0])
 def test_bands_miss_one_pair_in_a_hundred_at_most(threshold):
     width = similarity.width(threshold)
-    missed = (1 - threshold**width) ** (similarity.SIZE // width)
+    missed = (1 - threshold**width) ** (similarity.SIGNATURE_SIZE // width)
     assert missed <= 0.01 and len(list(similarity.bands(np.zeros((1, 128), np.uint8), 0.8))) == 21
 
 
@@ -99,7 +99,7 @@ def test_training_rows_near_a_judging_row_are_leaks(tmp_path):
 
 @pytest.mark.parametrize("seed", [4, 5])
 def test_counts_add_up_and_workers_change_nothing(tmp_path, monkeypatch, seed):
-    monkeypatch.setattr(blocks, "SIZE", 2000)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 2000)
     rows, edits = rows_and_edits(seed)
     mess = [*rows, *edits, *rows[:7], {"instruction": "no answer"}, *edits[:3]]
     random.Random(seed).shuffle(mess)

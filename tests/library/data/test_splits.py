@@ -5,10 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from slimtune.data.fates import first_equal
-from slimtune.data.keys import keys_of
+from slimtune.data.judging import first_equal
+from slimtune.data.similarity import keys_of, language, skeleton
 from slimtune.data.splits import Shares, assign, position
-from slimtune.data.text import language, skeleton
 
 
 def test_shares_come_out_right():

@@ -19,12 +19,17 @@ from tiny_folders import swap_two_tokens, write_tiny_llama
 from slimtune import prompts
 from slimtune.console import InputError, ResourceError, SettingsError
 from slimtune.evaluation import comparison as comparison_module
-from slimtune.evaluation import reporting
-from slimtune.evaluation.answers import Candidate
 from slimtune.evaluation.cautions import sentence
 from slimtune.evaluation.comparison import Comparison, compare
-from slimtune.evaluation.outputs import table, worst_rows, write_csv, write_metrics
+from slimtune.evaluation.outputs import (
+    comparison_table,
+    worst_rows,
+    write_answers_csv,
+    write_metrics,
+)
+from slimtune.inference.answers import Candidate
 from slimtune.models import loading
+from slimtune.report import training_report
 
 LLAMA2 = prompts.template("llama2")
 QUESTIONS = [
@@ -58,7 +63,7 @@ def base(tmp_path_factory) -> Path:
 def write_adapter(base: Path, folder: Path, *, trained: bool) -> Path:
     """A LoRA adapter; untrained means B = 0, as peft starts."""
     config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=not trained)
-    get_peft_model(loading.load(base), config).save_pretrained(folder)
+    get_peft_model(loading.load_model(base), config).save_pretrained(folder)
     return folder
 
 
@@ -97,7 +102,7 @@ def test_an_error_crosses_from_child_to_parent_whole():
 
 def test_a_killed_child_is_a_matter_of_resources(base, rows, monkeypatch):
     monkeypatch.setattr(comparison_module, "start_logging", os.abort)  # the first act of a child
-    monkeypatch.setattr(comparison_module.log, "handlers", [logging.NullHandler()])
+    monkeypatch.setattr(comparison_module._log, "handlers", [logging.NullHandler()])
     with pytest.raises(ResourceError, match="ended from outside"):
         compared([Candidate("base", str(base))], rows, isolated=True)
 
@@ -116,7 +121,7 @@ def test_the_parent_needs_no_torch():
 def test_measures_say_what_each_model_is_and_costs(base, comparison):
     first, tuned, other = comparison.measures
     assert [m["kind"] for m in comparison.measures] == ["model", "adapter", "model"]
-    assert first["cost"]["parameters"] == loading.load(base).num_parameters()
+    assert first["cost"]["parameters"] == loading.load_model(base).num_parameters()
     assert tuned["cost"]["parameters"] > first["cost"]["parameters"]
     assert tuned["cost"]["bytes_on_disk"] > first["cost"]["bytes_on_disk"]
     assert other["cost"]["parameters"] > tuned["cost"]["parameters"]
@@ -173,7 +178,7 @@ def test_another_tokenizer_leaves_out_what_does_not_compare(base, other_tokenize
     first, second = found.measures
     assert first["perplexity"] and second["perplexity"] is None and second["bits_per_byte"]
     assert "tokenizer" in [caution["kind"] for caution in found.cautions]
-    assert "–" in table(found)[1][1]
+    assert "–" in comparison_table(found)[1][1]
 
 
 def test_another_tokenizer_that_would_cut_elsewhere_is_refused(base, other_tokenizer):
@@ -211,9 +216,9 @@ def test_long_prompts_keep_their_end_and_are_counted(base, rows):
 
 
 def test_a_gguf_answers_like_the_model_it_was_made_from(base, rows, tmp_path, comparison):
-    from slimtune.export.gguf_writer import convert
+    from slimtune.export.gguf_writer import write_gguf
 
-    convert(base, tmp_path / "base.gguf", "F32")
+    write_gguf(base, tmp_path / "base.gguf", "F32")
     gguf = Candidate("gguf", str(tmp_path / "base.gguf"), tokenizer=str(base))
     found = compared([Candidate("base", str(base)), gguf], rows)
     texts = [[answer.text for answer in outcome.generations] for outcome in found.outcomes]
@@ -243,7 +248,7 @@ def test_a_row_without_an_answer_is_named(base):
 
 def test_csv_opens_in_a_spreadsheet_and_runs_nothing(comparison, tmp_path):
     file = tmp_path / "results.csv"
-    write_csv(comparison, file)
+    write_answers_csv(comparison, file)
     assert file.read_bytes().startswith(b"\xef\xbb\xbf")
     with file.open(encoding="utf-8-sig", newline="") as handle:
         read = list(csv.DictReader(handle))
@@ -280,12 +285,12 @@ def test_a_hostile_row_is_inert_in_csv_markdown_and_html(base, tmp_path):
         for text in HOSTILE
     ]
     found = compared([Candidate("<b>base", str(base))], rows)
-    write_csv(found, tmp_path / "r.csv")
+    write_answers_csv(found, tmp_path / "r.csv")
     with (tmp_path / "r.csv").open(encoding="utf-8-sig", newline="") as handle:
         cells = [cell for row in csv.reader(handle) for cell in row]
     assert not [cell for cell in cells if cell.lstrip()[:1] in tuple("=+-@＝") and len(cell) > 4]
     assert [text in cells or f"'{text}" in cells for text in HOSTILE] == [True] * len(HOSTILE)
-    markdown, html = reporting.reports(found, {}, None, "en")
+    markdown, html = training_report.reports(found, {}, None, "en")
     shown = MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
     for page in (shown, html):
         assert not re.search(r"<(script|img|a|b)[ >]", page.replace('<b class="', ""))
@@ -309,6 +314,6 @@ def test_worst_rows_come_worst_first(comparison):
 
 
 def test_table_has_a_row_a_model(comparison):
-    headers, lines = table(comparison)
+    headers, lines = comparison_table(comparison)
     assert [line[0] for line in lines] == ["base", "tuned", "other"]
     assert all(len(line) == len(headers) for line in lines)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from slimtune.evaluation import bootstrap, metrics
-from slimtune.evaluation.text import normalise, repeats, words
+from slimtune.evaluation import bootstrap, measures
+from slimtune.evaluation.measures import normalise, repeats, word_tokens
 
 PARTS = ["北", "京", "爱", "我", "cat", "dog", "42", "Q4", "的", "hello"]
 
@@ -28,7 +28,7 @@ def lcs_by_table(left: list[str], right: list[str]) -> int:
 
 
 def test_words_are_characters_of_chinese_and_words_of_english():
-    assert words("Hello，世界！Q4_K_M、３．５公里") == [
+    assert word_tokens("Hello，世界！Q4_K_M、３．５公里") == [
         "hello", "世", "界", "q4", "k", "m", "3", "5", "公", "里",
     ]  # fmt: skip
 
@@ -52,7 +52,7 @@ def test_words_are_characters_of_chinese_and_words_of_english():
     ],
 )
 def test_exact_match_forgives_form_and_nothing_else(prediction, reference, same):
-    assert (metrics.exact_match(prediction, reference) == 100.0) is same
+    assert (measures.exact_match(prediction, reference) == 100.0) is same
 
 
 def test_normalise_keeps_a_text_of_punctuation():
@@ -61,21 +61,23 @@ def test_normalise_keeps_a_text_of_punctuation():
 
 def test_rouge_l_equals_the_table_on_mixed_pairs():
     for left, right in zip(mixed_texts(200, 1), mixed_texts(200, 2), strict=True):
-        a, b = words(left), words(right)
+        a, b = word_tokens(left), word_tokens(right)
         length = lcs_by_table(a, b)
-        assert metrics.longest_common_subsequence(a, b) == length
-        assert metrics.rouge_l(left, right) == pytest.approx(200 * length / (len(a) + len(b)))
+        assert measures.longest_common_subsequence(a, b) == length
+        assert measures.rouge_l(left, right) == pytest.approx(200 * length / (len(a) + len(b)))
 
 
 def test_rouge_n_equals_precision_and_recall_by_hand():
     for left, right in zip(mixed_texts(100, 3), mixed_texts(100, 4), strict=True):
-        grams = [Counter(zip(t, t[1:], strict=False)) for t in (words(left), words(right))]
+        grams = [
+            Counter(zip(t, t[1:], strict=False)) for t in (word_tokens(left), word_tokens(right))
+        ]
         if not (grams[0] and grams[1]):
             continue
         common = sum(min(count, grams[1][gram]) for gram, count in grams[0].items())
         precision, recall = (common / sum(g.values()) for g in grams)
         f1 = 2 * precision * recall / (precision + recall) if common else 0.0
-        assert metrics.rouge_n(left, right, 2) == pytest.approx(100 * f1)
+        assert measures.rouge_n(left, right, 2) == pytest.approx(100 * f1)
 
 
 ENGLISH = ["cat", "dog", "sat", "mat", "the", "ran", "42", "q4", "hello", "world"]
@@ -102,7 +104,7 @@ def random_pairs(count: int, parts: list[str], seed: int) -> list[tuple[str, str
 
 def latin(text: str) -> str:
     """Our words as rouge-score sees them: it knows a-z and 0-9 only, so each character is spelt."""
-    return " ".join(word if word.isascii() else f"u{ord(word):x}" for word in words(text))
+    return " ".join(word if word.isascii() else f"u{ord(word):x}" for word in word_tokens(text))
 
 
 PAIRS = (
@@ -119,11 +121,11 @@ def test_rouge_equals_rouge_score_on_500_pairs():
     for prediction, reference in PAIRS:
         theirs = peer.score(latin(reference), latin(prediction))
         ours = {
-            "rouge1": metrics.rouge_n(prediction, reference, 1),
-            "rouge2": metrics.rouge_n(prediction, reference, 2),
-            "rougeL": metrics.rouge_l(prediction, reference),
+            "rouge1": measures.rouge_n(prediction, reference, 1),
+            "rouge2": measures.rouge_n(prediction, reference, 2),
+            "rougeL": measures.rouge_l(prediction, reference),
         }
-        if min(len(words(prediction)), len(words(reference))) < 2:
+        if min(len(word_tokens(prediction)), len(word_tokens(reference))) < 2:
             del ours["rouge2"]  # no pair of words to share: equal texts are 100 here, 0 there
         for name, score in ours.items():
             assert score == pytest.approx(100 * theirs[name].fmeasure), (prediction, reference)
@@ -147,15 +149,15 @@ def test_corpus_scores_equal_sacrebleu_on_500_pairs(name):
 
 
 def corpus_score(name: str, predictions, references) -> float:
-    metric = metrics.CORPUS_METRICS[name]()
+    metric = measures.CORPUS_METRICS[name]()
     return bootstrap.corpus(metric, predictions, [[one] for one in references], resamples=2).score
 
 
 SCORES = [
-    metrics.exact_match,
-    metrics.rouge_l,
-    lambda p, r: metrics.rouge_n(p, r, 1),
-    lambda p, r: metrics.rouge_n(p, r, 2),
+    measures.exact_match,
+    measures.rouge_l,
+    lambda p, r: measures.rouge_n(p, r, 1),
+    lambda p, r: measures.rouge_n(p, r, 2),
     lambda p, r: corpus_score("bleu", [p], [r]),
     lambda p, r: corpus_score("chrf", [p], [r]),
 ]
@@ -191,13 +193,13 @@ def test_identical_is_100_disjoint_is_0_empty_is_0(score):
     ],
 )
 def test_a_pattern_finds_what_counts(pattern, prediction, reference, same):
-    assert (metrics.exact_match(prediction, reference, pattern) == 100) is same
+    assert (measures.exact_match(prediction, reference, pattern) == 100) is same
 
 
 def test_health_counts_empty_endless_and_looping_answers():
     loop = "我不知道。" * 6
     answers, references = ["", "fine", loop, "10000"], ["a b", "c", "我不知道。", "10000"]
-    found = metrics.health(answers, [True, True, False, True], references)
+    found = measures.health(answers, [True, True, False, True], references)
     assert (found.empty, found.without_eos, found.repeating) == (25, 25, 25)
     assert found.length_ratio == (0 + 1 + 24 + 1) / (2 + 1 + 4 + 1)
 

@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from slimtune.evaluation.answers import (
+from slimtune.evaluation.scoring import MEASURES, measure, row_scores, signatures
+from slimtune.inference.answers import (
     AnswerLoss,
     Asked,
     Candidate,
@@ -14,7 +15,6 @@ from slimtune.evaluation.answers import (
     Outcome,
     Question,
 )
-from slimtune.evaluation.scoring import MEASURES, measure, row_scores, signatures
 
 QUESTIONS = [
     Question(f"r{n}", ({"role": "user", "content": f"{n}?"},), (f"答案{n}",)) for n in range(60)

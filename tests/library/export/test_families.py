@@ -17,11 +17,11 @@ from transformers import (
 )
 
 from slimtune import prompts
-from slimtune.export import reference
-from slimtune.export.gguf_writer import convert
+from slimtune.export.gguf_writer import write_gguf
+from slimtune.export.proof import reference
+from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.models import tokenizers
 from slimtune.models.checkpoints import copy_companions
-from slimtune.models.llama_cpp import LlamaCpp
 
 needs_stories = pytest.mark.skipif(
     not SHARED.is_dir(), reason="needs ../shared/data/stories260K and text"
@@ -44,12 +44,12 @@ SPLIT = (
 
 def compare(folder: Path, file: Path, kind: str) -> None:
     """100 greedy tokens, and the likelihood of a real text, against transformers in float32."""
-    convert(folder, file, kind)
+    write_gguf(folder, file, kind)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     text = (SHARED / "text" / "tinystories.txt").read_text(encoding="utf-8")[:800]
     with LlamaCpp(file, context=512, threads=1) as gguf:
         asked, story = gguf.tokenize("Once upon a time"), gguf.tokenize(text)
-        assert story == tokenizers.load(folder)(text).input_ids and len(story) > 250
+        assert story == tokenizers.load_tokenizer(folder)(text).input_ids and len(story) > 250
         answer = gguf.generate([asked], 100)[0].ids
         losses = gguf.nll(story[:1], story[1:])
     assert answer == reference.greedy(model, asked, eos=2, max_new_tokens=100)[0]
@@ -114,7 +114,7 @@ def byte_level(folder: Path, digits: str, bos: str | None, eos: str) -> int:
         tokenizer_object=backend, bos_token=bos, eos_token=eos, pad_token="<|pad|>"
     )
     tokenizer.chat_template = prompts.template("chatml")
-    tokenizers.save(tokenizer, folder)
+    tokenizers.save_tokenizer(tokenizer, folder)
     return len(tokenizer)
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tiny_folders import SHARED, TEXT, write_tiny_llama
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from slimtune.export import proving
+from slimtune.export.proof import proving
 from slimtune.models import tokenizers
 from slimtune.models.checkpoints import copy_companions
 
@@ -141,9 +141,9 @@ def test_one_of_several_ends_may_be_the_tokenizers(good, words, tmp_path) -> Non
 def test_32001_tokens_against_32000_rows(words, tmp_path) -> None:
     """`add_special_tokens({"pad_token": ...})` without resizing: the field's first complaint."""
     model = write_tiny_llama(tmp_path / "m", hidden=64, vocab_size=32000, num_hidden_layers=1)
-    tokenizer = tokenizers.load(SHARED / "llama2-tokenizer")
+    tokenizer = tokenizers.load_tokenizer(SHARED / "llama2-tokenizer")
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
-    tokenizers.save(tokenizer, model)
+    tokenizers.save_tokenizer(tokenizer, model)
     error = refused(
         3, "has 32001 tokens, the embedding 32000 rows", "convert_to_gguf", *words(model)
     )

@@ -14,7 +14,7 @@ from slimtune import prompts
 from slimtune.console import InputError, ResourceError
 from slimtune.export import gguf_writer, preflight
 from slimtune.export.ggml import Encoder
-from slimtune.export.gguf_writer import convert
+from slimtune.export.gguf_writer import write_gguf
 from slimtune.export.plan import Encoding
 from slimtune.export.quant_types import QUANTIZATIONS
 from slimtune.models.checkpoints import CheckpointWriter, copy_companions
@@ -56,7 +56,7 @@ def tensors(file) -> dict[str, gguf.ReaderTensor]:
 
 @pytest.mark.parametrize("kind", ALL)
 def test_values_are_the_models(llama, tmp_path, kind):
-    report = convert(llama, tmp_path / "out.gguf", kind)
+    report = write_gguf(llama, tmp_path / "out.gguf", kind)
     for name, tensor in tensors(tmp_path / "out.gguf").items():
         wanted = expected_rows(llama, name)
         found = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(wanted.shape)
@@ -72,7 +72,7 @@ def test_values_are_the_models(llama, tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 def test_bytes_equal_numpys_encoder(llama, tmp_path, kind):
-    convert(llama, tmp_path / "out.gguf", kind)
+    write_gguf(llama, tmp_path / "out.gguf", kind)
     compared = 0
     for name, tensor in tensors(tmp_path / "out.gguf").items():
         if tensor.tensor_type.name != kind:
@@ -84,7 +84,7 @@ def test_bytes_equal_numpys_encoder(llama, tmp_path, kind):
 
 
 def test_the_file_does_not_depend_on_threads_chunks_shards_or_encoder(llama, tmp_path, monkeypatch):
-    convert(llama, tmp_path / "whole.gguf", "Q8_0", threads=1, name="x")
+    write_gguf(llama, tmp_path / "whole.gguf", "Q8_0", threads=1, name="x")
     whole = (tmp_path / "whole.gguf").read_bytes()
     state = load_file(llama / "model.safetensors")
     spec = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
@@ -95,12 +95,12 @@ def test_the_file_does_not_depend_on_threads_chunks_shards_or_encoder(llama, tmp
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
     monkeypatch.setattr(gguf_writer, "_CHUNK_VALUES", 7 * 256)
     parts = tmp_path / "parts.gguf"
-    convert(tmp_path / "sharded", parts, "Q8_0", encoding=NUMPY, threads=3, name="x")
+    write_gguf(tmp_path / "sharded", parts, "Q8_0", encoding=NUMPY, threads=3, name="x")
     assert (tmp_path / "parts.gguf").read_bytes() == whole
 
 
 def test_metadata(llama, tmp_path):
-    convert(llama, tmp_path / "out.gguf", "Q4_K_M", name="my model")
+    write_gguf(llama, tmp_path / "out.gguf", "Q4_K_M", name="my model")
     reader = gguf.GGUFReader(tmp_path / "out.gguf")
     found = {key: field.contents() for key, field in reader.fields.items()}
     expected = {
@@ -131,7 +131,7 @@ def test_metadata(llama, tmp_path):
 
 
 def test_tensor_order_is_llama_cpps(llama, tmp_path):
-    convert(llama, tmp_path / "out.gguf", "F16")
+    write_gguf(llama, tmp_path / "out.gguf", "F16")
     names = list(tensors(tmp_path / "out.gguf"))
     assert names[:3] == ["output.weight", "output_norm.weight", "token_embd.weight"]
     assert names[3:6] == [
@@ -144,7 +144,7 @@ def test_tensor_order_is_llama_cpps(llama, tmp_path):
 
 def test_narrow_rows_fall_back_and_the_plan_knows(narrow, tmp_path):
     plan = preflight.preflight(narrow, "Q4_K_M")
-    report = convert(narrow, tmp_path / "out.gguf", "Q4_K_M")
+    report = write_gguf(narrow, tmp_path / "out.gguf", "Q4_K_M")
     types = {name: t.tensor_type.name for name, t in tensors(tmp_path / "out.gguf").items()}
     assert types["blk.0.ffn_down.weight"] == "F16" and types["token_embd.weight"] == "Q8_0"
     assert report.types == {"F32": 5, "Q5_0": 11, "Q8_0": 2, "F16": 2}
@@ -155,10 +155,10 @@ def test_narrow_rows_fall_back_and_the_plan_knows(narrow, tmp_path):
 def test_without_the_library_k_quants_are_refused_and_q8_0_is_not(llama, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ResourceError, match="Q8_0") as caught:
-        convert(llama, tmp_path / "out.gguf", "Q4_K_M", encoding=NUMPY)
+        write_gguf(llama, tmp_path / "out.gguf", "Q4_K_M", encoding=NUMPY)
     for way in ("xllamacpp", "gguf.ggml_library", "llama-quantize"):
         assert way in str(caught.value)
-    report = convert(llama, tmp_path / "out.gguf", "Q4_0", encoding=NUMPY)
+    report = write_gguf(llama, tmp_path / "out.gguf", "Q4_0", encoding=NUMPY)
     assert report.fallbacks == ["output.weight (Q8_0)"]
 
 
@@ -180,7 +180,7 @@ def test_values_that_no_type_can_hold_are_named(narrow, tmp_path, value):
     broken = "model.layers.1.mlp.up_proj.weight"
     spoil(narrow, tmp_path, lambda state: state[broken].__setitem__((3, 5), value))
     with pytest.raises(InputError, match=broken):
-        convert(tmp_path, tmp_path / "out.gguf", "F16")
+        write_gguf(tmp_path, tmp_path / "out.gguf", "F16")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_spare_rows_become_unused_tokens_and_added_ones_are_kept(tmp_path):
     token = config["added_tokens"][0] | {"id": VOCABULARY, "content": "<|im_end|>", "special": True}
     config["added_tokens"].append(token)
     (tmp_path / "tokenizer.json").write_text(json.dumps(config))
-    convert(tmp_path, tmp_path / "out.gguf", "F16")
+    write_gguf(tmp_path, tmp_path / "out.gguf", "F16")
     fields = gguf.GGUFReader(tmp_path / "out.gguf").fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
     types = fields["tokenizer.ggml.token_type"].contents()
@@ -266,5 +266,5 @@ def test_a_full_disk_is_told_before_the_work(narrow, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ResourceError, match="needed"):
-        convert(narrow, tmp_path / "out.gguf", "F16")
+        write_gguf(narrow, tmp_path / "out.gguf", "F16")
     assert not (tmp_path / "out.gguf").exists()

@@ -10,9 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from slimtune.console import InputError
 from slimtune.export.architecture import read_architecture
-from slimtune.export.gguf_writer import convert
-from slimtune.export.imatrix import read_imatrix, write_imatrix
-from slimtune.export.importance import sums_of_squares
+from slimtune.export.gguf_writer import write_gguf
+from slimtune.export.imatrix import read_imatrix, sums_of_squares, write_imatrix
 from slimtune.export.plan import Encoding
 from slimtune.export.quant_types import choose_types
 from slimtune.export.tensors import gguf_name
@@ -64,7 +63,7 @@ def test_another_models_matrix_is_refused(llama, tmp_path):
     write_dat(tmp_path / "imatrix.dat")
     encoding = Encoding(importance=read_imatrix(tmp_path / "imatrix.dat"))
     with pytest.raises(InputError, match="another model's"):
-        convert(llama, tmp_path / "out.gguf", "Q4_K_M", encoding=encoding)
+        write_gguf(llama, tmp_path / "out.gguf", "Q4_K_M", encoding=encoding)
 
 
 def test_sums_are_of_what_enters_each_layer(llama):
@@ -92,8 +91,8 @@ def test_the_columns_that_matter_lose_less(llama, tmp_path, kind):
     sums = {name: np.where(np.arange(256) % 4 == 0, 100.0, 0.01).astype(np.float32)}
     write_imatrix(tmp_path / "i.gguf", sums, {name: 1}, "x", 1)
     encoding = Encoding(importance=read_imatrix(tmp_path / "i.gguf"))
-    convert(llama, tmp_path / "plain.gguf", kind)
-    convert(llama, tmp_path / "weighted.gguf", kind, encoding=encoding)
+    write_gguf(llama, tmp_path / "plain.gguf", kind)
+    write_gguf(llama, tmp_path / "weighted.gguf", kind, encoding=encoding)
     wanted = Checkpoint(llama).read_float32("model.layers.1.mlp.up_proj.weight")
     assert gguf_name(architecture, "model.layers.1.mlp.up_proj.weight") == name
 

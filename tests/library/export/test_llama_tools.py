@@ -14,9 +14,9 @@ from tiny_folders import write_tiny_llama
 from slimtune.console import ResourceError
 from slimtune.export import conversion
 from slimtune.export.ggml import Encoder, find_encoder
-from slimtune.export.gguf_writer import convert
+from slimtune.export.gguf_writer import write_gguf
 from slimtune.export.plan import Encoding
-from slimtune.models.llama_library import shared_object
+from slimtune.inference.llama_library import shared_object
 
 
 def fake_program(file: Path, lines: str) -> Path:
@@ -54,7 +54,7 @@ def test_llama_quantize_makes_k_quants_from_a_temporary_file(
     source, output, name = Path(f"{tool}.log").read_text().split()
     assert name == "Q4_K_M" and not Path(source).exists()
     # The fake one copies: what it was given is the F16 file.
-    convert(llama, tmp_path / "half.gguf", "F16", name="m")
+    write_gguf(llama, tmp_path / "half.gguf", "F16", name="m")
     assert (tmp_path / "out/m-Q4_K_M.gguf").read_bytes() == (tmp_path / "half.gguf").read_bytes()
     files = {path.name for path in (tmp_path / "out").glob("*.gguf")}
     assert files == {"m-Q4_K_M.gguf", "m-Q8_0.gguf"}
@@ -78,8 +78,8 @@ def test_without_any_encoder_the_three_ways_are_named(words, monkeypatch, withou
 
 def test_a_library_named_in_the_settings(llama, tmp_path):
     named = Encoding(find_encoder(shared_object()))
-    convert(llama, tmp_path / "named.gguf", "Q4_K_M", encoding=named, name="m")
-    convert(llama, tmp_path / "found.gguf", "Q4_K_M", name="m")
+    write_gguf(llama, tmp_path / "named.gguf", "Q4_K_M", encoding=named, name="m")
+    write_gguf(llama, tmp_path / "found.gguf", "Q4_K_M", name="m")
     assert (tmp_path / "named.gguf").read_bytes() == (tmp_path / "found.gguf").read_bytes()
     with pytest.raises(ResourceError, match="not ggml's library"):
         find_encoder(llama / "config.json")
@@ -119,8 +119,10 @@ def test_another_architecture_is_handed_over(unknown, words, tmp_path, monkeypat
 
 def test_numpys_encoder_gives_ggmls_bytes(narrow, tmp_path):
     for kind in ("BF16", "Q4_1", "Q5_0", "Q5_1"):
-        convert(narrow, tmp_path / "numpy.gguf", kind, encoding=Encoding(Encoder(None)), name="m")
-        convert(narrow, tmp_path / "ggml.gguf", kind, name="m")
+        write_gguf(
+            narrow, tmp_path / "numpy.gguf", kind, encoding=Encoding(Encoder(None)), name="m"
+        )
+        write_gguf(narrow, tmp_path / "ggml.gguf", kind, name="m")
         assert (tmp_path / "numpy.gguf").read_bytes() == (tmp_path / "ggml.gguf").read_bytes()
     assert gguf.GGUFReader(tmp_path / "numpy.gguf").tensors
 

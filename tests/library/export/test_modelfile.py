@@ -13,8 +13,7 @@ import pytest
 
 from slimtune import prompts
 from slimtune.console import InputError, SettingsError
-from slimtune.export.modelfile import STOPS, go_template, modelfile
-from slimtune.export.templates import twins
+from slimtune.export.modelfile import STOPS, go_template, modelfile, twins
 
 NAMES = sorted(STOPS)
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}

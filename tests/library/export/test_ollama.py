@@ -86,7 +86,7 @@ def words(model, tmp_path, monkeypatch) -> list[object]:
 
 def length(model: Path, *messages: dict[str, str]) -> int:
     template = prompts.template("llama2")
-    return len(prompts.encode_prompt(tokenizers.load(model), messages, template))
+    return len(prompts.encode_prompt(tokenizers.load_tokenizer(model), messages, template))
 
 
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -11,11 +11,10 @@ from slimtune import prompts
 from slimtune.artifacts import sha256
 from slimtune.console import QualityError
 from slimtune.export import conversion, gguf_writer, preflight
+from slimtune.export.proof.reference import EXACT, TOLERANCES, ModelAnswer
+from slimtune.export.proof.verify import _require_stops
 from slimtune.export.quant_types import QUANTIZATIONS
-from slimtune.export.reference import Said
-from slimtune.export.tolerances import EXACT, TOLERANCES
-from slimtune.export.verify import _require_stops
-from slimtune.models.llama_cpp import Generation
+from slimtune.inference.llama_cpp import Generation
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +73,7 @@ def test_quick_full_and_off_take_so_many_rows(model, tmp_path):
 
 def test_of_several_files_those_that_pass_get_their_names(model, tmp_path, monkeypatch):
     """Zeros in one of three: the script fails, the other two are finished."""
-    write = gguf_writer.write
+    write = gguf_writer.write_file
 
     def write_badly(plans, **options):
         reports = write(plans, **options)
@@ -84,7 +83,7 @@ def test_of_several_files_those_that_pass_get_their_names(model, tmp_path, monke
             file.write(bytes(20_000))
         return reports
 
-    monkeypatch.setattr(conversion, "write", write_badly)
+    monkeypatch.setattr(conversion, "write_file", write_badly)
     flags = ("--output-dir", tmp_path / "out", "--quantization", "F16,Q4_0,Q8_0")
     error = refused(5, "m-Q4_0", "convert_to_gguf", *words(model, tmp_path), *flags)
     assert "kept as" in error[2]
@@ -114,7 +113,7 @@ def test_every_type_has_a_tolerance_and_coarser_ones_a_larger():
     ("ends", "fails"), [(["eos", "eos"], False), (["eos", "length"], False), (["length"] * 2, True)]
 )
 def test_at_least_half_of_the_answers_that_end_must_end(ends, fails, tmp_path):
-    said = [Said([3], [1.0, 1.0], stopped, [3, 2], [1.0]) for stopped in (True, True, False)]
+    said = [ModelAnswer([3], [1.0, 1.0], stopped, [3, 2], [1.0]) for stopped in (True, True, False)]
     answers = [Generation("x", [3], end) for end in [*ends, "length"]]
     if not fails:
         return _require_stops(tmp_path, said, answers)

@@ -7,7 +7,7 @@ import pytest
 from recorded_tensors import FILE, digest, write_wide, write_wide_imatrix
 from tiny_folders import SHARED
 
-from slimtune.export.gguf_writer import convert
+from slimtune.export.gguf_writer import write_gguf
 from slimtune.export.imatrix import read_imatrix
 from slimtune.export.plan import Encoding
 from slimtune.export.quant_types import QUANTIZATIONS
@@ -34,5 +34,5 @@ def test_all_tensors_are_llama_cpps(name, kind, models, tmp_path):
     if name.endswith("+imatrix"):
         importance = read_imatrix(write_wide_imatrix(tmp_path / "imatrix.gguf"))
     encoding = Encoding(importance=importance, through_f16=True)
-    convert(model, tmp_path / "out.gguf", kind, encoding=encoding)
+    write_gguf(model, tmp_path / "out.gguf", kind, encoding=encoding)
     assert digest(tmp_path / "out.gguf") == RECORDED[name][kind]

@@ -9,9 +9,9 @@ from tiny_folders import write_tiny_llama
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from slimtune.export import rope
+from slimtune.export import architecture
 from slimtune.export.architecture import Unsupported
-from slimtune.export.gguf_writer import convert
+from slimtune.export.gguf_writer import write_gguf
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -30,7 +30,7 @@ def test_llama3s_divisors_are_those_of_transformers(factor):
     )
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     plain = 500000.0 ** -(np.arange(0, 128, 2) / 128)
-    found = rope.factors(rope.read(config.to_dict()), 128)
+    found = architecture.factors(architecture.read_rope(config.to_dict()), 128)
     assert found.dtype == np.float32
     assert found == pytest.approx(plain / scaled.numpy(), rel=1e-5)
     assert (found == 1).any() and (found == factor).any()
@@ -39,12 +39,13 @@ def test_llama3s_divisors_are_those_of_transformers(factor):
 
 def test_llama3s_divisors_are_a_tensor_of_the_file(tmp_path):
     folder = write_tiny_llama(tmp_path / "model", rope_parameters=LLAMA3)
-    convert(folder, tmp_path / "out.gguf", "Q4_K_M")
+    write_gguf(folder, tmp_path / "out.gguf", "Q4_K_M")
     tensors = {t.name: t for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
     assert list(tensors)[2] == "rope_freqs.weight"  # by name, among those of no layer
     config = json.loads((folder / "config.json").read_text())
     assert np.array_equal(
-        tensors["rope_freqs.weight"].data, rope.factors(rope.read(config), 256 // 4)
+        tensors["rope_freqs.weight"].data,
+        architecture.factors(architecture.read_rope(config), 256 // 4),
     )
 
 
@@ -63,7 +64,7 @@ def test_linear_and_yarn_are_metadata(tmp_path, parameters, expected):
     config = json.loads((folder / "config.json").read_text()) | {"rope_theta": 5000.0}
     del config["rope_parameters"]
     (folder / "config.json").write_text(json.dumps(config | {"rope_scaling": parameters}))
-    convert(folder, tmp_path / "out.gguf", "F16")
+    write_gguf(folder, tmp_path / "out.gguf", "F16")
     fields = gguf.GGUFReader(tmp_path / "out.gguf").fields
     found = {key: fields[f"llama.rope.scaling.{key}"].contents() for key in expected}
     assert found == expected
@@ -81,8 +82,8 @@ def test_a_yarn_that_llama_cpp_would_compute_otherwise_is_refused(tmp_path, more
     config["rope_parameters"] |= more
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(Unsupported, match="YaRN with"):
-        convert(folder, tmp_path / "out.gguf", "F16")
+        write_gguf(folder, tmp_path / "out.gguf", "F16")
     usual = {"attention_factor": 1 + 0.1 * np.log(4), "beta_fast": 32.0, "beta_slow": 1.0}
     config["rope_parameters"] = yarn | usual | {"rope_theta": 10000.0}
     (folder / "config.json").write_text(json.dumps(config))
-    convert(folder, tmp_path / "out.gguf", "F16")
+    write_gguf(folder, tmp_path / "out.gguf", "F16")

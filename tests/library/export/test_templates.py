@@ -6,7 +6,7 @@ import pytest
 
 from slimtune import prompts
 from slimtune.console import SettingsError
-from slimtune.export.templates import chosen, own_template, twin
+from slimtune.export.modelfile import chosen, own_template, twin
 
 # As Llama-2-chat's own repository has it, in other words than our llama2.jinja.
 META_LLAMA_2 = (
@@ -30,7 +30,7 @@ WITH_DEFAULT_SYSTEM = (
 )
 
 
-@pytest.mark.parametrize("name", prompts.names())
+@pytest.mark.parametrize("name", prompts.template_names())
 def test_shipped_ones_are_their_own_twins(name) -> None:
     assert twin(name) == twin(prompts.template(name)) == name
 

@@ -10,12 +10,13 @@ from tiny_folders import SHARED, write_tiny_llama
 
 from slimtune import prompts
 from slimtune.console import InputError, QualityError
-from slimtune.export import reference
-from slimtune.export import verify as room
-from slimtune.export.gguf_writer import convert
-from slimtune.export.reference import truth
-from slimtune.export.verify import verify
-from slimtune.models import llama_cpp, tokenizers
+from slimtune.export.gguf_writer import write_gguf
+from slimtune.export.proof import reference
+from slimtune.export.proof import verify as room
+from slimtune.export.proof.reference import truth
+from slimtune.export.proof.verify import verify
+from slimtune.inference import llama_cpp
+from slimtune.models import tokenizers
 from slimtune.models.checkpoints import copy_companions
 
 ROWS = [
@@ -33,7 +34,7 @@ def folder(tmp_path_factory):
 def prove(folder, kind: str, tmp_path, **options: object) -> room.Proof:
     file = tmp_path / f"{kind}.gguf"
     if not file.exists():
-        convert(folder, file, kind)
+        write_gguf(folder, file, kind)
     options = {"compared": 4, "max_new_tokens": 10} | options
     return verify(file, truth(folder, ROWS, TEMPLATE, **options), kind, threads=1)
 
@@ -76,10 +77,10 @@ def test_no_rows_compare_ids_alone(folder, tmp_path, monkeypatch):
 
 def test_other_weights_are_found_by_text_or_likelihood(folder, tmp_path):
     other = write_tiny_llama(tmp_path / "other", initializer_range=0.4)
-    convert(other, tmp_path / "F16.gguf", "F16")
+    write_gguf(other, tmp_path / "F16.gguf", "F16")
     with pytest.raises(QualityError, match="answers .* differently"):
         prove(folder, "F16", tmp_path)
-    convert(other, tmp_path / "Q8_0.gguf", "Q8_0")
+    write_gguf(other, tmp_path / "Q8_0.gguf", "Q8_0")
     with pytest.raises(QualityError, match="likelihood of answers differs by"):
         prove(folder, "Q8_0", tmp_path)
 
@@ -92,13 +93,13 @@ def test_rows_out_of_order_are_found(folder, tmp_path):
     name = "model.layers.0.self_attn.q_proj.weight"
     state[name] = state[name].unflatten(0, (4, 32, 2)).transpose(1, 2).flatten(0, 2).contiguous()
     save_file(state, shuffled / "model.safetensors", metadata={"format": "pt"})
-    convert(shuffled, tmp_path / "F32.gguf", "F32")
+    write_gguf(shuffled, tmp_path / "F32.gguf", "F32")
     with pytest.raises(QualityError, match="differently"):
         prove(folder, "F32", tmp_path)
 
 
 def test_other_ids_are_found(folder, tmp_path):
-    convert(folder, tmp_path / "F16.gguf", "F16")
+    write_gguf(folder, tmp_path / "F16.gguf", "F16")
     reader = gguf.GGUFReader(tmp_path / "F16.gguf", "r+")
     reader.fields["tokenizer.ggml.add_bos_token"].parts[-1][0] = False
     del reader
@@ -108,7 +109,7 @@ def test_other_ids_are_found(folder, tmp_path):
 
 
 def test_another_end_token_is_found_even_without_a_reference(folder, tmp_path):
-    convert(folder, tmp_path / "F16.gguf", "F16")
+    write_gguf(folder, tmp_path / "F16.gguf", "F16")
     reader = gguf.GGUFReader(tmp_path / "F16.gguf", "r+")
     reader.fields["tokenizer.ggml.eos_token_id"].parts[-1][0] = 5
     del reader
@@ -117,7 +118,7 @@ def test_another_end_token_is_found_even_without_a_reference(folder, tmp_path):
 
 
 def test_a_file_that_llama_cpp_cannot_load_is_a_failed_proof(folder, tmp_path):
-    convert(folder, tmp_path / "F16.gguf", "F16")
+    write_gguf(folder, tmp_path / "F16.gguf", "F16")
     data = (tmp_path / "F16.gguf").read_bytes()
     (tmp_path / "F16.gguf").write_bytes(data[: len(data) // 2])
     with pytest.raises(QualityError, match="the proof failed") as caught:
@@ -128,8 +129,8 @@ def test_a_file_that_llama_cpp_cannot_load_is_a_failed_proof(folder, tmp_path):
 def test_the_folder_may_move(folder, tmp_path):
     """Nothing in the file or the proof depends on where the model lay."""
     shutil.copytree(folder, tmp_path / "moved")
-    convert(tmp_path / "moved", tmp_path / "a.gguf", "F16", name="x")
-    convert(folder, tmp_path / "b.gguf", "F16", name="x")
+    write_gguf(tmp_path / "moved", tmp_path / "a.gguf", "F16", name="x")
+    write_gguf(folder, tmp_path / "b.gguf", "F16", name="x")
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
@@ -149,8 +150,8 @@ def test_biases_are_written_and_ordered_too(tmp_path):
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/llama2-tokenizer")
 def test_llama_2s_tokenizer_gives_llama_cpps_ids_from_the_file(tmp_path):
     folder = write_tiny_llama(tmp_path, hidden=64, vocab_size=32000, num_hidden_layers=1)
-    tokenizers.save(tokenizers.load(SHARED / "llama2-tokenizer"), folder)
-    convert(folder, tmp_path / "model.gguf", "Q8_0")
+    tokenizers.save_tokenizer(tokenizers.load_tokenizer(SHARED / "llama2-tokenizer"), folder)
+    write_gguf(folder, tmp_path / "model.gguf", "Q8_0")
     cases = SHARED / "llama-spm-cases"
     texts = (cases / "cases.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
     wanted = [line.split() for line in (cases / "cases.out").read_text().splitlines()]

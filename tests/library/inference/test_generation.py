@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from slimtune.console import ResourceError
-from slimtune.evaluation import generation
-from slimtune.evaluation.answers import Generation
-from slimtune.evaluation.batches import by_length, in_order, run_batched
-from slimtune.evaluation.generation import stream
+from slimtune.inference import generation
+from slimtune.inference.answers import Generation
+from slimtune.inference.batching import by_length, in_order, run_batched
+from slimtune.inference.generation import stream
 
 
 def generate(*arguments, **settings) -> list[Generation]:

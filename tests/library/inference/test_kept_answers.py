@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from running import files_under, succeeds
 
-from slimtune.evaluation import comparison, generation, predictions
+from slimtune.evaluation import comparison
+from slimtune.inference import generation, kept_answers
 
 pytestmark = pytest.mark.slow  # a whole run in a process of its own
 
@@ -138,13 +139,13 @@ def test_other_settings_and_overwrite_ask_again(
 def test_weights_that_changed_are_asked_again(tmp_path):
     from tiny_folders import write_tiny_llama
 
-    from slimtune.evaluation.answers import Candidate, Job, Question
+    from slimtune.inference.answers import Candidate, Job, Question
 
     folder = write_tiny_llama(tmp_path / "base", hidden=64)
     question = Question("r", ({"role": "user", "content": "?"},), ("!",))
     job = Job((question,), "", 64, 8, kept_in=tmp_path)
-    before = predictions.Predictions.of(Candidate("base", str(folder)), job)
-    again = predictions.Predictions.of(Candidate("base", str(folder)), job)
+    before = kept_answers.Predictions.of(Candidate("base", str(folder)), job)
+    again = kept_answers.Predictions.of(Candidate("base", str(folder)), job)
     os.utime(folder / "model.safetensors", ns=(1, 1))
-    after = predictions.Predictions.of(Candidate("base", str(folder)), job)
+    after = kept_answers.Predictions.of(Candidate("base", str(folder)), job)
     assert before.file == again.file != after.file

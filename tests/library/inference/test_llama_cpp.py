@@ -14,10 +14,11 @@ from tiny_folders import write_tiny_llama
 from transformers import LlamaForCausalLM
 
 from slimtune.console import InputError, ResourceError
-from slimtune.export.gguf_writer import convert
-from slimtune.models import llama_cpp, llama_library, tokenizers
+from slimtune.export.gguf_writer import write_gguf
+from slimtune.inference import llama_cpp, llama_library
+from slimtune.inference.llama_cpp import LlamaCpp
+from slimtune.models import tokenizers
 from slimtune.models.checkpoints import copy_companions
-from slimtune.models.llama_cpp import LlamaCpp
 
 TEXTS = ["The cat sat", "今天天气 [INST] x [/INST]", "    return 3.14", "", "a</s> b"]
 
@@ -29,13 +30,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gguf(folder):
-    convert(folder, folder / "model.gguf", "F32")
+    write_gguf(folder, folder / "model.gguf", "F32")
     return folder / "model.gguf"
 
 
 @pytest.fixture(scope="module")
 def tokenizer(folder):
-    return tokenizers.load(folder)
+    return tokenizers.load_tokenizer(folder)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_it_stops_at_eos(folder, tmp_path, reference, tokenizer):
     rows[[fourth, tokenizer.eos_token_id]] = rows[[tokenizer.eos_token_id, fourth]]
     copy_companions(folder, tmp_path)
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    convert(tmp_path, tmp_path / "model.gguf", "F32")
+    write_gguf(tmp_path, tmp_path / "model.gguf", "F32")
     with LlamaCpp(tmp_path / "model.gguf", context=64, threads=1) as model:
         answer = model.generate([prompt], 8)[0]
         assert "".join(model.stream(prompt, 8)) == answer.text

@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from slimtune.evaluation.batches import in_order
-from slimtune.evaluation.perplexity import answer_losses
+from slimtune.inference.batching import in_order
+from slimtune.inference.token_losses import answer_losses
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from slimtune.models import products
+from slimtune.machine import onednn
 
 LARGE = (128, 96, 192)  # rows, inner, columns: above the size from which oneDNN is called
 
@@ -17,8 +17,8 @@ def _seed():
 @pytest.fixture
 def called(monkeypatch):
     """The number of products that oneDNN got."""
-    calls, real = [], products._linear
-    monkeypatch.setattr(products, "_linear", lambda *words: calls.append(1) or real(*words))
+    calls, real = [], onednn._linear
+    monkeypatch.setattr(onednn, "_linear", lambda *words: calls.append(1) or real(*words))
     return calls
 
 
@@ -39,7 +39,7 @@ def test_products_are_float64s_to_rounding_in_every_layout(left, right, with_bia
     m, k, n = LARGE
     a, b, bias = matrix(m, k, left), matrix(k, n, right), torch.randn(n)
     exact = a.double() @ b.double() + (bias.double() if with_bias else 0)
-    with products.through_onednn():
+    with onednn.through_onednn():
         found = torch.addmm(bias, a, b) if with_bias else a @ b
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
 
@@ -47,7 +47,7 @@ def test_products_are_float64s_to_rounding_in_every_layout(left, right, with_bia
 def test_large_float32_products_go_to_onednn_and_all_others_do_not(called):
     m, k, n = LARGE
     a, b, bias = torch.randn(m, k), torch.randn(k, n), torch.randn(n)
-    with products.through_onednn():
+    with onednn.through_onednn():
         _ = a @ b, torch.addmm(bias, a, b)
         assert len(called) == 2
         _ = a[:4] @ b, a[:127] @ b, a.double() @ b.double(), a.bfloat16() @ b.bfloat16()
@@ -59,7 +59,7 @@ def test_large_float32_products_go_to_onednn_and_all_others_do_not(called):
 def test_scaled_and_empty_products_keep_their_values():
     m, k, n = LARGE
     a, b, bias = torch.randn(m, k), torch.randn(k, n), torch.randn(n)
-    with products.through_onednn():
+    with onednn.through_onednn():
         torch.testing.assert_close(torch.addmm(bias, a, b, alpha=2, beta=3), 2 * (a @ b) + 3 * bias)
         assert (a[:0] @ b).shape == (0, n)
         assert torch.equal(a[:, :0] @ b[:0], torch.zeros(m, n))
@@ -71,7 +71,7 @@ def test_gradients_take_the_same_way(called):
     bias = torch.randn(n, requires_grad=True)
     inputs = (x, weight, bias)
     exact = torch.autograd.grad(F.linear(*(one.double() for one in inputs)).square().sum(), inputs)
-    with products.through_onednn():
+    with onednn.through_onednn():
         found = torch.autograd.grad(F.linear(*inputs).square().sum(), inputs)
     assert len(called) == 3, "forward, and the gradients of inputs and weights"
     for one, other in zip(found, exact, strict=True):
@@ -81,7 +81,7 @@ def test_gradients_take_the_same_way(called):
 def test_torch_is_as_before_when_it_ends_also_by_an_error(called):
     a, b = torch.randn(LARGE[0], LARGE[1]), torch.randn(LARGE[1], LARGE[2])
     before = a @ b
-    with pytest.raises(ZeroDivisionError), products.through_onednn():
+    with pytest.raises(ZeroDivisionError), onednn.through_onednn():
         raise ZeroDivisionError
     assert torch.equal(a @ b, before)
     assert not called
@@ -89,8 +89,8 @@ def test_torch_is_as_before_when_it_ends_also_by_an_error(called):
 
 def test_one_inside_another_leaves_the_outer_one_at_work(called):
     a, b = torch.randn(LARGE[0], LARGE[1]), torch.randn(LARGE[1], LARGE[2])
-    with products.through_onednn():
-        with products.through_onednn():
+    with onednn.through_onednn():
+        with onednn.through_onednn():
             _ = a @ b
         assert len(called) == 1
         _ = a @ b
@@ -104,18 +104,18 @@ def test_one_inside_another_leaves_the_outer_one_at_work(called):
 def test_only_amd_processors_with_avx512_change_anything(
     monkeypatch, called, processor, avx512, chosen
 ):
-    monkeypatch.setattr(products, "_processor", lambda: f"vendor_id : {processor}")
+    monkeypatch.setattr(onednn, "_processor", lambda: f"vendor_id : {processor}")
     monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
-    with products.fast():
+    with onednn.onednn_products():
         _ = torch.randn(LARGE[0], LARGE[1]) @ torch.randn(LARGE[1], LARGE[2])
     assert bool(called) is chosen
 
 
 def test_batches_are_filled_to_few_sizes_and_only_where_it_helps() -> None:
-    assert [products.filled(rows) for rows in (1, 64, 865)] == [1, 64, 865]
-    with products.through_onednn():
-        sizes = {rows: products.filled(rows) for rows in range(1, 4097)}
-    assert products.filled(865) == 865
+    assert [onednn.padded_length(rows) for rows in (1, 64, 865)] == [1, 64, 865]
+    with onednn.through_onednn():
+        sizes = {rows: onednn.padded_length(rows) for rows in range(1, 4097)}
+    assert onednn.padded_length(865) == 865
     assert all(rows <= size and size % 64 == 0 for rows, size in sizes.items())
     assert all(size < 1.125 * rows for rows, size in sizes.items() if rows >= 512)
     assert len(set(sizes.values())) == 8 + 8 + 8 + 8  # up to 512, 1024, 2048 and 4096

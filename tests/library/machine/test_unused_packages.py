@@ -4,7 +4,7 @@ import pytest
 from running import imported_by
 
 from slimtune.config import Config
-from slimtune.imports import unused
+from slimtune.machine.unused_packages import unused
 
 ADAPTER = ("--epochs", 1, "--lora-r", 2)
 

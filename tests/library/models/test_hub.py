@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import constants
 
 from slimtune.console import InputError, ResourceError
-from slimtune.models import hub
+from slimtune.models import folders
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def hub_answers(monkeypatch, tmp_path):
 def test_a_model_folder_is_itself(tmp_path):
     for name, text in (("config.json", "{}"), ("model.safetensors", "")):
         (tmp_path / name).write_text(text)
-    assert hub.resolve(str(tmp_path)) == tmp_path
+    assert folders.local_folder(str(tmp_path)) == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -61,41 +61,41 @@ def test_a_name_means_the_hub_only_where_it_cannot_mean_a_folder(
 ):
     (tmp_path / "models").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert hub.is_hub_id(reference) == expected
+    assert folders.is_hub_id(reference) == expected
 
 
 def test_missing_unfinished_and_gguf_are_told_apart(tmp_path):
     with pytest.raises(InputError, match="no such model folder"):
-        hub.resolve(tmp_path / "model")
+        folders.local_folder(tmp_path / "model")
     (tmp_path / "model.partial").mkdir()
     with pytest.raises(InputError, match="not finished"):
-        hub.resolve(tmp_path / "model")
+        folders.local_folder(tmp_path / "model")
     (tmp_path / "model.gguf").write_text("")
     with pytest.raises(InputError, match="GGUF"):
-        hub.resolve(tmp_path / "model.gguf")
+        folders.local_folder(tmp_path / "model.gguf")
 
 
 def test_a_folder_without_config_is_not_a_model(tmp_path):
     (tmp_path / "model.safetensors").write_text("")
     with pytest.raises(InputError, match=r"config\.json"):
-        hub.resolve(tmp_path)
+        folders.local_folder(tmp_path)
 
 
 def test_a_gated_model_says_where_to_accept_and_how_to_log_in(hub_answers):
     hub_answers(403, "GatedRepo")
     with pytest.raises(InputError, match="hf auth login") as error:
-        hub.resolve("owner/gated")
+        folders.local_folder("owner/gated")
     assert "owner/gated" in error.value.cure
 
 
 def test_an_unknown_model_is_an_input_error(hub_answers):
     hub_answers(404, "RepoNotFound")
     with pytest.raises(InputError, match="neither a folder here nor"):
-        hub.resolve("owner/unknown")
+        folders.local_folder("owner/unknown")
 
 
 def test_a_hub_out_of_reach_is_a_resource_error_with_a_way_around(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ResourceError, match="HF_ENDPOINT"):
-        hub.resolve("owner/far")
+        folders.local_folder("owner/far")

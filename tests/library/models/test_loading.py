@@ -39,17 +39,17 @@ def adapt(base, folder):
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_16_bit_model_computes_in_float32_on_a_cpu(tmp_path, tied):
     model = build(tmp_path, tied=tied, dtype=torch.bfloat16)
-    loaded = loading.load(tmp_path, device="cpu")
+    loaded = loading.load_model(tmp_path, device="cpu")
     assert loaded.dtype == torch.float32
     assert not loaded.training
     expected = model.state_dict()
     assert all(torch.equal(t, expected[n].float()) for n, t in loaded.state_dict().items())
-    assert loading.load(tmp_path, device="cpu", dtype="bfloat16").dtype == torch.bfloat16
+    assert loading.load_model(tmp_path, device="cpu", dtype="bfloat16").dtype == torch.bfloat16
 
 
 def test_four_bits_run_forward_and_backward_on_a_cpu(tmp_path):
     model = build(tmp_path)
-    loaded = loading.load(tmp_path, device="cpu", quantization="nf4")
+    loaded = loading.load_model(tmp_path, device="cpu", quantization="nf4")
     layer = loaded.model.layers[0].mlp.up_proj
     assert layer.weight.dtype == torch.uint8
     assert layer.weight.quant_state.nested, "double quantisation"
@@ -65,7 +65,7 @@ def test_four_bits_run_forward_and_backward_on_a_cpu(tmp_path):
 def test_an_adapter_acts_as_it_did_in_training(tmp_path):
     build(tmp_path / "base")
     trained = adapt(tmp_path / "base", tmp_path / "adapter")
-    loaded = loading.load(tmp_path / "base", adapter=tmp_path / "adapter", device="cpu")
+    loaded = loading.load_model(tmp_path / "base", adapter=tmp_path / "adapter", device="cpu")
     assert isinstance(loaded, PeftModel)
     assert torch.equal(loaded(IDS).logits, trained(IDS).logits)
     with loaded.disable_adapter():
@@ -77,7 +77,7 @@ def test_an_adapter_of_another_base_names_both(tmp_path):
     build(tmp_path / "other", hidden=128)
     adapt(tmp_path / "base", tmp_path / "adapter")
     with pytest.raises(InputError) as error:
-        loading.load(tmp_path / "other", adapter=tmp_path / "adapter")
+        loading.load_model(tmp_path / "other", adapter=tmp_path / "adapter")
     assert str(tmp_path / "other") in error.value.what
     assert str(tmp_path / "base") in error.value.cure
 
@@ -88,7 +88,7 @@ def test_half_an_adapter_is_refused(tmp_path, lost):
     adapt(tmp_path / "base", tmp_path / "adapter")
     (tmp_path / "adapter" / lost).unlink()
     with pytest.raises(InputError, match=lost):
-        loading.load(tmp_path / "base", adapter=tmp_path / "adapter")
+        loading.load_model(tmp_path / "base", adapter=tmp_path / "adapter")
 
 
 def test_weights_that_are_missing_are_never_replaced_by_random_ones(tmp_path):
@@ -96,7 +96,7 @@ def test_weights_that_are_missing_are_never_replaced_by_random_ones(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     with pytest.raises(InputError, match="layers.2"):
-        loading.load(tmp_path)
+        loading.load_model(tmp_path)
 
 
 @pytest.mark.parametrize("change", [{"intermediate_size": 64}, {"model_type": "unheard-of"}])
@@ -105,7 +105,7 @@ def test_a_config_that_does_not_fit_is_an_input_error(tmp_path, change):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(InputError, match="cannot load"):
-        loading.load(tmp_path)
+        loading.load_model(tmp_path)
 
 
 def test_a_gpu_that_is_not_there_is_a_resource_error(monkeypatch):
@@ -131,7 +131,7 @@ def test_four_bits_multiply_in_bf16_on_cpus_that_have_it(monkeypatch, tmp_path, 
     assert ("multiplied in bfloat16 (this CPU has AVX512-BF16)" in said) == native
     assert "float32: " in said and "multiplied" not in loading.explain_compute("cpu")
     assert loading.choose_products("cpu", "float32") == torch.float32, "as set"
-    loaded = loading.load(tmp_path, device="cpu", quantization="nf4")
+    loaded = loading.load_model(tmp_path, device="cpu", quantization="nf4")
     assert loaded.model.layers[0].mlp.up_proj.compute_dtype == getattr(torch, expected)
     assert loaded.dtype == loaded(IDS).logits.dtype == torch.float32
 
@@ -139,7 +139,7 @@ def test_four_bits_multiply_in_bf16_on_cpus_that_have_it(monkeypatch, tmp_path, 
 def test_four_bits_answer_whatever_the_size_of_a_layer(tmp_path):
     """688 = 21.5 · 32: bitsandbytes' packing for CPUs with AVX512-BF16 fails at it."""
     model = build(tmp_path, inner=688)
-    loaded = loading.load(tmp_path, device="cpu", quantization="nf4")
+    loaded = loading.load_model(tmp_path, device="cpu", quantization="nf4")
     with torch.no_grad():
         exact, near = model(IDS).logits, loaded(IDS).logits
     assert (exact - near).norm() / exact.norm() < 0.3
@@ -149,14 +149,14 @@ def test_four_bits_without_bitsandbytes_are_a_resource_error(tmp_path, monkeypat
     build(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(ResourceError, match="needs bitsandbytes"):
-        loading.load(tmp_path, device="cpu", quantization="nf4")
+        loading.load_model(tmp_path, device="cpu", quantization="nf4")
 
 
 def test_save_writes_what_the_hub_library_loads(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(loading.tokenizers, "save", lambda *given: calls.append(given))
     model = build(tmp_path / "base")
-    loading.save(model, "tokenizer", tmp_path / "saved", tmp_path / "base")
+    loading.save_model(model, "tokenizer", tmp_path / "saved", tmp_path / "base")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert torch.equal(loaded(IDS).logits, model(IDS).logits)
     assert calls == [("tokenizer", tmp_path / "saved", tmp_path / "base")]

@@ -11,7 +11,14 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from slimtune.models import memory
-from slimtune.models.memory import Estimate, Recipe, Shape, estimate, training, verdict
+from slimtune.models.memory import (
+    MemoryEstimate,
+    ModelShape,
+    Recipe,
+    estimate_memory,
+    fit_verdict,
+    training,
+)
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,7 +36,7 @@ def test_parameter_counts_of_real_models_are_exact():
     assert len(rows) >= 8
     for name, *_, count in rows:
         config = json.loads((SHAPES / f"{name}.json").read_text(encoding="utf-8"))
-        assert Shape.of(config).parameters == int(count.replace(",", "")), name
+        assert ModelShape.of(config).parameters == int(count.replace(",", "")), name
 
 
 @pytest.mark.parametrize(
@@ -37,7 +44,7 @@ def test_parameter_counts_of_real_models_are_exact():
 )
 def test_parameter_counts_are_those_of_the_model_itself(changes):
     model = LlamaForCausalLM(LlamaConfig(**SMALL | changes))
-    assert Shape.of(SMALL | changes).parameters == model.num_parameters()
+    assert ModelShape.of(SMALL | changes).parameters == model.num_parameters()
     assert training(SMALL | changes, Recipe(), 96).weights == 4 * model.num_parameters()
 
 
@@ -47,7 +54,7 @@ def test_adapter_parameters_are_pefts(targets):
     model = LlamaForCausalLM(LlamaConfig(**SMALL))
     adapted = get_peft_model(model, LoraConfig(r=6, target_modules=chosen))
     trainable, _ = adapted.get_nb_trainable_parameters()
-    assert Shape.of(SMALL).adapter_parameters(6, targets) == trainable
+    assert ModelShape.of(SMALL).adapter_parameters(6, targets) == trainable
     found = training(SMALL, Recipe(trainable), 96)
     assert found.adapter == found.gradients == found.optimizer // 2 == 4 * trainable
     eight_bits = training(SMALL, Recipe(trainable, optimizer="adamw_8bit"), 96)
@@ -84,7 +91,7 @@ def kept_for_backward(*, lora, dtype, dropout, checkpointing=False, tokens=96):
 @pytest.mark.parametrize(("stage", "dropout"), [("lora", 0.0), ("lora", 0.1), ("full", 0.0)])
 def test_activations_are_what_autograd_keeps(stage, dropout, dtype):
     measured = kept_for_backward(lora=stage == "lora", dtype=dtype, dropout=dropout)
-    shape = Shape.of(SMALL)
+    shape = ModelShape.of(SMALL)
     layer = memory.activation_bytes(shape, stage, dtype.itemsize, dropout)
     predicted = 96 * (shape.layers * layer + shape.hidden * dtype.itemsize)
     assert predicted == pytest.approx(measured, rel=0.1)
@@ -106,7 +113,7 @@ def test_activation_checkpointing_keeps_one_layer_and_the_inputs_of_all():
 def test_llama_2_7b_on_a_gpu_of_8_and_16_gb(quantization, limit, rows):
     """QLoRA and LoRA in bf16: r = 8 on all linear layers, 512 tokens a row, checkpointing."""
     llama = json.loads((SHAPES / "Llama-2-7b.json").read_text(encoding="utf-8"))
-    trained = Shape.of(llama).adapter_parameters(8, ["all-linear"])
+    trained = ModelShape.of(llama).adapter_parameters(8, ["all-linear"])
     assert trained == 19_988_480
     recipe = Recipe(trained, 2, quantization, activation_checkpointing=True, device="cuda")
     found = training(llama, recipe, rows * 512)
@@ -117,25 +124,25 @@ def test_llama_2_7b_on_a_gpu_of_8_and_16_gb(quantization, limit, rows):
 def test_four_bits_shrink_the_linear_layers_only():
     llama = SMALL | {"hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 32000}
     llama |= {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32}
-    half = estimate(llama, "inference", itemsize=2).weights
-    quantised = estimate(llama, "inference", itemsize=2, quantization="nf4").weights
+    half = estimate_memory(llama, "inference", itemsize=2).weights
+    quantised = estimate_memory(llama, "inference", itemsize=2, quantization="nf4").weights
     assert half == 2 * 6_738_415_616
     assert quantised == pytest.approx(3.34e9 + 2 * 262e6, rel=0.01)
 
 
 def test_cache_grows_with_tokens_and_streaming_with_nothing():
-    one = estimate(SMALL, "inference", batch_size=1, max_length=100)
-    eight = estimate(SMALL, "inference", batch_size=8, max_length=100)
+    one = estimate_memory(SMALL, "inference", batch_size=1, max_length=100)
+    eight = estimate_memory(SMALL, "inference", batch_size=8, max_length=100)
     assert eight.cache == 8 * one.cache == 8 * 100 * 4 * 2 * 2 * 16 * 4
-    assert estimate(SMALL, "stream") == estimate({}, "stream")
+    assert estimate_memory(SMALL, "stream") == estimate_memory({}, "stream")
 
 
 def test_the_verdict_names_the_parts_and_the_way_out():
-    needed = Estimate(weights=2 * 10**9, cache=10**9)
+    needed = MemoryEstimate(weights=2 * 10**9, cache=10**9)
     assert needed.total == 3 * 10**9
-    assert verdict(needed, 4 * 10**9).endswith("fits")
-    assert "weights 2.00 GB" in verdict(needed, 10**9)
-    assert "NOT fit" in verdict(needed, 3 * 10**9)
+    assert fit_verdict(needed, 4 * 10**9).endswith("fits")
+    assert "weights 2.00 GB" in fit_verdict(needed, 10**9)
+    assert "NOT fit" in fit_verdict(needed, 3 * 10**9)
 
 
 def test_a_containers_limit_counts(tmp_path):

@@ -17,7 +17,7 @@ from transformers import (
 from slimtune.console import InputError
 from slimtune.models import checkpoints
 from slimtune.models.checkpoints import Checkpoint
-from slimtune.models.merging import merge
+from slimtune.models.merging import merge_adapter
 
 torch.set_num_threads(1)
 IDS = torch.arange(3, 15).reshape(2, 6)
@@ -59,7 +59,7 @@ def by_peft(base, adapter, dtype):
 )
 def test_every_bit_is_pefts_own(tmp_path, dtype, lora):
     base, adapter, merged = world(tmp_path, dtype=dtype, **lora)
-    report = merge(base, adapter, merged)
+    report = merge_adapter(base, adapter, merged)
     expected, found = by_peft(base, adapter, dtype), Checkpoint(merged)
     assert report.streamed
     assert report.changed == 14
@@ -82,7 +82,7 @@ def test_rows_at_a_time_give_the_same_bits(tmp_path, monkeypatch):
         return tensor
 
     monkeypatch.setattr(checkpoints, "read_tensor", watched)
-    merge(base, adapter, merged)
+    merge_adapter(base, adapter, merged)
     expected, found = by_peft(base, adapter, torch.bfloat16), Checkpoint(merged)
     assert largest <= 700
     assert all(torch.equal(found.read(name), tensor) for name, tensor in expected.items())
@@ -91,7 +91,7 @@ def test_rows_at_a_time_give_the_same_bits(tmp_path, monkeypatch):
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_output_layer_with_lora_is_right_even_where_it_was_tied(tmp_path, tied):
     base, adapter, merged = world(tmp_path, dtype=torch.float32, tied=tied, targets=["lm_head"])
-    assert merge(base, adapter, merged).streamed
+    assert merge_adapter(base, adapter, merged).streamed
     with_adapter = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), adapter)
     found = AutoModelForCausalLM.from_pretrained(merged)
     torch.testing.assert_close(found(IDS).logits, with_adapter(IDS).logits)
@@ -114,7 +114,7 @@ def test_an_output_layer_with_lora_is_right_even_where_it_was_tied(tmp_path, tie
 )
 def test_beyond_plain_lora_every_bit_is_pefts_own_too(tmp_path, dtype, tied, lora):
     base, adapter, merged = world(tmp_path, dtype=dtype, tied=tied, **lora)
-    assert merge(base, adapter, merged).streamed
+    assert merge_adapter(base, adapter, merged).streamed
     found = AutoModelForCausalLM.from_pretrained(merged, dtype=dtype).state_dict()
     for name, tensor in by_peft(base, adapter, dtype).items():
         assert torch.equal(found[name], tensor.to(dtype)), name
@@ -134,7 +134,7 @@ def test_beyond_plain_lora_every_bit_is_pefts_own_too(tmp_path, dtype, tied, lor
 def test_where_peft_merges_wrongly_the_adapters_own_answers_count(tmp_path, tied, lora):
     base, adapter, merged = world(tmp_path, dtype=torch.float32, tied=tied, **lora)
     with_adapter = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), adapter).eval()
-    assert merge(base, adapter, merged).streamed
+    assert merge_adapter(base, adapter, merged).streamed
     found = AutoModelForCausalLM.from_pretrained(merged)
     torch.testing.assert_close(found(IDS).logits, with_adapter(IDS).logits, rtol=1e-4, atol=1e-5)
 
@@ -146,7 +146,7 @@ def test_added_tokens_make_the_vocabulary_larger(tmp_path, tied):
     model.resize_token_embeddings(104)
     model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"]))
     model.save_pretrained(tmp_path / "resized", save_embedding_layers=True)
-    assert merge(base, tmp_path / "resized", merged).streamed
+    assert merge_adapter(base, tmp_path / "resized", merged).streamed
     found, expected = AutoModelForCausalLM.from_pretrained(merged), model.merge_and_unload()
     assert found.config.vocab_size == 104
     assert found.config.tie_word_embeddings == tied
@@ -159,7 +159,7 @@ def test_a_vocabulary_of_which_only_half_was_saved_is_refused(tmp_path):
     name = "base_model.model.model.embed_tokens.weight"
     change(adapter, lambda t: t.update({name: torch.zeros(104, 64)}))
     with pytest.raises(InputError, match="104 rows"):
-        merge(base, adapter, merged)
+        merge_adapter(base, adapter, merged)
 
 
 def test_what_does_not_stream_goes_through_peft_and_says_so(tmp_path, caplog):
@@ -167,7 +167,7 @@ def test_what_does_not_stream_goes_through_peft_and_says_so(tmp_path, caplog):
     base, adapter, merged = world(tmp_path, dtype=torch.float32, targets=targets, use_dora=True)
     with_adapter = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), adapter).eval()
     with caplog.at_level(logging.WARNING):
-        assert not merge(base, adapter, merged).streamed
+        assert not merge_adapter(base, adapter, merged).streamed
     assert "in memory" in caplog.text
     found = AutoModelForCausalLM.from_pretrained(merged)
     torch.testing.assert_close(found(IDS).logits, with_adapter(IDS).logits, rtol=1e-4, atol=1e-5)
@@ -178,7 +178,7 @@ def test_transposed_weights_are_refused(tmp_path):
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"fan_in_fan_out": True}))
     with pytest.raises(InputError, match="transposed"):
-        merge(base, adapter, merged)
+        merge_adapter(base, adapter, merged)
 
 
 def test_an_adapter_trained_on_four_bits_merges_into_the_sixteen_bit_base(tmp_path):
@@ -192,7 +192,7 @@ def test_an_adapter_trained_on_four_bits_merges_into_the_sixteen_bit_base(tmp_pa
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(tmp_path / "qlora")
-    assert merge(base, tmp_path / "qlora", merged).streamed
+    assert merge_adapter(base, tmp_path / "qlora", merged).streamed
     found = Checkpoint(merged)
     for name, tensor in by_peft(base, tmp_path / "qlora", torch.bfloat16).items():
         assert torch.equal(found.read(name), tensor), name
@@ -208,7 +208,7 @@ def test_an_adapter_tensor_that_nothing_uses_is_named(tmp_path):
     base, adapter, merged = world(tmp_path)
     change(adapter, lambda t: t.update({"base_model.model.stray.lora_A.weight": torch.ones(4, 64)}))
     with pytest.raises(InputError, match="stray"):
-        merge(base, adapter, merged)
+        merge_adapter(base, adapter, merged)
 
 
 def test_an_adapter_for_more_layers_is_for_another_base(tmp_path):
@@ -219,7 +219,7 @@ def test_an_adapter_for_more_layers_is_for_another_base(tmp_path):
         lambda t: [t.update({name.format(7, x): t[name.format(0, x)].clone()}) for x in "AB"],
     )
     with pytest.raises(InputError, match="another base"):
-        merge(base, adapter, merged)
+        merge_adapter(base, adapter, merged)
     assert not merged.exists()
 
 
@@ -227,7 +227,7 @@ def test_nan_never_reaches_a_merged_model(tmp_path):
     base, adapter, merged = world(tmp_path)
     change(adapter, lambda t: next(iter(t.values())).fill_(float("nan")))
     with pytest.raises(InputError, match="not finite"):
-        merge(base, adapter, merged)
+        merge_adapter(base, adapter, merged)
 
 
 def test_a_quantised_base_is_refused(tmp_path):
@@ -235,7 +235,7 @@ def test_a_quantised_base_is_refused(tmp_path):
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"bits": 4}}))
     with pytest.raises(InputError, match="quantised"):
-        merge(base, adapter, merged)
+        merge_adapter(base, adapter, merged)
 
 
 def test_tokenizer_and_template_are_the_adapters_the_rest_is_the_bases(tmp_path):
@@ -244,7 +244,7 @@ def test_tokenizer_and_template_are_the_adapters_the_rest_is_the_bases(tmp_path)
         (base / name).write_text("base")
     for name in ("tokenizer_config.json", "chat_template.jinja", "README.md", "run.json"):
         (adapter / name).write_text("adapter")
-    merge(base, adapter, merged)
+    merge_adapter(base, adapter, merged)
     assert (merged / "tokenizer.model").read_text() == "base"
     assert (merged / "tokenizer_config.json").read_text() == "adapter"
     assert (merged / "chat_template.jinja").read_text() == "adapter"

@@ -52,14 +52,14 @@ TEXTS = [*WORLD[:4], "    indented", "a  b   c", "\n\n", "unseen: żółć 🦙"
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_ids_and_decoding_equal_sentencepiece(folder, reference, text):
-    tokenizer = tokenizers.load(folder)
+    tokenizer = tokenizers.load_tokenizer(folder)
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert ids == reference.encode(text)
     assert tokenizer.decode(ids) == text
 
 
 def test_bos_once_and_special_tokens_are_parsed(folder):
-    tokenizer = tokenizers.load(folder)
+    tokenizer = tokenizers.load_tokenizer(folder)
     assert tokenizer("").input_ids == [1]
     assert tokenizer("</s><s>", add_special_tokens=False).input_ids == [2, 1]
 
@@ -68,7 +68,7 @@ def test_llama_cpp_reference_cases():
     cases, model = SHARED / "llama-spm-cases", SHARED / "llama2-tokenizer"
     if not cases.is_dir() or not model.is_dir():
         pytest.skip("needs ../shared/data/llama-spm-cases and llama2-tokenizer")
-    tokenizer = tokenizers.load(model)
+    tokenizer = tokenizers.load_tokenizer(model)
     text = (cases / "cases.inp").read_text(encoding="utf-8")
     inputs = text.split("\n__ggml_vocab_test__\n")[:46]
     expected = (cases / "cases.out").read_text(encoding="utf-8").split("\n")[:46]
@@ -80,12 +80,12 @@ def test_llama_cpp_reference_cases():
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral"])
 def test_saved_folder_gives_equal_ids_in_plain_transformers(folder, tmp_path, model_type):
-    tokenizer = tokenizers.load(folder)
+    tokenizer = tokenizers.load_tokenizer(folder)
     tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}"
-    tokenizers.save(tokenizer, tmp_path / "out")
+    tokenizers.save_tokenizer(tokenizer, tmp_path / "out")
     (tmp_path / "out" / "config.json").write_text(json.dumps({"model_type": model_type}))
     plain = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=False)
-    again = tokenizers.load(tmp_path / "out")
+    again = tokenizers.load_tokenizer(tmp_path / "out")
     for text in TEXTS:
         assert plain(text).input_ids == tokenizer(text).input_ids == again(text).input_ids
     assert plain.chat_template == again.chat_template == tokenizer.chat_template
@@ -96,14 +96,14 @@ def test_saved_folder_gives_equal_ids_in_plain_transformers(folder, tmp_path, mo
 
 
 def test_tokenizer_model_is_copied_along(folder, tmp_path):
-    tokenizers.save(tokenizers.load(folder), tmp_path)
+    tokenizers.save_tokenizer(tokenizers.load_tokenizer(folder), tmp_path)
     original = (folder / "tokenizer.model").read_bytes()
     assert (tmp_path / "tokenizer.model").read_bytes() == original
 
 
 def test_source_names_the_tokenizer_model_of_a_foreign_tokenizer(folder, tmp_path):
     foreign = _json_only(["<s>", "</s>"], bos_token="<s>", eos_token="</s>")
-    tokenizers.save(foreign, tmp_path, source=folder)
+    tokenizers.save_tokenizer(foreign, tmp_path, source=folder)
     assert (tmp_path / "tokenizer.model").is_file()
 
 
@@ -111,7 +111,7 @@ def test_pad_equal_to_eos_in_the_config_is_replaced(folder, tmp_path):
     shutil.copyfile(folder / "tokenizer.model", tmp_path / "tokenizer.model")
     config = {"eos_token": {"content": "</s>"}, "pad_token": "</s>", "model_max_length": 512}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer = tokenizers.load(tmp_path)
+    tokenizer = tokenizers.load_tokenizer(tmp_path)
     assert tokenizer.eos_token == "</s>" and tokenizer.pad_token == "<unk>"
     assert tokenizer.model_max_length == 512
 
@@ -126,7 +126,7 @@ def test_added_tokens_keep_their_ids_and_may_be_eos(folder, tmp_path):
         },
     }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer = tokenizers.load(tmp_path)
+    tokenizer = tokenizers.load_tokenizer(tmp_path)
     assert tokenizer("<|im_end|>", add_special_tokens=False).input_ids == [421]
     assert tokenizer.eos_token_id == 421 and len(tokenizer) == 422
 
@@ -135,7 +135,7 @@ def test_added_token_with_an_impossible_id_is_refused(folder, tmp_path):
     shutil.copyfile(folder / "tokenizer.model", tmp_path / "tokenizer.model")
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<extra>": 32000}))
     with pytest.raises(InputError, match="should have id 32000"):
-        tokenizers.load(tmp_path)
+        tokenizers.load_tokenizer(tmp_path)
 
 
 def test_added_tokens_keep_the_blanks_they_swallow(folder, tmp_path):
@@ -143,13 +143,15 @@ def test_added_tokens_keep_the_blanks_they_swallow(folder, tmp_path):
     shutil.copyfile(folder / "tokenizer.model", tmp_path / "tokenizer.model")
     added = {"420": {"content": "<|end|>", "special": True, "rstrip": True}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
-    ids = tokenizers.load(tmp_path)("<|end|>\n a", add_special_tokens=False).input_ids
-    assert ids == tokenizers.load(tmp_path)("<|end|>a", add_special_tokens=False).input_ids
+    ids = tokenizers.load_tokenizer(tmp_path)("<|end|>\n a", add_special_tokens=False).input_ids
+    assert (
+        ids == tokenizers.load_tokenizer(tmp_path)("<|end|>a", add_special_tokens=False).input_ids
+    )
 
 
 def test_tokenizer_json_of_another_vocabulary_beside_the_model_is_refused(folder, tmp_path):
-    tokenizers.save(tokenizers.load(folder), tmp_path)
-    assert len(tokenizers.load(tmp_path)) == 420
+    tokenizers.save_tokenizer(tokenizers.load_tokenizer(folder), tmp_path)
+    assert len(tokenizers.load_tokenizer(tmp_path)) == 420
     file = tmp_path / "tokenizer.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     for change in ({"new_piece": 420}, {"▁a": 401, "▁b": 400}):
@@ -157,22 +159,22 @@ def test_tokenizer_json_of_another_vocabulary_beside_the_model_is_refused(folder
         other["model"]["vocab"] |= change
         file.write_text(json.dumps(other), encoding="utf-8")
         with pytest.raises(InputError, match="two vocabularies"):
-            tokenizers.load(tmp_path)
+            tokenizers.load_tokenizer(tmp_path)
     file.unlink()
-    assert len(tokenizers.load(tmp_path)) == 420
+    assert len(tokenizers.load_tokenizer(tmp_path)) == 420
 
 
 def test_wrong_merges_saved_beside_the_model_are_repaired(folder, reference, tmp_path):
     """transformers 5 orders merges by id when it reads a tokenizer.model, and saves them so."""
-    tokenizers.save(tokenizers.load(folder), tmp_path)
+    tokenizers.save_tokenizer(tokenizers.load_tokenizer(folder), tmp_path)
     file = tmp_path / "tokenizer.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     content["model"]["merges"].reverse()
     file.write_text(json.dumps(content), encoding="utf-8")
-    tokenizer = tokenizers.load(tmp_path)
+    tokenizer = tokenizers.load_tokenizer(tmp_path)
     for text in TEXTS:
         assert tokenizer(text, add_special_tokens=False).input_ids == reference.encode(text)
-    tokenizers.save(tokenizer, tmp_path / "saved")
+    tokenizers.save_tokenizer(tokenizer, tmp_path / "saved")
     repaired = json.loads((tmp_path / "saved/tokenizer.json").read_text(encoding="utf-8"))
     assert repaired["model"]["merges"] == content["model"]["merges"][::-1]
 
@@ -181,7 +183,7 @@ def test_a_file_that_only_bears_the_name_gives_way_to_tokenizer_json(tmp_path):
     original = _json_only(["<|begin|>", "<|eot|>", "<|pad|>"], eos_token="<|eot|>")
     original.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")  # Llama-3's tiktoken ranks
-    assert tokenizers.load(tmp_path)("hello").input_ids == original("hello").input_ids
+    assert tokenizers.load_tokenizer(tmp_path)("hello").input_ids == original("hello").input_ids
 
 
 CHATML = (
@@ -196,9 +198,9 @@ def test_eos_is_what_the_own_template_ends_answers_with(tmp_path):
     original = _json_only(QWEN, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
     original.chat_template = CHATML
     original.save_pretrained(tmp_path)
-    tokenizer = tokenizers.load(tmp_path)
+    tokenizer = tokenizers.load_tokenizer(tmp_path)
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
-    tokenizers.save(tokenizer, tmp_path / "saved")
+    tokenizers.save_tokenizer(tokenizer, tmp_path / "saved")
     plain = AutoTokenizer.from_pretrained(tmp_path / "saved", trust_remote_code=False)
     assert (plain.eos_token, plain.pad_token) == ("<|im_end|>", "<|endoftext|>")
 
@@ -217,21 +219,21 @@ def test_eos_stays_where_the_template_writes_it_or_cannot_say(template, tmp_path
     original = _json_only(QWEN, eos_token="<|endoftext|>")
     original.chat_template = template
     original.save_pretrained(tmp_path)
-    assert tokenizers.load(tmp_path).eos_token == "<|endoftext|>"
+    assert tokenizers.load_tokenizer(tmp_path).eos_token == "<|endoftext|>"
 
 
 def test_of_several_chat_templates_the_default_is_taken(folder, tmp_path):
     shutil.copyfile(folder / "tokenizer.model", tmp_path / "tokenizer.model")
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "chat"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
-    assert tokenizers.load(tmp_path).chat_template == "chat"
+    assert tokenizers.load_tokenizer(tmp_path).chat_template == "chat"
 
 
 def test_tokenizer_json_alone_loads_as_it_is_with_a_guarded_pad(tmp_path):
     names = ["<|begin|>", "<|eot|>", "<|finetune_right_pad_id|>"]
     original = _json_only(names, bos_token="<|begin|>", eos_token="<|eot|>", pad_token="<|eot|>")
     original.save_pretrained(tmp_path)
-    tokenizer = tokenizers.load(tmp_path)
+    tokenizer = tokenizers.load_tokenizer(tmp_path)
     assert tokenizer.pad_token == "<|finetune_right_pad_id|>"
     assert tokenizer("hello").input_ids == original("hello").input_ids
     assert len(tokenizer) == len(original)
@@ -240,7 +242,7 @@ def test_tokenizer_json_alone_loads_as_it_is_with_a_guarded_pad(tmp_path):
 def test_no_token_left_for_padding_is_refused(tmp_path):
     _json_only(["<|eot|>"], eos_token="<|eot|>").save_pretrained(tmp_path)
     with pytest.raises(InputError, match="no token can serve as padding"):
-        tokenizers.load(tmp_path)
+        tokenizers.load_tokenizer(tmp_path)
 
 
 def test_normalising_sentencepiece_model_is_refused(tmp_path):
@@ -254,11 +256,11 @@ def test_normalising_sentencepiece_model_is_refused(tmp_path):
         minloglevel=2,
     )
     with pytest.raises(InputError, match="rewrites its input"):
-        tokenizers.load(tmp_path)
+        tokenizers.load_tokenizer(tmp_path)
 
 
 def test_vocabulary_must_fit_the_embedding(folder):
-    tokenizer = tokenizers.load(folder)
+    tokenizer = tokenizers.load_tokenizer(folder)
     tokenizers.check_vocabulary(tokenizer, 420)
     tokenizers.check_vocabulary(tokenizer, 512)
     with pytest.raises(InputError, match="420 ids, 419 rows"):
@@ -269,15 +271,15 @@ def test_vocabulary_must_fit_the_embedding(folder):
 def test_missing_folder_is_an_input_error_without_asking_the_hub(path, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[3])
     with pytest.raises(InputError, match="no such model folder"):
-        tokenizers.load(path)
+        tokenizers.load_tokenizer(path)
 
 
 def test_folder_without_tokenizer_and_broken_json(tmp_path):
     with pytest.raises(InputError, match="no usable tokenizer"):
-        tokenizers.load(tmp_path)
+        tokenizers.load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": ')
     with pytest.raises(InputError, match="cannot be read"):
-        tokenizers.load(tmp_path)
+        tokenizers.load_tokenizer(tmp_path)
 
 
 def _json_only(names: list[str], **special: str) -> PreTrainedTokenizerFast:

@@ -31,7 +31,7 @@ def sentencepiece_tokenizer(tmp_path_factory) -> PreTrainedTokenizerFast:
         remove_extra_whitespaces=False,
         minloglevel=2,
     )
-    return tokenizers.load(folder)
+    return tokenizers.load_tokenizer(folder)
 
 
 @pytest.fixture(scope="session")
@@ -58,4 +58,4 @@ def llama2_tokenizer() -> PreTrainedTokenizerFast:
     folder = Path(__file__).parents[4] / "shared" / "data" / "llama2-tokenizer"
     if not folder.is_dir():
         pytest.skip("needs ../shared/data/llama2-tokenizer")
-    return tokenizers.load(folder)
+    return tokenizers.load_tokenizer(folder)

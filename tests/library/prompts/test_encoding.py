@@ -70,7 +70,7 @@ def test_bos_exactly_once_a_turn(sentencepiece_tokenizer):
         assert ids[0] == 1
         return ids.count(1)
 
-    assert {name: count(name) for name in prompts.names()} == {
+    assert {name: count(name) for name in prompts.template_names()} == {
         "llama2": 2,
         "alpaca": 1,
         "chatml": 1,

@@ -48,10 +48,10 @@ def with_bos(byte_level_tokenizer, tmp_path) -> PreTrainedTokenizerFast:
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     config |= {"bos_token": bos["content"], "pad_token": None}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    return tokenizers.load(tmp_path)
+    return tokenizers.load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("template", [LLAMA3, *map(prompts.template, prompts.names())])
+@pytest.mark.parametrize("template", [LLAMA3, *map(prompts.template, prompts.template_names())])
 @pytest.mark.parametrize("messages", [TURNS, [SYSTEM, *TURNS], TURNS[:2]])
 def test_bos_by_template_and_by_tokenizer_is_one_bos(with_bos, template, messages):
     assert with_bos("x").input_ids[0] == with_bos.bos_token_id
@@ -67,9 +67,9 @@ def test_bos_by_the_tokenizer_alone_is_put_in_front(with_bos):
 
 
 def test_a_saved_tokenizer_with_bos_gives_the_same_ids(with_bos, tmp_path):
-    tokenizers.save(with_bos, tmp_path / "saved")
+    tokenizers.save_tokenizer(with_bos, tmp_path / "saved")
     plain = AutoTokenizer.from_pretrained(tmp_path / "saved", trust_remote_code=False)
-    again = tokenizers.load(tmp_path / "saved")
+    again = tokenizers.load_tokenizer(tmp_path / "saved")
     for template in (LLAMA3, prompts.template("llama2")):
         encoded = prompts.encode(with_bos, TURNS, template)
         assert encoded == prompts.encode(again, TURNS, template)
@@ -103,7 +103,7 @@ def test_rendering_equals_transformers(with_bos):
         "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}&{% endfor %}"
     )
     tokens = {"bos_token": with_bos.bos_token, "eos_token": with_bos.eos_token}
-    for template in (odd, LLAMA3, *map(prompts.template, prompts.names())):
+    for template in (odd, LLAMA3, *map(prompts.template, prompts.template_names())):
         with_bos.chat_template = template
         expected = with_bos.apply_chat_template([SYSTEM, *TURNS], tokenize=False)
         assert prompts.render([SYSTEM, *TURNS], template, **tokens) == expected

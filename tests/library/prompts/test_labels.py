@@ -36,9 +36,9 @@ def tokenizer(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture(params=[*prompts.names(), "tokenizer"])
+@pytest.fixture(params=[*prompts.template_names(), "tokenizer"])
 def template(request) -> str:
-    return prompts.resolve(request.param, OWN)
+    return prompts.resolve_template(request.param, OWN)
 
 
 @pytest.fixture(params=CONVERSATIONS)

@@ -5,9 +5,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from slimtune import prompts
-from slimtune.export.gguf_writer import convert
+from slimtune.export.gguf_writer import write_gguf
+from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.models import tokenizers
-from slimtune.models.llama_cpp import LlamaCpp
 
 TURNS = [
     {"role": "system", "content": "Be brief.\n请简短。"},
@@ -31,8 +31,8 @@ def llama_cpp(tmp_path_factory, sentencepiece_tokenizer):
         num_key_value_heads=2,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizers.save(sentencepiece_tokenizer, folder)
-    convert(folder, folder / "tiny.gguf", "F16", threads=1)
+    tokenizers.save_tokenizer(sentencepiece_tokenizer, folder)
+    write_gguf(folder, folder / "tiny.gguf", "F16", threads=1)
     with LlamaCpp(folder / "tiny.gguf") as model:
         yield model
 

@@ -4,7 +4,7 @@ import pytest
 
 from slimtune import prompts
 from slimtune.console import InputError
-from slimtune.prompts.shortening import shorten, split
+from slimtune.prompts.encoding import shorten, split
 from slimtune.training.batches import encode_rows
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -87,7 +87,7 @@ def test_every_policy_keeps_whole_answers_with_their_eos(tokenizer, template):
     length = len(prompts.encode(tokenizer, TALK, template)["input_ids"])
     for limit in range(1, length + 2):
         for policy in ("truncate_prompt", "split_turns", "drop"):
-            fitted = prompts.fit(TALK, tokenizer, template, limit, policy)
+            fitted = prompts.fit_row(TALK, tokenizer, template, limit, policy)
             assert fitted.tokens == length
             assert bool(fitted.reason) == (fitted.how == "dropped") == (not fitted.conversations)
             for messages, encoded in zip(fitted.conversations, fitted.encoded, strict=True):
@@ -107,7 +107,7 @@ def test_what_happened_is_told(tokenizer, template):
     length = len(prompts.encode(tokenizer, TALK, template)["input_ids"])
 
     def how(limit, policy):
-        return prompts.fit(TALK, tokenizer, template, limit, policy).how
+        return prompts.fit_row(TALK, tokenizer, template, limit, policy).how
 
     assert {how(length, policy) for policy in ("truncate_prompt", "split_turns", "drop")} == {
         "whole"
@@ -117,14 +117,14 @@ def test_what_happened_is_told(tokenizer, template):
     assert how(length - 1, "drop") == "dropped"
     assert how(2, "truncate_prompt") == how(2, "split_turns") == "dropped"
     with pytest.raises(InputError, match=f"a.json:7: {length} tokens, more than {length - 1}"):
-        prompts.fit(TALK, tokenizer, template, length - 1, "error", "a.json:7")
+        prompts.fit_row(TALK, tokenizer, template, length - 1, "error", "a.json:7")
 
 
 def test_training_shortens_as_truncate_prompt_does(tokenizer, template):
     length = len(prompts.encode(tokenizer, TALK, template)["input_ids"])
     row = {"messages": TALK, "source": {"file": "a", "line": 1}}
     for limit in range(length // 3, length + 1):
-        fitted = prompts.fit(TALK, tokenizer, template, limit, "truncate_prompt")
+        fitted = prompts.fit_row(TALK, tokenizer, template, limit, "truncate_prompt")
         if not fitted.encoded:
             continue
         sample = encode_rows([row], tokenizer, template, limit).samples[0]
@@ -154,4 +154,4 @@ def test_a_prompt_whose_template_alone_is_too_long_keeps_bos_and_its_end(tokeniz
 def test_a_row_that_the_template_refuses_is_named(tokenizer):
     template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(InputError, match="a.json:7: .*\n.*System role not supported"):
-        prompts.fit(TALK, tokenizer, template, 99, "drop", "a.json:7")
+        prompts.fit_row(TALK, tokenizer, template, 99, "drop", "a.json:7")

@@ -29,7 +29,7 @@ EXPECTED = {
 
 
 def test_the_three_templates_ship():
-    assert prompts.names() == sorted(EXPECTED)
+    assert prompts.template_names() == sorted(EXPECTED)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -87,9 +87,9 @@ def test_unknown_and_missing_templates():
     with pytest.raises(SettingsError, match="alpaca, chatml, llama2"):
         prompts.template("llama3")
     with pytest.raises(SettingsError, match="this model has none"):
-        prompts.resolve("tokenizer", None)
-    assert prompts.resolve("tokenizer", "own") == "own"
-    assert prompts.resolve("llama2", "own") == prompts.template("llama2")
+        prompts.resolve_template("tokenizer", None)
+    assert prompts.resolve_template("tokenizer", "own") == "own"
+    assert prompts.resolve_template("llama2", "own") == prompts.template("llama2")
 
 
 def test_foreign_templates_run_in_the_sandbox_only():

@@ -6,15 +6,15 @@ from tiny_cuts import FAMILIES, IDS, build, loaded, words
 from torch import nn
 
 from slimtune.models.checkpoints import Checkpoint
-from slimtune.pruning.anatomy import shape_of
+from slimtune.pruning.anatomy import prunable_shape
 from slimtune.pruning.depth import drop_layers, influence
 from slimtune.pruning.hidden import cut_hidden
 from slimtune.pruning.sizes import Ratios, smaller
-from slimtune.pruning.stack import Stack, read
+from slimtune.pruning.stack import Stack, read_layers
 
 
 def shape(folder, **ratios):
-    return smaller(shape_of(Checkpoint(folder)), Ratios(**ratios))
+    return smaller(prunable_shape(Checkpoint(folder)), Ratios(**ratios))
 
 
 def test_influence_is_one_minus_the_cosine_of_input_and_output(tmp_path):
@@ -98,5 +98,5 @@ def test_reading_layer_by_layer_is_the_model_s_own_perplexity(tmp_path):
         tokens = int((labels[:, 1:] != -100).sum())
         total += model(batch.ids, labels=labels).loss.item() * tokens
         count += tokens
-    found = read(tmp_path / "model", batches, tmp_path / "scratch")
+    found = read_layers(tmp_path / "model", batches, tmp_path / "scratch")
     assert found.perplexity == pytest.approx(torch.tensor(total / count).exp().item(), rel=1e-4)

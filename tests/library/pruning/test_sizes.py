@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from slimtune.console import InputError, SettingsError
-from slimtune.models.memory import Shape
+from slimtune.models.memory import ModelShape
 from slimtune.pruning.sizes import Ratios, multiple_of, smaller, steps, with_groups
 
-LLAMA_7B = Shape(32000, 4096, 11008, 32, 32, 32, 128, False, frozenset())
-TINY_LLAMA = Shape(32000, 2048, 5632, 22, 32, 4, 64, False, frozenset())
-STORIES = Shape(512, 64, 172, 5, 8, 4, 8, True, frozenset())
+LLAMA_7B = ModelShape(32000, 4096, 11008, 32, 32, 32, 128, False, frozenset())
+TINY_LLAMA = ModelShape(32000, 2048, 5632, 22, 32, 4, 64, False, frozenset())
+STORIES = ModelShape(512, 64, 172, 5, 8, 4, 8, True, frozenset())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_cuts import build, loaded, words
 
 from slimtune.models.checkpoints import Checkpoint
-from slimtune.models.merging import merge
+from slimtune.models.merging import merge_adapter
 from slimtune.pruning.sparsity import sparsify
 
 
@@ -75,7 +75,7 @@ def test_a_merge_into_a_sparse_model_brings_no_zero_back(tmp_path):
     for base in ("sparse", "model"):
         config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
         get_peft_model(loaded(tmp_path / base), config).save_pretrained(tmp_path / f"{base}-lora")
-        merge(tmp_path / base, tmp_path / f"{base}-lora", tmp_path / f"{base}-merged")
+        merge_adapter(tmp_path / base, tmp_path / f"{base}-lora", tmp_path / f"{base}-merged")
     sparse, merged = linears(tmp_path / "sparse"), linears(tmp_path / "sparse-merged")
     for name, weight in sparse.items():
         assert torch.equal(merged[name] == 0, weight == 0)

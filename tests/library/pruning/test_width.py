@@ -8,13 +8,13 @@ from slimtune.console import InputError, QualityError
 from slimtune.models import checkpoints
 from slimtune.models.checkpoints import Checkpoint
 from slimtune.pruning import width
-from slimtune.pruning.anatomy import shape_of
+from slimtune.pruning.anatomy import prunable_shape
 from slimtune.pruning.sizes import Ratios, smaller
 from slimtune.pruning.width import cut_width
 
 
 def cut(source, output, ffn=0.25, groups=0.25, **options):
-    shape = smaller(shape_of(Checkpoint(source)), Ratios(ffn=ffn, groups=groups))
+    shape = smaller(prunable_shape(Checkpoint(source)), Ratios(ffn=ffn, groups=groups))
     options.setdefault("scratch", output.parent / "scratch")
     difference = cut_width(source, output, shape, **options)
     assert loaded(output).num_parameters() == shape.parameters

@@ -9,9 +9,16 @@ from random import Random
 import pytest
 from matplotlib import image
 
-from slimtune.data import report
-from slimtune.data.account import SPLITS, Account, Size
-from slimtune.data.report_tokens import histogram, padding_saved, percentiles, truncated_share
+from slimtune.data.account import (
+    SPLITS,
+    Account,
+    TokenSize,
+    histogram,
+    padding_saved,
+    percentiles,
+    truncated_share,
+)
+from slimtune.report import data_report
 
 SOURCE = {"file": "raw.json", "encoding": "utf-8", "format": "json", "shape": "alpaca", "rows": 9}
 
@@ -23,7 +30,7 @@ def account(rows: int = 200, *, tokens: bool = True, seed: int = 3) -> Account:
     for _ in range(rows):
         split = random.choices(SPLITS, (8, 1, 1))[0]
         length = random.randint(10, 400)
-        sizes = [Size(length, length // 3)] if tokens else []
+        sizes = [TokenSize(length, length // 3)] if tokens else []
         kept.keep(split, random.choice(("zh", "en", "mixed")), sizes, "whole" if tokens else "")
     for kind, reason in (("rejected", 'no "output"'), ("duplicate", "same as line 3")):
         kept.set_aside(kind, reason)
@@ -68,7 +75,7 @@ def test_every_conversation_stands_in_one_bar(longest):
 
 def test_the_numbers_of_an_account():
     kept = account()
-    found = report.numbers(kept, batch_size=8)
+    found = data_report.report_numbers(kept, batch_size=8)
     lengths = list(kept.tokens)
     assert found["rows_in"] == 202 == found["kept"] + found["rejected"] + found["duplicates"]
     tokens = found["tokens"]
@@ -93,38 +100,38 @@ def test_a_million_conversations_cost_arrays_not_rows():
     kept.tokens.extend(range(1, 1_000_001))
     kept.supervised.extend(range(1_000_000))
     kept.token_splits.extend([0] * 1_000_000)
-    tokens = report.numbers(kept)["tokens"]
+    tokens = data_report.report_numbers(kept)["tokens"]
     assert tokens["p50"] == 500_000 and tokens["total"] == 500_000_500_000
 
 
 def test_what_is_written(tmp_path):
-    found = report.numbers(account())
-    report.write(found, tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(report.FILES)
-    assert json.loads((tmp_path / report.JSON).read_text(encoding="utf-8")) == found
-    page = (tmp_path / report.MARKDOWN).read_text(encoding="utf-8")
+    found = data_report.report_numbers(account())
+    data_report.write_data_report(found, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(data_report.REPORT_FILES)
+    assert json.loads((tmp_path / data_report.JSON).read_text(encoding="utf-8")) == found
+    page = (tmp_path / data_report.MARKDOWN).read_text(encoding="utf-8")
     for heading in ("Splits", "Languages", "Why rows were rejected", "Cleaning", "Tokens"):
         assert f"## {heading}" in page
-    assert f"({report.PICTURE})" in page and "| rows in | 202 | 100.0% |" in page
+    assert f"({data_report.PICTURE})" in page and "| rows in | 202 | 100.0% |" in page
     assert "| special tokens | 2 |" in page
-    height, width, _ = image.imread(tmp_path / report.PICTURE).shape
+    height, width, _ = image.imread(tmp_path / data_report.PICTURE).shape
     assert 300 < height < width
 
 
 def test_the_same_account_gives_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        report.write(report.numbers(account()), tmp_path / name)
-    for name in report.FILES:
+        data_report.write_data_report(data_report.report_numbers(account()), tmp_path / name)
+    for name in data_report.REPORT_FILES:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_without_a_tokenizer_the_page_says_so(tmp_path):
-    found = report.numbers(account(tokens=False))
-    report.write(found, tmp_path)
+    found = data_report.report_numbers(account(tokens=False))
+    data_report.write_data_report(found, tmp_path)
     assert "tokens" not in found
-    assert "not counted" in (tmp_path / report.MARKDOWN).read_text(encoding="utf-8")
-    height, width, _ = image.imread(tmp_path / report.PICTURE).shape
+    assert "not counted" in (tmp_path / data_report.MARKDOWN).read_text(encoding="utf-8")
+    height, width, _ = image.imread(tmp_path / data_report.PICTURE).shape
     assert width < 2 * height
 
 
@@ -138,8 +145,8 @@ def test_what_files_and_rows_say_is_inert_and_kept(tmp_path):
     hostile.sources = [SOURCE | {"file": f"{HOSTILE}.json", "columns": HOSTILE}]
     hostile.set_aside("rejected", f'no "{HOSTILE}"')
     hostile.set_aside("rejected", 'no "my_column"')
-    report.write(report.numbers(hostile), tmp_path)
-    page = (tmp_path / report.MARKDOWN).read_text(encoding="utf-8")
+    data_report.write_data_report(data_report.report_numbers(hostile), tmp_path)
+    page = (tmp_path / data_report.MARKDOWN).read_text(encoding="utf-8")
     assert "<script" not in page and "![x](" not in page and "http://evil" not in page
     assert "\n# head" not in page and page.count("\n# ") == 0
     assert "my_column" in unescape(page).replace("\\", "")
@@ -151,17 +158,17 @@ def test_long_lists_of_reasons_are_cut_on_the_page_only(tmp_path):
     many = account(3)
     for number in range(50):
         many.set_aside("rejected", f"unknown role {number}")
-    found = report.numbers(many)
+    found = data_report.report_numbers(many)
     assert len(found["reasons"]) == 51
-    assert "31 rarer reasons" in report.text(found)
+    assert "31 rarer reasons" in data_report.data_report_text(found)
 
 
 def test_shortened_split_and_left_out_rows_are_told():
     kept = account(10)
-    kept.keep("train", "en", [Size(20, 5)], "shortened")
-    kept.keep("train", "en", [Size(20, 5), Size(30, 5)], "split")
+    kept.keep("train", "en", [TokenSize(20, 5)], "shortened")
+    kept.keep("train", "en", [TokenSize(20, 5), TokenSize(30, 5)], "split")
     kept.set_aside("too_long", "900 tokens, more than 512")
-    page = report.text(report.numbers(kept))
+    page = data_report.data_report_text(data_report.report_numbers(kept))
     assert "| shortened at the start of the prompt | 1 |" in page
     assert "| split into several conversations | 1 |" in page
     assert "| left out as too long | 1 |" in page

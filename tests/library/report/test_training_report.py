@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from slimtune.data.markdown import code, plain
-from slimtune.evaluation import page
 from slimtune.evaluation.cautions import _SENTENCES
-from slimtune.evaluation.report import render
-from slimtune.evaluation.report_words import LANGUAGES
 from slimtune.evaluation.scoring import MEASURES
+from slimtune.report import page
+from slimtune.report.markdown import code, plain
+from slimtune.report.training_report import render_report
+from slimtune.report.words import LANGUAGES
 
 HOSTILE = "=cmd|'/C calc'!A0 <script>alert(1)</script> ![x](http://evil.example/i.png) | `a` # $b$"
 STAGES = ["prepare_data", "train_lora", "merge", "model_pruning", "knowledge_distillation"]
@@ -93,7 +93,7 @@ def html_of(report: str) -> str:
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_an_empty_report_names_the_command_of_every_stage(language):
-    report = render({}, None, language=language)
+    report = render_report({}, None, language=language)
     for script in (
         "prepare_data",
         "train_lora",
@@ -111,7 +111,7 @@ def test_an_empty_report_names_the_command_of_every_stage(language):
 def test_a_full_report_leaves_nothing_open(metrics, language):
     lineage = {stage: record(stage) for stage in [*STAGES, "convert_to_gguf"]}
     lineage |= {stage: record(stage) for stage in ("train_pruned_distilled", "evaluate_model")}
-    report = render(lineage, metrics, language=language)
+    report = render_report(lineage, metrics, language=language)
     assert not re.search(r"\$\{|\{\w+\}|not run|还没有", report)
     assert "python finetune/train_lora.py --input 'a b.json'" in report
 
@@ -128,26 +128,26 @@ def test_the_languages_have_the_same_places_and_sentences():
 
 
 def test_verdict_names_the_best_the_smallest_and_the_doubts(metrics):
-    lines = render({}, metrics).split("## Data")[0].splitlines()[2:5]
+    lines = render_report({}, metrics).split("## Data")[0].splitlines()[2:5]
     assert "**tuned** answers 84.0 % of 300" in lines[0] and "base 2.0 %" in lines[0]
     assert "**tuned-Q4\\_K\\_M**: 3.0 MB, 30 % of base's 10.0 MB" in lines[1]
     assert "warnings below (1)" in lines[2]
 
 
 def test_quantisation_is_measured_against_the_source(metrics):
-    report = render({}, metrics)
+    report = render_report({}, metrics)
     assert "against **tuned**: exact match -1.5 points, perplexity × 1.050, file 29 %" in report
 
 
 def test_a_gguf_without_its_source_is_said_to_be_unpaired(metrics):
     del metrics["models"][1]
-    assert "without the model it was made from" in render({}, metrics)
+    assert "without the model it was made from" in render_report({}, metrics)
 
 
 def test_the_curve_is_thinned_but_keeps_validations():
     curve = [{"step": s, "loss": 3 - s / 100} for s in range(100)]
     curve += [{"step": 37, "eval_loss": 1.25}]
-    report = render({"train_lora": record("train_lora")}, None, curve=curve)
+    report = render_report({"train_lora": record("train_lora")}, None, curve=curve)
     table = report.split("validation loss |")[1].split("\n\n")[0].splitlines()[2:]
     assert 10 <= len(table) <= 14
     assert "| 37 | 2.6300 | 1.2500 |" in table
@@ -155,7 +155,7 @@ def test_the_curve_is_thinned_but_keeps_validations():
 
 def test_a_measure_shows_its_interval_and_verdict(metrics):
     metrics["models"][1]["perplexity"] = None
-    report = render({}, metrics)
+    report = render_report({}, metrics)
     assert "| exact match % ↑ | 2.0 (-1.0–5.0) | 84.0 (81.0–87.0) ▲ | 82.5" in report
     assert "| perplexity ↓ | 4.00 (3.00–5.00) | – | 4.20" in report
     assert "3 (1.0 %) are among the 2,000 training rows" in report
@@ -163,7 +163,7 @@ def test_a_measure_shows_its_interval_and_verdict(metrics):
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_every_measure_is_explained_in_one_line_with_its_direction(metrics, language):
-    glossary = render({}, metrics, language=language).split("\n## ")[-1]
+    glossary = render_report({}, metrics, language=language).split("\n## ")[-1]
     for name, measure in LANGUAGES[language].measures.items():
         assert f"| {measure.title} | {measure.meaning} |" in glossary
         assert measure.arrow or name == "parameters"
@@ -172,7 +172,7 @@ def test_every_measure_is_explained_in_one_line_with_its_direction(metrics, lang
 
 def test_hostile_text_is_inert(metrics):
     metrics["models"][1]["label"] = HOSTILE
-    html = html_of(render({"train_lora": record("train_lora")}, metrics))
+    html = html_of(render_report({"train_lora": record("train_lora")}, metrics))
     assert not re.search(r"<(script|img|a|h\d[^>]*>alert)\b", html)
     shown = "=cmd|'/C calc'!A0 &lt;script&gt;alert(1)&lt;/script&gt; ![x](http://evil.example"
     assert html.count(shown) >= 3
@@ -186,7 +186,7 @@ def test_the_page_is_inert_and_asks_nothing_of_the_net(metrics, language):
     metrics["samples"][0]["id"] = "${verdict}"
     runs = {stage: record(stage) for stage in STAGES}
     curve = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.5}]
-    html = page.render(runs, metrics, language=language, curve=curve)
+    html = page.render_page(runs, metrics, language=language, curve=curve)
     tags = Tags()
     tags.feed(html)
     assert not tags.names & {"script", "img", "a", "iframe", "link", "object", "form", "input"}

@@ -62,15 +62,15 @@ def test_reading_lowers_the_loss(tmp_path: Path):
     processor = pretraining.train_tokenizer(tmp_path, seed=1)
     torch.manual_seed(0)
     model = LlamaForCausalLM(pretraining.model_config(1))
-    first = next(pretraining.blocks(processor, seed=5))
+    first = next(pretraining.token_blocks(processor, seed=5))
     before = model(input_ids=first, labels=first).loss.item()
-    pretraining.read(model, pretraining.blocks(processor, seed=1), steps=30, rate=3e-3)
+    pretraining.pretrain(model, pretraining.token_blocks(processor, seed=1), steps=30, rate=3e-3)
     assert model(input_ids=first, labels=first).loss.item() < before - 1
 
 
 def test_blocks_are_whole_documents_without_gaps(tmp_path: Path):
     processor = pretraining.train_tokenizer(tmp_path, seed=1)
-    batches = pretraining.blocks(processor, seed=1)
+    batches = pretraining.token_blocks(processor, seed=1)
     ids = torch.cat([next(batches).flatten() for _ in range(40)]).tolist()
     assert ids[0] == 1
     assert all(after == 1 for here, after in zip(ids, ids[1:], strict=False) if here == 2)

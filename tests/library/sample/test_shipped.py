@@ -8,14 +8,14 @@ import sentencepiece
 from safetensors import safe_open
 
 from slimtune.models import tokenizers
-from slimtune.sample import text, unpack
-from slimtune.sample.shipped import NAMES, WEIGHTS
+from slimtune.sample import unpack, world_text
+from slimtune.sample.parts import SAMPLE_MODELS, WEIGHTS
 
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    assert unpack(folder) == [folder / name for name in NAMES]
+    assert unpack(folder) == [folder / name for name in SAMPLE_MODELS]
     return folder
 
 
@@ -30,7 +30,7 @@ def test_unpacking_twice_gives_the_same_files(unpacked: Path):
         assert (unpacked / file.relative_to(WEIGHTS)).read_bytes() == file.read_bytes()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SAMPLE_MODELS)
 def test_k_quants_apply_before_and_after_pruning(unpacked: Path, name: str):
     config = json.loads((unpacked / name / "config.json").read_text(encoding="utf-8"))
     assert config["architectures"] == ["LlamaForCausalLM"]
@@ -57,14 +57,14 @@ def test_one_cut_of_the_ffn_takes_a_fifth_of_the_base(unpacked: Path):
 def test_the_tokenizer_reads_the_world_and_the_prompt_template_without_bytes(unpacked: Path):
     model_file = str(unpacked / "base" / "tokenizer.model")
     processor = sentencepiece.SentencePieceProcessor(model_file=model_file)
-    told = [*text(seed=9, lines=300), "[INST] <<SYS>> <</SYS>> [/INST]"]
+    told = [*world_text(seed=9, lines=300), "[INST] <<SYS>> <</SYS>> [/INST]"]
     assert not any(processor.is_byte(i) for line in told for i in processor.encode(line))
 
 
 def test_the_tokenizer_files_agree_with_sentencepiece(unpacked: Path):
     model_file = str(unpacked / "base" / "tokenizer.model")
     processor = sentencepiece.SentencePieceProcessor(model_file=model_file)
-    tokenizer = tokenizers.load(unpacked / "base")
+    tokenizer = tokenizers.load_tokenizer(unpacked / "base")
     assert tokenizer.pad_token != tokenizer.eos_token
-    for line in text(seed=9, lines=300):
+    for line in world_text(seed=9, lines=300):
         assert tokenizer(line, add_special_tokens=False).input_ids == processor.encode(line)

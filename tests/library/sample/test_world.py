@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from slimtune.sample import check, rows, text
-from slimtune.sample.families import FAMILIES, LANGUAGES, spell
+from slimtune.sample import check_answer, rows, world_text
+from slimtune.sample.families import FACT_FAMILIES, SAMPLE_LANGUAGES, spell
 
 ROWS = rows(seed=42, count=4000)
 
@@ -30,32 +30,32 @@ def test_a_world_has_no_more_questions_than_it_has():
 
 
 def test_every_family_and_both_languages_are_asked_with_and_without_input():
-    assert {row["family"] for row in ROWS} == set(FAMILIES)
+    assert {row["family"] for row in ROWS} == set(FACT_FAMILIES)
     languages = collections.Counter(row["language"] for row in ROWS)
     assert min(languages.values()) > 1600
     assert 1000 < sum(bool(row["input"]) for row in ROWS) < 3000
 
 
 def test_every_output_is_right_and_any_other_is_not():
-    assert all(check(row, row["output"]) for row in ROWS)
-    assert not any(check(row, row["output"] + " 1") for row in ROWS)
-    assert not any(check(row, "") for row in ROWS)
+    assert all(check_answer(row, row["output"]) for row in ROWS)
+    assert not any(check_answer(row, row["output"] + " 1") for row in ROWS)
+    assert not any(check_answer(row, "") for row in ROWS)
 
 
 def test_check_forgives_form_not_content():
     row = next(row for row in ROWS if row["output"].count(",") == 2)
-    assert check(row, f"  {row['output'].replace(', ', ',')}. ")
-    assert not check(row, ", ".join(reversed(row["output"].split(", "))))
+    assert check_answer(row, f"  {row['output'].replace(', ', ',')}. ")
+    assert not check_answer(row, ", ".join(reversed(row["output"].split(", "))))
 
 
 def test_check_does_not_trust_the_output_column():
     wrong = dict(ROWS[0], output="nonsense")
-    assert not check(wrong, "nonsense")
-    assert check(wrong, ROWS[0]["output"])
+    assert not check_answer(wrong, "nonsense")
+    assert check_answer(wrong, ROWS[0]["output"])
 
 
 def test_sums_in_words_agree_with_python():
-    numbers = {spell(n, language): n for n in range(100) for language in LANGUAGES}
+    numbers = {spell(n, language): n for n in range(100) for language in SAMPLE_LANGUAGES}
     operations = {"add": int.__add__, "subtract": int.__sub__, "multiply": int.__mul__}
     for row in ROWS:
         if row["family"] in operations:
@@ -94,8 +94,8 @@ def test_both_sides_of_a_fact_share_its_name():
 def test_a_question_with_one_wording_has_one_answer():
     """No name stands for two things: whoever is asked can know which fact is meant."""
     answers = collections.defaultdict(set)
-    for family in FAMILIES.values():
-        for language in LANGUAGES:
+    for family in FACT_FAMILIES.values():
+        for language in SAMPLE_LANGUAGES:
             for key in family.keys:
                 asked = tuple(sorted(family.slots(language, *key).items()))
                 answers[family.name, language, asked].add(family.answer(language, *key))
@@ -103,16 +103,16 @@ def test_a_question_with_one_wording_has_one_answer():
 
 
 def test_text_is_the_same_for_the_same_seed_and_never_shows_the_prompt_template():
-    lines = list(text(seed=3, lines=2000))
-    assert lines == list(text(seed=3, lines=2000))
+    lines = list(world_text(seed=3, lines=2000))
+    assert lines == list(world_text(seed=3, lines=2000))
     assert len(lines) == 2000 and all("\n" not in line for line in lines)
     assert not any("[INST]" in line or "[/INST]" in line for line in lines)
 
 
 def test_text_tells_small_facts_many_times_in_both_languages():
-    told = "\n".join(text(seed=3, lines=20_000))
-    family = FAMILIES["mayor"]
-    for language in LANGUAGES:
+    told = "\n".join(world_text(seed=3, lines=20_000))
+    family = FACT_FAMILIES["mayor"]
+    for language in SAMPLE_LANGUAGES:
         for key in family.keys:
             name, mayor = family.slots(language, *key)["name"], family.answer(language, *key)
             assert len(re.findall(rf"{name}[^.。]*{mayor}|{mayor}[^.。]*{name}", told)) > 20

@@ -7,7 +7,7 @@ import pytest
 
 from slimtune.config import SCRIPTS, Config
 from slimtune.console import SettingsError
-from slimtune.settings import PROJECT, read, rendering
+from slimtune.settings import PROJECT, read_settings, rendering
 from slimtune.settings.flags import fields_of, flags_of
 from slimtune.settings.yaml_file import scalar
 
@@ -15,7 +15,7 @@ from slimtune.settings.yaml_file import scalar
 def config_of(tmp_path: Path, text: str, *flags: str, script: str = "train_lora") -> Config:
     file = tmp_path / "config.yaml"
     file.write_text(text, encoding="utf-8")
-    return read(script, "", ["--config", str(file), *flags])[0]
+    return read_settings(script, "", ["--config", str(file), *flags])[0]
 
 
 def mistakes_of(tmp_path: Path, text: str, *flags: str) -> str:
@@ -71,7 +71,7 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path, text: str, word: str) ->
 
 def test_a_missing_settings_file_is_named() -> None:
     with pytest.raises(SettingsError, match=r"nowhere\.yaml"):
-        read("train_lora", "", ["--config", "nowhere.yaml"])
+        read_settings("train_lora", "", ["--config", "nowhere.yaml"])
 
 
 def test_paths_belong_to_the_file_or_the_working_directory(

@@ -12,7 +12,7 @@ import pytest
 from running import refused, succeeds
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from slimtune.training.progress import ProgressShown
+from slimtune.training.callbacks import ProgressShown
 
 
 def watched(folder: Path) -> None:
@@ -61,9 +61,9 @@ def test_without_a_terminal_it_is_lines(tmp_path: Path, caplog) -> None:
 def test_a_missing_report_package_is_found_out_before_any_work(
     settings, rows, tmp_path, monkeypatch
 ) -> None:
-    from slimtune.training import starting
+    from slimtune.training import prechecks
 
-    monkeypatch.setattr(starting, "find_spec", lambda _: None)
+    monkeypatch.setattr(prechecks, "find_spec", lambda _: None)
     words = ("--report-to", "trackio", "--output-dir", tmp_path)
     error = refused(2, "the package trackio is not installed", "train_lora", *settings, *words)
     assert "pip install trackio" in error[-1] and not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from tiny_folders import write_tiny_llama
 from slimtune.config import Training
 from slimtune.console import InputError, SettingsError
 from slimtune.models import tokenizers
-from slimtune.training.reading import Lessons, read_lessons
+from slimtune.training.dataset import Dataset, read_dataset
 
 ROWS = [("What is red?", "A rose."), ("And blue?", "The sky."), ("ODD one?", "The grass.")]
 # {start} and {end} are what stands around a question and after an answer; only the third row is
@@ -30,13 +30,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("base"), hidden=64)
 
 
-def lessons(
+def dataset(
     base: Path, folder: Path, *, rows=ROWS, template: str = "llama2", **settings
-) -> Lessons:
+) -> Dataset:
     file = folder / "rows.jsonl"
     written = [{"instruction": question, "input": "", "output": said} for question, said in rows]
     file.write_text("\n".join(map(json.dumps, written)), encoding="utf-8")
-    return read_lessons(str(base), template, Training(train_data=file, **settings))
+    return read_dataset(str(base), template, Training(train_data=file, **settings))
 
 
 def with_template(base: Path, folder: Path, start: str = "bos_token", end: str = "eos_token"):
@@ -49,7 +49,7 @@ def with_template(base: Path, folder: Path, start: str = "bos_token", end: str =
 
 def test_two_rows_are_shown_with_what_is_learned(base, tmp_path, caplog) -> None:
     with caplog.at_level(logging.INFO, "slimtune"):
-        lessons(base, tmp_path)
+        dataset(base, tmp_path)
     shown = [record.getMessage() for record in caplog.records if "«" in record.getMessage()]
     assert len(shown) == 2
     assert shown[0].replace(" ", "").endswith("<s>[INST]Whatisred?[/INST]«Arose.</s>»")
@@ -57,13 +57,13 @@ def test_two_rows_are_shown_with_what_is_learned(base, tmp_path, caplog) -> None
 
 def test_chinese_is_shown_as_text(base, tmp_path, caplog) -> None:
     with caplog.at_level(logging.INFO, "slimtune"):
-        lessons(base, tmp_path, rows=[("玫瑰是什么颜色?", "红色。")])
+        dataset(base, tmp_path, rows=[("玫瑰是什么颜色?", "红色。")])
     assert "玫瑰是什么颜色" in caplog.text and "红色。" in caplog.text
 
 
 def test_a_template_of_the_models_own_is_fine_where_it_ends_answers(base, tmp_path) -> None:
-    own = lessons(with_template(base, tmp_path), tmp_path, template="tokenizer")
-    assert own.train == lessons(base, tmp_path).train
+    own = dataset(with_template(base, tmp_path), tmp_path, template="tokenizer")
+    assert own.train == dataset(base, tmp_path).train
 
 
 @pytest.mark.parametrize(
@@ -76,37 +76,37 @@ def test_a_template_of_the_models_own_is_fine_where_it_ends_answers(base, tmp_pa
 )
 def test_one_odd_row_among_many_is_found(base, tmp_path, template, words) -> None:
     odd = with_template(base, tmp_path, **template)
-    lessons(odd, tmp_path, rows=ROWS[:2], template="tokenizer")
+    dataset(odd, tmp_path, rows=ROWS[:2], template="tokenizer")
     with pytest.raises(InputError) as error:
-        lessons(odd, tmp_path, template="tokenizer")
+        dataset(odd, tmp_path, template="tokenizer")
     assert error.value.what == f"row 3 of rows.jsonl: {words}"
 
 
 def test_a_row_without_an_answer_is_named(base, tmp_path) -> None:
     with pytest.raises(InputError, match=r"rows.jsonl:3"):
-        lessons(base, tmp_path, rows=[*ROWS[:2], ("Nothing?", "")])
+        dataset(base, tmp_path, rows=[*ROWS[:2], ("Nothing?", "")])
 
 
 def test_padding_with_the_end_token_is_refused(base, tmp_path, monkeypatch) -> None:
     """`tokenizers.load` mends it; should it ever come through, nothing is trained."""
-    tokenizer = tokenizers.load(str(base))
+    tokenizer = tokenizers.load_tokenizer(str(base))
     tokenizer.pad_token = tokenizer.eos_token
-    monkeypatch.setattr(tokenizers, "load", lambda model: tokenizer)
+    monkeypatch.setattr(tokenizers, "load_tokenizer", lambda model: tokenizer)
     with pytest.raises(InputError, match="padding token is its end token"):
-        lessons(base, tmp_path)
+        dataset(base, tmp_path)
 
 
 def test_a_token_without_a_row_in_the_embedding_is_refused(base, tmp_path, monkeypatch) -> None:
-    tokenizer = tokenizers.load(str(base))
+    tokenizer = tokenizers.load_tokenizer(str(base))
     tokenizer.add_tokens(["<new>"])
-    monkeypatch.setattr(tokenizers, "load", lambda model: tokenizer)
+    monkeypatch.setattr(tokenizers, "load_tokenizer", lambda model: tokenizer)
     with pytest.raises(InputError, match="401 ids, 400 rows"):
-        lessons(base, tmp_path)
+        dataset(base, tmp_path)
 
 
 def test_more_cut_rows_than_allowed(base, tmp_path) -> None:
     long = [("What about " + "roses and " * 20 + "sky?", "A rose.")]
     with pytest.raises(SettingsError, match="1 of 4 rows are longer than 40 tokens"):
-        lessons(base, tmp_path, rows=[*ROWS, *long], max_length=40)
-    kept = lessons(base, tmp_path, rows=[*ROWS, *long], max_length=40, max_truncated_share=0.3)
+        dataset(base, tmp_path, rows=[*ROWS, *long], max_length=40)
+    kept = dataset(base, tmp_path, rows=[*ROWS, *long], max_length=40, max_truncated_share=0.3)
     assert max(len(sample.input_ids) for sample in kept.train) <= 40

@@ -13,15 +13,15 @@ from slimtune.console import InputError
 from slimtune.prompts import IGNORED
 from slimtune.training import teacher_cache
 from slimtune.training.batches import Sample, collate
+from slimtune.training.dataset import Dataset
 from slimtune.training.distillation import (
     DistillationTrainer,
     kept_aside,
-    numbered,
+    numbered_samples,
     require_same_vocabulary,
 )
 from slimtune.training.divergences import DIVERGENCES, TeacherTopK
 from slimtune.training.fitting import fit
-from slimtune.training.reading import Lessons
 from slimtune.training.teacher_cache import CachedTeacher
 from slimtune.training.teachers import OnlineTeacher, Teacher
 
@@ -40,7 +40,7 @@ def cached(tmp_path: Path):
     def fill(samples: list[Sample], model=None, **options) -> Path:
         folder = tmp_path / teacher_cache.key(samples, "t", 4, 1.0)
         chosen = {"top_k": 4, "temperature": 1.0} | options
-        teacher_cache.write(folder, lambda: model or teacher(), samples, **chosen)
+        teacher_cache.write_cache(folder, lambda: model or teacher(), samples, **chosen)
         return folder
 
     return fill
@@ -91,7 +91,7 @@ def test_a_stopped_first_pass_goes_on_where_it_was(cached) -> None:
     cut = teacher_cache.part_file(folder, 1)
     cut.write_bytes(cut.read_bytes()[:-10])
     kept = teacher_cache.part_file(folder, 0).stat().st_mtime_ns
-    assert not teacher_cache.whole(folder)
+    assert not teacher_cache.is_complete(folder)
     cached(samples)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert teacher_cache.part_file(folder, 0).stat().st_mtime_ns == kept
@@ -100,21 +100,21 @@ def test_a_stopped_first_pass_goes_on_where_it_was(cached) -> None:
 def test_a_whole_cache_does_not_load_the_teacher(tmp_path: Path, cached) -> None:
     samples = tiny_samples(5)
     folder = cached(samples)
-    assert teacher_cache.whole(folder)
-    teacher_cache.write(folder, pytest.fail, samples, top_k=4, temperature=1.0)
+    assert teacher_cache.is_complete(folder)
+    teacher_cache.write_cache(folder, pytest.fail, samples, top_k=4, temperature=1.0)
 
 
 def test_a_cache_that_changed_or_belongs_to_other_rows_is_refused(cached) -> None:
     folder = cached(tiny_samples(5))
     moved = folder.rename(folder.with_name("0123456789abcdef"))
     with pytest.raises(InputError, match="other rows or another teacher"):
-        teacher_cache.whole(moved)
+        teacher_cache.is_complete(moved)
     part = teacher_cache.part_file(moved, 0)
     content = bytearray(part.read_bytes())
     content[-1] ^= 1
     part.write_bytes(content)
     with pytest.raises(InputError, match="has changed"):
-        teacher_cache.whole(moved)
+        teacher_cache.is_complete(moved)
 
 
 def test_ids_take_two_bytes_where_the_vocabulary_allows(cached) -> None:
@@ -123,8 +123,8 @@ def test_ids_take_two_bytes_where_the_vocabulary_allows(cached) -> None:
         ids, logs = handle.get_tensor("ids"), handle.get_tensor("log_probabilities")
     assert (ids.dtype, logs.dtype) == (torch.uint16, torch.float16)
     supervised = sum(sample.supervised for sample in samples)
-    assert teacher_cache.size(samples, 4, 512) == supervised * 4 * 4
-    assert teacher_cache.size(samples, 4, 100_000) == supervised * 4 * 6
+    assert teacher_cache.cache_bytes(samples, 4, 512) == supervised * 4 * 4
+    assert teacher_cache.cache_bytes(samples, 4, 100_000) == supervised * 4 * 6
 
 
 def test_the_cache_key_changes_with_everything_it_depends_on() -> None:
@@ -153,7 +153,7 @@ def teacher_for(mode: str, model, samples: list[Sample], cached) -> Teacher:
 def test_the_student_comes_nearer_to_the_teacher(
     mode: str, divergence_name: str, tmp_path: Path, cached
 ) -> None:
-    samples, validation = numbered(tiny_samples(40), tiny_samples(8, seed=3))
+    samples, validation = numbered_samples(tiny_samples(40), tiny_samples(8, seed=3))
     model = teacher()
     told = teacher_for(mode, model, [*samples, *validation], cached)
     student = tiny_model()
@@ -173,7 +173,7 @@ def test_the_student_comes_nearer_to_the_teacher(
         tmp_path / "checkpoints",
         trainer_class=DistillationTrainer,
         teacher=told,
-        lesson=Distillation(alpha=1.0, divergence=divergence_name),
+        settings=Distillation(alpha=1.0, divergence=divergence_name),
     )
     assert divergence() < 0.5 * before
     logged = next(entry for entry in curve.history if "kd" in entry)
@@ -199,7 +199,7 @@ def test_other_vocabularies_are_refused_by_their_ids_not_their_size() -> None:
 
 def test_without_validation_rows_some_training_rows_judge() -> None:
     rows = tiny_samples(41)
-    learned, judges = kept_aside(Lessons(None, rows, [], []))
+    learned, judges = kept_aside(Dataset(None, rows, [], []))
     assert judges == [rows[0], rows[20], rows[40]]
     assert len(learned) == 38 and not any(judge in learned for judge in judges)
-    assert kept_aside(Lessons(None, rows, rows[:2], [])) == (rows, rows[:2])
+    assert kept_aside(Dataset(None, rows, rows[:2], [])) == (rows, rows[:2])

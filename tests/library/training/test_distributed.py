@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from slimtune.artifacts import stage_folder
 from slimtune.config import Config
-from slimtune.training import starting
+from slimtune.training import prechecks
 
 ROOT = Path(__file__).resolve().parents[3]
 LAUNCH = ROOT / "finetune" / "launch"
@@ -171,11 +171,11 @@ def test_what_accelerate_leaves_unsaid(settings, rows, monkeypatch, caplog, tmp_
 
 
 def test_gpus_left_idle_are_spoken_of(monkeypatch, caplog, tmp_path) -> None:
-    monkeypatch.setattr(starting, "choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(prechecks, "choose_device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    starting.check(tmp_path, Config())
+    prechecks.precheck(tmp_path, Config())
     assert "one of 4 GPUs" in caplog.text and "ddp_gpus.yaml" in caplog.text
     caplog.clear()
     monkeypatch.setenv("WORLD_SIZE", "4")
-    starting.check(tmp_path, Config())
+    prechecks.precheck(tmp_path, Config())
     assert not caplog.text

@@ -56,7 +56,7 @@ def test_auto_keeps_the_effective_batch(base, monkeypatch, caplog, fitting, rows
     config, run = run_with(base, batch_size="auto", gradient_accumulation_steps=3)
     free(monkeypatch, run, fitting)
     caplog.set_level("INFO", logger="slimtune")
-    found = estimates.settled(config, run).training
+    found = estimates.with_automatic_batch(config, run).training
     assert (found.batch_size, found.batch_size * found.gradient_accumulation_steps) == (rows, 48)
     assert found.model_copy(update={"batch_size": "auto", "gradient_accumulation_steps": 3}) == (
         config.training
@@ -68,9 +68,9 @@ def test_auto_refuses_where_no_row_fits_and_a_number_stays(base, monkeypatch) ->
     config, run = run_with(base, batch_size="auto")
     monkeypatch.setattr(memory, "available_memory", lambda device: run.needs(1).total)
     with pytest.raises(ResourceError, match="not even one row"):
-        estimates.settled(config, run)
+        estimates.with_automatic_batch(config, run)
     config, run = run_with(base, batch_size=5)
-    assert estimates.settled(config, run) is config
+    assert estimates.with_automatic_batch(config, run) is config
 
 
 def test_trained_parameters_are_pefts(base) -> None:

@@ -20,9 +20,9 @@ from transformers import (
 
 from slimtune.config import Training
 from slimtune.console import InputError
-from slimtune.models import products
+from slimtune.machine import onednn
 from slimtune.prompts import IGNORED
-from slimtune.training import noise, optimizers
+from slimtune.training import callbacks, fitting
 from slimtune.training.attention import register
 from slimtune.training.forward import require_exact
 from slimtune.training.trainer import SlimTrainer
@@ -65,7 +65,7 @@ ROPES = {
 @pytest.fixture(autouse=True)
 def _every_product_through_onednn(monkeypatch) -> None:
     """Where it is the faster library, tiny matrices must take the way of large ones."""
-    monkeypatch.setattr(products, "_SMALLEST", 1)
+    monkeypatch.setattr(onednn, "_SMALLEST", 1)
 
 
 def pad(samples: list) -> dict[str, torch.Tensor]:
@@ -150,7 +150,7 @@ def test_adapters(tmp_path: Path, family: str, adapter: str) -> None:
 )
 def test_optimizers(tmp_path: Path, name: str, rate: float) -> None:
     settings = Training(optimizer=name, lr_scheduler="warmup_stable_decay")
-    chosen = optimizers.arguments(settings, steps=10)
+    chosen = fitting.arguments(settings, steps=10)
     samples, adapter = tiny_samples(18), ADAPTERS["plain"]
     args = arguments(tmp_path, 1, rate, **chosen)
     padded = trained(tiny_model("llama", "sdpa"), adapter)
@@ -176,7 +176,7 @@ def test_loraplus_is_pefts_own_on_padded_rows(tmp_path: Path) -> None:
 def test_noise_on_single_rows_is_transformers_own(tmp_path: Path, monkeypatch) -> None:
     """Its NEFTune reckons with the length of a whole row, which is right for one sample alone."""
     # Blank tokens would draw from the generator as well.
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
+    monkeypatch.setattr(onednn, "onednn_is_faster", lambda: False)
     samples, alone = tiny_samples(10), {"per_device_train_batch_size": 1, "seed": 3}
     both = {"output_dir": str(tmp_path), "logging_steps": 1, "save_strategy": "no"}
     both |= {"use_cpu": True, "report_to": [], "disable_tqdm": True, "learning_rate": 1e-2}
@@ -185,7 +185,7 @@ def test_noise_on_single_rows_is_transformers_own(tmp_path: Path, monkeypatch) -
     noisy = TrainingArguments(**both, neftune_noise_alpha=30)
     theirs = losses(Trainer(padded, noisy, train_dataset=samples, data_collator=pad))
     model = trained(tiny_model(), ADAPTERS["plain"])
-    with noise.neftune(model, 30):
+    with callbacks.neftune(model, 30):
         ours = losses(SlimTrainer(model, TrainingArguments(**both), train_dataset=samples))
     assert ours == pytest.approx(theirs, abs=1e-5)
     quiet = trained(tiny_model(), ADAPTERS["plain"])

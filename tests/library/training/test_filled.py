@@ -3,8 +3,8 @@
 import torch
 from tiny_models import tiny_samples
 
-from slimtune.models import products
-from slimtune.training.batches import collate, filled
+from slimtune.machine import onednn
+from slimtune.training.batches import collate, padded
 
 CPU = torch.device("cpu")
 
@@ -12,8 +12,8 @@ CPU = torch.device("cpu")
 def test_a_batch_keeps_its_samples_and_gets_one_more_of_blanks() -> None:
     batch = collate(tiny_samples(3))
     tokens = batch["input_ids"].shape[1]
-    with products.through_onednn():
-        full = filled(batch, CPU)
+    with onednn.through_onednn():
+        full = padded(batch, CPU)
     assert full["input_ids"].shape == full["position_ids"].shape == (1, sum(full["lengths"]))
     assert sum(full["lengths"]) % 64 == 0 and full["lengths"][:-1] == batch["lengths"]
     assert torch.equal(full["input_ids"][:, :tokens], batch["input_ids"])
@@ -24,6 +24,6 @@ def test_a_batch_keeps_its_samples_and_gets_one_more_of_blanks() -> None:
 
 def test_nothing_is_filled_on_a_gpu_nor_where_the_usual_library_multiplies() -> None:
     batch = collate(tiny_samples(3))
-    assert filled(batch, CPU) is batch
-    with products.through_onednn():
-        assert filled(batch, torch.device("cuda")) is batch
+    assert padded(batch, CPU) is batch
+    with onednn.through_onednn():
+        assert padded(batch, torch.device("cuda")) is batch

@@ -22,7 +22,7 @@ def gradients(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, torch.Tens
 
 def adapted(folder: Path, quantization: str) -> torch.nn.Module:
     """An adapter that already does something, on a base kept in `quantization`."""
-    base = loading.load(folder, device="cpu", quantization=quantization)
+    base = loading.load_model(folder, device="cpu", quantization=quantization)
     model = lora.attach(base, Lora(), seed=1, quantized=quantization != "none")
     torch.manual_seed(2)
     for name, parameter in model.named_parameters():
@@ -65,7 +65,7 @@ def test_a_quantised_base_trains_as_far_as_the_exact_one(tmp_path, record_proper
     samples = tiny_samples(16)
     last = {}
     for quantization in ("none", "nf4", "int8"):
-        base = loading.load(
+        base = loading.load_model(
             tmp_path / "base",
             device="cpu",
             quantization=quantization,

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from slimtune.config import Lora, Training
 from slimtune.console import QualityError, SettingsError
 from slimtune.models import loading
-from slimtune.models.merging import merge
+from slimtune.models.merging import merge_adapter
 from slimtune.training import attention, initialisation, lora
 from slimtune.training.fitting import fit
 
@@ -57,7 +57,7 @@ def test_a_choice_trains_and_is_right_on_the_base_as_it_was(name: str, tmp_path:
     base.save_pretrained(tmp_path / "base")
     model, start, losses = trained(tmp_path, CHOICES[name])
     assert losses[-1] < losses[0] - 0.05
-    lora.save(model, tmp_path / "adapter", str(tmp_path / "base"), start)
+    lora.save_adapter(model, tmp_path / "adapter", str(tmp_path / "base"), start)
     fresh = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
     with torch.no_grad():
         torch.testing.assert_close(
@@ -72,9 +72,9 @@ def test_another_start_is_merged_without_knowing_of_it(name: str, tmp_path: Path
     model, start, _ = trained(tmp_path, CHOICES[name])
     moved = layer(model).base_layer.weight
     assert not torch.allclose(moved, base.model.layers[0].self_attn.q_proj.weight)
-    lora.save(model, tmp_path / "adapter", str(tmp_path / "base"), start)
+    lora.save_adapter(model, tmp_path / "adapter", str(tmp_path / "base"), start)
     assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["r"] == 8
-    merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
     merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
         torch.testing.assert_close(merged(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-4)
@@ -114,7 +114,7 @@ def test_loftq_starts_nearer_to_the_base_than_rounding_leaves_it(tmp_path: Path)
     exact = tiny_model().eval()
     distances = []
     for start in ("default", "loftq"):
-        base = loading.load(folder, quantization="nf4", **compute)
+        base = loading.load_model(folder, quantization="nf4", **compute)
         model = lora.attach(
             base, Lora(rank=16, initialisation=start), seed=0, quantized=True
         ).eval()
@@ -126,11 +126,11 @@ def test_loftq_starts_nearer_to_the_base_than_rounding_leaves_it(tmp_path: Path)
 def test_what_loftq_starts_with_is_not_saved(tmp_path: Path) -> None:
     folder = tmp_path / "base"
     tiny_model().save_pretrained(folder)
-    base = loading.load(folder, quantization="nf4", device="cpu")
+    base = loading.load_model(folder, quantization="nf4", device="cpu")
     settings = Lora(rank=4, initialisation="loftq")
     model = lora.attach(base, settings, seed=0, quantized=True)
     start = initialisation.start_of(model, settings)
-    lora.save(model, tmp_path / "adapter", str(tmp_path / "base"), start)
+    lora.save_adapter(model, tmp_path / "adapter", str(tmp_path / "base"), start)
     saved = load_file(tmp_path / "adapter/adapter_model.safetensors")
     for name in [one for one in saved if ".lora_A." in one]:
         assert saved[name].abs().max() > 0
@@ -140,7 +140,7 @@ def test_what_loftq_starts_with_is_not_saved(tmp_path: Path) -> None:
 def test_loftq_leaves_alone_what_is_not_quantised(tmp_path: Path) -> None:
     """An output layer is kept whole: with A and B both zero its adapter would never learn."""
     tiny_model().save_pretrained(tmp_path)
-    base = loading.load(tmp_path, quantization="nf4", device="cpu")
+    base = loading.load_model(tmp_path, quantization="nf4", device="cpu")
     settings = Lora(rank=4, initialisation="loftq", target_modules=["q_proj", "lm_head"])
     model = lora.attach(base, settings, seed=0, quantized=True)
     assert layer(model, "lm_head").lora_A["default"].weight.abs().max() > 0
@@ -150,7 +150,7 @@ def test_loftq_leaves_alone_what_is_not_quantised(tmp_path: Path) -> None:
 def test_a_quantised_module_cannot_be_trained_whole(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
     for saved, words in (("embed_tokens", ""), ("q_proj", "q_proj is quantised")):
-        base = loading.load(tmp_path, quantization="nf4", device="cpu")
+        base = loading.load_model(tmp_path, quantization="nf4", device="cpu")
         settings = Lora(modules_to_save=[saved], target_modules=["v_proj"])
         if not words:
             lora.attach(base, settings, seed=0, quantized=True)
@@ -185,8 +185,12 @@ def saved_on_disk(tmp_path: Path) -> tuple[Path, Path, torch.Tensor]:
     """A base, a trained adapter of it, and what they answered together."""
     tiny_model().save_pretrained(tmp_path / "base")
     model, *_ = trained(tmp_path, Lora(rank=4))
-    lora.save(model, tmp_path / "adapter", str(tmp_path / "base"))
-    return tmp_path / "base", tmp_path / "adapter", lora.answers(model, IDS[0].tolist())
+    lora.save_adapter(model, tmp_path / "adapter", str(tmp_path / "base"))
+    return (
+        tmp_path / "base",
+        tmp_path / "adapter",
+        lora.next_token_log_probabilities(model, IDS[0].tolist()),
+    )
 
 
 def test_the_adapter_is_loaded_back_and_moves_the_base(tmp_path: Path) -> None:

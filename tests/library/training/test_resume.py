@@ -149,7 +149,7 @@ def test_other_settings_and_rows_are_refused_by_name(words, rows, stopped, tmp_p
 
 
 def test_sigterm_is_a_request_too() -> None:
-    from slimtune.training.interruption import Interruption
+    from slimtune.training.callbacks import Interruption
 
     interruption, before = Interruption(), signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -163,7 +163,7 @@ def test_sigterm_is_a_request_too() -> None:
 
 
 def test_a_second_ctrl_c_ends_at_once() -> None:
-    from slimtune.training.interruption import Interruption
+    from slimtune.training.callbacks import Interruption
 
     interruption = Interruption()
     with pytest.raises(KeyboardInterrupt), interruption.listening():
@@ -196,14 +196,16 @@ def test_a_distillation_killed_during_a_save(settings, distilled, tmp_path) -> N
 def test_a_run_killed_after_its_end_is_not_trained_further(
     words, whole, tmp_path, monkeypatch
 ) -> None:
-    from slimtune.training import card
+    from slimtune.report import model_card
     from slimtune.training.trainer import SlimTrainer
 
     def stops(*_: object, **__: object) -> None:
         raise KeyboardInterrupt("killed")
 
     with monkeypatch.context() as patched:
-        patched.setattr(card, "write", stops)  # the last but one thing before the folder is renamed
+        patched.setattr(
+            model_card, "write_model_card", stops
+        )  # the last but one thing before the folder is renamed
         assert run(*words, "--output-dir", tmp_path).code == 130
     assert not (tmp_path / "lora_adapter").exists() and saves(tmp_path)
     monkeypatch.setattr(SlimTrainer, "training_step", stops)

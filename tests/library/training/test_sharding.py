@@ -51,4 +51,4 @@ def test_gpus_would_take_what_is_meant_for_the_cpu(
 
 def test_one_process_holds_everything(monkeypatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert sharding.shares() == 1
+    assert sharding.weight_parts() == 1

@@ -13,8 +13,8 @@ from tiny_folders import SHARED
 from slimtune.config import Lora, Training
 from slimtune.models import loading
 from slimtune.training import attention, lora
+from slimtune.training.dataset import read_dataset
 from slimtune.training.fitting import fit
-from slimtune.training.reading import read_lessons
 
 MODEL, ROWS = SHARED / "stories260K", SHARED / "instruct" / "alpaca_en_demo.json"
 SHORT = 150  # characters of question and answer
@@ -34,12 +34,12 @@ def test_the_validation_loss_falls(tmp_path: Path, record_property, capsys) -> N
         batch_size=8,
         learning_rate=1e-2,
     )
-    lessons = read_lessons(str(MODEL), "llama2", settings)
-    base = loading.load(MODEL, device="cpu", attn_implementation=attention.register())
+    dataset = read_dataset(str(MODEL), "llama2", settings)
+    base = loading.load_model(MODEL, device="cpu", attn_implementation=attention.register())
     model = lora.attach(base, Lora(), seed=0)
-    curve = fit(model, lessons.train, lessons.validation, settings, tmp_path / "checkpoints")
+    curve = fit(model, dataset.train, dataset.validation, settings, tmp_path / "checkpoints")
     losses = [loss for _, loss in curve.validation]
-    words = f"{len(lessons.train)} rows: {' -> '.join(f'{loss:.3f}' for loss in losses)}"
+    words = f"{len(dataset.train)} rows: {' -> '.join(f'{loss:.3f}' for loss in losses)}"
     record_property("validation loss of stories260K", words)
     with capsys.disabled():  # a figure that the output of every test run shows
         sys.stdout.write(f"\nstories260K, validation loss on {words}\n")

@@ -124,7 +124,7 @@ def test_the_best_checkpoint_is_what_training_ends_with(tmp_path: Path) -> None:
 def test_an_adapter_that_changes_nothing_is_refused(tmp_path: Path) -> None:
     model = lora.attach(tiny_model(), Lora(rank=2), seed=0)
     with pytest.raises(QualityError, match="changes nothing"):
-        lora.save(model, tmp_path, "base")
+        lora.save_adapter(model, tmp_path, "base")
 
 
 def test_an_unknown_target_module_names_those_there_are() -> None:

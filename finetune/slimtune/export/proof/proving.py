@@ -1,4 +1,7 @@
-"""The proof as convert_to_gguf runs it: how much of it memory allows, and what is left."""
+"""The proof as convert_to_gguf runs it: how much of it memory allows, and what is left.
+
+The conversations that a proof compares: read and rendered before the work, without torch.
+"""
 
 import logging
 import os
@@ -8,12 +11,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from slimtune import prompts
+from slimtune.config import Config
 from slimtune.console import SlimTuneError, near
+from slimtune.data.rows import beside, read_rows
+from slimtune.export.plan import ModelSource
 from slimtune.export.preflight import reference_precision
-from slimtune.export.reference import Truth, truth
-from slimtune.export.source import Source
-from slimtune.export.verify import verify
-from slimtune.prompts import Message
+from slimtune.export.proof.reference import Truth, truth
+from slimtune.export.proof.verify import verify
+from slimtune.prompts import ChatMessage
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +31,7 @@ _SHORT = {
 }
 
 
-def ask_model(source: Source, template: str, rows: Sequence[Sequence[Message]]) -> Truth:
+def ask_model(source: ModelSource, template: str, rows: Sequence[Sequence[ChatMessage]]) -> Truth:
     """What the model says to the rows of the proof, once for all its files.
 
     Where memory holds the model in bfloat16 only, that is the reference; where not even that, no
@@ -72,7 +78,7 @@ def failed_name(final: Path) -> Path:
     return final.with_suffix(".failed-proof.gguf")
 
 
-def words(proof: dict[str, Any]) -> str:
+def proof_lines(proof: dict[str, Any]) -> str:
     """The proof in one line."""
     found = proof["proof"]
     text = f"token ids equal on {found['prompts']} prompts"
@@ -82,3 +88,35 @@ def words(proof: dict[str, Any]) -> str:
     text += f"; loss per token {before:.4f} -> {after:.4f}"
     text += f"; same greedy text for {found['agreement']:.0%} of the tokens"
     return text + f"; {found['stopped']} answers end, {found['stopping']} of the model's"
+
+
+_ROWS = {"quick": 8, "full": 64, "off": 1}  # Ollama is asked one even where nothing is proven
+
+# For models converted without prepared rows at hand; with digits, code, Chinese and an emoji.
+_PROMPTS = (
+    "What is 12 + 30?",
+    "Translate to Chinese: good morning",
+    "用一句话介绍一下你自己。",
+    'Explain this line:\n    print(f"{1 + 1:>4}")',
+    "List three colours 🙂",
+)
+
+
+def proof_rows(config: Config, template: str) -> list[list[ChatMessage]]:
+    """The first rows of the test data, else prompts of our own after the system prompt.
+
+    Raises InputError for rows that cannot be read, or that the template refuses.
+    """
+    rows = _conversations(config)[: _ROWS[config.gguf.verify]]
+    for messages in rows:
+        prompts.render(messages, template, bos_token="<s>", eos_token="</s>")
+    return rows
+
+
+def _conversations(config: Config) -> list[list[ChatMessage]]:
+    file = config.evaluation.test_data or beside(config.training.train_data, "test")
+    if file and file.is_file():
+        return [row["messages"] for row in read_rows(file)]
+    system = config.model.system_prompt
+    opening = [ChatMessage(role="system", content=system)] if system else []
+    return [[*opening, ChatMessage(role="user", content=text)] for text in _PROMPTS]

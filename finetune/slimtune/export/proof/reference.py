@@ -1,21 +1,50 @@
-"""What the model itself says, in transformers: the truth that its GGUF files are measured by."""
+"""How much worse than its model a file of each type may be: beyond that it is wrong, not coarse.
+
+What the model itself says, in transformers: the truth that its GGUF files are measured by.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from slimtune import prompts
-from slimtune.export.source import Source, as_source, load_model
-from slimtune.export.tolerances import Precision
+from slimtune.export.plan import ModelSource, as_source, load_model
 from slimtune.models import tokenizers
-from slimtune.prompts import IGNORED, Message
+from slimtune.prompts import IGNORED, ChatMessage
+
+Precision = Literal["float32", "bfloat16"]  # of the reference
+
+# Largest rise of the negative log-likelihood: nats per answer token, or this share of it where it
+# is above one nat. Small models lose most: one of 260K parameters at 1.54 nats rises by 0.00001
+# (F32), 0.0001 (F16), 0.0003 (Q8_0), 0.011 (Q5_K_M), 0.028 (Q5_0), 0.027 (Q4_K_M), 0.071 (Q4_1).
+# The limits are five times that and more; a wrong order of rows, a lost scale or another model's
+# tensor costs several nats.
+TOLERANCES = {
+    "F32": 0.001,  # the weights as they are: what is left is the order of summation, and the cache
+    "F16": 0.005,  # 11 bits: more than a bf16 model has, but activations round too
+    "BF16": 0.02,  # 8 bits: exact for a bf16 model, not for one trained in float32
+    "Q8_0": 0.02,  # 8 bits and a scale for 32 values
+    "Q6_K": 0.05,
+    "Q5_K_M": 0.1,  # 5 bits, the sensitive tensors 6
+    "Q5_K_S": 0.12,
+    "Q5_1": 0.15,
+    "Q5_0": 0.15,
+    "Q4_K_M": 0.2,  # 4 bits, the sensitive tensors 6
+    "Q4_K_S": 0.3,
+    "Q4_1": 0.4,  # 4 bits, one scale and offset for 32 values
+    "Q4_0": 0.4,  # 4 bits, one scale for 32 values
+}
+EXACT = ("F32", "F16")  # greedy text must be the same, and each answer must end as the model's
+TIE = 0.02  # nats between first and second choice that llama.cpp's f16 cache may swap
+REFERENCE_IN_BF16 = 0.02  # on top, where memory holds the reference in bfloat16 only
 
 
 @dataclass(frozen=True)
-class Row:
+class ProofRow:
     """A conversation: its prompt as Ollama gets it, training's ids of it, the ids of its answer."""
 
     text: str
@@ -24,7 +53,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Said:
+class ModelAnswer:
     """A greedy answer without its end token, and how likely the scored answer is.
 
     `margins`: nats between first and second choice of each step, the end included; `scored`: the
@@ -43,15 +72,15 @@ class Truth:
     """Rows, and what the model says to the first of them: to none where memory is short."""
 
     tokenizer: PreTrainedTokenizerFast
-    rows: list[Row]
-    said: list[Said]
+    rows: list[ProofRow]
+    said: list[ModelAnswer]
     precision: Precision
     max_new_tokens: int
 
 
 def truth(
-    model: Path | str | Source,
-    conversations: Sequence[Sequence[Message]],
+    model: Path | str | ModelSource,
+    conversations: Sequence[Sequence[ChatMessage]],
     template: str,
     *,
     compared: int = 4,
@@ -64,7 +93,7 @@ def truth(
     `compared=0` spares loading the model (4 bytes a parameter, 2 in bfloat16).
     """
     source = as_source(model)
-    tokenizer = tokenizers.load(str(source.folder))
+    tokenizer = tokenizers.load_tokenizer(str(source.folder))
     rows = [_row(tokenizer, messages, template) for messages in conversations]
     loaded = load_model(source, precision) if compared else None
     eos = tokenizer.eos_token_id
@@ -74,11 +103,11 @@ def truth(
 
 def refer(
     model: PreTrainedModel, prompt: list[int], answer: list[int], eos: int, max_new_tokens: int
-) -> Said:
+) -> ModelAnswer:
     """The greedy answer to a prompt, and the losses of `answer` (empty: of the greedy one)."""
     ids, margins, stopped = greedy(model, prompt, eos, max_new_tokens)
     scored = answer or ids + [eos] * stopped
-    return Said(ids, margins, stopped, scored, nll(model, prompt, scored))
+    return ModelAnswer(ids, margins, stopped, scored, nll(model, prompt, scored))
 
 
 @torch.inference_mode()
@@ -109,7 +138,9 @@ def nll(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> list[fl
     return torch.nn.functional.cross_entropy(logits, ids[len(prompt) :], reduction="none").tolist()
 
 
-def _row(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], template: str) -> Row:
+def _row(
+    tokenizer: PreTrainedTokenizerFast, messages: Sequence[ChatMessage], template: str
+) -> ProofRow:
     prompt = prompts.encode_prompt(tokenizer, messages, template)
     answered = messages[-1]["role"] == "assistant"
     asked = messages[:-1] if answered else messages
@@ -123,4 +154,4 @@ def _row(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], templa
     encoded = prompts.encode(tokenizer, messages, template) if answered else None
     labels = encoded["labels"][len(prompt) :] if encoded else []
     answer = [token for token in labels if token != IGNORED]
-    return Row(text.removeprefix(tokenizer.bos_token or ""), prompt, answer)
+    return ProofRow(text.removeprefix(tokenizer.bos_token or ""), prompt, answer)

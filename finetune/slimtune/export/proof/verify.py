@@ -13,11 +13,18 @@ from pathlib import Path
 import gguf as gguf_format
 
 from slimtune.console import InputError, QualityError
-from slimtune.export.reference import Row, Said, Truth
-from slimtune.export.tolerances import EXACT, REFERENCE_IN_BF16, TIE, TOLERANCES
-from slimtune.models.llama_cpp import Generation, LlamaCpp
+from slimtune.export.proof.reference import (
+    EXACT,
+    REFERENCE_IN_BF16,
+    TIE,
+    TOLERANCES,
+    ModelAnswer,
+    ProofRow,
+    Truth,
+)
+from slimtune.inference.llama_cpp import Generation, LlamaCpp
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _SLOTS = 8  # prompts at once: more cost memory for their caches and gain little
 _EOS_KEY = "tokenizer.ggml.eos_token_id"
@@ -125,7 +132,7 @@ def _require_same_end(gguf: Path, truth: Truth) -> None:
 
 
 def _require_same_text(
-    gguf: Path, truth: Truth, row: Row, expected: Said, answer: Generation
+    gguf: Path, truth: Truth, row: ProofRow, expected: ModelAnswer, answer: Generation
 ) -> None:
     place = _common(answer.ids, expected.ids)
     same = answer.ids == expected.ids and answer.stopped_at_eos == expected.stopped
@@ -141,7 +148,7 @@ def _require_same_text(
 def _require_likelihood(
     gguf: Path, truth: Truth, quantization: str, expected: float, measured: float
 ) -> None:
-    log.info("%s: NLL %.4f, the model's own %.4f nats a token", gguf.name, measured, expected)
+    _log.info("%s: NLL %.4f, the model's own %.4f nats a token", gguf.name, measured, expected)
     rise = measured - expected
     tolerance = TOLERANCES[quantization]
     if truth.precision == "bfloat16":
@@ -156,7 +163,9 @@ def _require_likelihood(
     )
 
 
-def _require_stops(gguf: Path, expected: Sequence[Said], answers: Sequence[Generation]) -> None:
+def _require_stops(
+    gguf: Path, expected: Sequence[ModelAnswer], answers: Sequence[Generation]
+) -> None:
     """At least half of the answers that the model itself ends must end: a coarse type may digress,
     a file that never ends is broken. Exact types have shown the very text before.
     """
@@ -175,7 +184,7 @@ def _exact(truth: Truth, quantization: str) -> bool:
     return quantization in EXACT and truth.precision == "float32"
 
 
-def _agreement(expected: Sequence[Said], answers: Sequence[Generation]) -> float:
+def _agreement(expected: Sequence[ModelAnswer], answers: Sequence[Generation]) -> float:
     pairs = list(zip(expected, answers, strict=True))
     total = sum(len(said.ids) + said.stopped for said, _ in pairs)
     same = sum(

@@ -1,0 +1,1 @@
+"""Inference: engines that answer and score, whether transformers or llama.cpp computes."""
