@@ -44,7 +44,8 @@ def measure_importance(model: str, text: str, theirs: str) -> None:
     import numpy as np
 
     from slimtune.export.architecture import read_architecture
-    from slimtune.export.imatrix import read_imatrix, sums_of_squares
+    from slimtune.export.imatrix import read_imatrix
+    from slimtune.export.importance import sums_of_squares
     from slimtune.export.tensors import gguf_name
     from slimtune.models import loading, tokenizers
     from slimtune.models.checkpoints import Checkpoint

@@ -35,7 +35,7 @@ def merge(config: Config) -> None:
     from slimtune.models.folders import local_folder
 
     base, adapter = config.model.base_model, config.evaluation.lora_model
-    pair = merging.require_pair(local_folder(base), adapter)
+    pair = merging.require_adapter_of(local_folder(base), adapter)
     final = config.evaluation.merged_dir or adapter.with_name("merged_model")
     refuse_finished(final, config)
     if config.options.dry_run:

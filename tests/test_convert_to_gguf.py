@@ -142,7 +142,7 @@ def test_the_proof_can_be_skipped_and_says_so(settings, merged, tmp_path) -> Non
 def test_a_file_that_fails_its_proof_gets_a_name_that_says_so(
     settings, merged, tmp_path, monkeypatch
 ) -> None:
-    write = conversion.write
+    write = conversion.write_file
 
     def write_badly(plans, **kwargs):
         reports = write(plans, **kwargs)

@@ -17,7 +17,7 @@ from slimtune.export.imatrix import read_imatrix
 from slimtune.export.llama_tools import quantize_file
 from slimtune.export.modelfile import chosen
 from slimtune.export.plan import Encoding, GgufPlan, ModelSource
-from slimtune.export.proof.proving import proof_rows
+from slimtune.export.proof.rows import proof_rows
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def _convert(
     """All types from one read; those that no library here encodes through llama-quantize."""
     imatrix, name = config.gguf.imatrix, config.gguf.model_name
     if imatrix == "auto":
-        from slimtune.export.imatrix import measure_importance  # torch and transformers
+        from slimtune.export.importance import measure_importance  # torch and transformers
 
         imatrix = next(iter(stages.values())).folder / f"{name}.imatrix.gguf"
         importance = measure_importance(source, next(iter(plans.values())), imatrix, config)

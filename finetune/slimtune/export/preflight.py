@@ -20,8 +20,7 @@ from slimtune.console import InputError, ResourceError, size
 from slimtune.export.architecture import read_architecture
 from slimtune.export.llama_tools import find_quantize, no_encoder
 from slimtune.export.plan import Encoding, GgufPlan, ModelSource, as_source
-from slimtune.export.proof.reference import Precision
-from slimtune.export.quant_types import quantization
+from slimtune.export.quant_types import Precision, quantization
 from slimtune.export.tensors import map_tensors, require_unquantised
 from slimtune.export.vocabulary import Vocabulary, read_vocabulary
 from slimtune.inference.llama_library import library

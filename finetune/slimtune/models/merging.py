@@ -1,17 +1,10 @@
-"""Base and adapter read as one checkpoint: every row is merged at the moment it is asked for.
-
-A LoRA adapter merged into its base: W + (B @ A) * scale, tensor by tensor.
+"""A LoRA adapter merged into its base: W + (B @ A) * scale, row by row, as rows are asked for.
 
 Sums are made in float32 and rounded once, as peft's merge does in a loaded model, so the result is
 the same to the bit; but only a few rows are ever in memory, whatever the size of the model.
-
-What cannot be merged row by row (DoRA, modules_to_save, LoRA on the embedding): peft does it.
-
-The whole model is in memory. The folder written is loaded back and compared, because peft 0.21
-changes a tied embedding together with the output layer, and saves a head of its own as tied.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +18,7 @@ from slimtune.models.checkpoints import (
     OUTPUT,
     TOKENIZER_FILES,
     Checkpoint,
+    CheckpointWriter,
     copy_companions,
 )
 from slimtune.models.folders import write_config
@@ -32,16 +26,6 @@ from slimtune.models.headers import TensorInfo, read_bytes, read_tensor
 
 if TYPE_CHECKING:
     import torch
-
-import logging
-from dataclasses import dataclass
-
-import torch
-from peft import get_peft_model_state_dict
-
-from slimtune.console import QualityError
-from slimtune.models.checkpoints import CheckpointWriter
-from slimtune.models.loading import DTYPES, load_model
 
 _VOCABULARY = {"tokenizer.model", "vocab.json", "merges.txt"}
 
@@ -206,7 +190,7 @@ def merge_adapter(base: Path, adapter: Path, output: Path) -> MergeReport:
         _stream(source, output)
     else:
         # Imported here: transformers and peft alone weigh more than a streamed merge (170 MB).
-        pass
+        from slimtune.models.peft_merge import merge_in_memory
 
         merge_in_memory(source, source.lora, output)
     source.write_companions(output)
@@ -226,53 +210,3 @@ def _stream(source: MergedCheckpoint, output: Path) -> None:
         for name in source.tensors:
             for start, rows in source.rows(name):
                 writer.write(name, rows, start)
-
-
-_log = logging.getLogger(__name__)
-
-
-def merge_in_memory(checkpoint: Checkpoint, lora: Adapter, output: Path) -> None:
-    """Writes weights and config of base + adapter, merged by peft, and proves the result.
-
-    Raises InputError for an adapter tensor that nothing uses; QualityError where the merged folder
-    does not answer as base and adapter did.
-    """
-    _log.warning(
-        "%s holds more than plain LoRA: peft merges it with the whole model in memory (%.1f GB)",
-        lora.folder,
-        checkpoint.bytes / 1e9,
-    )
-    widest = max(checkpoint.tensors.values(), key=lambda info: info.nbytes).dtype
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    adapted = load_model(checkpoint.folder, adapter=lora.folder, device="cpu", dtype=names[widest])
-    unused = sorted(lora.tensors.keys() - get_peft_model_state_dict(adapted).keys())
-    if unused:
-        raise InputError(
-            f"{lora.folder}: nothing in {checkpoint.folder} uses {unused[0]}",
-            f"{len(unused)} of {len(lora.tensors)} adapter tensors have no place in this model",
-            f"give the model it was trained on as --base-model: {lora.base}",
-        )
-    expected = _answer(adapted)
-    merged = adapted.merge_and_unload(safe_merge=True)
-    merged.config.tie_word_embeddings = (
-        merged.get_input_embeddings().weight.data_ptr()
-        == merged.get_output_embeddings().weight.data_ptr()
-    )
-    merged.save_pretrained(output)
-    _require_same(expected, _answer(load_model(output, device="cpu", dtype=names[widest])), lora)
-
-
-@torch.inference_mode()
-def _answer(model: torch.nn.Module) -> torch.Tensor:
-    return model(torch.arange(3, 35)[None] % model.config.vocab_size).logits.float()
-
-
-def _require_same(expected: torch.Tensor, found: torch.Tensor, lora: Adapter) -> None:
-    """16-bit rounding moves logits by about 1 %; a weight that was tied and is not, by far more."""
-    error = ((found - expected).norm() / expected.norm()).item()
-    if not error < 0.05:
-        raise QualityError(
-            f"{lora.folder}: the merged model does not answer as base and adapter did",
-            f"its logits differ by {error:.1%}",
-            "keep base and adapter apart, or train without modules_to_save and embedding LoRA",
-        )

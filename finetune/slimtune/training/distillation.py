@@ -49,15 +49,15 @@ class DistillationTrainer(SlimTrainer):
     part_names = ("loss", "kd", "ce")
 
     def __init__(
-        self, *args: Any, teacher: teachers.Teacher, settings: Distillation, **kwargs: Any
+        self, *args: Any, teacher: teachers.Teacher, distillation: Distillation, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self.teacher = teacher
         self.mixed = partial(
             losses.distillation,
-            divergence=DIVERGENCES[settings.divergence],
-            alpha=settings.alpha,
-            temperature=settings.temperature,
+            divergence=DIVERGENCES[distillation.divergence],
+            alpha=distillation.alpha,
+            temperature=distillation.temperature,
         )
 
     def loss_of(self, batch: dict[str, Any], positions: torch.Tensor) -> losses.Loss:
@@ -155,7 +155,7 @@ def distil(
     train, validation = samples_of(config, dataset, text)
     options: dict[str, Any] = {}
     if settings.mode != "sequence":
-        options = {"trainer_class": DistillationTrainer, "settings": settings}
+        options = {"trainer_class": DistillationTrainer, "distillation": settings}
         options["teacher"] = teachers.choose(config, [*train, *validation])
     if settings.student == "lora":
         options["loraplus_ratio"] = config.lora.loraplus_ratio

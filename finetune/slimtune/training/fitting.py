@@ -61,7 +61,7 @@ def fit(
     arguments = training_arguments(model, settings, folder, steps, bool(validation))
     # More would mean DataParallel, which cannot split a padding-free row.
     arguments._n_gpu = min(1, arguments.n_gpu)
-    for name, value in arguments(settings, total).items():
+    for name, value in optimizer_arguments(settings, total).items():
         setattr(arguments, name, value)
     # A resumed run has measured its start already; a second time would cost patience.
     arguments.eval_on_start = bool(validation) and resume_from is None
@@ -195,7 +195,7 @@ _LOWEST = 0.1  # of the rate, where cosine_with_min_lr ends
 _DECAY = 5  # warmup_stable_decay falls in one part of so many
 
 
-def arguments(settings: Training, steps: int) -> dict[str, Any]:
+def optimizer_arguments(settings: Training, steps: int) -> dict[str, Any]:
     """Fields of TrainingArguments for optimizer and schedule of a run of `steps` updates.
 
     Raises ResourceError where the optimizer needs bitsandbytes and it cannot be imported.

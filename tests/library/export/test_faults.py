@@ -219,7 +219,7 @@ def test_a_verification_that_crashes_or_hangs(
 FILLERS = {
     "preflight": "",
     "tensors": "import slimtune.export.gguf_writer as w; fill_before(w, '_write_tensors')",
-    "record": "from slimtune.export import proving; fill_before(proving, 'prove')",
+    "record": "from slimtune.export.proof import proving; fill_before(proving, 'prove')",
 }
 DRIVER = """
 import sys

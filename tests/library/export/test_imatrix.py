@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from slimtune.console import InputError
 from slimtune.export.architecture import read_architecture
 from slimtune.export.gguf_writer import write_gguf
-from slimtune.export.imatrix import read_imatrix, sums_of_squares, write_imatrix
+from slimtune.export.imatrix import read_imatrix, write_imatrix
+from slimtune.export.importance import sums_of_squares
 from slimtune.export.plan import Encoding
 from slimtune.export.quant_types import choose_types
 from slimtune.export.tensors import gguf_name

@@ -219,7 +219,7 @@ def test_a_script_without_a_guard_runs_once(gguf, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(library)!r}); print('run')\n"
-        "from slimtune.models.llama_cpp import LlamaCpp\n"
+        "from slimtune.inference.llama_cpp import LlamaCpp\n"
         f"with LlamaCpp({str(gguf)!r}, context=64, threads=1) as model:\n"
         "    print(model.tokenize('')[0])\n"
     )

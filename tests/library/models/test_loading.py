@@ -154,7 +154,7 @@ def test_four_bits_without_bitsandbytes_are_a_resource_error(tmp_path, monkeypat
 
 def test_save_writes_what_the_hub_library_loads(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(loading.tokenizers, "save", lambda *given: calls.append(given))
+    monkeypatch.setattr(loading.tokenizers, "save_tokenizer", lambda *given: calls.append(given))
     model = build(tmp_path / "base")
     loading.save_model(model, "tokenizer", tmp_path / "saved", tmp_path / "base")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")

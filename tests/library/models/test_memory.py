@@ -157,7 +157,8 @@ def test_a_containers_limit_counts(tmp_path):
 
 def test_an_estimate_needs_no_torch():
     code = (
-        "import sys; from slimtune.models.memory import estimate, available_memory;"
-        f"estimate({SMALL}, 'inference'); available_memory(); sys.exit('torch' in sys.modules)"
+        "import sys; from slimtune.models.memory import estimate_memory, available_memory;"
+        f"estimate_memory({SMALL}, 'inference'); available_memory(); "
+        "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT / "finetune", check=True)

@@ -173,7 +173,7 @@ def test_the_student_comes_nearer_to_the_teacher(
         tmp_path / "checkpoints",
         trainer_class=DistillationTrainer,
         teacher=told,
-        settings=Distillation(alpha=1.0, divergence=divergence_name),
+        distillation=Distillation(alpha=1.0, divergence=divergence_name),
     )
     assert divergence() < 0.5 * before
     logged = next(entry for entry in curve.history if "kd" in entry)

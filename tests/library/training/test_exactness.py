@@ -150,7 +150,7 @@ def test_adapters(tmp_path: Path, family: str, adapter: str) -> None:
 )
 def test_optimizers(tmp_path: Path, name: str, rate: float) -> None:
     settings = Training(optimizer=name, lr_scheduler="warmup_stable_decay")
-    chosen = fitting.arguments(settings, steps=10)
+    chosen = fitting.optimizer_arguments(settings, steps=10)
     samples, adapter = tiny_samples(18), ADAPTERS["plain"]
     args = arguments(tmp_path, 1, rate, **chosen)
     padded = trained(tiny_model("llama", "sdpa"), adapter)

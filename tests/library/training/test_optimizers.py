@@ -57,7 +57,7 @@ def test_an_optimizer_is_the_one_asked_for_and_learns(name, tmp_path, monkeypatc
 
 def test_adamw_8bit_keeps_its_moments_in_bytes() -> None:
     """Of tensors of 4096 numbers and more: smaller ones stay in float32."""
-    chosen = fitting.arguments(Training(optimizer="adamw_8bit"), 10)
+    chosen = fitting.optimizer_arguments(Training(optimizer="adamw_8bit"), 10)
     arguments = TrainingArguments(output_dir="unused", use_cpu=True, **chosen)
     kind, options = SlimTrainer.get_optimizer_cls_and_kwargs(arguments, None)
     weight = torch.nn.Parameter(torch.randn(64, 128))
@@ -104,8 +104,8 @@ def test_a_schedule_ends_where_it_should(schedule, last, tmp_path, monkeypatch) 
 def test_without_bitsandbytes_the_cure_is_one_line(monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(ResourceError, match="adamw_8bit: needs bitsandbytes"):
-        fitting.arguments(Training(optimizer="adamw_8bit"), 10)
-    fitting.arguments(Training(), 10)
+        fitting.optimizer_arguments(Training(optimizer="adamw_8bit"), 10)
+    fitting.optimizer_arguments(Training(), 10)
 
 
 def test_noise_is_as_large_as_each_sample_wants_and_gone_in_evaluation() -> None:

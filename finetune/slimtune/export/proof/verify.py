@@ -13,16 +13,9 @@ from pathlib import Path
 import gguf as gguf_format
 
 from slimtune.console import InputError, QualityError
-from slimtune.export.proof.reference import (
-    EXACT,
-    REFERENCE_IN_BF16,
-    TIE,
-    TOLERANCES,
-    ModelAnswer,
-    ProofRow,
-    Truth,
-)
-from slimtune.inference.llama_cpp import Generation, LlamaCpp
+from slimtune.export.proof.reference import ModelAnswer, ProofRow, Truth
+from slimtune.export.quant_types import EXACT, REFERENCE_IN_BF16, TIE, TOLERANCES
+from slimtune.inference.llama_cpp import LlamaAnswer, LlamaCpp
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +83,7 @@ def verify(
 
 def _ask(
     gguf: Path, truth: Truth, threads: int | None, patience: float
-) -> tuple[list[Generation], list[list[float]]]:
+) -> tuple[list[LlamaAnswer], list[list[float]]]:
     """llama.cpp's greedy answers, and its losses on the same ids as the reference's."""
     pairs = [(r.prompt, said.scored) for r, said in zip(truth.rows, truth.said, strict=False)]
     longest = max((len(p) + max(truth.max_new_tokens, len(a)) for p, a in pairs), default=1)
@@ -132,7 +125,7 @@ def _require_same_end(gguf: Path, truth: Truth) -> None:
 
 
 def _require_same_text(
-    gguf: Path, truth: Truth, row: ProofRow, expected: ModelAnswer, answer: Generation
+    gguf: Path, truth: Truth, row: ProofRow, expected: ModelAnswer, answer: LlamaAnswer
 ) -> None:
     place = _common(answer.ids, expected.ids)
     same = answer.ids == expected.ids and answer.stopped_at_eos == expected.stopped
@@ -164,7 +157,7 @@ def _require_likelihood(
 
 
 def _require_stops(
-    gguf: Path, expected: Sequence[ModelAnswer], answers: Sequence[Generation]
+    gguf: Path, expected: Sequence[ModelAnswer], answers: Sequence[LlamaAnswer]
 ) -> None:
     """At least half of the answers that the model itself ends must end: a coarse type may digress,
     a file that never ends is broken. Exact types have shown the very text before.
@@ -184,7 +177,7 @@ def _exact(truth: Truth, quantization: str) -> bool:
     return quantization in EXACT and truth.precision == "float32"
 
 
-def _agreement(expected: Sequence[ModelAnswer], answers: Sequence[Generation]) -> float:
+def _agreement(expected: Sequence[ModelAnswer], answers: Sequence[LlamaAnswer]) -> float:
     pairs = list(zip(expected, answers, strict=True))
     total = sum(len(said.ids) + said.stopped for said, _ in pairs)
     same = sum(
