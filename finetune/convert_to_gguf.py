@@ -30,7 +30,7 @@ def main(config: Config) -> None:
     for needed in filter(None, [gguf.model_path, gguf.lora_model, config.evaluation.test_data]):
         require(needed)
     for file in files:
-        refuse_finished_files(conversion.manifest_of(file), config)
+        refuse_finished_files(conversion.manifest_of(file), config, [file])
     if modelfile:
         ollama.require_target(modelfile, config)
     preflight.require_proof(gguf.verify)

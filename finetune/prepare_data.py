@@ -27,8 +27,9 @@ def main(config: Config) -> None:
     inputs = [path for path in (data.input, data.validation_input, data.test_input) if path]
     for path in inputs:
         require(path)
-    refuse_finished_files(manifest, config)
-    train = data.output_dir / f"{data.output_name}_train.jsonl"
+    outputs = [data.output_dir / name for name in writing.output_files(data.output_name)]
+    refuse_finished_files(manifest, config, outputs)
+    train = outputs[0]
     system_prompt = config.model.system_prompt
     if config.options.dry_run:
         prepared = preparation.prepare(data, system_prompt=system_prompt)

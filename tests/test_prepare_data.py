@@ -14,7 +14,7 @@ from running import another_run_writing, files_under, leaves_nothing, refused, r
 from tiny_rows import raw_rows
 
 from slimtune.artifacts import require, sha256
-from slimtune.artifacts.stages import finish_files
+from slimtune.console import InputError
 
 FINETUNE = Path(__file__).parents[1] / "finetune"
 SPLITS = ("train", "validation", "test")
@@ -199,7 +199,8 @@ def test_killed_at_any_moment_leaves_nothing_or_the_old_output(settings, tmp_pat
             old = finished_files(name)
             moment = seconds * random.Random(f"{name.name} {seed}").uniform(0.3, 1.0)
             killed_after(moment, [*map(str, words), *flags, seed])
-            finish_files(name)
+            if (name / "train.ready").exists():  # all was finished: the next run moves it
+                subprocess.run([*map(str, words), "--seed", seed], capture_output=True)
             found = finished_files(name)
             if found != old:  # all of the new output has its place
                 record = json.loads(found["train_run.json"])
@@ -226,7 +227,8 @@ def test_killed_while_files_get_their_names_is_finished_by_the_next(
         pass
 
     def move(source: Path, target: Path) -> None:
-        moved.append(target)
+        if Path(source).parent.suffix == ".ready":
+            moved.append(target)
         if len(moved) == stop:
             raise Killed
         replace(source, target)
@@ -238,6 +240,11 @@ def test_killed_while_files_get_their_names_is_finished_by_the_next(
         with monkeypatch.context() as patched, pytest.raises(Killed):
             patched.setattr(os, "replace", move)
             run("prepare_data", *settings, "--output-dir", out, "--seed", 2, "--overwrite")
+        if stop == 8:  # before that the old rows are still in their place, and a reader takes them
+            with pytest.raises(InputError, match="finished, but not in its place"):
+                require(out / "train_train.jsonl")
+        assert list(out.glob("*.ready"))  # a reader leaves all as it is
+        refused(2, "exists already", "prepare_data", *settings, "--output-dir", out)
         require(out / "train_train.jsonl")
         record = json.loads((out / "train_run.json").read_text())
         assert record["settings"]["data"]["seed"] == 2

@@ -4,8 +4,9 @@ Lock -> NAME.partial -> run.json last -> fsync -> rename. `run.json` present and
 stage finished. The chain of records is the lineage from which the report is filled.
 """
 
-from slimtune.artifacts.lineage import lineage, require
-from slimtune.artifacts.records import peak_memory, run_of, sha256
+from slimtune.artifacts.files import sha256
+from slimtune.artifacts.reading import require
+from slimtune.artifacts.records import lineage, peak_memory, run_of
 from slimtune.artifacts.stages import (
     Stage,
     refuse_finished,

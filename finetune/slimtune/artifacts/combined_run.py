@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from slimtune.artifacts.lineage import require
+from slimtune.artifacts.reading import require
 from slimtune.artifacts.records import forget_peak, run_of
 from slimtune.artifacts.stages import refuse_finished, refuse_finished_files
 from slimtune.config import Config

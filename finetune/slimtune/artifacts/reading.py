@@ -1,13 +1,18 @@
-"""Reading what stages wrote: whole and unchanged, or an error that names the script to run."""
+"""Reading what stages wrote: whole and unchanged, or an error that names the script to run.
+
+A reader only reads. What a run that was killed had not yet put in its place is left to the script
+that writes it, for whoever gives somebody a folder can put anything into it.
+"""
 
 import difflib
 from pathlib import Path
-from typing import Any
 
-from slimtune.artifacts.records import run_of, sha256
-from slimtune.artifacts.stages import finish_files
+from slimtune.artifacts.files import broken
+from slimtune.artifacts.records import RUN, read_manifest, run_of
+from slimtune.artifacts.stages import READY
 from slimtune.console import InputError, near
 
+_HEAD = 4096  # bytes of a run.json in which its run_id stands
 _MADE_BY = {
     "sample": "create_sample_data.py",
     "raw_data.json": "create_sample_data.py",
@@ -24,18 +29,6 @@ _MADE_BY = {
 }
 
 
-def lineage(*paths: Path) -> dict[str, dict[str, Any]]:
-    """{stage: its record} of everything that led to `paths`; the first found of a stage counts."""
-    found: dict[str, dict[str, Any]] = {}
-    waiting = list(paths)
-    while waiting:
-        run = run_of(waiting.pop(0))
-        if run and run["stage"] not in found:
-            found[run["stage"]] = run
-            waiting += [Path(one["path"]) for one in run["inputs"] if Path(one["path"]).exists()]
-    return found
-
-
 def require(reference: Path | str) -> None:
     """Raise InputError unless a stage's output is there, finished, and unchanged since.
 
@@ -46,19 +39,45 @@ def require(reference: Path | str) -> None:
         return
     if any(part.endswith(".partial") for part in path.parts):
         raise _unfinished(path)
-    finish_files(path.parent)
     if not path.exists():
-        partial = path.with_name(path.name + ".partial")
-        raise _unfinished(path) if partial.exists() else _missing(path)
+        raise _missing(path)
     run = run_of(path)
+    if run is None:
+        _require_believable(path)
+        return
     root = path if path.is_dir() else path.parent
-    for name in (run["files"] if run else {}) if path.is_dir() else [path.name] * bool(run):
-        if not (root / name).is_file() or sha256(root / name) != run["files"][name]["sha256"]:
-            raise InputError(
-                f"{near(root / name)}: not as {run['stage']} left it",
-                "its SHA-256 differs from run.json's: it was changed, or the disk failed",
-                f"run {_maker(path)} again with --overwrite",
-            )
+    files = run["files"] if path.is_dir() else {path.name: run["files"][path.name]}
+    changed = broken(root, files)
+    if changed is not None:
+        raise _stopped(path) if _waits(path) else _changed(root / changed, run["stage"], path)
+
+
+def _require_believable(path: Path) -> None:
+    """InputError for a folder with a run.json that says it is ours and cannot be believed."""
+    manifest = path / RUN
+    if path.is_dir() and manifest.is_file() and b'"run_id"' in manifest.read_bytes()[:_HEAD]:
+        raise InputError(
+            f"{near(manifest)}: not a record that SlimTune writes",
+            "it lacks something, or names files outside its own folder",
+            f"run {_maker(path)} again, or take the folder from its source again",
+        )
+
+
+def _changed(file: Path, stage: str, path: Path) -> InputError:
+    return InputError(
+        f"{near(file)}: not as {stage} left it",
+        "its SHA-256 differs from run.json's: it was changed, or the disk failed",
+        f"run {_maker(path)} again with --overwrite",
+    )
+
+
+def _waits(path: Path) -> bool:
+    """Whether a stopped run has finished this file without putting it in its place."""
+    for ready in path.parent.glob(f"*{READY}"):
+        run = read_manifest(ready / f"{ready.stem}_run.json")
+        if run and path.name in run["files"]:
+            return True
+    return False
 
 
 def _maker(path: Path) -> str:
@@ -68,6 +87,10 @@ def _maker(path: Path) -> str:
 
 
 def _missing(path: Path) -> InputError:
+    if path.with_name(path.name + ".partial").exists():
+        return _unfinished(path)
+    if _waits(path):
+        return _stopped(path)
     if not path.parent.exists() or _maker(path) != "the script that makes it":
         cure = f"run {_maker(path)} first, or name another path"
     else:
@@ -82,4 +105,12 @@ def _unfinished(path: Path) -> InputError:
         f"{near(path)}: the stage that writes it did not finish",
         "only a .partial folder is there",
         f"run {_maker(path)} again",
+    )
+
+
+def _stopped(path: Path) -> InputError:
+    return InputError(
+        f"{near(path)}: finished, but not in its place",
+        "the run that made it was stopped while its files moved there",
+        f"run {_maker(path)} again: it goes on with that",
     )

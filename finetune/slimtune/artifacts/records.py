@@ -1,7 +1,9 @@
-"""run.json: what a stage was, what it read and wrote, and what it took."""
+"""run.json: what a stage was, what it read and wrote, and what it took.
 
-import hashlib
-import json
+A manifest that comes from outside is believed only in part: it is one of ours if it has the right
+form and names nothing but files inside its own folder, and its files count if their bytes agree.
+"""
+
 import os
 import platform
 import resource
@@ -15,34 +17,46 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from slimtune.artifacts.files import is_plain, json_or_none, seal
 from slimtune.config import Config
 
 RUN = "run.json"
 _PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "gguf")
+_LARGEST = 16 << 20  # bytes: a manifest of ours has a few thousand
+# What everything that reads a manifest may count on; the rest is for people.
+_FORM: dict[str, type | tuple[type, ...]] = {
+    "run_id": str,
+    "stage": str,
+    "started": str,
+    "seconds": (int, float),
+    "peak_memory_bytes": int,
+    "command": list,
+    "settings": dict,
+    "inputs": list,
+    "files": dict,
+    "metrics": dict,
+    "versions": dict,
+    "machine": str,
+}
 
 
 def record(
     name: str,
     folder: Path,
+    manifest: str,
     metrics: dict[str, Any],
     config: Config,
     inputs: Sequence[Path | str],
     started: float,
 ) -> dict[str, Any]:
+    """The manifest of a stage whose output is complete in `folder`: it seals every other file."""
     return {
         "run_id": uuid.uuid4().hex,
         "stage": name,
         "command": command(),
         "settings": config.model_dump(mode="json"),
         "inputs": [_input(one) for one in inputs],
-        "files": {
-            path.relative_to(folder).as_posix(): {
-                "sha256": sha256(path),
-                "bytes": path.stat().st_size,
-            }
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name != RUN
-        },
+        "files": seal(folder, without=manifest),
         "metrics": metrics,
         "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started)),
         "seconds": round(time.time() - started, 1),
@@ -51,6 +65,61 @@ def record(
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "git_commit": _git_commit(),
     }
+
+
+def read_manifest(file: Path) -> dict[str, Any] | None:
+    """A run.json or NAME_run.json of ours; None where there is none, or it is not to be believed.
+
+    Every name in it is one inside its folder, every entry has the type that readers count on.
+    """
+    if not file.is_file() or file.stat().st_size > _LARGEST:
+        return None
+    run = json_or_none(file)
+    return run if run is not None and _is_ours(run) else None
+
+
+def _is_ours(run: dict[str, Any]) -> bool:
+    if not all(isinstance(run.get(name), kind) for name, kind in _FORM.items()):
+        return False
+    words = run["command"] and all(isinstance(word, str) for word in run["command"])
+    inputs = all(isinstance(one, dict) and _is_input(one) for one in run["inputs"])
+    sections = all(isinstance(section, dict) for section in run["settings"].values())
+    files = all(is_plain(name) and _is_sealed(entry) for name, entry in run["files"].items())
+    return bool(words and inputs and sections and files)
+
+
+def _is_input(one: dict[str, Any]) -> bool:
+    path, run_id = one.get("path"), one.get("run_id")
+    return isinstance(path, str) and "\0" not in path and isinstance(run_id, str | None)
+
+
+def _is_sealed(entry: object) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    return isinstance(entry.get("sha256"), str) and isinstance(entry.get("bytes"), int)
+
+
+def run_of(path: Path) -> dict[str, Any] | None:
+    """The record of the stage that wrote a folder or a file, None for what we did not write."""
+    if path.is_dir():
+        return read_manifest(path / RUN)
+    for manifest in [*sorted(path.parent.glob("*_run.json")), path.parent / RUN]:
+        run = read_manifest(manifest)
+        if run and path.name in run["files"]:
+            return run
+    return None
+
+
+def lineage(*paths: Path) -> dict[str, dict[str, Any]]:
+    """{stage: its record} of everything that led to `paths`; the first found of a stage counts."""
+    found: dict[str, dict[str, Any]] = {}
+    waiting = list(paths)
+    while waiting:
+        run = run_of(waiting.pop(0))
+        if run and run["stage"] not in found:
+            found[run["stage"]] = run
+            waiting += [Path(one["path"]) for one in run["inputs"]]
+    return found
 
 
 def _input(one: Path | str) -> dict[str, Any]:
@@ -76,6 +145,10 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
+def now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
 def _versions() -> dict[str, str]:
     installed = {}
     for package in _PACKAGES:
@@ -97,40 +170,3 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
-
-
-def sha256(file: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S")
-
-
-def write_json(file: Path, value: Any) -> None:
-    with file.open("w", encoding="utf-8") as handle:
-        json.dump(value, handle, indent=2, ensure_ascii=False)
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
-def read_manifest(file: Path) -> dict[str, Any] | None:
-    """A run.json or NAME_run.json, None where there is none or it is no manifest."""
-    try:
-        run = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return run if isinstance(run, dict) and "run_id" in run and "files" in run else None
-
-
-def run_of(path: Path) -> dict[str, Any] | None:
-    """The record of the stage that wrote a folder or a file, None for what we did not write."""
-    if path.is_dir():
-        return read_manifest(path / RUN)
-    for manifest in [*path.parent.glob("*_run.json"), path.parent / RUN]:
-        run = read_manifest(manifest)
-        if run and path.name in run["files"]:
-            return run
-    return None

@@ -43,6 +43,14 @@ def output_names(name: str) -> dict[str, str]:
     }
 
 
+def output_files(name: str) -> list[str]:
+    """All names of an output: its splits, training rows first, the report's files, the rejected."""
+    prefix = data_report.prefix(name)
+    splits = [f"{name}_{split}.jsonl" for split in SPLITS]
+    beside = (*data_report.REPORT_FILES, data_report.REJECTED)
+    return splits + [f"{prefix}{file}" for file in beside]
+
+
 def write_outputs(
     prepared: Prepared,
     folder: Path,

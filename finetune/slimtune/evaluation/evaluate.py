@@ -109,7 +109,7 @@ def _kept_answers(config: Config) -> Path:
 
 def _refuse(config: Config) -> None:
     """Raise SettingsError where finished files of this name, or another's reports, are there."""
-    refuse_finished_files(_manifest(config), config)
+    refuse_finished_files(_manifest(config), config, written(config))
     output = config.evaluation.output
     report = output.with_name(REPORT)
     run = None if config.options.overwrite else run_of(report)

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path, PurePath
 
 from slimtune import prompts
+from slimtune.artifacts.files import read_json
 from slimtune.console import InputError, SettingsError, SlimTuneError
 from slimtune.prompts import ChatMessage
 
@@ -137,7 +138,7 @@ def own_template(folder: Path) -> str | None:
     if file.is_file():
         return file.read_text(encoding="utf-8")
     config = folder / "tokenizer_config.json"
-    found = json.loads(config.read_text("utf-8")).get("chat_template") if config.is_file() else None
+    found = read_json(config, optional=True).get("chat_template")
     if isinstance(found, list):  # several, by name
         found = next((one["template"] for one in found if one["name"] == "default"), None)
     return found

@@ -5,7 +5,6 @@ Nothing here imports torch or transformers, and of the weights only norms and bi
 Checks of a model folder that cost milliseconds: end tokens that agree, norms that are finite.
 """
 
-import json
 import logging
 import re
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from slimtune.artifacts.files import read_json
 from slimtune.console import InputError, ResourceError, size
 from slimtune.export.architecture import read_architecture
 from slimtune.export.llama_tools import find_quantize, no_encoder
@@ -26,7 +26,6 @@ from slimtune.export.vocabulary import Vocabulary, read_vocabulary
 from slimtune.inference.llama_library import library
 from slimtune.models import memory
 from slimtune.models.checkpoints import Checkpoint
-from slimtune.models.folders import read_json
 
 _log = logging.getLogger(__name__)
 
@@ -157,7 +156,10 @@ class SpecialTokens:
 
 def special_tokens(folder: Path, vocabulary: Vocabulary) -> SpecialTokens:
     """From tokenizer_config.json or special_tokens_map.json, else SentencePiece's own names."""
-    files = [_read(folder / f"{name}.json") for name in ("tokenizer_config", "special_tokens_map")]
+    files = [
+        read_json(folder / f"{name}.json", optional=True)
+        for name in ("tokenizer_config", "special_tokens_map")
+    ]
     found = {key: _text(next((f[key] for f in files if f.get(key)), None)) for key in _DEFAULTS}
     for key, default in _DEFAULTS.items():
         if found[key] is None and default.encode() in vocabulary.tokens:
@@ -180,7 +182,7 @@ def require_one_end(folder: Path, vocabulary: Vocabulary) -> None:
         )
     token = vocabulary.tokens.index(text.encode())
     for name in ("config.json", "generation_config.json"):
-        ids = _read(folder / name).get("eos_token_id")
+        ids = read_json(folder / name, optional=True).get("eos_token_id")
         named = ids if isinstance(ids, list) else [ids]
         if ids is not None and token not in named:
             raise InputError(
@@ -207,7 +209,3 @@ def require_finite_norms(checkpoint: Checkpoint, names: Iterable[str]) -> None:
 def _text(token: str | dict | None) -> str | None:
     """A token's text; older files write an object with its "content"."""
     return token["content"] if isinstance(token, dict) else token
-
-
-def _read(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -26,9 +26,9 @@ import gguf
 from gguf import TokenType
 from sentencepiece import SentencePieceProcessor
 
+from slimtune.artifacts.files import read_json
 from slimtune.console import InputError
 from slimtune.export.architecture import Unsupported
-from slimtune.models.folders import read_json
 
 MODEL_FILE = "tokenizer.model"
 _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10000.0
@@ -75,7 +75,7 @@ def write_vocabulary(
 
     `template` is for a folder that has none of its own.
     """
-    prefix = _read_json(folder / "tokenizer_config.json").get("add_prefix_space")
+    prefix = read_json(folder / "tokenizer_config.json", optional=True).get("add_prefix_space")
     if prefix is not None:
         writer.add_add_space_prefix(prefix)
     writer.add_tokenizer_model(vocabulary.model)
@@ -155,19 +155,18 @@ def _added_tokens(folder: Path, pieces: int) -> dict[int, tuple[str, bool]]:
     keeps added tokens in tokenizer.json, so those beyond the pieces are taken from there.
     """
     added = {
-        index: (text, False) for text, index in _read_json(folder / "added_tokens.json").items()
+        index: (text, False)
+        for text, index in read_json(folder / "added_tokens.json", optional=True).items()
     }
     for token in read_head(folder / "tokenizer.json").get("added_tokens", []):
         if token["id"] >= pieces:
             added[token["id"]] = (token["content"], is_special(token))
-    decoder = _read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
+    decoder = read_json(folder / "tokenizer_config.json", optional=True).get(
+        "added_tokens_decoder", {}
+    )
     for index, token in decoder.items():
         added[int(index)] = (token["content"], is_special(token))
     return added
-
-
-def _read_json(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"

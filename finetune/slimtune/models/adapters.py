@@ -23,9 +23,9 @@ import re
 from functools import cached_property
 from pathlib import Path
 
+from slimtune.artifacts.files import read_json
 from slimtune.console import InputError
 from slimtune.models.checkpoints import EMBEDDING, OUTPUT, Checkpoint
-from slimtune.models.folders import read_json
 from slimtune.models.headers import read_header
 
 RowsShape = tuple[int, ...]

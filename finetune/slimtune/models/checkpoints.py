@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from slimtune.artifacts.files import read_json, write_json
 from slimtune.console import InputError, ResourceError
-from slimtune.models.folders import INDEX_FILE, SINGLE_FILE, read_json, weight_files, write_config
+from slimtune.models.folders import INDEX_FILE, SINGLE_FILE, weight_files
 from slimtune.models.headers import (
     Spec,
     TensorInfo,
@@ -190,7 +191,7 @@ class CheckpointWriter:
     def _write_index(self) -> None:
         total = sum(info.nbytes for info in self.tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": self.files}
-        write_config(self.folder / INDEX_FILE, index)
+        write_json(self.folder / INDEX_FILE, index)
 
     def __enter__(self) -> Self:
         return self

@@ -6,7 +6,6 @@ Telling two models apart without reading all of them.
 """
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
+from slimtune.artifacts.files import inside, read_json
 from slimtune.console import InputError, ResourceError, SlimTuneError
 
 _log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE_FILE).is_file():
         return [folder / SINGLE_FILE]
     if (folder / INDEX_FILE).is_file():
-        names = sorted(set(read_json(folder / INDEX_FILE)["weight_map"].values()))
+        names = _shards(folder)
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise InputError(
@@ -113,6 +113,21 @@ def weight_files(folder: Path) -> list[Path]:
             )
         return [folder / name for name in names]
     raise _no_weights(folder)
+
+
+def _shards(folder: Path) -> list[str]:
+    """The files that an index lists; InputError where it lists none, or one that lies elsewhere."""
+    listed = read_json(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise InputError(
+            f"{folder / INDEX_FILE}: no weight_map",
+            "it tells which file holds which weight",
+            "copy it again from the original model",
+        )
+    names = sorted(set(map(str, listed.values())))
+    for name in names:
+        inside(folder, name, INDEX_FILE)
+    return names
 
 
 def _no_weights(folder: Path) -> InputError:
@@ -144,24 +159,6 @@ def _no_weights(folder: Path) -> InputError:
         f"neither {SINGLE_FILE} nor {INDEX_FILE} is there{gguf}",
         "give a folder with config.json and safetensors weights",
     )
-
-
-def read_json(file: Path) -> dict:
-    """A JSON object from a model folder; InputError if it is missing or malformed."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{file}: missing", "a model folder needs it", "copy it from the original model"
-        ) from error
-    except ValueError as error:
-        raise InputError(
-            f"{file}: not valid JSON", str(error), "copy it again from the original model"
-        ) from error
-
-
-def write_config(file: Path, content: dict) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 _ENDS = 1 << 20  # bytes

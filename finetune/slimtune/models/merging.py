@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from slimtune.artifacts.files import write_json
 from slimtune.console import InputError, SettingsError
 from slimtune.models.adapters import Adapter
 from slimtune.models.checkpoints import (
@@ -21,7 +22,6 @@ from slimtune.models.checkpoints import (
     CheckpointWriter,
     copy_companions,
 )
-from slimtune.models.folders import write_config
 from slimtune.models.headers import TensorInfo, read_bytes, read_tensor
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class MergedCheckpoint(Checkpoint):
         copy_companions(self.folder, folder, without=brought | written)
         copy_companions(self.lora.folder, folder, only=TOKENIZER_FILES)
         if not written and self.merged_config != self.config:
-            write_config(folder / "config.json", self.merged_config)
+            write_json(folder / "config.json", self.merged_config)
 
     def _described(self, name: str) -> TensorInfo:
         """Where the weight lies in the base, with the shape it will have."""

@@ -10,7 +10,6 @@ A collator that masks padding, with padding = EOS, teaches the model never to st
 that the model's own chat template does not write.
 """
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -20,6 +19,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from slimtune.artifacts.files import read_json, write_json
 from slimtune.console import InputError
 from slimtune.models import sentencepiece_bpe
 from slimtune.models.folders import download, is_hub_id
@@ -81,7 +81,7 @@ def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
             "train it with normalization_rule_name=identity and remove_extra_whitespaces=false",
         )
     folder = model_file.parent
-    config = _read_json(folder / TOKENIZER_CONFIG)
+    config = read_json(folder / TOKENIZER_CONFIG, optional=True)
     _require_same_pieces(folder, proto)
     backend = sentencepiece_bpe.build(proto)
     _add_tokens(backend, folder, config)
@@ -150,7 +150,7 @@ def _require_same_pieces(folder: Path, proto: ModelProto) -> None:
 
     Extended vocabularies often come with the tokenizer.model of the model they grew from.
     """
-    content = _read_json(folder / JSON_FILE)
+    content = read_json(folder / JSON_FILE, optional=True)
     listed = content.get("model", {}).get("vocab")
     if not isinstance(listed, dict):
         return
@@ -171,9 +171,10 @@ def _require_same_pieces(folder: Path, proto: ModelProto) -> None:
 def _add_tokens(backend: Tokenizer, folder: Path, config: dict) -> None:
     """Tokens added after the SentencePiece pieces keep their ids, or the folder is refused."""
     added: dict[int, dict] = {
-        index: {"content": name} for name, index in _read_json(folder / _ADDED_FILE).items()
+        index: {"content": name}
+        for name, index in read_json(folder / _ADDED_FILE, optional=True).items()
     }
-    listed = _read_json(folder / JSON_FILE).get("added_tokens", [])
+    listed = read_json(folder / JSON_FILE, optional=True).get("added_tokens", [])
     added |= {token["id"]: token for token in listed}
     added |= {int(i): token for i, token in config.get("added_tokens_decoder", {}).items()}
     for index in sorted(index for index in added if index >= backend.get_vocab_size()):
@@ -205,20 +206,10 @@ def _settle_config(config_file: Path, add_bos: bool | None) -> None:
     transformers drops `add_bos_token`, which GGUF conversion reads. Where tokenizer.json has its
     own post-processor (`add_bos` None: Llama-3, Qwen) the key would overrule it: it stays away.
     """
-    config = _read_json(config_file) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config = read_json(config_file, optional=True) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     if add_bos is not None:
         config |= {"add_bos_token": add_bos, "add_eos_token": False}
-    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
-    config_file.write_text(text + "\n", encoding="utf-8")
-
-
-def _read_json(file: Path) -> dict:
-    if not file.is_file():
-        return {}
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _broken(file, error) from error
+    write_json(config_file, dict(sorted(config.items())))
 
 
 def _broken(file: Path, error: Exception) -> InputError:

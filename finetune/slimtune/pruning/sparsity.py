@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
+from slimtune.artifacts.files import write_json
 from slimtune.config import Pruning
 from slimtune.models.checkpoints import Checkpoint, CheckpointWriter, copy_companions
-from slimtune.models.folders import write_config
 from slimtune.pruning.anatomy import linear, prunable_shape
 from slimtune.pruning.stack import Stack, Stream, TokenBatch, input_hook
 
@@ -45,7 +45,7 @@ def sparsify(
                     writer.write(name, zeroing(rows, energy.get(part)), start)
     copy_companions(checkpoint.folder, output, without={"config.json"})
     said = {"share": pruning.sparsity, "pattern": pruning.sparsity_pattern}
-    write_config(output / "config.json", checkpoint.config | {"sparsity": said})
+    write_json(output / "config.json", checkpoint.config | {"sparsity": said})
     return 0.0
 
 

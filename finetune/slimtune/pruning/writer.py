@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
+from slimtune.artifacts.files import write_json
 from slimtune.console import InputError, QualityError
 from slimtune.models.checkpoints import Checkpoint, CheckpointWriter, copy_companions
-from slimtune.models.folders import write_config
 from slimtune.models.memory import ModelShape
 from slimtune.pruning.anatomy import Keep, axes_of, channels, kept_along, place, prunable_shape
 from slimtune.pruning.stack import Stack, TokenBatch, input_hook
@@ -65,7 +65,7 @@ class PrunedWriter:
     def close(self) -> None:
         self.writer.close()
         copy_companions(self.checkpoint.folder, self.output, without={"config.json"})
-        write_config(self.output / "config.json", self.config)
+        write_json(self.output / "config.json", self.config)
 
 
 def write_pruned(checkpoint: Checkpoint, shape: ModelShape, keep: Keep, output: Path) -> None:

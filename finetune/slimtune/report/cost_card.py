@@ -1,11 +1,11 @@
 """The card of a run of several stages: what each cost, and what came of it, from their records."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from slimtune.artifacts.combined_run import Link
+from slimtune.artifacts.files import write_text
 from slimtune.artifacts.records import run_of
 from slimtune.console import size
 
@@ -43,9 +43,7 @@ def write_card(file: Path, title: str, rows: Sequence[Sequence[str]]) -> None:
     lines = [f"# {title}", "", *(_line(cells) for cells in [HEADERS, _rule(), *rows])]
     lines += ["", "Seconds and peak memory are those of the stage alone. Perplexity, match and"]
     lines += ["speed are measured on the same test rows, one model in memory at a time."]
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(partial, file)
+    write_text(file, "\n".join(lines) + "\n")
 
 
 def _rule() -> list[str]:

@@ -125,7 +125,7 @@ def _refuse(part: Part, config: Config) -> None:
     if part.is_folder:
         refuse_finished(part.output, config)
     else:
-        refuse_finished_files(part.manifest, config)
+        refuse_finished_files(part.manifest, config, [part.output])
 
 
 def _fill_raw(stage: Stage) -> None:

@@ -22,7 +22,7 @@ from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 
 from slimtune.artifacts import sha256
-from slimtune.artifacts.records import write_json
+from slimtune.artifacts.files import write_json
 from slimtune.console import ResourceError, SettingsError, near, size
 from slimtune.training import sharding
 

@@ -1,0 +1,162 @@
+"""Files read and written in one way: whole or not at all, and checked before they are believed.
+
+    with replacing(file) as partial:       # NAME.partial beside it -> fsync -> rename
+        write to partial
+    files = seal(folder)                   # {name: {"sha256", "bytes"}}, flushed to the disk
+    broken(folder, files)                  # the first file that is no longer so
+
+Names that a file from outside mentions are plain names inside its own folder or nothing at all.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from slimtune.console import InputError, near
+
+Sealed = dict[str, dict[str, Any]]  # name below the folder -> {"sha256": hexadecimal, "bytes": int}
+
+COPY_AGAIN = "copy it again from where it came from"
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A path to write to; what stands there at the end becomes `file`, all of it or nothing.
+
+    The name holds the process's number: two processes may write the same file at once.
+    """
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        flush(partial)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """UTF-8 with `\\n` at line ends on every system. Half a character, which UTF-8 cannot hold, is
+    written as its escape."""
+    with replacing(file) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Indented JSON that people read too; a NaN is a ValueError, for JSON has none."""
+    write_text(file, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(file: Path, cure: str = COPY_AGAIN, *, optional: bool = False) -> dict[str, Any]:
+    """The object in a JSON file, {} where an `optional` one is missing.
+
+    Raises InputError naming the file, what is wrong with it, and the cure.
+    """
+    if optional and not file.exists():
+        return {}
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{near(file)}: missing", f"looked for {file}", cure) from None
+    except (ValueError, RecursionError) as error:  # no UTF-8 is a ValueError as well
+        raise InputError(f"{near(file)}: not valid JSON", _first_line(error), cure) from None
+    if not isinstance(value, dict):
+        found = f"a {type(value).__name__} where names with values are needed"
+        raise InputError(f"{near(file)}: not what it should hold", found, cure)
+    return value
+
+
+def json_or_none(file: Path) -> dict[str, Any] | None:
+    """The object in a JSON file that may as well be missing or broken: then None."""
+    try:
+        return read_json(file)
+    except (InputError, OSError):
+        return None
+
+
+def sha256(file: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def seal(folder: Path, *, without: str) -> Sealed:
+    """Every file under `folder` but `without` (the manifest's own name), flushed to the disk."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != without]
+    for file in files:
+        flush(file)
+    return {
+        file.relative_to(folder).as_posix(): {"sha256": sha256(file), "bytes": file.stat().st_size}
+        for file in files
+    }
+
+
+def broken(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The first of the sealed `files` that is missing or no longer the same; None if all are."""
+    for name, sealed in files.items():
+        if not as_sealed(folder / name, sealed):
+            return name
+    return None
+
+
+def as_sealed(file: Path, sealed: Mapping[str, Any]) -> bool:
+    """Whether a file is there with the bytes that its manifest tells of."""
+    if not file.is_file() or file.stat().st_size != sealed["bytes"]:
+        return False
+    return sha256(file) == sealed["sha256"]
+
+
+def is_plain(name: object) -> bool:
+    """Whether a name from outside is one that stays below its folder, on every system.
+
+    No `..`, no root, no drive, no backslash: `../x`, `/x`, `C:x` and `a\\\\..\\\\x` are none.
+    """
+    if not isinstance(name, str) or not name or "\\" in name or "\0" in name:
+        return False
+    path = PurePosixPath(name)
+    rooted = path.is_absolute() or PureWindowsPath(name).anchor
+    return not rooted and ".." not in path.parts and path.as_posix() == name != "."
+
+
+def inside(folder: Path, name: object, told_by: str) -> Path:
+    """`folder / name`; InputError for a name that leads elsewhere. `told_by` is the file it is in.
+
+    Links are followed by whoever opens the file: the Hub's own cache is made of them.
+    """
+    if not is_plain(name):
+        raise InputError(
+            f"{near(folder / told_by)}: names the file {name!r}",
+            "what comes with a folder may only speak of files inside that folder",
+            "take the folder from its source again, or do not trust it",
+        )
+    return folder / str(name)
+
+
+def flush(path: Path) -> None:
+    """The bytes of a file, or the names in a folder, onto the disk."""
+    if path.is_file():
+        # Windows flushes only what may be written; elsewhere a file may be read-only by now.
+        with path.open("r+b" if sys.platform == "win32" else "rb") as handle:
+            os.fsync(handle.fileno())
+    elif sys.platform != "win32":  # which has no way to flush a folder
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def clear(path: Path) -> None:
+    """Nothing under this name any more; of a link only the link goes, never what it leads to."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
