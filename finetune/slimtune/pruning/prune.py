@@ -7,7 +7,7 @@ from pathlib import Path
 from slimtune.artifacts import stage_folder
 from slimtune.config import Config
 from slimtune.console import size
-from slimtune.machine.malloc import large_blocks_returned
+from slimtune.machine.process import large_blocks_returned
 from slimtune.models import memory
 from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.folders import local_folder

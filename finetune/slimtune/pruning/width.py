@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from slimtune.machine.malloc import large_blocks_returned
+from slimtune.machine.process import large_blocks_returned
 from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.memory import ModelShape
 from slimtune.pruning.anatomy import Keep, channels, linear, prunable_shape
