@@ -11,9 +11,9 @@ rouge-score knows no others); where it is not installed, a line says so.
 import argparse
 import importlib.util
 import random
-import resource
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from measuring import machine, measure, report, table
@@ -128,9 +128,9 @@ def slimtune(folder: Path, count: int, tokens: int, _: int) -> None:
     from slimtune.inference.generation import generate
 
     model, tokenizer = _load(folder)
-    started = _cpu()
+    started = time.process_time()
     found = in_order(generate(model, tokenizer, _prompts(count), max_new_tokens=tokens))
-    report(cpu=_cpu() - started, answers=[one.text for one in found])
+    report(cpu=time.process_time() - started, answers=[one.text for one in found])
 
 
 def plain_generate(folder: Path, count: int, tokens: int, _: int) -> None:
@@ -138,7 +138,7 @@ def plain_generate(folder: Path, count: int, tokens: int, _: int) -> None:
     import torch
 
     model, tokenizer = _load(folder)
-    started = _cpu()
+    started = time.process_time()
     answers = []
     for prompt in _prompts(count):
         ids = torch.tensor([prompt])
@@ -152,7 +152,7 @@ def plain_generate(folder: Path, count: int, tokens: int, _: int) -> None:
             )
         text = tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)
         answers.append(text.strip())
-    report(cpu=_cpu() - started, answers=answers)
+    report(cpu=time.process_time() - started, answers=answers)
 
 
 def rouge(_: Path | None, __: int, ___: int, pairs: int) -> None:
@@ -189,14 +189,9 @@ def _english(count: int) -> list[list[str]]:
 
 
 def _time_rouge(score, pairs: list[list[str]]) -> None:
-    started = _cpu()
+    started = time.process_time()
     scores = [score(prediction, reference) for prediction, reference in pairs]
-    report(cpu=_cpu() - started, mean=sum(scores) / len(scores))
-
-
-def _cpu() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+    report(cpu=time.process_time() - started, mean=sum(scores) / len(scores))
 
 
 SIDES = {

@@ -35,7 +35,7 @@ ARGUMENTS = {
 
 def ours(folder: Path) -> None:
     from slimtune.config import Config, Lora
-    from slimtune.machine.unused_packages import leave_out_unused
+    from slimtune.machine.process import leave_out_unused
 
     leave_out_unused(Config())  # as every script does before it imports anything heavy
     from transformers import TrainingArguments
@@ -56,9 +56,7 @@ def ours(folder: Path) -> None:
 
 def ours_mkl(folder: Path) -> None:
     """Ours where oneDNN is not the faster library: any processor but AMD's with AVX-512."""
-    from slimtune.machine import onednn
-
-    onednn.onednn_is_faster = lambda: False
+    os.environ["SLIMTUNE_TRICKS_OFF"] = "onednn"
     ours(folder)
 
 

@@ -10,7 +10,7 @@ from measuring import machine, measure, table
 IMPORTS = "import peft, transformers.trainer"
 LEFT_OUT = f"""
 from slimtune.config import Config
-from slimtune.imports import leave_out_unused
+from slimtune.machine.process import leave_out_unused
 leave_out_unused(Config())
 {IMPORTS}
 """

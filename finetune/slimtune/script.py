@@ -11,7 +11,8 @@ from pathlib import Path
 
 from slimtune.config import Config
 from slimtune.console import ExitCode, ResourceError, SlimTuneError, first_process, start_logging
-from slimtune.machine.unused_packages import leave_out_unused
+from slimtune.machine.process import leave_out_unused
+from slimtune.machine.tricks import tricks_off
 from slimtune.settings import read_settings
 
 # Before any Hugging Face import: no progress bars of theirs, no prompts, no thread warnings.
@@ -46,6 +47,7 @@ def _run(main: Callable[[Config], None], doc: str, arguments: list[str]) -> int:
 
             print(config_yaml(config, script=script), end="")
         else:
+            tricks_off()  # a name it does not know is refused before any work
             leave_out_unused(config)
             main(config)
         return ExitCode.OK

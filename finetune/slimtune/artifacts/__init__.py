@@ -6,7 +6,7 @@ stage finished. The chain of records is the lineage from which the report is fil
 
 from slimtune.artifacts.files import sha256
 from slimtune.artifacts.reading import require
-from slimtune.artifacts.records import lineage, peak_memory, run_of
+from slimtune.artifacts.records import lineage, run_of
 from slimtune.artifacts.stages import (
     Stage,
     refuse_finished,
@@ -18,7 +18,6 @@ from slimtune.artifacts.stages import (
 __all__ = [
     "Stage",
     "lineage",
-    "peak_memory",
     "refuse_finished",
     "refuse_finished_files",
     "require",

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slimtune.artifacts.reading import require
-from slimtune.artifacts.records import forget_peak, run_of
+from slimtune.artifacts.records import run_of
 from slimtune.artifacts.stages import refuse_finished, refuse_finished_files
 from slimtune.config import Config
 from slimtune.console import InputError, near, note
+from slimtune.machine.process import forget_peak
 
 
 @dataclass(frozen=True)

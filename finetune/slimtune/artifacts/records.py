@@ -6,19 +6,18 @@ form and names nothing but files inside its own folder, and its files count if t
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from slimtune.artifacts.files import is_plain, json_or_none, seal
 from slimtune.config import Config
+from slimtune.machine.process import peak_memory
 
 RUN = "run.json"
 _PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "gguf")
@@ -131,18 +130,6 @@ def command() -> list[str]:
     """The command line as it was typed, without secrets."""
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
     return ["hf_***" if word.startswith("hf_") else word for word in words]
-
-
-def peak_memory() -> int:
-    """Largest resident set of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def forget_peak() -> None:
-    """Let `peak_memory` count from now on: the next stage of a long process begins. Linux only."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def now() -> str:

@@ -11,19 +11,17 @@ from pathlib import Path
 from gguf import GGUFReader
 from transformers.utils import logging as transformers_logging
 
-from slimtune.artifacts import peak_memory
 from slimtune.evaluation.fairness import require_same_cut
 from slimtune.inference.answers import AnswerLoss, Asked, Candidate, Cost, Generation, Job, Outcome
 from slimtune.inference.engines import Engine, Rows, open_engine
 from slimtune.inference.kept_answers import Predictions
+from slimtune.machine.process import peak_memory
 from slimtune.models.adapters import ADAPTER_WEIGHTS, Adapter
 from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.folders import local_folder, weight_files
 from slimtune.prompts import Encoded, encode, encode_prompt
 
 _log = logging.getLogger(__name__)
-
-_STATUS = "/proc/{}/status"
 
 
 def evaluate(candidate: Candidate, job: Job) -> Outcome:
@@ -68,7 +66,7 @@ def _ask(
         prompt_tokens_per_second=reading,
         generated_tokens_per_second=writing,
         seconds=time.perf_counter() - started,
-        peak_memory_bytes=_peak_memory(engine.process),
+        peak_memory_bytes=peak_memory(engine.process),
     )
     return Outcome(candidate, generations, losses, asked, cost)
 
@@ -111,18 +109,6 @@ def _footprint(candidate: Candidate) -> tuple[int, int]:
         parameters += sum(math.prod(info.shape) for info in adapter.tensors.values())
         files = [*files, Path(candidate.adapter) / ADAPTER_WEIGHTS]
     return parameters, sum(file.stat().st_size for file in files)
-
-
-def _peak_memory(process: int) -> int:
-    """Peak resident bytes of the process that holds the model: this one, or llama.cpp's.
-
-    Linux counts a parent's memory into a child's ru_maxrss; VmHWM starts anew with the program.
-    """
-    status = Path(_STATUS.format(process))
-    if not status.is_file():
-        return peak_memory()
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 def _quiet_transformers() -> None:

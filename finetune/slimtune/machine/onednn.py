@@ -1,11 +1,12 @@
-"""Float32 matrix products on AMD CPUs with AVX-512, by oneDNN in place of MKL.
+"""Float32 matrix products on AMD CPUs with AVX-512, by oneDNN in place of MKL: trick `onednn`.
 
 torch multiplies float32 matrices on a CPU with MKL, which keeps to AVX2 on AMD's processors; oneDNN
-is in torch as well, gives the same numbers to rounding, and uses AVX-512: about twice as many
+is in torch as well, gives the same numbers to rounding, and uses AVX-512: 1.3 to 2.5 times as many
 products a second (benchmarks/onednn.py prints both). Elsewhere nothing is changed.
 
-oneDNN compiles each shape anew: 0.6 ms and 0.6 MB that stay. So it gets only whole blocks of rows,
-and `filled` says how many rows a batch needs for that: eight sizes from a number to its double.
+oneDNN compiles every new shape: 0.6 ms and 0.6 MB that stay. So it gets only whole blocks of rows,
+and `padded_length` says how many rows a batch needs for that: eight sizes from a number to its
+double.
 """
 
 import platform
@@ -16,10 +17,11 @@ from pathlib import Path
 
 import torch
 
+from slimtune.machine.tricks import Nested, is_on
+
 _SMALLEST = 1 << 20  # multiplications below which a call's own time is more than oneDNN saves
 _BLOCK, _EVEN = 64, 8  # rows come in blocks; no inner size of a model is odd
 _linear = torch.ops.mkldnn._linear_pointwise.default
-_at_work: list[object] = []
 
 
 def onednn_is_faster() -> bool:
@@ -38,25 +40,32 @@ def _processor() -> str:
 def onednn_products() -> Iterator[None]:
     """Within, large float32 products of CPU tensors go through the faster library.
 
-    Also a decorator. For work on many tokens at a time, in batches that are `filled`.
+    Also a decorator. For work on many tokens at a time, in batches of `padded_length`.
     """
-    if not onednn_is_faster():
+    if not (is_on("onednn") and onednn_is_faster()):
         yield
         return
     with through_onednn():
         yield
 
 
+@contextmanager
+def through_onednn() -> Iterator[None]:
+    """The same on every processor, whether it helps there or not."""
+    with _products.opened():
+        yield
+
+
 def padded_length(rows: int) -> int:
-    """Within `fast`, the next number of rows that is one of few; elsewhere `rows` itself."""
-    if not _at_work:
+    """Within `onednn_products` the next number of rows that is one of few; elsewhere `rows`."""
+    if not _products.users:
         return rows
     step = max(_BLOCK, 2 ** rows.bit_length() // 16)
     return -(-rows // step) * step
 
 
 @contextmanager
-def through_onednn() -> Iterator[None]:
+def _kernels_replaced() -> Iterator[None]:
     """Replaces torch's CPU kernels of mm and addmm, forward and backward, until it ends."""
     mm = torch.library.get_kernel("aten::mm", "CPU")
     addmm = torch.library.get_kernel("aten::addmm", "CPU")
@@ -77,11 +86,10 @@ def through_onednn() -> Iterator[None]:
         warnings.filterwarnings("ignore", "Warning only once for all operators")
         library.impl("mm", product, "CPU", with_keyset=True)
         library.impl("addmm", biased, "CPU", with_keyset=True)
-        _at_work.append(library)
-        try:
-            yield
-        finally:
-            _at_work.remove(library)
+        yield
+
+
+_products = Nested(_kernels_replaced)
 
 
 def _worth_it(a: torch.Tensor, b: torch.Tensor) -> bool:

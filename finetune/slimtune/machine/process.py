@@ -1,12 +1,49 @@
-"""Memory given back: why a stream of pieces of some MB must not grow the process."""
+"""What a process tells and changes of itself: peak of memory, malloc's threshold, its packages."""
 
 import ctypes
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-_M_MMAP_THRESHOLD = -3
+import psutil
+
+from slimtune.config import Config
+from slimtune.machine.tricks import Nested, is_on
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+_STATUS, _CLEAR = "/proc/{}/status", "/proc/self/clear_refs"
+_PSUTILS_PEAK = "peak_wset" if sys.platform == "win32" else "rss"
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 _STREAMING, _USUAL = 1 << 20, 32 << 20  # bytes; 32 MB is what glibc's own rule grows to
+
+
+def peak_memory(process: int | None = None) -> int:
+    """Largest resident set so far, in bytes: of this process, or of another by its number.
+
+    Linux says it of every process. Elsewhere a Unix says it of this one only, which then stands
+    for the other too, and Windows says it through psutil.
+    """
+    status = Path(_STATUS.format(process or "self"))
+    if status.is_file():
+        # Not ru_maxrss: Linux counts in it the memory of the parent that a process was forked from.
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    if resource:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return getattr(psutil.Process(process).memory_info(), _PSUTILS_PEAK)
+
+
+def forget_peak() -> None:
+    """Let `peak_memory` count from now on: the next stage of a long process begins. Linux only."""
+    with suppress(OSError):
+        Path(_CLEAR).write_text("5", encoding="ascii")
 
 
 @contextmanager
@@ -14,19 +51,35 @@ def large_blocks_returned() -> Iterator[None]:
     """While it is open, glibc gives freed blocks over 1 MB back to the system at once.
 
     By itself it raises that limit to the largest block freed so far and keeps the pieces, which
-    fragment: magnitude pruning of 22 layers peaked at 642 MB that way, at 10 layers at 517 MB, and
-    at 383 MB with a fixed limit. Afterwards the limit is high: training reuses its blocks.
+    fragment while a model streams through memory: magnitude pruning of TinyLlama's shape, at 10 or
+    22 layers, peaked at 441 to 686 MB that way, no two runs the same, and always at 411 MB with a
+    fixed limit (benchmarks/low_memory.py). The price is fresh pages for every block: 20 CPU seconds
+    for 10 layers in place of 12. Afterwards the limit is high: training reuses its blocks. Without
+    glibc nothing is changed. Also a decorator; the trick's name is `malloc`.
     """
-    return_large_blocks()
+    if not is_on("malloc"):
+        yield
+        return
+    with _blocks.opened():
+        yield
+
+
+def return_large_blocks() -> None:
+    """From now on freed blocks over 1 MB go back at once, as those of lent weights must."""
+    if is_on("malloc"):
+        _blocks.open_for_good()
+
+
+@contextmanager
+def _low_threshold() -> Iterator[None]:
+    _set_threshold(_STREAMING)
     try:
         yield
     finally:
         _set_threshold(_USUAL)
 
 
-def return_large_blocks() -> None:
-    """From now on freed blocks over 1 MB go back at once, as those of lent weights must."""
-    _set_threshold(_STREAMING)
+_blocks = Nested(_low_threshold)
 
 
 def _set_threshold(size: int) -> None:
@@ -36,3 +89,30 @@ def _set_threshold(size: int) -> None:
         ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, size)
     except (OSError, AttributeError):  # another C library, without glibc's habit
         return
+
+
+def leave_out_unused(config: Config) -> None:
+    """Keep out what peft and the Trainer import whenever it is installed, used or not.
+
+    Together they are 126 MB of memory and 1.3 CPU seconds of a start
+    (benchmarks/unused_packages.py). To be called before transformers and peft are first imported:
+    an entry of None makes `import` and `find_spec` say that the package is not there, and nothing
+    that asks later can have it. This is for the one run of a process that `config` describes. The
+    trick's name is `unused_packages`.
+    """
+    if not is_on("unused_packages"):
+        return
+    for package in unused_packages(config):
+        if package not in sys.modules:
+            sys.modules[package] = None
+
+
+def unused_packages(config: Config) -> set[str]:
+    """Of datasets and bitsandbytes, what a run with these settings does without.
+
+    datasets brings pyarrow and pandas, and no script trains on a `datasets.Dataset`; bitsandbytes
+    is for weights in 4 or 8 bits and for 8-bit optimizers.
+    """
+    weights = {config.model.quantization, config.distillation.teacher_quantization}
+    quantised = weights != {"none"} or config.training.optimizer_of_bitsandbytes
+    return {"datasets"} if quantised else {"datasets", "bitsandbytes"}

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.distributed import DistributedConfig
 
 from slimtune.console import InputError, ResourceError, SettingsError
-from slimtune.machine import process
+from slimtune.machine.process import return_large_blocks
 from slimtune.models import tokenizers
 from slimtune.models.adapters import Adapter
 from slimtune.models.checkpoints import Checkpoint
@@ -93,7 +93,7 @@ def save_model(
 def _placed(place: torch.device, shares: int) -> dict[str, object]:
     if shares == 1:
         return {"device_map": {"": place}}
-    process.return_large_blocks()  # else lent weights leave holes larger than the model
+    return_large_blocks()  # else lent weights leave holes larger than the model
     return {"distributed_config": DistributedConfig(fsdp_size=shares)}
 
 

@@ -127,7 +127,7 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def padded(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """`batch` with as many blank tokens after it as `products.filled` wants, on a CPU.
+    """`batch` with as many blank tokens after it as `onednn.padded_length` wants, on a CPU.
 
     They are a sample of their own: no other attends to it, and no label is in it. All are at
     position 0, because some kinds of rope look at the largest.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slimtune.artifacts import lineage, records, refuse_finished, require, stage_files, stage_folder
+from slimtune.artifacts import lineage, refuse_finished, require, stage_files, stage_folder
 from slimtune.config import Config, Options
 from slimtune.console import InputError, LockedError, SettingsError
 
@@ -145,12 +145,3 @@ def test_lineage_follows_the_inputs(tmp_path: Path) -> None:
     runs = lineage(tmp_path / "lora_adapter")
     assert list(runs) == ["train_lora", "prepare_data"]
     assert runs["train_lora"]["inputs"][0]["run_id"] == runs["prepare_data"]["run_id"]
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
-def test_a_peak_can_be_forgotten() -> None:
-    block = bytearray(b"x") * 300_000_000
-    high = records.peak_memory()
-    del block
-    records.forget_peak()
-    assert records.peak_memory() < high - 200_000_000

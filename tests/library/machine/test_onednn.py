@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from slimtune.machine import onednn
+from slimtune.machine.tricks import SWITCH
 
 LARGE = (128, 96, 192)  # rows, inner, columns: above the size from which oneDNN is called
 
@@ -95,6 +96,28 @@ def test_one_inside_another_leaves_the_outer_one_at_work(called):
         assert len(called) == 1
         _ = a @ b
     assert len(called) == 2
+
+
+def test_the_first_may_leave_before_the_second(called):
+    a, b = torch.randn(LARGE[0], LARGE[1]), torch.randn(LARGE[1], LARGE[2])
+    first, second = onednn.through_onednn(), onednn.through_onednn()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    _ = a @ b
+    assert len(called) == 1
+    second.__exit__(None, None, None)
+    _ = a @ b
+    assert len(called) == 1
+
+
+def test_nothing_is_changed_when_the_trick_is_off(called, monkeypatch):
+    monkeypatch.setattr(onednn, "onednn_is_faster", lambda: True)
+    monkeypatch.setenv(SWITCH, "onednn")
+    with onednn.onednn_products():
+        assert onednn.padded_length(865) == 865
+        _ = torch.randn(LARGE[0], LARGE[1]) @ torch.randn(LARGE[1], LARGE[2])
+    assert not called
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,25 @@
-"""What a run does without is not imported; what it asks for is there."""
+"""A process's peak of memory, malloc's threshold, and the packages that a run leaves out."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from running import imported_by
 
 from slimtune.config import Config
-from slimtune.machine.unused_packages import unused
+from slimtune.machine import process
+from slimtune.machine.process import (
+    forget_peak,
+    large_blocks_returned,
+    leave_out_unused,
+    peak_memory,
+    return_large_blocks,
+    unused_packages,
+)
+from slimtune.machine.tricks import SWITCH, Nested
 
 ADAPTER = ("--epochs", 1, "--lora-r", 2)
 
@@ -25,7 +40,7 @@ def with_settings(section: str, **settings: str) -> Config:
     ],
 )
 def test_bitsandbytes_stays_where_weights_or_optimizer_are_its_own(config, left_out) -> None:
-    assert unused(config) == left_out
+    assert unused_packages(config) == left_out
 
 
 def test_training_as_usual_imports_neither_bitsandbytes_nor_pandas(
@@ -40,3 +55,108 @@ def test_training_as_usual_imports_neither_bitsandbytes_nor_pandas(
 def test_training_that_needs_bitsandbytes_has_it(flags, settings, rows, tmp_path) -> None:
     words = (*settings, *ADAPTER, *flags, "--output-dir", tmp_path / "out")
     assert "bitsandbytes" in imported_by("train_lora", *words)
+
+
+def test_a_package_is_left_out_unless_the_trick_is_off(monkeypatch) -> None:
+    modules = {name: module for name, module in sys.modules.items() if name != "datasets"}
+    monkeypatch.setattr(sys, "modules", modules)
+    monkeypatch.setenv(SWITCH, "unused_packages")
+    leave_out_unused(Config())
+    assert "datasets" not in modules
+    monkeypatch.delenv(SWITCH)
+    leave_out_unused(Config())
+    assert modules["datasets"] is None
+
+
+@pytest.fixture
+def thresholds(monkeypatch):
+    """What malloc's threshold is set to, in MB; nobody uses the low one yet."""
+    sizes = []
+
+    class Library:
+        def mallopt(self, option: int, size: int) -> int:
+            assert option == -3
+            sizes.append(size >> 20)
+            return 1
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
+    monkeypatch.setattr(process, "_blocks", Nested(process._low_threshold))
+    return sizes
+
+
+def test_the_threshold_is_low_until_the_outermost_leaves(thresholds) -> None:
+    @large_blocks_returned()
+    def inner() -> None:
+        assert thresholds == [1]
+
+    with large_blocks_returned():
+        inner()
+        inner()
+        assert thresholds == [1]
+    assert thresholds == [1, 32]
+
+
+def test_an_error_sets_the_threshold_back(thresholds) -> None:
+    with pytest.raises(ZeroDivisionError), large_blocks_returned(), large_blocks_returned():
+        raise ZeroDivisionError
+    assert thresholds == [1, 32]
+
+
+def test_lent_weights_keep_the_threshold_low_whatever_ends(thresholds) -> None:
+    return_large_blocks()
+    with large_blocks_returned():
+        pass
+    assert thresholds == [1]
+
+
+def test_malloc_is_left_alone_when_the_trick_is_off(thresholds, monkeypatch) -> None:
+    monkeypatch.setenv(SWITCH, "malloc")
+    with large_blocks_returned():
+        return_large_blocks()
+    assert not thresholds
+
+
+def _no_library(name: str) -> object:
+    raise OSError(name)
+
+
+@pytest.mark.parametrize("load", [_no_library, lambda name: object()])
+def test_another_c_library_is_left_alone(load, thresholds, monkeypatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    with large_blocks_returned():
+        pass
+    assert not thresholds
+
+
+def test_other_systems_load_no_c_library(thresholds, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with large_blocks_returned():
+        pass
+    assert not thresholds
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
+def test_a_peak_can_be_forgotten() -> None:
+    block = bytearray(b"x") * 300_000_000
+    high = peak_memory()
+    del block
+    forget_peak()
+    assert peak_memory() < high - 200_000_000
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux only")
+def test_a_child_has_a_peak_of_its_own() -> None:
+    block = bytearray(b"x") * 300_000_000
+    code = "import sys; print('up', flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as child:
+        child.stdout.readline()
+        assert 1_000_000 < peak_memory(child.pid) < len(block) < peak_memory(os.getpid())
+
+
+def test_without_resource_and_proc_psutil_says_it(monkeypatch) -> None:
+    monkeypatch.setattr(process, "_STATUS", "/nowhere/{}")
+    with_resource = peak_memory()
+    monkeypatch.setattr(process, "resource", None)
+    assert 1_000_000 < peak_memory() <= with_resource
