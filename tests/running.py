@@ -1,6 +1,5 @@
 """Scripts run as a user runs them, but in this process: torch is imported once for all tests."""
 
-import fcntl
 import importlib
 import io
 import os
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
+from slimtune.machine.locks import only_writer
 from slimtune.script import _run
 
 
@@ -101,10 +101,7 @@ def refused(code: int, words: str, script: str, *arguments: object) -> list[str]
 @contextmanager
 def another_run_writing(final: Path) -> Iterator[None]:
     """Holds the lock of an output, as a run in another process would."""
-    lock = final.with_name(f".{final.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with only_writer(final, since="a while ago", command="another run"):
         yield
 
 

@@ -1,8 +1,8 @@
 """The house: who may import whom, what stays light, and that no setting is a dead switch."""
 
 import ast
+import os
 import re
-import resource
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
@@ -99,6 +99,22 @@ def test_the_ground_never_imports_torch(room: str) -> None:
             assert not {name.split(".")[0] for name in imports(file)} & HEAVY, file
 
 
+def test_what_only_some_systems_have_stays_in_one_room() -> None:
+    files = [*FILES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    for file in files:
+        if LIBRARY / "machine" in file.parents:
+            continue
+        assert not imports(file) & {"fcntl", "resource", "msvcrt"}, file
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.Attribute) and node.attr == "mallopt"), file
+
+
+def test_only_one_trick_needs_torch() -> None:
+    for file in (LIBRARY / "machine").glob("*.py"):
+        heavy = {name.split(".")[0] for name in imports(file)} & HEAVY
+        assert heavy == ({"torch"} if file.stem == "onednn" else set()), file
+
+
 def test_no_file_shadows_a_package_or_the_standard_library() -> None:
     taken = set(packages_distributions()) | set(sys.stdlib_module_names)
     at_root = [f for folder in (FINETUNE, LIBRARY) for f in folder.glob("*.py")]
@@ -119,12 +135,12 @@ def test_a_script_is_short_and_ends_with_its_tail(script: str) -> None:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_comes_at_once_from_any_directory_without_torch(script: str, tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", str(FINETUNE / f"{script}.py"), "--help"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    before = os.times().children_user
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and f"finetune/{script}.py" in done.stdout
     imported = set(re.findall(r"\| +(\w+)", done.stderr))
     assert "pydantic" in imported and not imported & HEAVY
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1
+    assert os.times().children_user - before < 1
 
 
 def test_mistakes_in_the_settings_are_answered_without_torch(tmp_path: Path) -> None:

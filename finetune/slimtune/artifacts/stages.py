@@ -2,10 +2,9 @@
 
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +13,8 @@ from typing import Any
 from slimtune.artifacts.files import as_sealed, clear, flush, write_json
 from slimtune.artifacts.records import RUN, command, now, read_manifest, record
 from slimtune.config import Config
-from slimtune.console import LockedError, SettingsError, first_process, near
+from slimtune.console import SettingsError, first_process, near
+from slimtune.machine.locks import only_writer
 
 READY = ".ready"
 
@@ -197,38 +197,9 @@ def _finished(path: Path, run: dict[str, Any]) -> SettingsError:
     )
 
 
-@contextmanager
-def _lock(final: Path) -> Iterator[None]:
-    """An exclusive lock beside the output; the system releases it even after kill -9."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    file = final.with_name(f".{final.name}.lock")
-    with file.open("a+", encoding="utf-8") as handle:
-        if not _try_lock(handle):
-            handle.seek(0)
-            raise LockedError(
-                f"{near(final)}: another run is writing it",
-                f"held by {handle.read().strip() or 'an unknown process'}",
-                "wait for it to end, or choose another output",
-            )
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} since {now()}: {' '.join(command())}")
-        handle.flush()
-        yield
-
-
-def _try_lock(handle: Any) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+def _lock(output: Path) -> AbstractContextManager[None]:
+    """The lock beside an output, with the words by which another run learns who holds it."""
+    return only_writer(output, since=now(), command=" ".join(command()))
 
 
 def _swap(partial: Path, final: Path) -> None:
