@@ -4,10 +4,13 @@ The lock is the package filelock's: flock on Unix, LockFileEx on Windows, and wh
 file system has neither, a file that names a process. What is in the lock's file is that package's
 own affair, so the words for whoever comes second stand in a file of their own beside it. Both are
 dotfiles: `.NAME.lock`, which stays, and `.NAME.holder.lock`, which goes with its run.
+
+Nothing foreign is written to: no link is followed, and no file that was there is emptied.
 """
 
 import errno
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,20 +23,24 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "only soft file lock is available")
     from filelock import FileLock, Timeout
 
-_OURS = "process "  # how the words of a holder begin
-_LONGEST = 4096  # bytes of them that are read
+_HOLDER = "process "  # how the words of a holder begin
+_LONGEST = 4096  # characters of them that are read
+# What a lock may hold: nothing, filelock's own mark of a process, or words of an earlier SlimTune.
+_LOCK = re.compile(r"$|\d+\n|process ")
 
 
 @contextmanager
 def only_writer(output: Path, since: str, command: str) -> Iterator[None]:
     """While it is open no other run can have it for the same output: a folder, file or manifest.
 
-    Raises LockedError that says who holds it: `since` and `command` are this run's words for the
-    others. Raises SettingsError where the output cannot be locked.
+    `since` and `command` are this run's words for the others. Raises LockedError that says who
+    holds it, SettingsError where no lock can be.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output.with_name(f".{output.name}.lock"))
+    _make_folder(output.parent)
+    file = output.with_name(f".{output.name}.lock")
     holder = output.with_name(f".{output.name}.holder.lock")
+    _refuse_foreign(file)
+    lock = FileLock(file)
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -43,24 +50,51 @@ def only_writer(output: Path, since: str, command: str) -> Iterator[None]:
             "wait for it to end, or choose another output",
         ) from None
     except OSError as error:
-        raise _cannot_be_locked(lock.lock_file, error) from error
+        raise _not_lockable(file, error) from error
     try:
         _remove(holder)  # of a run that was killed
-        _write(holder, f"{_OURS}{os.getpid()} since {since}: {command}")
+        _write(holder, f"{_HOLDER}{os.getpid()} since {since}: {command}")
         yield
     finally:
         _remove(holder)
         lock.release()
 
 
-def _cannot_be_locked(file: str, error: OSError) -> Exception:
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise SettingsError(
+            f"{near(folder)}: no folder, and none can be made there",
+            "a file has this name, or that of a folder above",
+            "move the file away, or choose another output",
+        ) from error
+
+
+def _refuse_foreign(file: Path) -> None:
+    """Raise SettingsError for a lock that is none: filelock itself refuses links only."""
+    if not os.path.lexists(file):
+        return
+    if file.is_file() and not file.is_symlink():
+        try:
+            with file.open(encoding="utf-8", errors="replace") as words:
+                known = _LOCK.match(words.read(_LONGEST))
+        except OSError:  # Windows lets nobody read what another run has locked
+            known = True
+        if known:
+            return
+    raise SettingsError(
+        f"{near(file)}: no lock of SlimTune's",
+        "it is a link, a folder, or a file with other words in it",
+        f"delete {near(file)} or move it away, or choose another output",
+    )
+
+
+def _not_lockable(file: Path, error: OSError) -> Exception:
     if error.errno == errno.ENOSPC:
         return error  # script.py has words for a full disk
-    link = Path(file).is_symlink()
     return SettingsError(
-        f"{near(file)}: cannot be locked",
-        "it is a link, and what it points to is not ours" if link else error.strerror,
-        "remove it, or choose another output" if link else "choose another output",
+        f"{near(file)}: cannot be locked", str(error.strerror), "choose another output"
     )
 
 
@@ -69,20 +103,20 @@ def _write(holder: Path, words: str) -> None:
 
     They are a courtesy: a run that cannot leave them is locked all the same.
     """
-    with suppress(OSError), holder.open("x", encoding="utf-8") as file:
+    with suppress(OSError), holder.open("x", encoding="utf-8", errors="replace") as file:
         file.write(words)
 
 
 def _read(holder: Path) -> str:
     """The words of a holder, empty where the file is not one of ours."""
+    if holder.is_symlink() or not holder.is_file():
+        return ""
     try:
-        if holder.is_symlink():
-            return ""
         with holder.open(encoding="utf-8", errors="replace") as file:
             words = file.read(_LONGEST).strip()
     except OSError:
         return ""
-    return words if words.startswith(_OURS) else ""
+    return words if words.startswith(_HOLDER) else ""
 
 
 def _remove(holder: Path) -> None:

@@ -1,5 +1,6 @@
 """One writer an output: who holds it, free after kill -9, nobody else's file touched."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from slimtune.console import LockedError, SettingsError
+from slimtune.machine import locks
 from slimtune.machine.locks import only_writer
 
 FINETUNE = Path(__file__).resolve().parents[3] / "finetune"
@@ -15,6 +17,7 @@ HOLD = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
+from slimtune.machine import locks
 from slimtune.machine.locks import only_writer
 with only_writer(Path(sys.argv[1]), "noon", "a long run"):
     print("mine", flush=True)
@@ -75,41 +78,91 @@ def test_an_error_inside_frees_it_and_leaves_only_the_lock(tmp_path) -> None:
         pass
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
-def test_a_lock_that_is_a_link_is_refused_and_its_target_untouched(tmp_path) -> None:
-    mine = tmp_path / "thesis.txt"
-    mine.write_text("years of work")
-    (tmp_path / ".out.lock").symlink_to(mine)
-    with pytest.raises(SettingsError, match="cannot be locked") as error:
-        taken(tmp_path / "out").__enter__()
-    assert "link" in error.value.why
-    assert mine.read_text() == "years of work"
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="Linux only")
+def test_a_worker_that_outlives_its_killed_parent_holds_nothing(tmp_path) -> None:
+    """flock belongs to whoever has the file open, and a fork would have it too."""
+    with only_writer(tmp_path / "out", "noon", "a long run"):
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            assert not pool.apply(open_locks)
+        with pytest.raises(LockedError):
+            taken(tmp_path / "out").__enter__()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
-def test_a_holders_file_that_is_a_link_is_left_alone(tmp_path) -> None:
-    mine = tmp_path / "thesis.txt"
-    mine.write_text("process 1 of my thesis")
-    holder = tmp_path / ".out.holder.lock"
-    holder.symlink_to(mine)
+def open_locks() -> list[str]:
+    """The locks that this process has open; Linux only."""
+    files = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists()]
+    return [file for file in files if file.endswith(".lock")]
+
+
+def place(name: str, kind: str, folder: Path) -> None:
+    """Somebody else's thing under the name of a lock or of its holder's words."""
+    target = folder / "thesis.txt"
+    target.write_text("process of years")
+    if kind == "link":
+        (folder / name).symlink_to(target)
+    elif kind == "broken link":
+        (folder / name).symlink_to(folder / "nowhere")
+    elif kind == "folder":
+        (folder / name).mkdir()
+    else:
+        (folder / name).write_text("years of work")
+
+
+def everything(folder: Path) -> dict[str, object]:
+    """All names under `folder` with what they hold or where they lead."""
+    found: dict[str, object] = {}
+    for path in folder.iterdir():
+        if path.is_symlink():
+            found[path.name] = os.readlink(path)
+        else:
+            found[path.name] = path.read_bytes() if path.is_file() else None
+    return found
+
+
+KINDS = ["link", "broken link", "folder", "file"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_foreign_lock_is_refused_and_stays(kind, tmp_path) -> None:
+    place(".out.lock", kind, tmp_path)
+    before = everything(tmp_path)
+    with pytest.raises(SettingsError, match="no lock of SlimTune's"), taken(tmp_path / "out"):
+        pass
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_foreign_words_of_a_holder_stay_and_are_not_said(kind, tmp_path) -> None:
+    place(".out.holder.lock", kind, tmp_path)
+    before = everything(tmp_path)
     with (
         taken(tmp_path / "out"),
         pytest.raises(LockedError, match="an unknown process"),
         taken(tmp_path / "out"),
     ):
         pass
-    assert holder.is_symlink() and mine.read_text() == "process 1 of my thesis"
+    left = everything(tmp_path)
+    left.pop(".out.lock", None)
+    assert left == before
 
 
-@pytest.mark.parametrize("name", [".out.lock", ".out.holder.lock"])
-def test_what_somebody_else_wrote_there_stays(name, tmp_path) -> None:
-    (tmp_path / name).write_text("not of SlimTune")
+@pytest.mark.parametrize("words", ["", "process 7 since noon: train_lora.py", "7\nhost\n1\n"])
+def test_the_lock_of_an_earlier_run_is_taken(words, tmp_path) -> None:
+    (tmp_path / ".out.lock").write_text(words)
     with taken(tmp_path / "out"):
         pass
-    assert (tmp_path / name).read_text() == "not of SlimTune"
 
 
-def test_a_folder_in_its_place_is_no_bug_of_ours(tmp_path) -> None:
-    (tmp_path / ".out.lock").mkdir()
+def test_a_link_that_comes_at_the_last_moment_is_not_followed(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(locks, "_refuse_foreign", lambda file: None)
+    place(".out.lock", "link", tmp_path)
+    before = everything(tmp_path)
     with pytest.raises(SettingsError, match="cannot be locked"), taken(tmp_path / "out"):
+        pass
+    assert everything(tmp_path) == before
+
+
+def test_a_file_in_the_place_of_the_folder_is_no_bug_of_ours(tmp_path) -> None:
+    (tmp_path / "data").write_text("mine")
+    with pytest.raises(SettingsError, match="none can be made"), taken(tmp_path / "data/a/out"):
         pass
