@@ -68,7 +68,9 @@ def library_files() -> list[Path]:
 
 
 def used_rooms(file: Path) -> set[str]:
+    """Rooms that a file imports; the catalogues, which hold words and numbers, are everybody's."""
     names = [name for name in imports(file) if name.startswith("slimtune.")]
+    names = [name for name in names if not name.startswith("slimtune.config.catalogues")]
     return {name.split(".")[1] for name in names}
 
 

@@ -1,6 +1,7 @@
 """The schema: the only place where a setting, its default, its help and its check are written.
 
-One file a room, one pydantic model a section, in pipeline order here. `config.yaml`, its comments,
+One file a stage, one pydantic model a section, in pipeline order here; what is chosen by name is
+listed in `catalogues.yaml`. `config.yaml`, its comments,
 the flags, `--help`, the checks, `config.schema.json` and the settings in every `run.json` are all
 derived from it by `slimtune.settings`.
 """
@@ -12,9 +13,8 @@ from pydantic import PrivateAttr
 from slimtune.config.compression import Distillation, PrunedDistilled, Pruning
 from slimtune.config.data import Data, SampleSection
 from slimtune.config.fields import Section
-from slimtune.config.model import ModelSection
 from slimtune.config.results import Evaluation, Gguf
-from slimtune.config.training import Lora, Training
+from slimtune.config.training import Lora, ModelSection, Training
 
 
 @dataclass(frozen=True)

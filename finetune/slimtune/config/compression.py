@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from slimtune.config.fields import ModelReference, Positive, Section, Share, setting
+from slimtune.config.catalogues import names
+from slimtune.config.fields import ModelReference, Positive, Section, Share, choice, setting
 
 
 def _count(value: object) -> object:
@@ -49,11 +50,7 @@ class Pruning(Section):
         )
     )
     cut_ends: bool = setting(False, "true lets layer_ratio drop the first and last layer as well.")
-    criterion: Literal["activation", "magnitude", "taylor", "random"] = setting(
-        "activation",
-        "What stays: activation (what a unit sends on, reading calibration rows), magnitude\n"
-        "(norms of its weights; needs no data), taylor (its slope of the loss), random.",
-    )
+    criterion: Literal[names("criteria")] = choice("activation", "What stays, by", "criteria")
     refit: bool = setting(
         True,
         "true solves the layers behind a cut anew, in closed form on the calibration rows: costs\n"
@@ -75,13 +72,11 @@ class Pruning(Section):
         "Above 0: set this share of the weights to zero and cut nothing. Neither file nor speed\n"
         "changes by it.",
     )
-    sparsity_pattern: Literal["unstructured", "2:4", "4:8"] = setting(
-        "unstructured", "Where zeros may lie: anywhere, or in 2 of every 4 (4 of 8) neighbours."
+    sparsity_pattern: Literal[names("sparsity_patterns")] = choice(
+        "unstructured", "Where zeros may lie.", "sparsity_patterns"
     )
-    sparsity_method: Literal["wanda", "magnitude", "global"] = setting(
-        "wanda",
-        "Which weights become zero: wanda (weight times activation), magnitude in each matrix, or\n"
-        "global: magnitude with one threshold for all of them.",
+    sparsity_method: Literal[names("sparsity_methods")] = choice(
+        "wanda", "Which weights become zero: the smallest by", "sparsity_methods"
     )
     seed: int = setting(42, "Seed of the model's own words and of the random criterion.")
 
@@ -102,10 +97,11 @@ class Distillation(Section):
         "both models in memory, every probability, slower steps; sequence: the teacher writes\n"
         "answers of its own and the student trains on these, so any tokenizer will do.",
     )
-    teacher_quantization: Literal["none", "nf4", "int8"] = setting(
+    teacher_quantization: Literal[names("quantizations")] = choice(
         "none",
-        "How the teacher's linear layers are kept while it is asked: none, nf4 (4 bits), int8.\n"
-        "A large teacher fits into a quarter or half of the memory and is a little less exact.",
+        "How the teacher's linear layers are kept while it is asked. A large teacher fits into a\n"
+        "quarter or half of the memory and is a little less exact.",
+        "quantizations",
     )
     answer_tokens: Positive = setting(
         256, "sequence: longest answer that the teacher writes; one that is not done is left out."
@@ -135,10 +131,8 @@ class Distillation(Section):
     temperature: Annotated[float, Field(gt=0)] = setting(
         1.0, "Above 1 the teacher's small probabilities count more; 1 measured best."
     )
-    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"] = setting(
-        "forward_kl",
-        "How far the student is from the teacher: forward_kl measured best on given rows;\n"
-        "reverse_kl keeps to the teacher's first choices, jsd and skew_kl forgive single misses.",
+    divergence: Literal[names("divergences")] = choice(
+        "forward_kl", "How far the student is from the teacher.", "divergences"
     )
     alpha: Share = setting(
         0.5, "Share of the teacher in the loss; the rest is cross entropy on the rows."

@@ -5,7 +5,8 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from slimtune.config.fields import Count, Positive, Section, Share, setting
+from slimtune.config.catalogues import names
+from slimtune.config.fields import Count, Positive, Section, Share, choice, setting
 
 
 class SampleSection(Section):
@@ -19,10 +20,8 @@ class SampleSection(Section):
     models_dir: Path = setting(
         Path("models/sample"), "Folder for the sample models `base` and `teacher`."
     )
-    kind: Literal["csv", "jsonl", "sharegpt", "gbk", "messy", "all"] = setting(
-        "csv",
-        "What is written beside raw_data.json: csv (as Excel saves it), jsonl, sharegpt, gbk (a\n"
-        "CSV in the encoding of Chinese Windows), messy (with planted faults), or all of them.",
+    kind: Literal[(*names("sample_kinds"), "all")] = choice(
+        "csv", "What is written beside raw_data.json; all: every one of them.", "sample_kinds"
     )
     rows: Positive = setting(4000, "Instruction rows to write.")
     text_lines: Positive = setting(4000, "Lines of plain text to write.")
@@ -40,15 +39,11 @@ class Data(Section):
     input: Path = setting(
         Path("data/raw_data.json"), "File with the raw rows, .gz or not, or a folder of such files."
     )
-    input_format: Literal["auto", "json", "jsonl", "csv", "tsv", "parquet"] = setting(
-        "auto", "File format; auto looks at the content, not at the name."
+    input_format: Literal[("auto", *names("file_formats"))] = choice(
+        "auto", "File format; auto looks at the content, not at the name.", "file_formats"
     )
-    format_type: Literal["auto", "alpaca", "qa", "messages", "sharegpt", "prompt_completion"] = (
-        setting(
-            "auto",
-            "Shape of a row: alpaca (instruction, input, output), qa (question, answer), messages\n"
-            "(OpenAI), sharegpt (conversations), prompt_completion; auto looks at the columns.",
-        )
+    format_type: Literal[("auto", *names("shapes"))] = choice(
+        "auto", "Shape of a row; auto looks at the columns.", "shapes"
     )
     columns: str = setting(
         "",
@@ -85,10 +80,8 @@ class Data(Section):
         "rows without it (and an empty setting) are split by their prompt.",
     )
     seed: int = setting(42, "Another seed, another split.")
-    duplicates: Literal["near", "exact", "keep"] = setting(
-        "near",
-        "Which repeated rows are dropped: near (equal but for case, width, spaces, punctuation),\n"
-        "exact (equal in every character), or none of them (keep).",
+    duplicates: Literal[names("duplicates")] = choice(
+        "near", "Which repeated rows are dropped.", "duplicates"
     )
     drop_leaks: bool = setting(
         True,
@@ -116,10 +109,10 @@ class Data(Section):
     inspect_texts: bool = setting(
         True, "true counts rows with HTML entities (&amp;) and mojibake; nothing is changed."
     )
-    long_rows: Literal["truncate_prompt", "split_turns", "drop", "error"] = setting(
+    long_rows: Literal[names("long_rows")] = choice(
         "truncate_prompt",
-        "Rows longer than --max-length tokens: truncate_prompt drops the oldest turns, then the\n"
-        "start of the question; split_turns makes several rows; drop; error. No answer is cut.",
+        "What becomes of rows longer than --max-length tokens. No answer is cut.",
+        "long_rows",
     )
     max_bad_rows: float = setting(
         0.5,

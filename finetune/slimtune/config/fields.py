@@ -4,6 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from slimtune.config import catalogues
+
 ModelReference = Annotated[
     str, "model"
 ]  # a local folder (or .gguf file) or a Hub id: `settings` resolves it
@@ -21,6 +23,11 @@ def setting(
     """
     extra = {name: value for name, value in (("flag", flag), ("bare", bare)) if value}
     return Field(default, description=help, json_schema_extra=extra, **checks)
+
+
+def choice(default: Any, help: str, catalogue: str, **more: Any) -> Any:
+    """A field whose choices are a catalogue's: its own help, then a line for each entry."""
+    return setting(default, f"{help}\n{catalogues.listed(catalogue)}", **more)
 
 
 class Section(BaseModel):

@@ -1,14 +1,12 @@
-"""Comparison, chat, merge and report.
-
-One GGUF file, its proof and its Modelfile.
-"""
+"""What a model is made for: comparison, chat and report; a GGUF file, its proof, its Modelfile."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from slimtune.config.fields import ModelReference, Positive, Section, setting
+from slimtune.config.catalogues import names
+from slimtune.config.fields import ModelReference, Positive, Section, choice, setting
 
 
 class Evaluation(Section):
@@ -39,10 +37,10 @@ class Evaluation(Section):
         "Tokens of prompts and answers in a batch. Less takes less memory and more time; a batch\n"
         "that does not fit is halved by itself.",
     )
-    extract: Literal["whole", "number", "gsm8k", "option"] = setting(
+    extract: Literal[names("patterns")] = choice(
         "whole",
-        "What of an answer must match the reference: whole, the last number, the number after\n"
-        '#### (gsm8k), or the option letter. A row\'s own field "extract" comes first.',
+        'What of an answer must match the reference. A row\'s own field "extract" comes first.',
+        "patterns",
     )
     interactive: bool = setting(False, "true opens a chat instead.")
     merge: bool = setting(False, "true merges the adapter into the base and stops.")
@@ -54,8 +52,7 @@ class Evaluation(Section):
     language: Literal["en", "zh"] = setting("en", "Language of the reports.")
 
 
-Quantization = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0",
-                       "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0"]  # fmt: skip
+Quantization = Literal[names("gguf_types")]
 
 
 def _several(value: Any) -> Any:
@@ -78,11 +75,8 @@ class Gguf(Section):
         "null: none.",
     )
     output_dir: Path = setting(Path("models/gguf"), "Folder for the GGUF files.")
-    quantization: Quantizations = setting(
-        ["Q4_K_M"],
-        "Types, one file each, made from one read of the model: F32, F16, BF16, Q8_0 (half of\n"
-        "F16), Q6_K, Q5_K_M, Q5_K_S, Q4_K_M (a third, the usual choice), Q4_K_S, and the older\n"
-        "Q5_1, Q5_0, Q4_1, Q4_0.",
+    quantization: Quantizations = choice(
+        ["Q4_K_M"], "Types, one file each, made from one read of the model.", "gguf_types"
     )
     imatrix: Literal["auto"] | Path | None = setting(
         None,

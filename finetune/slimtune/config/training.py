@@ -1,13 +1,57 @@
-"""Adapters, and how they and students are trained."""
+"""The model that all starts from, adapters, and how they and students are trained."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from slimtune.config.fields import Count, Positive, Section, Share, setting
+from slimtune.config.catalogues import facts, names
+from slimtune.config.fields import (
+    Count,
+    ModelReference,
+    Positive,
+    Section,
+    Share,
+    choice,
+    setting,
+)
 
 AUTO_ROWS = 16  # rows of one update and accumulation step with `batch_size: auto`
+
+
+class ModelSection(Section):
+    """The model that everything starts from, and the prompt that every stage shares."""
+
+    base_model: ModelReference = setting(
+        "models/sample/base",
+        "Folder or Hub id of the base model. The sample model runs on any laptop;\n"
+        "for the real thing write meta-llama/Llama-2-7b-chat-hf or a folder that holds it.",
+    )
+    prompt_template: Literal[(*names("templates"), "tokenizer")] = choice(
+        "llama2",
+        "Prompt around each conversation; tokenizer: the model's own. It is saved with the model,\n"
+        "so evaluation, llama.cpp and Ollama use the same one.",
+        "templates",
+    )
+    system_prompt: str = setting(
+        "", "System message put before rows and chats that have none; empty: no system message."
+    )
+    quantization: Literal[names("quantizations")] = choice(
+        "none",
+        "How the base's linear layers are kept; the flag by itself means nf4. Saves memory and\n"
+        "costs speed, on a CPU much of it.",
+        "quantizations",
+        flag="use-quantization",
+        bare="nf4",
+    )
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "Where to compute: auto takes the GPU when there is one, else the CPU."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto",
+        "Numbers to compute with: auto is float32 on CPU, bfloat16 on a GPU that has it, else\n"
+        "float16. float16 on a CPU is refused.",
+    )
 
 
 class Lora(Section):
@@ -37,11 +81,11 @@ class Lora(Section):
         "Layers that get an adapter: all-linear, or names such as q_proj, v_proj.",
         flag="lora-target-modules",
     )
-    initialisation: Literal["default", "pissa", "olora", "loftq"] = setting(
+    initialisation: Literal[names("initialisations")] = choice(
         "default",
-        "Where the matrices start: default (no change to the base); pissa or olora (the base's\n"
-        "main directions: often faster at the start); loftq (what quantisation lost; needs it).\n"
-        "The adapter is saved for the base as it is, at twice the rank unless default.",
+        "Where the matrices start. The adapter is saved for the base as it is, at twice the rank\n"
+        "unless default.",
+        "initialisations",
         flag="lora-init",
     )
     rslora: bool = setting(
@@ -88,24 +132,16 @@ class Training(Section):
     learning_rate: Annotated[float, Field(gt=0)] = setting(
         4e-3, "Step size of the adapter. 4e-3 suits the sample model; 2e-4 is usual for 7B."
     )
-    lr_scheduler: Literal[
-        "cosine", "cosine_with_restarts", "cosine_with_min_lr", "linear", "polynomial",
-        "inverse_sqrt", "constant", "constant_with_warmup", "warmup_stable_decay",
-    ] = setting(
-        "cosine",
-        "How the step size falls over the run; cosine_with_min_lr ends at a tenth,\n"
-        "warmup_stable_decay falls in the last fifth only.",
-    )  # fmt: skip
+    lr_scheduler: Literal[names("lr_schedulers")] = choice(
+        "cosine", "How the step size falls over the run.", "lr_schedulers"
+    )
     warmup_ratio: Share = setting(0.05, "Share of the steps over which the step size rises.")
-    optimizer: Literal[
-        "adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "lion_32bit",
-        "lion_8bit", "adafactor", "sgd",
-    ] = setting(
+    optimizer: Literal[names("optimizers")] = choice(
         "adamw_torch",
-        "adamw_torch keeps 8 bytes a trained parameter, adamw_8bit 2, lion 4 or 1, adafactor and\n"
-        "sgd hardly any; paged ones move to RAM when the GPU is full. Matters with method full.\n"
-        "lion wants a third of the learning rate, sgd far more.",
-    )  # fmt: skip
+        "What makes steps of gradients, and what it keeps for each trained parameter. Matters with\n"
+        "method full.",
+        "optimizers",
+    )
     weight_decay: Annotated[float, Field(ge=0)] = setting(0.0, "The optimizer's weight decay.")
     neftune_alpha: Annotated[float, Field(ge=0)] = setting(
         0.0,
@@ -147,4 +183,4 @@ class Training(Section):
 
     @property
     def optimizer_of_bitsandbytes(self) -> bool:
-        return self.optimizer.startswith(("adamw_8bit", "paged_", "lion_"))
+        return facts("optimizers", "bitsandbytes")[self.optimizer]

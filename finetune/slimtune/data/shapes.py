@@ -1,8 +1,7 @@
 """The shapes that rows come in; each is one function from a row to its conversation.
 
-A new shape is one function here and one word in `FORMATS`.
-
-A row's columns under the names that the shapes know, and what to suggest where none fits.
+A new shape is one function here and one entry of config/catalogues.yaml. A file's columns are taken
+under the names that the shapes know; where none fits, the closest are suggested.
 """
 
 import difflib
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from slimtune.config.catalogues import bind, facts
 from slimtune.console import SettingsError
 from slimtune.data.turns import BadRow, Message, as_text, exchange, listed_turns, turn
 
@@ -55,25 +55,13 @@ def prompt_completion(row: RawRow) -> list[Message]:
     return [*_system(row), *exchange(_text(row, "prompt"), _text(row, *COMPLETION))]
 
 
-SHAPES: dict[str, Callable[[RawRow], list[Message]]] = {
-    "messages": messages,  # first: a prepared row has its Alpaca fields too
-    "sharegpt": sharegpt,
-    "alpaca": alpaca,
-    "qa": qa,
-    "prompt_completion": prompt_completion,
-}
+SHAPES: dict[str, Callable[[RawRow], list[Message]]] = bind("shapes", globals())
 # What a user may map columns to, shape by shape: the required ones, which suggestions name.
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "alpaca": ("instruction", "output"),
-    "qa": ("question", "answer"),
-    "prompt_completion": ("prompt", "completion"),
-}
+COLUMNS: dict[str, tuple[str, ...]] = facts("shapes", "columns")
 
 
 def detect(rows: Sequence[RawRow]) -> str | None:
-    """The shape most of `rows` have, the first in `FORMATS` on a tie; None if no row fits any."""
+    """The shape most of `rows` have, the first in `SHAPES` on a tie; None if no row fits any."""
     fitting = {name: sum(has_columns(name, row) for row in rows) for name in SHAPES}
     best = max(fitting, key=fitting.__getitem__)
     return best if fitting[best] else None

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from slimtune.config.catalogues import names
 from slimtune.console import InputError, SettingsError
 from slimtune.data.encodings import (
     ENCODING_NAMES,
@@ -16,7 +17,7 @@ from slimtune.data.encodings import (
 )
 from slimtune.data.shapes import KNOWN
 
-FILE_FORMATS = ("json", "jsonl", "csv", "tsv", "parquet")
+FILE_FORMATS = names("file_formats")
 _SUFFIXES = {"", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".gz"}
 _CHUNK = 1 << 20
 _LOOKED_AT = 50  # lines, to tell JSON Lines with a broken first line from CSV

@@ -1,6 +1,7 @@
 """What counts in an answer that reasons before it decides: the number after ####, the letter.
 
-A new pattern is one expression with one group here, and one word in `PATTERNS`.
+A new pattern is one expression with one group here, and one entry of
+config/catalogues.yaml.
 
 Text as metrics see it: words of mixed Chinese and English, and when two answers are equal.
 
@@ -15,13 +16,15 @@ from dataclasses import dataclass
 
 from sacrebleu.metrics import BLEU, CHRF
 
+from slimtune.config.catalogues import bind
+
 # Text is looked at in NFKC, so there are no full-width signs.
 _NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
 _LETTER = r"([A-J])(?![A-Za-z'’])"
 _DECIDED = r"(?:answer|option|choice)(?:\s+is)?|答案|选项|选择|故选|应选|选"
 
 # Of each list the first expression that finds something decides, by its last find in the text.
-PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
+_EXPRESSIONS: dict[str, tuple[re.Pattern[str], ...]] = {
     "whole": (),
     "number": (re.compile(_NUMBER),),
     "gsm8k": (re.compile(r"####\s*[$¥]?\s*" + _NUMBER),),
@@ -32,6 +35,7 @@ PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
         re.compile(rf"(?<![A-Za-z]){_LETTER}\W*$"),
     ),
 }
+PATTERNS = bind("patterns", _EXPRESSIONS)
 
 
 def extract(text: str, pattern: str) -> str | None:

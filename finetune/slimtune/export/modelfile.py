@@ -17,21 +17,14 @@ from pathlib import Path, PurePath
 
 from slimtune import prompts
 from slimtune.artifacts.files import read_json
+from slimtune.config.catalogues import facts
 from slimtune.console import InputError, SettingsError, SlimTuneError
 from slimtune.prompts import ChatMessage
 
 _log = logging.getLogger(__name__)
 
 # What a model may write when it starts the next turn itself; the end token needs no stop string.
-STOPS = {
-    "llama2": ["[INST]"],
-    "alpaca": ["### Instruction:"],
-    "chatml": ["<|im_start|>", "<|im_end|>"],
-    "llama3": ["<|start_header_id|>", "<|eot_id|>"],
-    "qwen2": ["<|im_start|>", "<|im_end|>"],
-    "qwen2_5": ["<|im_start|>", "<|im_end|>"],
-    "zephyr": ["<|user|>", "<|system|>"],
-}
+STOPS: dict[str, tuple[str, ...]] = facts("templates", "stops") | facts("twins", "stops")
 _SHIPPED = Path(prompts.__file__).parent / "templates"
 _TWINS = Path(__file__).parent / "twins"
 

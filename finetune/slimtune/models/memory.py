@@ -12,6 +12,8 @@ from typing import Literal
 
 import psutil
 
+from slimtune.config.catalogues import facts
+
 Workload = Literal["stream", "inference", "lora", "full"]
 
 # Bytes kept per token and layer = a * hidden + b * KV width + c * FFN, by what trains and by the
@@ -26,10 +28,7 @@ _DROPOUT = {4: (40, 0, 4), 2: (24, 0, 4)}
 # nf4: half a byte, and one scale per 64 weights that is itself kept in 8 bits (arXiv:2305.14314).
 _QUANTIZED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 # Bytes an optimizer keeps for each trained weight.
-OPTIMIZERS = {
-    "adamw_torch": 8.0, "adamw_8bit": 2.0, "paged_adamw_32bit": 8.0, "paged_adamw_8bit": 2.0,
-    "lion_32bit": 4.0, "lion_8bit": 1.0, "adafactor": 0.1, "sgd": 0.0,
-}  # fmt: skip
+OPTIMIZERS: dict[str, float] = facts("optimizers", "bytes")
 # Positions whose logits the loss has at once (training.losses.CHUNK); logits, their gradient, and
 # one more while the head multiplies.
 _LOGIT_ROWS = {"cpu": 128, "cuda": 1024}

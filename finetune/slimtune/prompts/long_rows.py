@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from slimtune.config.catalogues import names
 from slimtune.console import InputError
 from slimtune.prompts.encoding import Encoded, Tokenizer, encode_whole, shorten, split
 from slimtune.prompts.rendering import ChatMessage
 
-Policy = Literal["truncate_prompt", "split_turns", "drop", "error"]
+Policy = Literal[names("long_rows")]
 
 
 @dataclass(frozen=True)

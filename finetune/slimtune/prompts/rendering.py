@@ -11,6 +11,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from slimtune.config.catalogues import names
 from slimtune.console import InputError, SettingsError
 
 _FOLDER = Path(__file__).parent / "templates"
@@ -24,7 +25,7 @@ class ChatMessage(TypedDict):
 
 def template_names() -> list[str]:
     """The templates that ship with SlimTune; `tokenizer`, a model's own, comes on top."""
-    return sorted(file.stem for file in _FOLDER.glob("*.jinja"))
+    return sorted(names("templates"))
 
 
 def template(name: str) -> str:

@@ -42,7 +42,7 @@ def source_of(config: Config) -> str | None:
     is forbidden by `none`.
     """
     pruning = config.pruning
-    needed = pruning.criterion in CALIBRATED or pruning.layer_ratio > 0
+    needed = CALIBRATED[pruning.criterion] or pruning.layer_ratio > 0
     needed |= pruning.sparsity > 0 and pruning.sparsity_method == "wanda"
     if pruning.calibration == "none" and needed:
         raise SettingsError(

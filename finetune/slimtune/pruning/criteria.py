@@ -1,4 +1,4 @@
-"""How much a unit matters. A criterion is one function here and one word in CRITERIA.
+"""How much a unit matters. A criterion is a function here and a catalogue entry.
 
 A unit is an FFN neuron (row j of gate_proj and up_proj, column j of down_proj), a KV group (the
 rows of its q, k and v heads, its columns of o_proj) or a hidden channel. All criteria see the same
@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+from slimtune.config.catalogues import bind, facts
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,8 @@ def random(evidence: Evidence, generator: torch.Generator) -> torch.Tensor:
     return torch.rand(evidence.outgoing.shape, generator=generator)
 
 
-CRITERIA: dict[str, Criterion] = {
-    "activation": activation,
-    "magnitude": magnitude,
-    "taylor": taylor,
-    "random": random,
-}
-CALIBRATED = {"activation", "taylor"}  # these need rows to read
+CRITERIA: dict[str, Criterion] = bind("criteria", globals())
+CALIBRATED: dict[str, bool] = facts("criteria", "calibrated")
 
 
 def strongest(scores: torch.Tensor, count: int) -> torch.Tensor:

@@ -1,12 +1,14 @@
-"""Rows as CSV for people: opens in Excel with Chinese intact.
+"""The sample rows in the shapes and encodings that people bring, each written by one function.
 
-The sample rows in the shapes and encodings that people bring, each written by one function.
+A new kind is one function `as_NAME` here and one entry of config/catalogues.yaml.
 """
 
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from slimtune.config.catalogues import bind, facts
 
 
 def write_rows_csv(
@@ -66,8 +68,8 @@ def _sharegpt(row: SampleRow) -> dict[str, object]:
     return {"conversations": turns, **kept}
 
 
-SAMPLE_KINDS: dict[str, tuple[str, Callable[[Path, Sequence[SampleRow]], None]]] = {
-    "jsonl": ("raw_data.jsonl", as_jsonl),
-    "sharegpt": ("raw_data_sharegpt.json", as_sharegpt),
-    "gbk": ("raw_data_gbk.csv", as_gbk),
-}
+SAMPLE_FILES: dict[str, str] = facts("sample_kinds", "file")
+# Of what is written on demand: csv comes with every sample, and messy.py plants the faults.
+SAMPLE_KINDS: dict[str, Callable[[Path, Sequence[SampleRow]], None]] = bind(
+    "sample_kinds", globals(), prefix="as_", without=("csv", "messy")
+)

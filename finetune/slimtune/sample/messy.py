@@ -16,7 +16,6 @@ from slimtune.data import splits
 from slimtune.data.similarity import skeleton
 from slimtune.sample.kinds import SampleRow, question, write_lines
 
-FILE = "raw_data_messy.jsonl"
 _MOST_ROWS = 400
 _EACH = 4  # rows of each fault
 _HEADERS = ("messages", "Messages", " MESSAGES ")

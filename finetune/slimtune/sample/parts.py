@@ -23,13 +23,13 @@ from slimtune.artifacts import (
 from slimtune.config import Config
 from slimtune.console import near, note
 from slimtune.sample import messy
-from slimtune.sample.kinds import SAMPLE_KINDS, as_csv, as_json
+from slimtune.sample.kinds import SAMPLE_FILES, SAMPLE_KINDS, as_csv, as_json
 from slimtune.sample.world import rows, world_text
 
 _STAGE = "create_sample_data"
 _RAW, _TEXT = "raw_data.json", "sample_text.txt"
 _ROWS = ("sample.rows", "sample.seed")
-_FILES = {kind: name for kind, (name, _) in SAMPLE_KINDS.items()} | {"messy": messy.FILE}
+_ON_DEMAND = (*SAMPLE_KINDS, "messy")
 _SPLIT = ("data.validation_ratio", "data.test_ratio", "data.group_column", "data.seed")
 
 
@@ -79,7 +79,8 @@ def make(part: Part, config: Config) -> dict[str, Any]:
 
 def example(config: Config) -> Path:
     """The file to try prepare_data on next: the one of the kind asked for, else raw_data.json."""
-    return config.sample.output_dir / _FILES.get(config.sample.kind, _RAW)
+    kind = config.sample.kind
+    return config.sample.output_dir / (SAMPLE_FILES[kind] if kind in _ON_DEMAND else _RAW)
 
 
 def _wanted(config: Config) -> list[Part]:
@@ -89,7 +90,7 @@ def _wanted(config: Config) -> list[Part]:
     raw = Part(
         folder / _RAW, folder / "raw_data_run.json", (*_ROWS, "sample.text_lines"), _fill_raw
     )
-    kinds = [kind for kind in _FILES if sample.kind in (kind, "all")]
+    kinds = [kind for kind in _ON_DEMAND if sample.kind in (kind, "all")]
     trained = (*_ROWS, *_SPLIT) if sample.train_models else ()
     made = ("sample.train_models", *trained)
     return [raw, *(_of_kind(kind, folder) for kind in kinds)] + [
@@ -98,7 +99,7 @@ def _wanted(config: Config) -> list[Part]:
 
 
 def _of_kind(kind: str, folder: Path) -> Part:
-    output, manifest = folder / _FILES[kind], folder / f"raw_data_{kind}_run.json"
+    output, manifest = folder / SAMPLE_FILES[kind], folder / f"raw_data_{kind}_run.json"
     if kind == "messy":
         return Part(output, manifest, (*_ROWS, *_SPLIT), _fill_messy)
     return Part(output, manifest, _ROWS, partial(_fill_kind, kind))
@@ -132,7 +133,7 @@ def _fill_raw(stage: Stage) -> None:
     sample = stage.config.sample
     written = rows(sample.seed, sample.rows)
     as_json(stage.folder / _RAW, written)
-    as_csv(stage.folder / "raw_data.csv", written)
+    as_csv(stage.folder / SAMPLE_FILES["csv"], written)
     with (stage.folder / _TEXT).open("w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in world_text(sample.seed, sample.text_lines))
     stage.metrics["rows"] = len(written)
@@ -140,14 +141,14 @@ def _fill_raw(stage: Stage) -> None:
 
 def _fill_kind(kind: str, stage: Stage) -> None:
     sample = stage.config.sample
-    name, write = SAMPLE_KINDS[kind]
-    write(stage.folder / name, rows(sample.seed, sample.rows))
+    write = SAMPLE_KINDS[kind]
+    write(stage.folder / SAMPLE_FILES[kind], rows(sample.seed, sample.rows))
 
 
 def _fill_messy(stage: Stage) -> None:
     sample, data = stage.config.sample, stage.config.data
     written = rows(sample.seed, sample.rows)
-    planted = messy.write_messy(stage.folder / messy.FILE, written, data, sample.seed)
+    planted = messy.write_messy(stage.folder / SAMPLE_FILES["messy"], written, data, sample.seed)
     stage.metrics.update({f"messy {name}": count for name, count in planted.items()})
 
 

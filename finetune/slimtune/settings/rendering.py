@@ -1,6 +1,6 @@
 """The schema as files: config.yaml with its comments, and config.schema.json for editors.
 
-PYTHONPATH=finetune python -m slimtune.settings.rendering     # writes both again after a change
+`python -m slimtune.settings`, run from finetune/, writes both again after a change.
 """
 
 import json
@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from slimtune.config import Config
-from slimtune.settings import PROJECT
 from slimtune.settings.flags import fields_of, section_fields
 
 _HEAD = """\
@@ -58,13 +57,3 @@ def _written(value: Any) -> str:
 def schema_json() -> str:
     """config.schema.json: the JSON Schema of config.yaml."""
     return json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
-
-
-def main() -> None:
-    """Write config.yaml and config.schema.json again from the schema's defaults."""
-    (PROJECT / "config.yaml").write_text(config_yaml(Config()), encoding="utf-8")
-    (PROJECT / "config.schema.json").write_text(schema_json(), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

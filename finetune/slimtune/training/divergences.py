@@ -4,7 +4,7 @@ A divergence compares two distributions over buckets: the teacher's k likeliest 
 bucket of its own, and one bucket for the rest of the vocabulary. It maps log p (teacher) and
 log q (student), both (positions, buckets) float32, to the value at each position and to its
 gradient with respect to log q, the other buckets held fixed. A new one is one function here and
-one word in DIVERGENCES; `between` carries its gradient on to the student's logits.
+one entry of config/catalogues.yaml; `between` carries its gradient on to the student's logits.
 """
 
 import math
@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+
+from slimtune.config.catalogues import bind
 
 Divergence = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -70,12 +72,7 @@ def skew_kl(log_p: torch.Tensor, log_q: torch.Tensor) -> tuple[torch.Tensor, tor
     return (p * (log_p - log_m)).sum(1), -p * share
 
 
-DIVERGENCES: dict[str, Divergence] = {
-    "forward_kl": forward_kl,
-    "reverse_kl": reverse_kl,
-    "jsd": jsd,
-    "skew_kl": skew_kl,
-}
+DIVERGENCES: dict[str, Divergence] = bind("divergences", globals())
 
 
 def between(

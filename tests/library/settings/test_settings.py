@@ -118,7 +118,7 @@ def test_flags_of_the_guide() -> None:
 
 
 def test_the_shipped_config_is_the_rendered_schema() -> None:
-    cure = "run PYTHONPATH=finetune python -m slimtune.settings.rendering"
+    cure = "run python -m slimtune.settings from finetune/"
     shipped = (PROJECT / "config.yaml").read_text(encoding="utf-8")
     assert shipped == rendering.config_yaml(Config()), cure
     schema = (PROJECT / "config.schema.json").read_text(encoding="utf-8")

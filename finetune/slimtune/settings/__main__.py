@@ -1,0 +1,18 @@
+"""Write config.yaml and config.schema.json again from the schema.
+
+python -m slimtune.settings     # from finetune/, after every change in slimtune/config
+"""
+
+from slimtune.config import Config
+from slimtune.settings import PROJECT
+from slimtune.settings.rendering import config_yaml, schema_json
+
+
+def write_files() -> None:
+    """Both files of the project, with the schema's defaults."""
+    (PROJECT / "config.yaml").write_text(config_yaml(Config()), encoding="utf-8")
+    (PROJECT / "config.schema.json").write_text(schema_json(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_files()
