@@ -32,12 +32,8 @@ def names(catalogue: str) -> tuple[str, ...]:
 
 
 def facts(catalogue: str, fact: str) -> dict[str, Any]:
-    """name -> `fact` of every entry; lists become tuples."""
-    found = {}
-    for name, entry in _read()[catalogue].items():
-        value = entry[fact]
-        found[name] = tuple(value) if isinstance(value, list) else value
-    return found
+    """name -> `fact` of every entry, in the catalogue's order."""
+    return {name: entry[fact] for name, entry in _read()[catalogue].items()}
 
 
 def listed(catalogue: str) -> str:
@@ -84,7 +80,7 @@ def _read() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _entries(catalogue: str, written: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The entries as mappings; LookupError names a fact that is missing, or one nobody asked for."""
+    """The entries as mappings; LookupError names one with a fact too few or too many."""
     needed = {"help"} | _FACTS.get(catalogue, set())
     entries = {}
     for name, entry in written.items():

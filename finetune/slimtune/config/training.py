@@ -138,8 +138,8 @@ class Training(Section):
     warmup_ratio: Share = setting(0.05, "Share of the steps over which the step size rises.")
     optimizer: Literal[names("optimizers")] = choice(
         "adamw_torch",
-        "What makes steps of gradients, and what it keeps for each trained parameter. Matters with\n"
-        "method full.",
+        "What makes steps of gradients, and what it keeps for each trained parameter. That matters\n"
+        "with method full.",
         "optimizers",
     )
     weight_decay: Annotated[float, Field(ge=0)] = setting(0.0, "The optimizer's weight decay.")

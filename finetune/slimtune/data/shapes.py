@@ -57,7 +57,7 @@ def prompt_completion(row: RawRow) -> list[Message]:
 
 SHAPES: dict[str, Callable[[RawRow], list[Message]]] = bind("shapes", globals())
 # What a user may map columns to, shape by shape: the required ones, which suggestions name.
-COLUMNS: dict[str, tuple[str, ...]] = facts("shapes", "columns")
+COLUMNS: dict[str, list[str]] = facts("shapes", "columns")
 
 
 def detect(rows: Sequence[RawRow]) -> str | None:

@@ -24,7 +24,7 @@ from slimtune.prompts import ChatMessage
 _log = logging.getLogger(__name__)
 
 # What a model may write when it starts the next turn itself; the end token needs no stop string.
-STOPS: dict[str, tuple[str, ...]] = facts("templates", "stops") | facts("twins", "stops")
+STOPS: dict[str, list[str]] = facts("templates", "stops") | facts("twins", "stops")
 _SHIPPED = Path(prompts.__file__).parent / "templates"
 _TWINS = Path(__file__).parent / "twins"
 
