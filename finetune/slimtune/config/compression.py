@@ -50,10 +50,12 @@ class Pruning(Section):
         )
     )
     cut_ends: bool = setting(False, "true lets layer_ratio drop the first and last layer as well.")
-    criterion: Literal[names("criteria")] = choice("activation", "What stays, by", "criteria")
+    criterion: Literal[names("criteria")] = choice(
+        "activation", "What decides which units stay.", "criteria"
+    )
     refit: bool = setting(
         True,
-        "true solves the layers behind a cut anew, in closed form on the calibration rows: costs\n"
+        "true solves the layers behind a cut again, in closed form on the calibration rows: costs\n"
         "seconds and wins back half of what was lost.",
     )
     calibration: Literal["auto", "self", "none"] = setting(
@@ -76,7 +78,9 @@ class Pruning(Section):
         "unstructured", "Where zeros may lie.", "sparsity_patterns"
     )
     sparsity_method: Literal[names("sparsity_methods")] = choice(
-        "wanda", "Which weights become zero: the smallest by", "sparsity_methods"
+        "wanda",
+        "Which weights become zero: those that are smallest by this measure.",
+        "sparsity_methods",
     )
     seed: int = setting(42, "Seed of the model's own words and of the random criterion.")
 

@@ -138,7 +138,7 @@ class Training(Section):
     warmup_ratio: Share = setting(0.05, "Share of the steps over which the step size rises.")
     optimizer: Literal[names("optimizers")] = choice(
         "adamw_torch",
-        "What makes steps of gradients, and what it keeps for each trained parameter. That matters\n"
+        "What makes steps of gradients, and what it keeps for each trained parameter. Matters\n"
         "with method full.",
         "optimizers",
     )
