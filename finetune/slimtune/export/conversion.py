@@ -17,7 +17,7 @@ from slimtune.export.imatrix import read_imatrix
 from slimtune.export.llama_tools import quantize_file
 from slimtune.export.modelfile import chosen
 from slimtune.export.plan import Encoding, GgufPlan, ModelSource
-from slimtune.export.proof.rows import proof_rows
+from slimtune.export.proof import proof_rows
 
 _log = logging.getLogger(__name__)
 
@@ -131,11 +131,11 @@ def _prove(
     said, failures = {}, []
     written = {file: stages[file].folder / file.name for file in plans}
     with proving.failures_kept(written):
-        truth = proving.ask_model(source, template, rows)
+        reference = proving.affordable_reference(source, template, rows)
     for file, plan in plans.items():
         try:
             with proving.failures_kept({file: written[file]}):
-                proof = proving.prove(written[file], file, plan.quantization, truth)
+                proof = proving.prove(written[file], file, plan.quantization, reference)
         except SlimTuneError as error:
             _log.warning("%s", error)
             failures.append(error)

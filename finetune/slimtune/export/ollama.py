@@ -18,7 +18,7 @@ from slimtune.console import ResourceError, SettingsError, near
 from slimtune.export.modelfile import modelfile
 from slimtune.export.plan import GgufPlan
 from slimtune.export.preflight import special_tokens
-from slimtune.export.proof.rows import proof_rows
+from slimtune.export.proof import proof_rows
 from slimtune.prompts import ChatMessage
 
 _log = logging.getLogger(__name__)

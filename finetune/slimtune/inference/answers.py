@@ -1,9 +1,13 @@
-"""What is compared and what comes of it: plain records that cross from child process to parent."""
+"""What is asked of a model and what it says: plain records, which cross from process to process.
 
+Nothing here imports torch: llama.cpp's child process reads these too.
+"""
+
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from slimtune.console import InputError
 
@@ -116,11 +120,22 @@ class Job:
 
 @dataclass(frozen=True)
 class Generation:
-    """An answer: its text, how many tokens (the closing EOS not counted), whether it ended."""
+    """A greedy answer: its text without blanks around it, its token ids, whether it ended itself.
+
+    `ids` leave out the end token; `stopped` says that there was one, and the length was not the
+    end. `margins` (nats between first and second choice of each step, the end token's included) are
+    there where they were asked for.
+    """
 
     text: str
-    tokens: int
+    ids: list[int]
     stopped: bool
+    margins: list[float] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the answer, the end token not counted."""
+        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -131,6 +146,25 @@ class AnswerLoss:
     nats: float
     tokens: int
     hits: int = 0
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """−ln p of each supervised token given all before it (nats), and whether it is likeliest."""
+
+    nats: list[float]
+    hits: list[bool]
+
+    @property
+    def total(self) -> AnswerLoss:
+        return AnswerLoss(math.fsum(self.nats), len(self.nats), sum(self.hits))
+
+
+class Speed(NamedTuple):
+    """Tokens per second of one sequence: reading the prompt, then generating."""
+
+    prompt: float
+    generation: float
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,14 @@
-"""One face for a transformers model and a GGUF in llama.cpp: answer, score, stream, time."""
+"""One face for a transformers model and a GGUF in llama.cpp: answer, score, stream, time.
+
+A GGUF has three layers: `LlamaContext` computes, in a process that llama.cpp may abort; `LlamaCpp`
+is our end of the pipe to that process; `LlamaCppEngine` adds the tokenizer of the model that the
+file was made from, so that prompts, answers and losses are those of a transformers model.
+"""
 
 import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -10,10 +16,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from slimtune.console import SettingsError
 from slimtune.inference import generation
-from slimtune.inference.answers import AnswerLoss, Candidate, Compute, Generation
+from slimtune.inference.answers import (
+    AnswerLoss,
+    Candidate,
+    Compute,
+    Generation,
+    Speed,
+    TokenLosses,
+)
 from slimtune.inference.batching import unfinished
 from slimtune.inference.llama_cpp import LlamaCpp, require_gguf
-from slimtune.inference.token_losses import answer_losses
+from slimtune.inference.token_losses import token_losses
 from slimtune.models import loading, tokenizers
 from slimtune.models.folders import local_folder
 from slimtune.prompts import IGNORED, Encoded
@@ -47,9 +60,7 @@ class Engine(Protocol):
 
     def stream(self, prompt: list[int], max_new_tokens: int) -> Iterator[str]: ...
 
-    def speed(self, prompt: list[int]) -> tuple[float, float]:
-        """Tokens per second of one sequence: reading `prompt`, then generating."""
-        ...
+    def speed(self, prompt: list[int]) -> Speed: ...
 
     def close(self) -> None: ...
 
@@ -82,12 +93,13 @@ class TransformersEngine:
     def losses(
         self, examples: Sequence[Encoded], known: Rows = frozenset()
     ) -> Iterator[tuple[int, AnswerLoss]]:
-        return answer_losses(self.model, examples, token_budget=self.token_budget, known=known)
+        found = token_losses(self.model, examples, token_budget=self.token_budget, known=known)
+        return ((row, losses.total) for row, losses in found)
 
     def stream(self, prompt: list[int], max_new_tokens: int) -> Iterator[str]:
         return generation.stream(self.model, self.tokenizer, prompt, max_new_tokens=max_new_tokens)
 
-    def speed(self, prompt: list[int]) -> tuple[float, float]:
+    def speed(self, prompt: list[int]) -> Speed:
         return generation.speed(self.model, prompt, _SPEED_TOKENS)
 
     def close(self) -> None:
@@ -108,23 +120,24 @@ class LlamaCppEngine:
         for rows in self._rounds(prompts, 4 * self.slots, known):
             asked = [prompts[row] for row in rows]
             for place, answer in self.model.answers(asked, max_new_tokens):
-                yield rows[place], self._finished(answer.ids, answer.stopped_at_eos)
+                yield rows[place], self._as_transformers_writes(answer)
 
     def _rounds(
         self, sequences: Sequence[Sequence[int]], size: int, known: Rows
     ) -> Iterator[list[int]]:
         rows = sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
         rounds = [rows[start : start + size] for start in range(0, len(rows), size)]
-        done = len(rows) - sum(map(len, missing := unfinished(rounds, known)))
+        missing = unfinished(rounds, known)
+        done = len(rows) - sum(map(len, missing))
         for batch in missing:
             yield batch
             done += len(batch)
             _log.info("%d of %d rows", done, len(rows))
 
-    def _finished(self, ids: list[int], stopped: bool) -> Generation:
-        # Not llama.cpp's own text: it writes broken UTF-8 otherwise than transformers does.
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return Generation(text.strip(), len(ids), stopped)
+    def _as_transformers_writes(self, answer: Generation) -> Generation:
+        """llama.cpp writes broken UTF-8 otherwise than transformers does."""
+        text = self.tokenizer.decode(answer.ids, skip_special_tokens=True)
+        return replace(answer, text=text.strip())
 
     def losses(
         self, examples: Sequence[Encoded], known: Rows = frozenset()
@@ -133,16 +146,15 @@ class LlamaCppEngine:
         ids = [example["input_ids"] for example in examples]
         for rows in self._rounds(ids, self.slots, known):
             pairs = [(ids[row][: starts[row]], ids[row][starts[row] :]) for row in rows]
-            for place, tokens in self.model.score(pairs):
+            for place, losses in self.model.losses(pairs):
                 labels = examples[rows[place]]["labels"][starts[rows[place]] :]
-                yield rows[place], _loss(tokens, labels)
+                yield rows[place], _supervised(losses, labels).total
 
     def stream(self, prompt: list[int], max_new_tokens: int) -> Iterator[str]:
         return self.model.stream(prompt, max_new_tokens)
 
-    def speed(self, prompt: list[int]) -> tuple[float, float]:
-        speed = self.model.speed(prompt, _SPEED_TOKENS)
-        return speed.prompt, speed.generation
+    def speed(self, prompt: list[int]) -> Speed:
+        return self.model.speed(prompt, _SPEED_TOKENS)
 
     def close(self) -> None:
         self.model.close()
@@ -180,9 +192,12 @@ def _first_label(labels: Sequence[int]) -> int:
     return next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
 
 
-def _loss(tokens: Sequence[tuple[float, bool]], labels: Sequence[int]) -> AnswerLoss:
-    counted = [one for one, label in zip(tokens, labels, strict=True) if label != IGNORED]
-    return AnswerLoss(sum(n for n, _ in counted), len(counted), sum(hit for _, hit in counted))
+def _supervised(losses: TokenLosses, labels: Sequence[int]) -> TokenLosses:
+    """Without the tokens between two answers, which llama.cpp scores as well."""
+    places = [place for place, label in enumerate(labels) if label != IGNORED]
+    return TokenLosses(
+        [losses.nats[place] for place in places], [losses.hits[place] for place in places]
+    )
 
 
 def _tokenizer_folder(candidate: Candidate) -> str:

@@ -1,4 +1,7 @@
-"""Greedy generation: many prompts in batches, or one as a stream, with the same answers."""
+"""Greedy decoding with transformers: many prompts in batches, or one as a stream, the same answers.
+
+The likeliest token of the raw logits at every step; the model's own sampling settings take no part.
+"""
 
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -7,7 +10,7 @@ from statistics import median
 import torch
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerFast
 
-from slimtune.inference.answers import Generation
+from slimtune.inference.answers import Generation, Speed
 from slimtune.inference.batching import left_padded, run_batched
 
 TOKEN_BUDGET = 8192
@@ -29,17 +32,34 @@ def generate(
 
     Batches hold at most `token_budget` tokens of prompt and answer together, fewer where their
     cache would take more than 1 GB, and are halved when memory runs out; rows that are `known` are
-    left out as `run_batched` says. The model's own sampling settings are left aside: a comparison
-    wants its first choice. Raises ResourceError where even one prompt does not fit.
+    left out as `run_batched` says. Raises ResourceError where even one prompt does not fit.
     """
-    ends = end_tokens(model, tokenizer)
 
     def answer(rows: list[int]) -> list[Generation]:
-        answers = _answers(model, [prompts[row] for row in rows], max_new_tokens, ends)
-        return [_finished(tokenizer, ids, ends) for ids in answers]
+        batch = [prompts[row] for row in rows]
+        return generate_batch(model, tokenizer, batch, max_new_tokens=max_new_tokens)
 
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
     return run_batched(lengths, min(token_budget, _fitting_budget(model)), answer, known)
+
+
+def generate_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    ends: Collection[int] | None = None,
+    margins: bool = False,
+) -> list[Generation]:
+    """The greedy answers to prompts that are decoded side by side.
+
+    `ends` are the ids that end an answer, `end_tokens` by default; `margins` asks for those of
+    `Generation`.
+    """
+    ends = end_tokens(model, tokenizer) if ends is None else ends
+    answers = _answers(model, prompts, max_new_tokens, ends, margins)
+    return [_finished(tokenizer, ids, gaps, ends) for ids, gaps in answers]
 
 
 def stream(
@@ -55,7 +75,10 @@ def stream(
     """
     ids: list[int] = []
     shown = ""
-    for token in _tokens(model, prompt, max_new_tokens, end_tokens(model, tokenizer)):
+    ends = end_tokens(model, tokenizer)
+    for _, (token,), _ in _choices(model, [prompt], max_new_tokens, ends):
+        if token in ends:
+            break
         ids.append(token)
         text = tokenizer.decode(ids, skip_special_tokens=True)
         if text.startswith(shown) and not text.endswith("\ufffd"):
@@ -65,27 +88,25 @@ def stream(
     yield rest[len(shown) :]
 
 
-def speed(model: PreTrainedModel, prompt: Sequence[int], new_tokens: int) -> tuple[float, float]:
+def speed(model: PreTrainedModel, prompt: Sequence[int], new_tokens: int) -> Speed:
     """Tokens per second of one sequence: reading `prompt`, then generating on past any EOS.
 
     Medians over up to SPEED_RUNS runs, fewer where one takes long: 32 tokens of a small model are
     over in 25 ms, and whatever else the machine does in them would count.
     """
-    found: list[tuple[float, float]] = []
+    found: list[Speed] = []
     started = time.perf_counter()
     while len(found) < SPEED_RUNS and time.perf_counter() - started < _ENOUGH:
         found.append(_speed_once(model, prompt, new_tokens))
     reading, writing = zip(*found, strict=True)
-    return median(reading), median(writing)
+    return Speed(median(reading), median(writing))
 
 
-def _speed_once(
-    model: PreTrainedModel, prompt: Sequence[int], new_tokens: int
-) -> tuple[float, float]:
+def _speed_once(model: PreTrainedModel, prompt: Sequence[int], new_tokens: int) -> Speed:
     times = [time.perf_counter()]
-    for _ in _tokens(model, prompt, new_tokens + 1, set()):
+    for _ in _choices(model, [prompt], new_tokens + 1, ends=()):
         times.append(time.perf_counter())
-    return len(prompt) / (times[1] - times[0]), new_tokens / (times[-1] - times[1])
+    return Speed(len(prompt) / (times[1] - times[0]), new_tokens / (times[-1] - times[1]))
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> set[int]:
@@ -101,22 +122,47 @@ def _fitting_budget(model: PreTrainedModel) -> int:
     return max(CACHE_BYTES // (values * model.dtype.itemsize), 1)
 
 
-@torch.inference_mode()
 def _answers(
-    model: PreTrainedModel, prompts: list[Sequence[int]], max_new_tokens: int, ends: set[int]
-) -> list[list[int]]:
-    """Answer ids of one batch; the closing EOS is the last of those that ended."""
-    answers: list[list[int]] = [[] for _ in prompts]
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    ends: Collection[int],
+    margins: bool,
+) -> list[tuple[list[int], list[float]]]:
+    """(ids, margins or nothing) of each answer of one batch, the closing end token included."""
+    answers: list[tuple[list[int], list[float]]] = [([], []) for _ in prompts]
+    for rows, tokens, logits in _choices(model, prompts, max_new_tokens, ends):
+        for row, token in zip(rows, tokens, strict=True):
+            answers[row][0].append(token)
+        if margins:
+            first, second = logits.topk(2).values.unbind(-1)
+            for row, margin in zip(rows, (first - second).tolist(), strict=True):
+                answers[row][1].append(margin)
+    return answers
+
+
+@torch.inference_mode()
+def _choices(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    ends: Collection[int],
+) -> Iterator[tuple[list[int], list[int], torch.Tensor]]:
+    """Step by step: the rows that go on, the token that each chooses, their logits (rows, ids).
+
+    A row whose token is one of `ends` is left out from the next step on.
+    """
     active = list(range(len(prompts)))
     ids, mask, positions = left_padded(prompts, model.device)
     cache: Cache | None = None
     for _ in range(max_new_tokens):
-        chosen, cache = _step(model, ids, mask, positions, cache)
-        for row, token in zip(active, chosen.tolist(), strict=True):
-            answers[row].append(token)
-        going = [place for place, row in enumerate(active) if answers[row][-1] not in ends]
+        logits, cache = _step(model, ids, mask, positions, cache)
+        chosen = logits.argmax(-1)
+        tokens = chosen.tolist()
+        yield active, tokens, logits
+        going = [place for place, token in enumerate(tokens) if token not in ends]
         if not going:
-            break
+            return
         # A finished row is dropped from the batch: it would cost as much as one that goes on.
         if len(going) < len(active):
             keep = torch.tensor(going, device=model.device)
@@ -125,24 +171,6 @@ def _answers(
             active = [active[place] for place in going]
         ids = chosen[:, None]
         mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
-        positions = positions[:, -1:] + 1
-    return answers
-
-
-@torch.inference_mode()
-def _tokens(
-    model: PreTrainedModel, prompt: Sequence[int], max_new_tokens: int, ends: set[int]
-) -> Iterator[int]:
-    """The answer ids of one prompt as they are chosen, without the EOS."""
-    ids, mask, positions = left_padded([prompt], model.device)
-    cache: Cache | None = None
-    for _ in range(max_new_tokens):
-        chosen, cache = _step(model, ids, mask, positions, cache)
-        if (token := chosen.item()) in ends:
-            return
-        yield token
-        ids = chosen[:, None]
-        mask = torch.cat([mask, mask.new_ones(1, 1)], dim=1)
         positions = positions[:, -1:] + 1
 
 
@@ -153,7 +181,7 @@ def _step(
     positions: torch.Tensor,
     cache: Cache | None,
 ) -> tuple[torch.Tensor, Cache]:
-    """The likeliest next token of each row (rows,), and the cache that holds all tokens so far."""
+    """Logits of each row's next token (rows, vocabulary), and the cache with all tokens so far."""
     output = model(
         input_ids=ids,
         attention_mask=mask,
@@ -162,11 +190,13 @@ def _step(
         use_cache=True,
         logits_to_keep=1,
     )
-    return output.logits[:, -1].argmax(-1), output.past_key_values
+    return output.logits[:, -1], output.past_key_values
 
 
-def _finished(tokenizer: PreTrainedTokenizerFast, ids: list[int], ends: set[int]) -> Generation:
+def _finished(
+    tokenizer: PreTrainedTokenizerFast, ids: list[int], margins: list[float], ends: Collection[int]
+) -> Generation:
     stopped = bool(ids) and ids[-1] in ends
     kept = ids[:-1] if stopped else ids
     text = tokenizer.decode(kept, skip_special_tokens=True)
-    return Generation(text.strip(), len(kept), stopped)
+    return Generation(text.strip(), kept, stopped, margins or None)

@@ -25,7 +25,7 @@ from slimtune.inference.batching import in_order
 from slimtune.models.adapters import ADAPTER_WEIGHTS
 from slimtune.models.folders import local_folder, weight_files
 
-Kept = TypeVar("Result", Generation, AnswerLoss)
+Kept = TypeVar("Kept", Generation, AnswerLoss)
 RowNumbers = set[int]
 
 
@@ -53,15 +53,13 @@ class Predictions:
 
         A row found again replaces what was known: it belongs to a batch that was cut short.
         """
-        known = {
-            row: _built(kind, self.known[name])
-            for row, key in enumerate(self.rows)
-            if (name := f"{kind.__name__}:{key}") in self.known
-        }
-        for row, result in find(set(known)):
-            known[row] = result
-            self._keep(f"{kind.__name__}:{self.rows[row]}", asdict(result))
-        return in_order(known.items())
+        names = [f"{kind.__name__}:{key}" for key in self.rows]
+        rows = [row for row, name in enumerate(names) if name in self.known]
+        results = {row: kind(**self.known[names[row]]) for row in rows}
+        for row, result in find(set(results)):
+            results[row] = result
+            self._keep(names[row], asdict(result))
+        return in_order(results.items())
 
     def finish(self, outcome: Outcome) -> None:
         """Notes that nothing is missing, and what it took."""
@@ -103,12 +101,13 @@ def _read(file: Path) -> dict[str, Any]:
     return found
 
 
-def _built(kind: type[Kept], values: dict[str, Any]) -> Kept:
-    return kind(**{field.name: values[field.name] for field in fields(kind)})
-
-
 def _asked(question: Question) -> list[Any]:
-    return [[dict(message) for message in question.messages], question.reference]
+    """What an answer belongs to: the question, and the shape in which this version keeps answers.
+
+    Those of a version that kept less are asked for again.
+    """
+    shape = [field.name for kind in (Generation, AnswerLoss) for field in fields(kind)]
+    return [[dict(message) for message in question.messages], question.reference, shape]
 
 
 def _weights(candidate: Candidate) -> list[tuple[str, int, int]]:
@@ -119,7 +118,9 @@ def _weights(candidate: Candidate) -> list[tuple[str, int, int]]:
         files = weight_files(local_folder(candidate.reference))
     if candidate.adapter:
         files = [*files, Path(candidate.adapter) / ADAPTER_WEIGHTS]
-    return [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+    states = [file.stat() for file in files]
+    pairs = zip(files, states, strict=True)
+    return [(file.name, state.st_size, state.st_mtime_ns) for file, state in pairs]
 
 
 def _digest(value: Any) -> str:

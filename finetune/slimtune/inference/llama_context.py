@@ -1,7 +1,7 @@
 """One GGUF in llama.cpp, in this process: logits, greedy decoding of many prompts side by side.
 
-Use `slimtune.models.llama_cpp`, which keeps this in a child process: llama.cpp aborts the process
-on some files.
+Use `llama_cpp`, which keeps this in a child process: llama.cpp aborts the process on some files.
+Nothing here imports torch, which would cost that child seconds and memory.
 """
 
 import codecs
@@ -15,30 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from slimtune.console import InputError, ResourceError
+from slimtune.inference.answers import Generation, Speed, TokenLosses
 from slimtune.inference.llama_library import LOG_CALLBACK, library
 
 _ERROR_LEVEL = 4
 
 
-@dataclass(frozen=True)
-class LlamaAnswer:
-    """A greedy answer without its end token; `end` is eos, stop (a stop string) or length."""
-
-    text: str
-    ids: list[int]
-    end: str
-
-    @property
-    def stopped_at_eos(self) -> bool:
-        return self.end == "eos"
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Tokens per second of one sequence: reading the prompt, then generating."""
-
-    prompt: float
-    generation: float
+Prompt = Sequence[int]
+Entry = tuple[int, int, int, bool]  # slot, position, token, whether its logits are wanted
 
 
 @dataclass
@@ -49,6 +33,7 @@ class _Answer:
     position: int = 0
     ids: list[int] = field(default_factory=list)
     text: str = ""
+    stopped: bool = False
     decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
     )
@@ -88,8 +73,8 @@ class LlamaContext:
         return buffer.raw[: max(size, 0)]
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str]
-    ) -> Iterator[tuple[int, LlamaAnswer]]:
+        self, prompts: Sequence[Prompt], max_new_tokens: int
+    ) -> Iterator[tuple[int, Generation]]:
         """(prompt's index, answer) in the order they finish; a free slot takes the next prompt."""
         for prompt in prompts:
             self._require_room(len(prompt))
@@ -103,42 +88,33 @@ class LlamaContext:
                     running[slot] = (index, _Answer(list(prompt)))
             for slot, token in self._step({slot: answer for slot, (_, answer) in running.items()}):
                 index, answer = running[slot]
-                if end := self._advance(answer, token, max_new_tokens, stop):
-                    yield index, self._finished(answer, end, stop)
+                self._advance(answer, token)
+                if self._ended(answer, max_new_tokens):
+                    yield index, Generation(_text(answer).strip(), answer.ids, answer.stopped)
                     del running[slot]
 
-    def stream(
-        self, prompt: Sequence[int], max_new_tokens: int, stop: Sequence[str]
-    ) -> Iterator[str]:
-        """One answer's text, piece by piece; what may become a stop string is held back."""
+    def stream(self, prompt: Prompt, max_new_tokens: int) -> Iterator[str]:
+        """One answer's text, piece by piece."""
         self._require_room(len(prompt))
         self.lib.llama_memory_seq_rm(self.memory, 0, -1, -1)
-        answer, shown, end = _Answer(list(prompt)), 0, ""
-        while not end:
+        answer, shown, ended = _Answer(list(prompt)), 0, False
+        while not ended:
             for _, token in self._step({0: answer}):
-                end = self._advance(answer, token, max_new_tokens, stop)
-            text = self._finished(answer, end, stop).text if end else answer.text
-            safe = len(text) if end else len(text) - _held_back(text, stop)
-            if safe > shown:
-                yield text[shown:safe]
-                shown = safe
+                self._advance(answer, token)
+                ended = self._ended(answer, max_new_tokens)
+            text = _text(answer) if ended else answer.text
+            if len(text) > shown:
+                yield text[shown:]
+                shown = len(text)
 
-    def nll(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
-        """-log p(token | everything before it) of each answer token, in nats."""
-        return [nats for nats, _ in self._scores([(prompt, answer)])[0]]
-
-    def score(
-        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
-    ) -> Iterator[tuple[int, list[tuple[float, bool]]]]:
-        """(pair's index, [(nll, whether it is the likeliest) of each answer token])."""
+    def losses(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> Iterator[tuple[int, TokenLosses]]:
+        """(index, losses of the answer's tokens) of (prompt, answer) pairs, `slots` at a time."""
         for start in range(0, len(pairs), self.slots):
-            yield from enumerate(self._scores(pairs[start : start + self.slots]), start)
+            yield from enumerate(self._losses(pairs[start : start + self.slots]), start)
 
-    def _scores(
-        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
-    ) -> list[list[tuple[float, bool]]]:
-        """The scores of at most `slots` (prompt, answer) pairs, decoded side by side."""
-        entries: list[tuple[int, int, int, bool]] = []
+    def _losses(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> list[TokenLosses]:
+        """Those of at most `slots` pairs, decoded side by side."""
+        entries: list[Entry] = []
         targets: list[int] = []
         for slot, (prompt, answer) in enumerate(pairs):
             ids = [*prompt, *answer]
@@ -147,16 +123,18 @@ class LlamaContext:
             for position, token in enumerate(ids[:-1]):
                 entries.append((slot, position, token, position + 1 >= len(prompt)))
             targets += ids[1:]
-        found: list[list[tuple[float, bool]]] = [[] for _ in pairs]
+        found = [TokenLosses([], []) for _ in pairs]
         for start in range(0, len(entries), self.room):
             part = entries[start : start + self.room]
             self._decode(part)
             for row, (slot, _, _, wanted) in enumerate(part):
                 if wanted:
-                    found[slot].append(_score(self._logits(row), targets[start + row]))
+                    nats, hit = _loss(self._logits(row), targets[start + row])
+                    found[slot].nats.append(nats)
+                    found[slot].hits.append(hit)
         return found
 
-    def speed(self, prompt: Sequence[int], new_tokens: int) -> Speed:
+    def speed(self, prompt: Prompt, new_tokens: int) -> Speed:
         self._require_room(len(prompt) + new_tokens)
         self.lib.llama_memory_seq_rm(self.memory, 0, -1, -1)
         answer = _Answer(list(prompt))
@@ -171,7 +149,7 @@ class LlamaContext:
 
     def _step(self, answers: dict[int, _Answer]) -> list[tuple[int, int]]:
         """Reads all pending tokens that fit a batch; (slot, next token) where none is left."""
-        entries: list[tuple[int, int, int, bool]] = []
+        entries: list[Entry] = []
         ready: list[tuple[int, int]] = []
         for slot, answer in answers.items():
             taken = answer.pending[: self.room - len(entries)]
@@ -185,26 +163,19 @@ class LlamaContext:
         self._decode(entries)
         return [(slot, int(np.argmax(self._logits(row)))) for slot, row in ready]
 
-    def _advance(
-        self, answer: _Answer, token: int, max_new_tokens: int, stop: Sequence[str]
-    ) -> str:
-        """Adds a token to an answer; how the answer ends with it, "" if it goes on."""
-        if self.lib.llama_vocab_is_eog(self.vocabulary, token):
-            return "eos"
-        answer.ids.append(token)
-        answer.text += answer.decoder.decode(self.piece(token))
-        if any(word in answer.text for word in stop):
-            return "stop"
-        answer.pending = [token]
+    def _advance(self, answer: _Answer, token: int) -> None:
+        """Adds the token that was chosen to an answer, or ends it with that."""
+        answer.stopped = self.lib.llama_vocab_is_eog(self.vocabulary, token)
+        if not answer.stopped:
+            answer.ids.append(token)
+            answer.text += answer.decoder.decode(self.piece(token))
+            answer.pending = [token]
+
+    def _ended(self, answer: _Answer, max_new_tokens: int) -> bool:
         full = answer.position >= self.context or len(answer.ids) >= max_new_tokens
-        return "length" if full else ""
+        return answer.stopped or full
 
-    def _finished(self, answer: _Answer, end: str, stop: Sequence[str]) -> LlamaAnswer:
-        text = answer.text + answer.decoder.decode(b"", final=True)
-        cut = min((text.index(word) for word in stop if word in text), default=len(text))
-        return LlamaAnswer(text[:cut], answer.ids, end)
-
-    def _decode(self, entries: Sequence[tuple[int, int, int, bool]]) -> None:
+    def _decode(self, entries: Sequence[Entry]) -> None:
         batch = self.batch
         batch.n_tokens = len(entries)
         for row, (slot, position, token, logits) in enumerate(entries):
@@ -262,15 +233,14 @@ class LlamaContext:
         return self.errors[0].replace("\n", " ") if self.errors else otherwise
 
 
-def _score(logits: np.ndarray, token: int) -> tuple[float, bool]:
-    """-log p(token) in nats, and whether no token is likelier."""
+def _text(answer: _Answer) -> str:
+    """The whole text; half a UTF-8 character at its end becomes U+FFFD."""
+    return answer.text + answer.decoder.decode(b"", final=True)
+
+
+def _loss(logits: np.ndarray, token: int) -> tuple[float, bool]:
+    """−ln p(token) in nats, and whether no token is likelier."""
     wide = logits.astype(np.float64)
     top = wide.max()
     nats = float(top + np.log(np.exp(wide - top).sum()) - wide[token])
     return nats, int(logits.argmax()) == token
-
-
-def _held_back(text: str, stop: Sequence[str]) -> int:
-    """Length of the longest end of `text` with which a stop string begins."""
-    lengths = (n for word in stop for n in range(1, len(word)) if text.endswith(word[:n]))
-    return max(lengths, default=0)

@@ -1,4 +1,4 @@
-"""Runs a GGUF file in llama.cpp, in a child process: llama.cpp may abort or hang, we may not.
+"""A GGUF file in llama.cpp, in a child process: llama.cpp may abort or hang, we may not.
 
     with LlamaCpp(Path("model-Q4_K_M.gguf"), context=1024, slots=8) as model:
         ids = model.tokenize("[INST] Hello [/INST]")
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from slimtune.console import InputError, ResourceError, SlimTuneError
-from slimtune.inference.llama_context import LlamaAnswer, LlamaContext, Speed
+from slimtune.inference.answers import Generation, Speed, TokenLosses
+from slimtune.inference.llama_context import LlamaContext, Prompt
 from slimtune.inference.llama_library import library
 
-__all__ = ["LlamaAnswer", "LlamaCpp", "Speed", "require_gguf"]
 _log = logging.getLogger(__name__)
 
 _MAGIC = b"GGUF"
@@ -99,24 +99,20 @@ class LlamaCpp:
         """Ids as Ollama gets them: BOS first if the file says so, `</s>` in the text is EOS."""
         return self._ask("tokenize", text, add_special, parse_special)
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str] = ()
-    ) -> list[LlamaAnswer]:
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Generation]:
         """Greedy answers to prompts given as ids, in the order of the prompts."""
-        answers = dict(self.answers(prompts, max_new_tokens, stop))
+        answers = dict(self.answers(prompts, max_new_tokens))
         return [answers[index] for index in range(len(prompts))]
 
     def answers(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str] = ()
-    ) -> Iterator[tuple[int, LlamaAnswer]]:
+        self, prompts: Sequence[Prompt], max_new_tokens: int
+    ) -> Iterator[tuple[int, Generation]]:
         """The same as (prompt's index, answer), each as soon as it is finished."""
-        return self._tell("generate", prompts, max_new_tokens, list(stop))
+        return self._tell("generate", prompts, max_new_tokens)
 
-    def stream(
-        self, prompt: Sequence[int], max_new_tokens: int, stop: Sequence[str] = ()
-    ) -> Iterator[str]:
+    def stream(self, prompt: Prompt, max_new_tokens: int) -> Iterator[str]:
         """One greedy answer's text as it grows; leaving the loop early ends the generation."""
-        parts = self._tell("stream", prompt, max_new_tokens, list(stop))
+        parts = self._tell("stream", prompt, max_new_tokens)
         try:
             yield from parts
         except GeneratorExit:
@@ -125,20 +121,14 @@ class LlamaCpp:
                 pass
             raise
 
-    def nll(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
-        """Negative log-likelihood of each answer token given all before it, nats."""
-        return self._ask("nll", prompt, answer)
+    def losses(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> Iterator[tuple[int, TokenLosses]]:
+        """(index, losses of the answer's tokens) of (prompt, answer) pairs.
 
-    def score(
-        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
-    ) -> Iterator[tuple[int, list[tuple[float, bool]]]]:
-        """(index, [(nll, whether it is the likeliest) of each answer token]) of prompts, answers.
-
-        As many side by side as there are slots.
+        As many side by side as there are slots; one by one the last digits are others.
         """
-        return self._tell("score", pairs)
+        return self._tell("losses", pairs)
 
-    def speed(self, prompt: Sequence[int], new_tokens: int = 64) -> Speed:
+    def speed(self, prompt: Prompt, new_tokens: int = 64) -> Speed:
         """Tokens per second of one sequence: reading `prompt`, then writing `new_tokens`."""
         return self._ask("speed", prompt, new_tokens)
 
@@ -276,9 +266,8 @@ def _once(method: Callable[..., object]) -> Callable[..., Iterator[object]]:
 
 _VERBS: dict[str, Callable[..., Iterator[object]]] = {
     "tokenize": _once(LlamaContext.tokenize),
-    "nll": _once(LlamaContext.nll),
     "speed": _once(LlamaContext.speed),
     "generate": LlamaContext.generate,
-    "score": LlamaContext.score,
+    "losses": LlamaContext.losses,
     "stream": LlamaContext.stream,
 }

@@ -30,7 +30,7 @@ def outcome(label: str, right: int, nats_per_token: float, tokens: int = 4) -> O
         AnswerLoss(tokens * (nats_per_token + chance.uniform(-0.2, 0.2)), tokens, tokens // 2)
         for _ in texts
     ]
-    generations = [Generation(text, 3, True) for text in texts]
+    generations = [Generation(text, [1, 2, 3], True) for text in texts]
     asked = Asked(f"{tokens} tokens an answer", ())
     return Outcome(Candidate(label, label), generations, losses, asked, COST)
 
@@ -94,7 +94,7 @@ def test_the_best_of_several_references_counts():
     asked = Question("r", ({"role": "user", "content": "?"},), ("a long walk", "Paris", "巴黎"))
     said = Outcome(
         Candidate("m", "m"),
-        [Generation("巴黎。", 2, True)],
+        [Generation("巴黎。", [1, 2], True)],
         [AnswerLoss(1.0, 1)],
         Asked("", ()),
         COST,
@@ -106,7 +106,7 @@ def test_a_row_names_its_pattern():
     asked = Question("r", ({"role": "user", "content": "?"},), ("so #### 7",), "gsm8k")
     said = Outcome(
         Candidate("m", "m"),
-        [Generation("#### 7", 2, True)],
+        [Generation("#### 7", [1, 2], True)],
         [AnswerLoss(1.0, 1)],
         Asked("", ()),
         COST,

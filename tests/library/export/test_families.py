@@ -18,8 +18,9 @@ from transformers import (
 
 from slimtune import prompts
 from slimtune.export.gguf_writer import write_gguf
-from slimtune.export.proof import reference
+from slimtune.inference.generation import generate_batch
 from slimtune.inference.llama_cpp import LlamaCpp
+from slimtune.inference.token_losses import batch_losses
 from slimtune.models import tokenizers
 from slimtune.models.checkpoints import copy_companions
 
@@ -49,15 +50,16 @@ def compare(folder: Path, file: Path, kind: str) -> None:
     text = (SHARED / "text" / "tinystories.txt").read_text(encoding="utf-8")[:800]
     with LlamaCpp(file, context=512, threads=1) as gguf:
         asked, story = gguf.tokenize("Once upon a time"), gguf.tokenize(text)
-        assert story == tokenizers.load_tokenizer(folder)(text).input_ids and len(story) > 250
+        tokenizer = tokenizers.load_tokenizer(folder)
+        assert story == tokenizer(text).input_ids and len(story) > 250
         answer = gguf.generate([asked], 100)[0].ids
-        losses = gguf.nll(story[:1], story[1:])
-    assert answer == reference.greedy(model, asked, eos=2, max_new_tokens=100)[0]
-    assert len(answer) == 100
-    expected = reference.nll(model, story[:1], story[1:])
-    assert sum(losses) / len(losses) == pytest.approx(
-        sum(expected) / len(expected), abs=ALLOWED[kind]
-    )
+        ((_, losses),) = gguf.losses([(story[:1], story[1:])])
+    (wanted,) = generate_batch(model, tokenizer, [asked], max_new_tokens=100, ends=[2])
+    assert answer == wanted.ids and len(answer) == 100
+    (expected,) = batch_losses(model, [{"input_ids": story, "labels": [-100, *story[1:]]}])
+    assert len(losses.nats) == len(expected.nats) == len(story) - 1
+    per_token = [found.total.nats / found.total.tokens for found in (losses, expected)]
+    assert per_token[0] == pytest.approx(per_token[1], abs=ALLOWED[kind])
 
 
 @needs_stories

@@ -11,10 +11,9 @@ from slimtune import prompts
 from slimtune.artifacts import sha256
 from slimtune.console import QualityError
 from slimtune.export import conversion, gguf_writer, preflight
-from slimtune.export.proof.reference import ModelAnswer
 from slimtune.export.proof.verify import _require_stops
 from slimtune.export.quant_types import EXACT, QUANTIZATIONS, TOLERANCES
-from slimtune.inference.llama_cpp import LlamaAnswer
+from slimtune.inference.answers import Generation
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +109,11 @@ def test_every_type_has_a_tolerance_and_coarser_ones_a_larger():
 
 
 @pytest.mark.parametrize(
-    ("ends", "fails"), [(["eos", "eos"], False), (["eos", "length"], False), (["length"] * 2, True)]
+    ("ends", "fails"), [((True, True), False), ((True, False), False), ((False, False), True)]
 )
 def test_at_least_half_of_the_answers_that_end_must_end(ends, fails, tmp_path):
-    said = [ModelAnswer([3], [1.0, 1.0], stopped, [3, 2], [1.0]) for stopped in (True, True, False)]
-    answers = [LlamaAnswer("x", [3], end) for end in [*ends, "length"]]
+    said = [Generation("x", [3], stopped) for stopped in (True, True, False)]
+    answers = [Generation("x", [3], stopped) for stopped in (*ends, False)]
     if not fails:
         return _require_stops(tmp_path, said, answers)
     with pytest.raises(QualityError, match="2 of 2 answers do not end"):

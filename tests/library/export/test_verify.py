@@ -13,7 +13,7 @@ from slimtune.console import InputError, QualityError
 from slimtune.export.gguf_writer import write_gguf
 from slimtune.export.proof import reference
 from slimtune.export.proof import verify as room
-from slimtune.export.proof.reference import truth
+from slimtune.export.proof.reference import build_reference
 from slimtune.export.proof.verify import verify
 from slimtune.inference import llama_cpp
 from slimtune.models import tokenizers
@@ -36,7 +36,7 @@ def prove(folder, kind: str, tmp_path, **options: object) -> room.Proof:
     if not file.exists():
         write_gguf(folder, file, kind)
     options = {"compared": 4, "max_new_tokens": 10} | options
-    return verify(file, truth(folder, ROWS, TEMPLATE, **options), kind, threads=1)
+    return verify(file, build_reference(folder, ROWS, TEMPLATE, **options), kind, threads=1)
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16"])
@@ -72,7 +72,7 @@ def test_no_rows_compare_ids_alone(folder, tmp_path, monkeypatch):
     proof = prove(folder, "F16", tmp_path, compared=0)
     assert proof == room.Proof(prompts=4, rows=0)
     with pytest.raises(InputError, match="nothing to prove"):
-        verify(tmp_path / "F16.gguf", truth(folder, [], TEMPLATE, compared=0), "F16")
+        verify(tmp_path / "F16.gguf", build_reference(folder, [], TEMPLATE, compared=0), "F16")
 
 
 def test_other_weights_are_found_by_text_or_likelihood(folder, tmp_path):

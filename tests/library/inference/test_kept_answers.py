@@ -36,16 +36,17 @@ lines, words = int(sys.argv[1]), sys.argv[2:]
 import torch
 torch.set_num_threads(1)
 from running import run
-from slimtune.evaluation import comparison, predictions
+from slimtune.evaluation import comparison
+from slimtune.inference import kept_answers
 comparison._in_child = comparison._here
-keep, written = predictions.Predictions._keep, iter(range(1, lines + 1))
+keep, written = kept_answers.Predictions._keep, iter(range(1, lines + 1))
 def keep_or_die(self, name, value):
     if next(written) == lines:
         with self.file.open("a", encoding="ascii") as handle:
             handle.write('\\n{"Generation:half a li')
         os.kill(os.getpid(), signal.SIGKILL)
     keep(self, name, value)
-predictions.Predictions._keep = keep_or_die
+kept_answers.Predictions._keep = keep_or_die
 sys.exit(run(*words).err)
 """
 

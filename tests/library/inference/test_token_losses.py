@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from slimtune.inference.batching import in_order
-from slimtune.inference.token_losses import answer_losses
+from slimtune.inference.token_losses import token_losses
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,8 @@ def plain(model, example) -> tuple[float, int, int]:
 
 
 def test_batched_losses_equal_the_definition(model, examples):
-    losses = in_order(answer_losses(model, examples, token_budget=120))
+    found = in_order(token_losses(model, examples, token_budget=120))
+    losses = [one.total for one in found]
     assert sum(loss.hits for loss in losses) > 0
     for loss, example in zip(losses, examples, strict=True):
         nats, tokens, hits = plain(model, example)
@@ -45,6 +46,6 @@ def test_logits_start_at_the_first_answer_of_the_batch(model, examples):
     """Prompts must cost no vocabulary-sized memory."""
     widths = []
     hook = model.lm_head.register_forward_hook(lambda _, __, out: widths.append(out.shape[1]))
-    list(answer_losses(model, [{"input_ids": [1] + [5] * 30, "labels": [-100] * 29 + [5, 5]}]))
+    list(token_losses(model, [{"input_ids": [1] + [5] * 30, "labels": [-100] * 29 + [5, 5]}]))
     hook.remove()
     assert widths == [3]

@@ -1,1 +1,37 @@
-"""The proof that a GGUF file is the model it was made from."""
+"""The conversations that a proof compares: read and rendered before the work, without torch."""
+
+from slimtune import prompts
+from slimtune.config import Config
+from slimtune.data.rows import beside, read_rows
+from slimtune.prompts import ChatMessage
+
+_ROWS = {"quick": 8, "full": 64, "off": 1}  # Ollama is asked one even where nothing is proven
+
+# For models converted without prepared rows at hand; with digits, code, Chinese and an emoji.
+_PROMPTS = (
+    "What is 12 + 30?",
+    "Translate to Chinese: good morning",
+    "用一句话介绍一下你自己。",
+    'Explain this line:\n    print(f"{1 + 1:>4}")',
+    "List three colours 🙂",
+)
+
+
+def proof_rows(config: Config, template: str) -> list[list[ChatMessage]]:
+    """The first rows of the test data, else prompts of our own after the system prompt.
+
+    Raises InputError for rows that cannot be read, or that the template refuses.
+    """
+    rows = _conversations(config)[: _ROWS[config.gguf.verify]]
+    for messages in rows:
+        prompts.render(messages, template, bos_token="<s>", eos_token="</s>")
+    return rows
+
+
+def _conversations(config: Config) -> list[list[ChatMessage]]:
+    file = config.evaluation.test_data or beside(config.training.train_data, "test")
+    if file and file.is_file():
+        return [row["messages"] for row in read_rows(file)]
+    system = config.model.system_prompt
+    opening = [ChatMessage(role="system", content=system)] if system else []
+    return [[*opening, ChatMessage(role="user", content=text)] for text in _PROMPTS]

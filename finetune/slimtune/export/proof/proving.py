@@ -11,7 +11,7 @@ from typing import Any
 from slimtune.console import SlimTuneError, near
 from slimtune.export.plan import ModelSource
 from slimtune.export.preflight import reference_precision
-from slimtune.export.proof.reference import Truth, truth
+from slimtune.export.proof.reference import Reference, build_reference
 from slimtune.export.proof.verify import verify
 from slimtune.prompts import ChatMessage
 
@@ -25,7 +25,9 @@ _SHORT = {
 }
 
 
-def ask_model(source: ModelSource, template: str, rows: Sequence[Sequence[ChatMessage]]) -> Truth:
+def affordable_reference(
+    source: ModelSource, template: str, rows: Sequence[Sequence[ChatMessage]]
+) -> Reference:
     """What the model says to the rows of the proof, once for all its files.
 
     Where memory holds the model in bfloat16 only, that is the reference; where not even that, no
@@ -34,16 +36,17 @@ def ask_model(source: ModelSource, template: str, rows: Sequence[Sequence[ChatMe
     precision = reference_precision(source.folder)
     if precision != "float32":
         _log.info("proof %s", _SHORT[precision])
-    compared = len(rows) if precision else 0
-    return truth(source, rows, template, compared=compared, precision=precision or "float32")
+    if precision is None:
+        return build_reference(source, rows, template, compared=0)
+    return build_reference(source, rows, template, compared=len(rows), precision=precision)
 
 
-def prove(written: Path, final: Path, quantization: str, said: Truth) -> dict[str, Any]:
+def prove(written: Path, final: Path, quantization: str, reference: Reference) -> dict[str, Any]:
     """`{"proof": ...}` for the run's record.
 
     Raises QualityError for a difference, ResourceError where llama.cpp hangs or lacks memory.
     """
-    found = verify(written, said, quantization, patience=_PATIENCE)
+    found = verify(written, reference, quantization, patience=_PATIENCE)
     failed_name(final).unlink(missing_ok=True)  # an earlier attempt's
     return {"proof": asdict(found)}
 

@@ -1,15 +1,17 @@
-"""What the model itself says, in transformers: the truth that its GGUF files are measured by."""
+"""What the model itself says, in transformers: the reference that its GGUF files are proven by."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from slimtune import prompts
 from slimtune.export.plan import ModelSource, as_source, load_model
 from slimtune.export.quant_types import Precision
+from slimtune.inference.answers import Generation, TokenLosses
+from slimtune.inference.generation import generate_batch
+from slimtune.inference.token_losses import batch_losses
 from slimtune.models import tokenizers
 from slimtune.prompts import IGNORED, ChatMessage
 
@@ -24,32 +26,26 @@ class ProofRow:
 
 
 @dataclass(frozen=True)
-class ModelAnswer:
-    """A greedy answer without its end token, and how likely the scored answer is.
+class ReferenceAnswer:
+    """The greedy answer with its margins, and the `losses` of the ids that are `scored`."""
 
-    `margins`: nats between first and second choice of each step, the end included; `scored`: the
-    ids whose negative log-likelihoods (nats) are `losses`.
-    """
-
-    ids: list[int]
-    margins: list[float]
-    stopped: bool
+    generation: Generation
     scored: list[int]
-    losses: list[float]
+    losses: TokenLosses
 
 
 @dataclass(frozen=True)
-class Truth:
+class Reference:
     """Rows, and what the model says to the first of them: to none where memory is short."""
 
     tokenizer: PreTrainedTokenizerFast
     rows: list[ProofRow]
-    said: list[ModelAnswer]
+    answers: list[ReferenceAnswer]
     precision: Precision
     max_new_tokens: int
 
 
-def truth(
+def build_reference(
     model: Path | str | ModelSource,
     conversations: Sequence[Sequence[ChatMessage]],
     template: str,
@@ -57,7 +53,7 @@ def truth(
     compared: int = 4,
     precision: Precision = "float32",
     max_new_tokens: int = 48,
-) -> Truth:
+) -> Reference:
     """Rows of all conversations, and the model's words on the first `compared`.
 
     A last assistant message is the answer whose likelihood counts, else the greedy answer is.
@@ -66,47 +62,30 @@ def truth(
     source = as_source(model)
     tokenizer = tokenizers.load_tokenizer(str(source.folder))
     rows = [_row(tokenizer, messages, template) for messages in conversations]
-    loaded = load_model(source, precision) if compared else None
-    eos = tokenizer.eos_token_id
-    said = [refer(loaded, r.prompt, r.answer, eos, max_new_tokens) for r in rows[:compared]]
-    return Truth(tokenizer, rows, said, precision, max_new_tokens)
+    answers: list[ReferenceAnswer] = []
+    if compared:
+        loaded = load_model(source, precision)
+        answers = [_answer(loaded, tokenizer, row, max_new_tokens) for row in rows[:compared]]
+    return Reference(tokenizer, rows, answers, precision, max_new_tokens)
 
 
-def refer(
-    model: PreTrainedModel, prompt: list[int], answer: list[int], eos: int, max_new_tokens: int
-) -> ModelAnswer:
-    """The greedy answer to a prompt, and the losses of `answer` (empty: of the greedy one)."""
-    ids, margins, stopped = greedy(model, prompt, eos, max_new_tokens)
-    scored = answer or ids + [eos] * stopped
-    return ModelAnswer(ids, margins, stopped, scored, nll(model, prompt, scored))
+def _answer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, row: ProofRow, max_new_tokens: int
+) -> ReferenceAnswer:
+    """One row alone: what it says must not depend on its neighbours in a batch.
 
-
-@torch.inference_mode()
-def greedy(
-    model: PreTrainedModel, prompt: list[int], eos: int, max_new_tokens: int
-) -> tuple[list[int], list[float], bool]:
-    """Ids, margins, stopped: argmax of the raw logits; no generation_config takes part."""
-    ids, margins = [], []
-    step, cache = torch.tensor([prompt]), None
-    while len(ids) < max_new_tokens:
-        out = model(step, past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
-        top = out.logits[0, -1].topk(2)
-        margins.append(float(top.values[0] - top.values[1]))
-        token = int(top.indices[0])
-        if token == eos:
-            return ids, margins, True
-        ids.append(token)
-        step = torch.tensor([[token]])
-    return ids, margins, False
-
-
-@torch.inference_mode()
-def nll(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> list[float]:
-    """-log p of each answer token given all before it, nats."""
-    ids = torch.tensor([*prompt, *answer])
-    logits = model(ids[None, :-1]).logits[0, len(prompt) - 1 :].float()
-    return torch.nn.functional.cross_entropy(logits, ids[len(prompt) :], reduction="none").tolist()
+    The tokenizer's EOS alone ends an answer, as training has it; generation_config has no say.
+    """
+    end = tokenizer.eos_token_id
+    (generation,) = generate_batch(
+        model, tokenizer, [row.prompt], max_new_tokens=max_new_tokens, ends=[end], margins=True
+    )
+    scored = row.answer or generation.ids
+    if generation.stopped and not row.answer:
+        scored = [*scored, end]
+    labels = [IGNORED] * len(row.prompt) + scored
+    (losses,) = batch_losses(model, [{"input_ids": [*row.prompt, *scored], "labels": labels}])
+    return ReferenceAnswer(generation, scored, losses)
 
 
 def _row(

@@ -1,8 +1,8 @@
 """The proof that a GGUF is the model it was made from: same ids, same greedy text, same likelihood.
 
-llama.cpp answers in a child process; what transformers says (`reference.truth`) is asked once for
-all files of a model. Ids are compared the way Ollama makes them: the rendered text without BOS,
-which the file's own settings must add.
+llama.cpp answers in a child process; what transformers says (`reference`) is asked once for all
+files of a model. Ids are compared the way Ollama makes them: the rendered text without BOS, which
+the file's own settings must add.
 """
 
 import logging
@@ -13,9 +13,10 @@ from pathlib import Path
 import gguf as gguf_format
 
 from slimtune.console import InputError, QualityError
-from slimtune.export.proof.reference import ModelAnswer, ProofRow, Truth
+from slimtune.export.proof.reference import ProofRow, Reference
 from slimtune.export.quant_types import EXACT, REFERENCE_IN_BF16, TIE, TOLERANCES
-from slimtune.inference.llama_cpp import LlamaAnswer, LlamaCpp
+from slimtune.inference.answers import Generation, TokenLosses
+from slimtune.inference.llama_cpp import LlamaCpp
 
 _log = logging.getLogger(__name__)
 
@@ -43,67 +44,75 @@ class Proof:
 
 def verify(
     gguf: Path,
-    truth: Truth,
+    reference: Reference,
     quantization: str,
     *,
     threads: int | None = None,
     patience: float = 600.0,
 ) -> Proof:
-    """Compares the ids of all rows, the end token, then text and likelihood where there is truth.
+    """Compares the ids of all rows and the end token, then text and likelihood of those answered.
 
     Raises QualityError for the first difference found, also when llama.cpp refuses the file or
     crashes on it; ResourceError where xllamacpp is missing, memory does not suffice, or llama.cpp
     says nothing for `patience` seconds; InputError without rows.
     """
-    if not truth.rows:
+    if not reference.rows:
         raise InputError(f"{gguf}: nothing to prove it with", "no row was given", "give some rows")
     try:
-        answers, losses = _ask(gguf, truth, threads, patience)
+        answers, losses = _ask(gguf, reference, threads, patience)
     except InputError as error:
         why = f"{error.what}: {error.why}"
         raise QualityError(f"{gguf}: the proof failed", why, error.cure) from error
-    if not truth.said:
-        return Proof(len(truth.rows), 0)
-    if _exact(truth, quantization):
-        for row, said, answer in zip(truth.rows, truth.said, answers, strict=False):
-            _require_same_text(gguf, truth, row, said, answer)
-    expected, measured = _mean([said.losses for said in truth.said]), _mean(losses)
-    _require_likelihood(gguf, truth, quantization, expected, measured)
-    _require_stops(gguf, truth.said, answers)
+    if not reference.answers:
+        return Proof(len(reference.rows), 0)
+    expected = [one.generation for one in reference.answers]
+    if _exact(reference, quantization):
+        for row, said, answer in zip(reference.rows, expected, answers, strict=False):
+            _require_same_text(gguf, row, said, answer)
+    nll_reference = _mean([one.losses for one in reference.answers])
+    nll_gguf = _mean(losses)
+    _require_likelihood(gguf, reference, quantization, nll_reference, nll_gguf)
+    _require_stops(gguf, expected, answers)
     return Proof(
-        prompts=len(truth.rows),
-        rows=len(truth.said),
-        agreement=_agreement(truth.said, answers),
-        nll_reference=expected,
-        nll_gguf=measured,
-        stopped=sum(answer.stopped_at_eos for answer in answers),
-        stopping=sum(said.stopped for said in truth.said),
+        prompts=len(reference.rows),
+        rows=len(reference.answers),
+        agreement=_agreement(expected, answers),
+        nll_reference=nll_reference,
+        nll_gguf=nll_gguf,
+        stopped=sum(answer.stopped for answer in answers),
+        stopping=sum(answer.stopped for answer in expected),
     )
 
 
 def _ask(
-    gguf: Path, truth: Truth, threads: int | None, patience: float
-) -> tuple[list[LlamaAnswer], list[list[float]]]:
+    gguf: Path, reference: Reference, threads: int | None, patience: float
+) -> tuple[list[Generation], list[TokenLosses]]:
     """llama.cpp's greedy answers, and its losses on the same ids as the reference's."""
-    pairs = [(r.prompt, said.scored) for r, said in zip(truth.rows, truth.said, strict=False)]
-    longest = max((len(p) + max(truth.max_new_tokens, len(a)) for p, a in pairs), default=1)
+    asked = zip(reference.rows, reference.answers, strict=False)
+    pairs = [(row.prompt, answer.scored) for row, answer in asked]
+    new = reference.max_new_tokens
+    longest = max((len(prompt) + max(new, len(scored)) for prompt, scored in pairs), default=1)
     slots = max(1, min(len(pairs), _SLOTS))
     options = {"context": longest + 1, "slots": slots, "threads": threads, "patience": patience}
     with LlamaCpp(gguf, **options) as model:
-        _require_same_ids(gguf, model, truth)
-        _require_same_end(gguf, truth)
-        answers = model.generate([prompt for prompt, _ in pairs], truth.max_new_tokens)
-        return answers, [model.nll(prompt, answer) for prompt, answer in pairs]
+        _require_same_ids(gguf, model, reference)
+        _require_same_end(gguf, reference)
+        answers = model.generate([prompt for prompt, _ in pairs], new)
+        losses: list[TokenLosses] = []
+        for pair in pairs:  # each alone: its figures must not depend on its neighbours
+            losses += [found for _, found in model.losses([pair])]
+    return answers, losses
 
 
-def _require_same_ids(gguf: Path, model: LlamaCpp, truth: Truth) -> None:
-    for number, row in enumerate(truth.rows, 1):
+def _require_same_ids(gguf: Path, model: LlamaCpp, reference: Reference) -> None:
+    for number, row in enumerate(reference.rows, 1):
         found = model.tokenize(row.text)
         if found == row.prompt:
             continue
         place = _common(found, row.prompt)
         ours, theirs = (
-            truth.tokenizer.convert_ids_to_tokens(i[place : place + 4]) for i in (row.prompt, found)
+            reference.tokenizer.convert_ids_to_tokens(ids[place : place + 4])
+            for ids in (row.prompt, found)
         )
         raise QualityError(
             f"{gguf}: prompt {number} becomes other tokens than in training",
@@ -112,42 +121,40 @@ def _require_same_ids(gguf: Path, model: LlamaCpp, truth: Truth) -> None:
         )
 
 
-def _require_same_end(gguf: Path, truth: Truth) -> None:
+def _require_same_end(gguf: Path, reference: Reference) -> None:
     """The file's end token is the one training put after answers: else no answer ever ends."""
     field = gguf_format.GGUFReader(gguf).get_field(_EOS_KEY)
-    found, trained = field.contents() if field else None, truth.tokenizer.eos_token_id
+    found, trained = field.contents() if field else None, reference.tokenizer.eos_token_id
     if found != trained:
         raise QualityError(
             f"{gguf}: its end token is {found}, training's is {trained}",
-            f"answers end with {truth.tokenizer.eos_token!r}; this file would run past it",
+            f"answers end with {reference.tokenizer.eos_token!r}; this file would run past it",
             "take config.json and the tokenizer's files from the same model, then convert again",
         )
 
 
-def _require_same_text(
-    gguf: Path, truth: Truth, row: ProofRow, expected: ModelAnswer, answer: LlamaAnswer
-) -> None:
+def _require_same_text(gguf: Path, row: ProofRow, expected: Generation, answer: Generation) -> None:
     place = _common(answer.ids, expected.ids)
-    same = answer.ids == expected.ids and answer.stopped_at_eos == expected.stopped
+    same = answer.ids == expected.ids and answer.stopped == expected.stopped
     if same or expected.margins[min(place, len(expected.margins) - 1)] < TIE:
         return
     raise QualityError(
         f"{gguf}: it answers {row.text[-60:]!r} differently than the model",
-        f"expected {truth.tokenizer.decode(expected.ids)[:80]!r}, got {answer.text[:80]!r}",
+        f"expected {expected.text[:80]!r}, got {answer.text[:80]!r}",
         "report this with the model's config.json: an exact type must not differ",
     )
 
 
 def _require_likelihood(
-    gguf: Path, truth: Truth, quantization: str, expected: float, measured: float
+    gguf: Path, reference: Reference, quantization: str, expected: float, measured: float
 ) -> None:
     _log.info("%s: NLL %.4f, the model's own %.4f nats a token", gguf.name, measured, expected)
     rise = measured - expected
     tolerance = TOLERANCES[quantization]
-    if truth.precision == "bfloat16":
+    if reference.precision == "bfloat16":
         tolerance += REFERENCE_IN_BF16
     allowed = tolerance * max(1.0, expected)
-    if (abs(rise) if _exact(truth, quantization) else rise) <= allowed:
+    if (abs(rise) if _exact(reference, quantization) else rise) <= allowed:
         return
     raise QualityError(
         f"{gguf}: the likelihood of answers differs by {rise:+.3f} nats per token",
@@ -157,13 +164,13 @@ def _require_likelihood(
 
 
 def _require_stops(
-    gguf: Path, expected: Sequence[ModelAnswer], answers: Sequence[LlamaAnswer]
+    gguf: Path, expected: Sequence[Generation], answers: Sequence[Generation]
 ) -> None:
     """At least half of the answers that the model itself ends must end: a coarse type may digress,
     a file that never ends is broken. Exact types have shown the very text before.
     """
     ending = [answer for said, answer in zip(expected, answers, strict=True) if said.stopped]
-    stopped = sum(answer.stopped_at_eos for answer in ending)
+    stopped = sum(answer.stopped for answer in ending)
     if 2 * stopped >= len(ending):
         return
     raise QualityError(
@@ -173,27 +180,30 @@ def _require_stops(
     )
 
 
-def _exact(truth: Truth, quantization: str) -> bool:
-    return quantization in EXACT and truth.precision == "float32"
+def _exact(reference: Reference, quantization: str) -> bool:
+    return quantization in EXACT and reference.precision == "float32"
 
 
-def _agreement(expected: Sequence[ModelAnswer], answers: Sequence[LlamaAnswer]) -> float:
-    pairs = list(zip(expected, answers, strict=True))
-    total = sum(len(said.ids) + said.stopped for said, _ in pairs)
-    same = sum(
-        _common(said.ids, answer.ids)
-        + (said.stopped and answer.stopped_at_eos and said.ids == answer.ids)
-        for said, answer in pairs
-    )
+def _agreement(expected: Sequence[Generation], answers: Sequence[Generation]) -> float:
+    """Share of the reference's tokens, end tokens included, before the first difference."""
+    same = total = 0
+    for said, answer in zip(expected, answers, strict=True):
+        total += len(said.ids) + said.stopped
+        same += _common(said.ids, answer.ids)
+        if said.stopped and answer.stopped and said.ids == answer.ids:
+            same += 1
     return same / total
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
     """Length of the common beginning."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+    for place, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return place
+    return min(len(one), len(other))
 
 
-def _mean(losses: Sequence[Sequence[float]]) -> float:
-    flat = [loss for row in losses for loss in row]
+def _mean(answers: Sequence[TokenLosses]) -> float:
+    """Nats a token, over all tokens of all answers."""
+    flat = [loss for answer in answers for loss in answer.nats]
     return sum(flat) / len(flat)
