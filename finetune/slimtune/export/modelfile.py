@@ -16,9 +16,9 @@ from functools import cache
 from pathlib import Path, PurePath
 
 from slimtune import prompts
-from slimtune.artifacts.files import read_json
 from slimtune.config.catalogues import facts
 from slimtune.console import InputError, SettingsError, SlimTuneError
+from slimtune.models.json_files import read_model_json
 from slimtune.prompts import ChatMessage
 
 _log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def own_template(folder: Path) -> str | None:
     if file.is_file():
         return file.read_text(encoding="utf-8")
     config = folder / "tokenizer_config.json"
-    found = read_json(config, optional=True).get("chat_template")
+    found = read_model_json(config, optional=True).get("chat_template")
     if isinstance(found, list):  # several, by name
         found = next((one["template"] for one in found if one["name"] == "default"), None)
     return found

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from slimtune.artifacts.files import read_json
 from slimtune.console import InputError, ResourceError, size
 from slimtune.export.architecture import read_architecture
 from slimtune.export.llama_tools import find_quantize, no_encoder
@@ -26,6 +25,7 @@ from slimtune.export.vocabulary import Vocabulary, read_vocabulary
 from slimtune.inference.llama_library import library
 from slimtune.models import memory
 from slimtune.models.checkpoints import Checkpoint
+from slimtune.models.json_files import read_model_json
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def preflight(
     source = as_source(model)
     folder, checkpoint = source.folder, source.checkpoint
     require_unquantised(folder, checkpoint.shapes)
-    architecture = read_architecture(folder, read_json(folder / "config.json"))
+    architecture = read_architecture(folder, read_model_json(folder / "config.json"))
     mapped = map_tensors(folder, architecture, checkpoint.shapes)
     checkpoint.require_full_precision("make a GGUF")
     vocabulary = read_vocabulary(folder, architecture.vocabulary)
@@ -107,7 +107,7 @@ def memory_words(folder: Path, verify: str) -> dict[str, str]:
 
 
 def _reference_memory(folder: Path) -> dict[Precision, float]:
-    config = read_json(folder / "config.json")
+    config = read_model_json(folder / "config.json")
     sizes: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
     return {
         name: memory.estimate_memory(config, "inference", itemsize=itemsize).total
@@ -157,7 +157,7 @@ class SpecialTokens:
 def special_tokens(folder: Path, vocabulary: Vocabulary) -> SpecialTokens:
     """From tokenizer_config.json or special_tokens_map.json, else SentencePiece's own names."""
     files = [
-        read_json(folder / f"{name}.json", optional=True)
+        read_model_json(folder / f"{name}.json", optional=True)
         for name in ("tokenizer_config", "special_tokens_map")
     ]
     found = {key: _text(next((f[key] for f in files if f.get(key)), None)) for key in _DEFAULTS}
@@ -182,7 +182,7 @@ def require_one_end(folder: Path, vocabulary: Vocabulary) -> None:
         )
     token = vocabulary.tokens.index(text.encode())
     for name in ("config.json", "generation_config.json"):
-        ids = read_json(folder / name, optional=True).get("eos_token_id")
+        ids = read_model_json(folder / name, optional=True).get("eos_token_id")
         named = ids if isinstance(ids, list) else [ids]
         if ids is not None and token not in named:
             raise InputError(

@@ -26,9 +26,9 @@ import gguf
 from gguf import TokenType
 from sentencepiece import SentencePieceProcessor
 
-from slimtune.artifacts.files import read_json
 from slimtune.console import InputError
 from slimtune.export.architecture import Unsupported
+from slimtune.models.json_files import read_model_json, require_kinds
 
 MODEL_FILE = "tokenizer.model"
 _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10000.0
@@ -75,7 +75,9 @@ def write_vocabulary(
 
     `template` is for a folder that has none of its own.
     """
-    prefix = read_json(folder / "tokenizer_config.json", optional=True).get("add_prefix_space")
+    prefix = read_model_json(folder / "tokenizer_config.json", optional=True).get(
+        "add_prefix_space"
+    )
     if prefix is not None:
         writer.add_add_space_prefix(prefix)
     writer.add_tokenizer_model(vocabulary.model)
@@ -156,12 +158,12 @@ def _added_tokens(folder: Path, pieces: int) -> dict[int, tuple[str, bool]]:
     """
     added = {
         index: (text, False)
-        for text, index in read_json(folder / "added_tokens.json", optional=True).items()
+        for text, index in read_model_json(folder / "added_tokens.json", optional=True).items()
     }
     for token in read_head(folder / "tokenizer.json").get("added_tokens", []):
         if token["id"] >= pieces:
             added[token["id"]] = (token["content"], is_special(token))
-    decoder = read_json(folder / "tokenizer_config.json", optional=True).get(
+    decoder = read_model_json(folder / "tokenizer_config.json", optional=True).get(
         "added_tokens_decoder", {}
     )
     for index, token in decoder.items():
@@ -188,7 +190,7 @@ def read_bpe(folder: Path) -> tuple[str, dict[int, Token]]:
     a way that SlimTune does not know.
     """
     file = folder / "tokenizer.json"
-    content = read_json(file)
+    content = read_model_json(file)
     steps = _steps(content.get("pre_tokenizer"))
     if content["model"].get("type") != "BPE" or not any(s["type"] == "ByteLevel" for s in steps):
         raise InputError(
@@ -255,8 +257,9 @@ def read_head(file: Path) -> dict:
         except ValueError:
             head = {}
         if {"added_tokens", "post_processor"} <= head.keys():
+            require_kinds(file, head)
             return head
-    whole = json.loads(file.read_text(encoding="utf-8"))
+    whole = read_model_json(file)
     whole.pop("model", None)
     return whole
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slimtune.models.headers import TensorInfo, read_tensor
+from slimtune.models.json_files import read_model_json
 
 if TYPE_CHECKING:  # imported where a tensor is made: reading a folder's headers needs none
     import torch
@@ -23,7 +24,6 @@ import re
 from functools import cached_property
 from pathlib import Path
 
-from slimtune.artifacts.files import read_json
 from slimtune.console import InputError
 from slimtune.models.checkpoints import EMBEDDING, OUTPUT, Checkpoint
 from slimtune.models.headers import read_header
@@ -115,7 +115,7 @@ class Adapter:
 
     @cached_property
     def config(self) -> dict:
-        return read_json(self.folder / ADAPTER_CONFIG)
+        return read_model_json(self.folder / ADAPTER_CONFIG)
 
     @property
     def base(self) -> str:
@@ -243,7 +243,7 @@ def _require_adapter(folder: Path) -> None:
             f"{ADAPTER_CONFIG} is missing",
             "give the lora_adapter folder that train_lora.py wrote",
         )
-    config = read_json(folder / ADAPTER_CONFIG)
+    config = read_model_json(folder / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise InputError(
             f"{folder}: an adapter of type {config.get('peft_type')}",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from slimtune.artifacts.files import read_json, write_json
+from slimtune.artifacts.files import write_json
 from slimtune.console import InputError, ResourceError
 from slimtune.models.folders import INDEX_FILE, SINGLE_FILE, weight_files
 from slimtune.models.headers import (
@@ -29,6 +29,7 @@ from slimtune.models.headers import (
     read_tensor,
     write_header,
 )
+from slimtune.models.json_files import read_model_json
 
 if TYPE_CHECKING:  # torch weighs more than everything here, and a conversion does without it
     import torch
@@ -69,7 +70,7 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict:
-        return read_json(self.folder / "config.json")
+        return read_model_json(self.folder / "config.json")
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -14,8 +14,10 @@ from pathlib import Path
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-from slimtune.artifacts.files import inside, read_json
+from slimtune.artifacts.files import inside
 from slimtune.console import InputError, ResourceError, SlimTuneError
+from slimtune.models import json_files
+from slimtune.models.json_files import read_model_json
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +61,37 @@ def _require_model(folder: Path) -> None:
             "give the folder it was converted from",
         )
     weight_files(folder)
-    read_json(folder / "config.json")
+    read_model_json(folder / "config.json")
+    require_well_formed(folder)
+
+
+def require_well_formed(folder: Path) -> None:
+    """InputError that names the first file of a model folder that transformers could not read.
+
+    tokenizer.json is looked at from outside only: who uses it reads it with `read_model_json`.
+    """
+    for name in json_files.FILES:
+        file = folder / name
+        if not file.is_file():
+            continue
+        if name == "tokenizer.json":
+            json_files.require_whole(file)
+        else:
+            read_model_json(file)
+    read_template(folder)
+
+
+def read_template(folder: Path) -> str | None:
+    """The chat template that lies in a model folder, None without one; InputError for no text."""
+    file = folder / "chat_template.jinja"
+    if not file.is_file():
+        return None
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{file}: not a text", str(error), "copy it again from the original model, as UTF-8"
+        ) from error
 
 
 def download(name: str, patterns: list[str]) -> Path:
@@ -117,7 +149,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _shards(folder: Path) -> list[str]:
     """The files that an index lists; InputError where it lists none, or one that lies elsewhere."""
-    listed = read_json(folder / INDEX_FILE).get("weight_map")
+    listed = read_model_json(folder / INDEX_FILE).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise InputError(
             f"{folder / INDEX_FILE}: no weight_map",
@@ -138,7 +170,9 @@ def _no_weights(folder: Path) -> InputError:
             "check the path, or run the stage that writes this folder first",
         )
     if (folder / "adapter_config.json").is_file():
-        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path", "BASE")
+        base = read_model_json(folder / "adapter_config.json").get(
+            "base_model_name_or_path", "BASE"
+        )
         return InputError(
             f"{folder}: this is a LoRA adapter, not a model",
             "it holds adapter_config.json and only the low-rank weights",

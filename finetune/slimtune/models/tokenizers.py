@@ -19,10 +19,16 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from slimtune.artifacts.files import read_json, write_json
+from slimtune.artifacts.files import write_json
 from slimtune.console import InputError
 from slimtune.models import sentencepiece_bpe
-from slimtune.models.folders import download, is_hub_id
+from slimtune.models.folders import (
+    download,
+    is_hub_id,
+    read_template,
+    require_well_formed,
+)
+from slimtune.models.json_files import read_model_json
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
@@ -43,6 +49,7 @@ def load_tokenizer(folder_or_id: str | Path) -> PreTrainedTokenizerFast:
     id) or ResourceError (offline).
     """
     folder = _folder(str(folder_or_id))
+    require_well_formed(folder)
     model_file = folder / SENTENCEPIECE_FILE
     proto = sentencepiece_bpe.read_sentencepiece(model_file) if model_file.is_file() else None
     if proto is not None:
@@ -55,6 +62,7 @@ def load_tokenizer(folder_or_id: str | Path) -> PreTrainedTokenizerFast:
         )
     if model_file.is_file():
         _log.info("%s is no SentencePiece BPE: %s decides", model_file, JSON_FILE)
+    read_model_json(folder / JSON_FILE)
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception for a broken file
@@ -81,7 +89,7 @@ def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
             "train it with normalization_rule_name=identity and remove_extra_whitespaces=false",
         )
     folder = model_file.parent
-    config = read_json(folder / TOKENIZER_CONFIG, optional=True)
+    config = read_model_json(folder / TOKENIZER_CONFIG, optional=True)
     _require_same_pieces(folder, proto)
     backend = sentencepiece_bpe.build(proto)
     _add_tokens(backend, folder, config)
@@ -150,7 +158,7 @@ def _require_same_pieces(folder: Path, proto: ModelProto) -> None:
 
     Extended vocabularies often come with the tokenizer.model of the model they grew from.
     """
-    content = read_json(folder / JSON_FILE, optional=True)
+    content = read_model_json(folder / JSON_FILE, optional=True)
     listed = content.get("model", {}).get("vocab")
     if not isinstance(listed, dict):
         return
@@ -172,9 +180,9 @@ def _add_tokens(backend: Tokenizer, folder: Path, config: dict) -> None:
     """Tokens added after the SentencePiece pieces keep their ids, or the folder is refused."""
     added: dict[int, dict] = {
         index: {"content": name}
-        for name, index in read_json(folder / _ADDED_FILE, optional=True).items()
+        for name, index in read_model_json(folder / _ADDED_FILE, optional=True).items()
     }
-    listed = read_json(folder / JSON_FILE, optional=True).get("added_tokens", [])
+    listed = read_model_json(folder / JSON_FILE, optional=True).get("added_tokens", [])
     added |= {token["id"]: token for token in listed}
     added |= {int(i): token for i, token in config.get("added_tokens_decoder", {}).items()}
     for index in sorted(index for index in added if index >= backend.get_vocab_size()):
@@ -190,8 +198,8 @@ def _add_tokens(backend: Tokenizer, folder: Path, config: dict) -> None:
 
 
 def _chat_template(folder: Path, config: dict) -> str | None:
-    file = folder / TEMPLATE_FILE
-    return file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+    own = read_template(folder)
+    return config.get("chat_template") if own is None else own
 
 
 def _name(config: dict, key: str) -> str | None:
@@ -206,7 +214,9 @@ def _settle_config(config_file: Path, add_bos: bool | None) -> None:
     transformers drops `add_bos_token`, which GGUF conversion reads. Where tokenizer.json has its
     own post-processor (`add_bos` None: Llama-3, Qwen) the key would overrule it: it stays away.
     """
-    config = read_json(config_file, optional=True) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config = read_model_json(config_file, optional=True) | {
+        "tokenizer_class": "PreTrainedTokenizerFast"
+    }
     if add_bos is not None:
         config |= {"add_bos_token": add_bos, "add_eos_token": False}
     write_json(config_file, dict(sorted(config.items())))
