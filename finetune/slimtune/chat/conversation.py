@@ -1,13 +1,13 @@
-"""The loop of a chat, and what can be typed in it instead of a question.
+"""A chat on the terminal with any of the candidates, and what can be typed in it but questions.
 
-A new command is one function and one word in `COMMANDS`.
-
-A chat on the terminal: any of the candidates, loaded when first spoken to, until /exit.
+`hold_chat` is what the script runs; `talk` is the loop, until /exit; a command is one function and
+one entry of `COMMANDS`, from which /help is made.
 """
 
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -20,16 +20,36 @@ from slimtune.evaluation.fairness import template_of
 from slimtune.inference.answers import Candidate, Compute
 from slimtune.inference.engines import open_engine
 
-_HELP = """\
-/model NAME     talk to another model (alone: which there are)
-/both NAME      ask that model too, side by side (alone: the first other one)
-/undo           take back the last question and its answer
-/reset          forget the conversation
-/system TEXT    set the system message (alone: remove it) and forget the conversation
-/save FILE      add the conversation to FILE, as a row that prepare_data.py reads
-/help           this list
-/exit           leave (so does Ctrl-D)
-Ctrl-C stops an answer; twice, it leaves."""
+_CONTEXT = 2048  # tokens of a conversation
+
+
+def hold_chat(chosen: Sequence[Candidate], config: Config) -> None:
+    """Chat on stdin and stdout, first with the last of `chosen`."""
+    last = chosen[-1]
+    if config.options.dry_run:
+        note(f"dry run: would chat with {last.label} ({last.reference})")
+        return
+    partners = _partners(chosen, config)
+    chat = Chat(partners, output=sys.stdout, system=config.model.system_prompt, max_length=_CONTEXT)
+    note(f"chatting with {last.label}; /help says what else it understands")
+    try:
+        talk(chat, terminal_input())
+    finally:
+        chat.close()
+
+
+def _partners(chosen: Sequence[Candidate], config: Config) -> list[Partner]:
+    """Each is asked in its own template: a talk is no comparison."""
+    compute = Compute(config.model.device, config.model.dtype, config.model.quantization)
+    otherwise = candidates.comparison_template(config)
+    return [
+        Partner(
+            label=one.label,
+            template=template_of(one) or otherwise,
+            load=partial(open_engine, one, compute, _CONTEXT),
+        )
+        for one in chosen
+    ]
 
 
 def talk(chat: Chat, source: TextIO) -> None:
@@ -58,7 +78,7 @@ def _take(chat: Chat, line: str) -> None:
     """Runs a command, or asks the model."""
     word, _, rest = line.partition(" ")
     if word in COMMANDS:
-        COMMANDS[word](chat, rest.strip())
+        COMMANDS[word].run(chat, rest.strip())
     elif word.startswith("/") and word[1:].isalpha():
         chat.say(f"{word}: no such command; /help lists them\n")
     elif line:
@@ -123,21 +143,6 @@ def both(chat: Chat, name: str) -> None:
     chat.say(f"talking to {' and '.join(chat.speakers)}; /model NAME goes back to one\n")
 
 
-def help(chat: Chat, _: str) -> None:
-    chat.say(f"{_HELP}\n")
-
-
-COMMANDS: dict[str, Callable[[Chat, str], None]] = {
-    "/reset": reset,
-    "/system": system,
-    "/undo": undo,
-    "/save": save_chat,
-    "/model": model,
-    "/both": both,
-    "/help": help,
-}
-
-
 def _require_partner(chat: Chat, name: str) -> None:
     if name not in chat.partners:
         raise SettingsError(
@@ -147,33 +152,39 @@ def _require_partner(chat: Chat, name: str) -> None:
         )
 
 
-_CONTEXT = 2048
+def show_help(chat: Chat, _: str) -> None:
+    lines = [f"{command.usage:<16}{command.does}\n" for command in COMMANDS.values()]
+    chat.say("".join([*lines, *_KEYS]))
 
 
-def hold_chat(chosen: Sequence[Candidate], config: Config) -> None:
-    """Chat on stdin and stdout, first with the last of `chosen`."""
-    last = chosen[-1]
-    if config.options.dry_run:
-        note(f"dry run: would chat with {last.label} ({last.reference})")
-        return
-    partners = _partners(chosen, config)
-    chat = Chat(partners, output=sys.stdout, system=config.model.system_prompt, max_length=_CONTEXT)
-    note(f"chatting with {last.label}; /help says what else it understands")
-    try:
-        talk(chat, terminal_input())
-    finally:
-        chat.close()
+@dataclass(frozen=True)
+class Command:
+    """What runs, and its line of /help."""
+
+    run: Callable[[Chat, str], None]
+    usage: str
+    does: str
 
 
-def _partners(chosen: Sequence[Candidate], config: Config) -> list[Partner]:
-    """Each is asked in its own template: a talk is no comparison."""
-    compute = Compute(config.model.device, config.model.dtype, config.model.quantization)
-    otherwise = candidates.comparison_template(config)
-    return [
-        Partner(
-            label=one.label,
-            template=template_of(one) or otherwise,
-            load=partial(open_engine, one, compute, _CONTEXT),
-        )
-        for one in chosen
-    ]
+COMMANDS: dict[str, Command] = {
+    "/model": Command(model, "/model NAME", "talk to another model (alone: which there are)"),
+    "/both": Command(
+        both, "/both NAME", "ask that model too, side by side (alone: the first other one)"
+    ),
+    "/undo": Command(undo, "/undo", "take back the last question and its answer"),
+    "/reset": Command(reset, "/reset", "forget the conversation"),
+    "/system": Command(
+        system,
+        "/system TEXT",
+        "set the system message (alone: remove it) and forget the conversation",
+    ),
+    "/save": Command(
+        save_chat, "/save FILE", "add the conversation to FILE, as a row that prepare_data.py reads"
+    ),
+    "/help": Command(show_help, "/help", "this list"),
+}
+# What the loop itself understands.
+_KEYS = (
+    "/exit           leave (so does Ctrl-D)\n",
+    "Ctrl-C stops an answer; twice, it leaves.\n",
+)

@@ -1,9 +1,8 @@
 """llama.cpp's own programs, where this library's encoder or knowledge ends.
 
 `llama-quantize` on PATH encodes K-quants where no ggml library can be loaded, from a temporary F16
-file. A checkout named by LLAMA_CPP_DIR converts the architectures that SlimTune does not know.
-
-Architectures that SlimTune does not know, handed over to llama.cpp's own converter.
+file. A checkout named by LLAMA_CPP_DIR converts the architectures that SlimTune does not know: they
+are handed over to its convert_hf_to_gguf.py.
 """
 
 import logging

@@ -5,7 +5,7 @@ bare, in `"…"` or in `\"""…\"""`, without escapes. Runes that Go does not ca
 silence (full-width space, zero-width joiner), so they are replaced or refused here.
 Rules: ollama/ollama parser/parser.go and template/template.go.
 
-The prompt template a model is exported with, and the one with a Go twin that renders alike.
+The template that a model is exported with is chosen here too, and its Go twin found.
 """
 
 import json

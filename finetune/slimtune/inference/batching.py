@@ -51,7 +51,9 @@ def run_batched(
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
-            waiting = [part for rows in [batch, *waiting] for part in _halves(rows, error)]
+            too_large, waiting = [batch, *waiting], []
+            for rows in too_large:
+                waiting += _halves(rows, error)
             continue
         yield from zip(batch, results, strict=True)
         done += len(batch)
@@ -77,8 +79,12 @@ def left_padded(
     without positions counted from each row's own start, a batch answers otherwise than one by one.
     """
     longest = max(map(len, sequences))
-    ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in sequences])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in sequences])
+    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(sequences):
+        start = longest - len(row)
+        ids[number, start:] = torch.tensor(row)
+        mask[number, start:] = 1
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     return ids.to(device), mask.to(device), positions.to(device)
 

@@ -1,4 +1,8 @@
-"""The conversations that a proof compares: read and rendered before the work, without torch."""
+"""The proof that a GGUF is its model, and the conversations that it compares.
+
+This file is light: rows are read and rendered before the work, by scripts that may never need
+torch. `proving` runs the proof, `reference` asks the model, `verify` compares its file with that.
+"""
 
 from slimtune import prompts
 from slimtune.config import Config
