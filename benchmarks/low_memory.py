@@ -97,17 +97,12 @@ def write_model(
     import torch
 
     from slimtune.models.checkpoints import CheckpointWriter
-    from slimtune.models.memory import ModelShape
-    from slimtune.pruning.anatomy import axes_of, expected_names
+    from slimtune.models.family import ModelShape
 
     shape = ModelShape(
         vocabulary, hidden, ffn, layers, heads, groups, hidden // heads, False, frozenset()
     )
-    sizes = {"hidden": hidden, "ffn": ffn, "kv": shape.kv_width, "query": hidden}
-    spec = {
-        name: (torch.bfloat16, tuple(sizes.get(axis, vocabulary) for axis in axes_of(name)))
-        for name in expected_names(shape)
-    }
+    spec = {name: (torch.bfloat16, size) for name, size in shape.tensors.items()}
     generator = torch.Generator().manual_seed(0)
     with CheckpointWriter(folder, spec, shard_bytes=SHARD) as writer:
         for name, (dtype, size) in spec.items():

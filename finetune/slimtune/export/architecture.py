@@ -1,13 +1,10 @@
-"""Position scaling: what config.json calls rope_parameters (or rope_scaling), as GGUF metadata.
+"""From a Hugging Face config.json to the numbers from which llama.cpp builds its graph.
 
-Linear (arXiv:2306.15595) and YaRN (arXiv:2309.00071) are metadata; Llama-3's scaling is a tensor of
-factors, one for each frequency.
-
-From a Hugging Face config.json to the numbers from which llama.cpp builds its graph.
-
-Llama and Mistral folders differ only in their config: the same tensors, llama.cpp's `llama`. Qwen2
-adds biases to q, k and v and keeps its rows in Hugging Face's order. A sliding window equals full
-attention as long as the context fits into it, so it becomes the file's context length.
+What the families share and in what they differ is in `models.family`; here is what only GGUF needs.
+A sliding window equals full attention as long as the context fits into it, so it becomes the file's
+context length. Position scaling (rope_parameters or rope_scaling) becomes metadata where it is
+linear (arXiv:2306.15595) or YaRN (arXiv:2309.00071), and a tensor of factors, one for each
+frequency, where it is Llama-3's.
 """
 
 import math
@@ -18,6 +15,7 @@ import gguf
 import numpy as np
 
 from slimtune.console import InputError
+from slimtune.models.family import FAMILIES, ModelShape
 
 _KINDS = ("default", "linear", "yarn", "llama3")
 FACTORS = "rope_freqs.weight"
@@ -99,31 +97,25 @@ def _parameters(config: dict) -> dict:
     return config.get("rope_parameters") or config.get("rope_scaling") or {}
 
 
-# model_type of config.json -> llama.cpp's name
-MODEL_TYPES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
-
-
 @dataclass(frozen=True)
 class Architecture:
-    """The numbers llama.cpp needs."""
+    """The numbers llama.cpp needs: the model's shape, and what its graph has beside it."""
 
-    name: str
-    layers: int
-    hidden: int
-    ffn: int
-    heads: int
-    kv_heads: int
-    head_dim: int
+    shape: ModelShape
     context: int
-    vocabulary: int
     epsilon: float
-    tied: bool
     rope: Rope = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """llama.cpp's name of the family."""
+        return self.shape.family.gguf
 
     @property
     def seventy_billion(self) -> bool:
         """llama.cpp's own test for Llama-2-70B: 80 layers and grouped heads."""
-        return self.name == "llama" and self.layers == 80 and self.heads != self.kv_heads
+        grouped = self.shape.heads != self.shape.kv_heads
+        return self.name == "llama" and self.shape.layers == 80 and grouped
 
 
 class Unsupported(InputError):
@@ -133,7 +125,7 @@ class Unsupported(InputError):
 def read_architecture(folder: Path, config: dict) -> Architecture:
     """The numbers of a config.json.
 
-    Raises Unsupported for a model that is none of the three families or has an unknown position
+    Raises Unsupported for a model of an unknown family or that has an unknown position
     scaling, InputError for a quantised one and for a config that lacks a number.
     """
     try:
@@ -148,47 +140,38 @@ def read_architecture(folder: Path, config: dict) -> Architecture:
 
 
 def _from_config(config: dict) -> Architecture:
-    heads = config["num_attention_heads"]
-    context = config["max_position_embeddings"]
+    shape, context = ModelShape.of(config), config["max_position_embeddings"]
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     return Architecture(
-        name=MODEL_TYPES[config["model_type"]],
-        layers=config["num_hidden_layers"],
-        hidden=config["hidden_size"],
-        ffn=config["intermediate_size"],
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        shape=shape,
         context=min(context, window or context),
-        vocabulary=config["vocab_size"],
         epsilon=config["rms_norm_eps"],
-        tied=bool(config.get("tie_word_embeddings")),
         rope=read_rope(config),
     )
 
 
 def write_architecture(writer: gguf.GGUFWriter, architecture: Architecture) -> None:
     """The keys of llama.cpp's converter, in its order."""
-    a = architecture
-    writer.add_block_count(a.layers)
-    writer.add_context_length(a.context)
-    writer.add_embedding_length(a.hidden)
-    writer.add_feed_forward_length(a.ffn)
-    writer.add_head_count(a.heads)
-    writer.add_head_count_kv(a.kv_heads)
-    write_rope(writer, a.rope)
-    writer.add_layer_norm_rms_eps(a.epsilon)
-    if a.name == "llama":  # of Qwen2 the converter leaves them out: they follow from the rest
-        writer.add_key_length(a.head_dim)
-        writer.add_value_length(a.head_dim)
-        writer.add_vocab_size(a.vocabulary)
-        writer.add_rope_dimension_count(a.head_dim)
+    shape = architecture.shape
+    writer.add_block_count(shape.layers)
+    writer.add_context_length(architecture.context)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_feed_forward_length(shape.ffn)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    write_rope(writer, architecture.rope)
+    writer.add_layer_norm_rms_eps(architecture.epsilon)
+    if shape.family.head_sizes_in_gguf:
+        writer.add_key_length(shape.head_dim)
+        writer.add_value_length(shape.head_dim)
+        writer.add_vocab_size(shape.vocabulary)
+        writer.add_rope_dimension_count(shape.head_dim)
 
 
 def _require_supported(folder: Path, config: dict) -> None:
     kind = config.get("model_type")
-    if kind not in MODEL_TYPES:
-        known = ", ".join(MODEL_TYPES)
+    if kind not in FAMILIES:
+        known = ", ".join(FAMILIES)
         raise unsupported(folder, f"its model_type is {kind!r}; SlimTune converts {known}")
     if "quantization_config" in config:
         raise quantised(folder, "config.json has a quantization_config")

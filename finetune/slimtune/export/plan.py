@@ -68,7 +68,7 @@ class GgufPlan:
             return {}
         return {
             architecture.FACTORS: architecture.factors(
-                self.architecture.rope, self.architecture.head_dim
+                self.architecture.rope, self.architecture.shape.head_dim
             )
         }
 

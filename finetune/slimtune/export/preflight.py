@@ -46,7 +46,7 @@ def preflight(
     architecture = read_architecture(folder, read_model_json(folder / "config.json"))
     mapped = map_tensors(folder, architecture, checkpoint.shapes)
     checkpoint.require_full_precision("make a GGUF")
-    vocabulary = read_vocabulary(folder, architecture.vocabulary)
+    vocabulary = read_vocabulary(folder, architecture.shape.vocabulary)
     require_one_end(folder, vocabulary)
     require_finite_norms(
         checkpoint, [name for name in mapped.values() if _is_small(checkpoint, name)]

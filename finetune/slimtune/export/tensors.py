@@ -2,18 +2,16 @@
 
 import re
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 
-import gguf
 import numpy as np
 
 from slimtune.console import InputError
 from slimtune.export.architecture import Architecture, quantised, unsupported
+from slimtune.models.family import IGNORED_BUFFER, gguf_tensor_name
 
-_SKIPPED = "rotary_emb.inv_freq"  # old checkpoints store what llama.cpp computes
+_ROTATED = re.compile(r"attn_[qk]\.(weight|bias)$")
 _BITSANDBYTES = re.compile(r"\.(SCB|absmax|quant_map|quant_state\..*|nested_absmax|weight_format)$")
-_ARCHITECTURES = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
 
 TensorShape = tuple[int, ...]
 
@@ -35,7 +33,7 @@ def map_tensors(
     """
     mapped: dict[str, str] = {}
     for name in shapes:
-        if name.endswith(_SKIPPED) or (architecture.tied and name == "lm_head.weight"):
+        if name.endswith(IGNORED_BUFFER) or (architecture.shape.tied and name == "lm_head.weight"):
             continue
         target = gguf_name(architecture, name)
         if target is None:
@@ -47,24 +45,19 @@ def map_tensors(
 
 def gguf_name(architecture: Architecture, name: str) -> str | None:
     """llama.cpp's name of a tensor, None for one it does not know."""
-    table = _table(architecture.name, architecture.layers)
-    return table.get_name(name, try_suffixes=(".weight", ".bias"))
+    return gguf_tensor_name(architecture.shape, name)
 
 
 def row_order(architecture: Architecture, name: str) -> np.ndarray | None:
-    """Order of a head's rows in the file, for Llama's q and k projections; None for the others.
+    """Order of a head's rows in the file, for q and k of an interleaved family; else None.
 
     Hugging Face rotates value i with i + d/2, as llama.cpp does for Qwen2; for Llama it rotates
     neighbours 2i and 2i+1: row 2i+j of the file is row i + j·d/2 of the head.
     """
-    if architecture.name != "llama" or not re.search(r"attn_[qk]\.(weight|bias)$", name):
+    family, head_dim = architecture.shape.family, architecture.shape.head_dim
+    if family.rotary != "interleaved" or not _ROTATED.search(name):
         return None
-    return np.arange(architecture.head_dim).reshape(2, -1).T.reshape(-1)
-
-
-@cache
-def _table(architecture: str, layers: int) -> gguf.TensorNameMap:
-    return gguf.get_tensor_name_map(_ARCHITECTURES[architecture], layers)
+    return np.arange(head_dim).reshape(2, -1).T.reshape(-1)
 
 
 def file_order(name: str) -> tuple[int, bytes]:
@@ -72,51 +65,28 @@ def file_order(name: str) -> tuple[int, bytes]:
     return layer, name.encode()
 
 
-def _require_shapes(folder: Path, a: Architecture, shapes: dict[str, TensorShape]) -> None:
-    expected = _expected_shapes(a)
+def _require_shapes(
+    folder: Path, architecture: Architecture, shapes: dict[str, TensorShape]
+) -> None:
+    shape = architecture.shape
+    expected = {gguf_tensor_name(shape, name): size for name, size in shape.tensors.items()}
     missing = [name for name in expected if name not in shapes]
     if missing:
         raise InputError(
             f"{folder}: {len(missing)} tensors missing, first {missing[0]}",
-            f"config.json promises {a.layers} layers"
-            + ("" if a.tied else " and an output matrix (tie_word_embeddings is false)"),
+            f"config.json promises {shape.layers} layers"
+            + ("" if shape.tied else " and an output matrix (tie_word_embeddings is false)"),
             "run the stage that wrote this folder again, or copy the missing shards",
         )
-    for name, shape in shapes.items():
+    for name, size in shapes.items():
         weight = expected.get(name.removesuffix(".bias") + ".weight", ())
         wanted = expected.get(name, weight[:1] if name.endswith(".bias") else None)
-        if shape != wanted:
+        if size != wanted:
             raise InputError(
-                f"{folder}: {name} has the shape {shape}",
+                f"{folder}: {name} has the shape {size}",
                 f"config.json asks for {wanted or 'no such tensor'}",
                 "config and weights belong to different models; take both from one folder",
             )
-
-
-def _expected_shapes(a: Architecture) -> dict[str, TensorShape]:
-    q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
-    layer = {
-        "attn_norm.weight": (a.hidden,),
-        "attn_q.weight": (q, a.hidden),
-        "attn_k.weight": (kv, a.hidden),
-        "attn_v.weight": (kv, a.hidden),
-        "attn_output.weight": (a.hidden, q),
-        "ffn_norm.weight": (a.hidden,),
-        "ffn_gate.weight": (a.ffn, a.hidden),
-        "ffn_up.weight": (a.ffn, a.hidden),
-        "ffn_down.weight": (a.hidden, a.ffn),
-    }
-    if a.name == "qwen2":
-        layer |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,)}
-    expected: dict[str, TensorShape] = {
-        "token_embd.weight": (a.vocabulary, a.hidden),
-        "output_norm.weight": (a.hidden,),
-    }
-    if not a.tied:
-        expected["output.weight"] = (a.vocabulary, a.hidden)
-    for i in range(a.layers):
-        expected |= {f"blk.{i}.{name}": shape for name, shape in layer.items()}
-    return expected
 
 
 def _unknown_tensor(folder: Path, name: str) -> InputError:

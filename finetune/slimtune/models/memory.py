@@ -5,7 +5,6 @@ pass, measured once for each kind of training (the tests measure it again). All 
 all figures the worst case: every row as long as `max_length`.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,7 @@ from typing import Literal
 import psutil
 
 from slimtune.config.catalogues import facts
+from slimtune.models.family import ModelShape
 
 Workload = Literal["stream", "inference", "lora", "full"]
 
@@ -40,82 +40,10 @@ _TRAINING = {"cpu": 430_000_000, "cuda": 600_000_000}
 # On a CPU a step's blocks come from malloc, which (glibc 2.36) cannot give a freed aligned block to
 # a request of the same size: the first step leaves holes as large as the activations. Gradients and
 # moments, made later, move into them. Measured on three sizes, 700 MB to 4.5 GB, with the products
-# of either library (models.products): with oneDNN the largest took 10 % less than with MKL.
+# of either library (machine.onednn): with oneDNN the largest took 10 % less than with MKL.
 _TRANSIENT = {"cpu": 1.35, "cuda": 1.1}
 _HOLES = {"cpu": 0.85, "cuda": 0.0}
 _STREAMING = 350_000_000  # merge and pruning at 1.1 B parameters: measured 301 and 342 MB
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The sizes in a config.json that memory depends on (Llama, Mistral, Qwen2)."""
-
-    vocabulary: int
-    hidden: int
-    ffn: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    tied: bool
-    bias: frozenset[str]
-
-    @classmethod
-    def of(cls, config: dict) -> "ModelShape":
-        heads = config["num_attention_heads"]
-        bias = {"q_proj", "k_proj", "v_proj"} if config.get("model_type") == "qwen2" else set()
-        if config.get("attention_bias"):
-            bias |= {"q_proj", "k_proj", "v_proj", "o_proj"}
-        if config.get("mlp_bias"):
-            bias |= {"gate_proj", "up_proj", "down_proj"}
-        return cls(
-            vocabulary=config["vocab_size"],
-            hidden=config["hidden_size"],
-            ffn=config["intermediate_size"],
-            layers=config["num_hidden_layers"],
-            heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            tied=config.get("tie_word_embeddings", False),
-            bias=frozenset(bias),
-        )
-
-    @property
-    def kv_width(self) -> int:
-        return self.kv_heads * self.head_dim
-
-    @property
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """The linear layers of one decoder layer: name -> (out, in)."""
-        width = self.heads * self.head_dim
-        return {
-            "q_proj": (width, self.hidden),
-            "k_proj": (self.kv_width, self.hidden),
-            "v_proj": (self.kv_width, self.hidden),
-            "o_proj": (self.hidden, width),
-            "gate_proj": (self.ffn, self.hidden),
-            "up_proj": (self.ffn, self.hidden),
-            "down_proj": (self.hidden, self.ffn),
-        }
-
-    @property
-    def linear_parameters(self) -> int:
-        """layers * sum(out * in): what 4-bit loading shrinks."""
-        return self.layers * sum(out * into for out, into in self.linears.values())
-
-    @property
-    def parameters(self) -> int:
-        """Linear layers and biases, two norms a layer and one at the end, embedding and output."""
-        biases = self.layers * sum(self.linears[name][0] for name in self.bias)
-        norms = (2 * self.layers + 1) * self.hidden
-        embeddings = (1 if self.tied else 2) * self.vocabulary * self.hidden
-        return self.linear_parameters + biases + norms + embeddings
-
-    def adapter_parameters(self, rank: int, target_modules: Sequence[str]) -> int:
-        """layers * sum over targets of rank * (in + out)."""
-        chosen = self.linears if "all-linear" in target_modules else target_modules
-        sizes = [sum(self.linears[name]) for name in chosen if name in self.linears]
-        return self.layers * rank * sum(sizes)
 
 
 @dataclass(frozen=True)

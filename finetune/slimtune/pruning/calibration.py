@@ -12,7 +12,7 @@ from slimtune.config import Config
 from slimtune.console import InputError, SettingsError, near
 from slimtune.data.rows import read_rows
 from slimtune.models import tokenizers
-from slimtune.models.memory import ModelShape
+from slimtune.models.family import ModelShape
 from slimtune.pruning.criteria import CALIBRATED
 from slimtune.pruning.stack import TokenBatch
 

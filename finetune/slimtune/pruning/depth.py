@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from slimtune.models.checkpoints import Checkpoint
-from slimtune.models.memory import ModelShape
+from slimtune.models.family import ModelShape
 from slimtune.pruning.anatomy import Keep
 from slimtune.pruning.stack import Stack, Stream, TokenBatch
 from slimtune.pruning.writer import write_pruned

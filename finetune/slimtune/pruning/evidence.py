@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from slimtune.models.checkpoints import Checkpoint
-from slimtune.models.memory import ModelShape
-from slimtune.pruning.anatomy import linear
+from slimtune.models.family import ModelShape, linear
 from slimtune.pruning.criteria import Evidence
 from slimtune.pruning.stack import Stack, Stream, TokenBatch, input_hook
 from slimtune.pruning.writer import finite

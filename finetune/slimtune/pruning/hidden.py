@@ -14,19 +14,17 @@ import torch
 from torch import nn
 
 from slimtune.models.checkpoints import EMBEDDING, OUTPUT, Checkpoint
-from slimtune.models.memory import ModelShape
-from slimtune.pruning.anatomy import Keep, linear
+from slimtune.models.family import NORM_PART, PARTS, ModelShape, linear
+from slimtune.pruning.anatomy import Keep
 from slimtune.pruning.criteria import CRITERIA, Evidence, strongest
 from slimtune.pruning.evidence import Gram, column_squares, row_squares
 from slimtune.pruning.refit import refit
 from slimtune.pruning.stack import Stack, Stream, TokenBatch
 from slimtune.pruning.writer import PrunedWriter, write_pruned
 
-_READERS = {
-    "input_layernorm": ("q_proj", "k_proj", "v_proj"),
-    "post_attention_layernorm": ("gate_proj", "up_proj"),
-}
-_FINAL = "model.norm.weight"
+# The norms of the residual stream in a layer, and the matrices that read what each gives out.
+_READERS = {name: part.readers for name, part in PARTS.items() if part.readers}
+_FINAL = f"{NORM_PART.path}.weight"
 
 
 @dataclass

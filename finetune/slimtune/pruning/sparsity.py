@@ -12,11 +12,11 @@ import torch
 from slimtune.artifacts.files import write_json
 from slimtune.config import Pruning
 from slimtune.models.checkpoints import Checkpoint, CheckpointWriter, copy_companions
-from slimtune.pruning.anatomy import linear, prunable_shape
+from slimtune.models.family import ATTENTION, LINEARS, linear
+from slimtune.pruning.anatomy import prunable_shape
 from slimtune.pruning.stack import Stack, Stream, TokenBatch, input_hook
 
 NOTICE = "zeros change neither the file's size nor the speed; cut neurons or heads for that"
-_PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 Zeroing = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -30,7 +30,7 @@ def sparsify(
     """
     checkpoint = Checkpoint(source)
     shape = prunable_shape(checkpoint)
-    names = [linear(layer, part) for layer in range(shape.layers) for part in _PARTS]
+    names = [linear(layer, part) for layer in range(shape.layers) for part in LINEARS]
     zeroing = _zeroing(checkpoint, names, pruning)
     spec = {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
     with CheckpointWriter(output, spec, files=checkpoint.files) as writer:
@@ -39,7 +39,7 @@ def sparsify(
                 writer.write(name, rows, start)
         inputs = _energies(checkpoint, writer, batches, scratch, pruning)
         for layer, energy in inputs:
-            for part in _PARTS:
+            for part in LINEARS:
                 name = linear(layer, part)
                 for start, rows in _pieces(checkpoint, name, pruning):
                     writer.write(name, zeroing(rows, energy.get(part)), start)
@@ -147,12 +147,12 @@ def _input_squares(
     for number, batch in enumerate(batches):
         hooks = [
             input_hook(
-                getattr(layer.mlp if part in _PARTS[4:] else layer.self_attn, part),
+                getattr(layer.mlp if part not in ATTENTION else layer.self_attn, part),
                 lambda x, part=part, real=batch.real: sums.__setitem__(
                     part, sums.get(part, 0) + x[real].double().square().sum(dim=0)
                 ),
             )
-            for part in _PARTS
+            for part in LINEARS
         ]
         stack.run(layer, stream.read(number))
         for hook in hooks:

@@ -12,8 +12,8 @@ import torch
 
 from slimtune.machine.process import large_blocks_returned
 from slimtune.models.checkpoints import Checkpoint
-from slimtune.models.memory import ModelShape
-from slimtune.pruning.anatomy import Keep, channels, linear, prunable_shape
+from slimtune.models.family import ModelShape, linear
+from slimtune.pruning.anatomy import Keep, channels, prunable_shape
 from slimtune.pruning.criteria import CRITERIA, Criterion, strongest
 from slimtune.pruning.evidence import READERS, Gram, Slopes, gather, slopes, weigh
 from slimtune.pruning.refit import refit

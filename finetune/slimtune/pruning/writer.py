@@ -1,7 +1,7 @@
 """The cut itself: a smaller checkpoint, written a few rows at a time, in an order of one's choice.
 
 Rows are read, cut along both axes and written; no tensor is ever whole in memory. What was solved
-anew is given as `replaced`. A model whose heads no longer divide its hidden size is saved under
+again is given as `replaced`. A model whose heads no longer divide its hidden size is saved under
 the Mistral class: LlamaConfig refuses such heads, the same tensors under Mistral's give the same
 logits, and every program that knows Llama knows Mistral. Qwen2's config has no such check.
 
@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 from slimtune.artifacts.files import write_json
 from slimtune.console import InputError, QualityError
 from slimtune.models.checkpoints import Checkpoint, CheckpointWriter, copy_companions
-from slimtune.models.memory import ModelShape
-from slimtune.pruning.anatomy import Keep, axes_of, channels, kept_along, place, prunable_shape
+from slimtune.models.family import FAMILIES, ModelShape, axes_of, place
+from slimtune.pruning.anatomy import Keep, channels, kept_along, prunable_shape
 from slimtune.pruning.stack import Stack, TokenBatch, input_hook
 
 
@@ -30,13 +30,13 @@ class PrunedWriter:
         self.old, self.new = prunable_shape(checkpoint), shape
         self._names = _new_names(checkpoint, layers)
         self.config = smaller_config(checkpoint.config, shape, self.old, layers)
-        sizes = {"hidden": shape.hidden, "ffn": shape.ffn, "kv": shape.kv_width}
-        sizes["query"] = shape.heads * shape.head_dim
         spec, files = {}, {}
         for name, new_name in self._names.items():
-            info = checkpoint.tensors[name]
-            axes = zip(axes_of(name), info.shape, strict=True)
-            spec[new_name] = (info.dtype, tuple(sizes.get(axis, old) for axis, old in axes))
+            info, axes = checkpoint.tensors[name], axes_of(name)
+            size = info.shape  # of a buffer that no cut touches
+            if axes is not None:
+                size = tuple(shape.sizes[axis] for axis in axes)
+            spec[new_name] = (info.dtype, size)
             files[new_name] = info.file.name
         self.writer = CheckpointWriter(output, spec, files=files)
 
@@ -58,7 +58,7 @@ class PrunedWriter:
             if replaced and name in replaced:
                 self.writer.write(new_name, finite(replaced[name], self.checkpoint, name))
                 continue
-            axes = axes_of(name)
+            axes = axes_of(name) or ()
             cuts = [kept_along(axis, layer, keep, self.old) for axis in axes]
             _write_rows(self.checkpoint, self.writer, name, new_name, cuts)
 
@@ -69,7 +69,7 @@ class PrunedWriter:
 
 
 def write_pruned(checkpoint: Checkpoint, shape: ModelShape, keep: Keep, output: Path) -> None:
-    """Writes all of `checkpoint` that `keep` names, nothing solved anew."""
+    """Writes all of `checkpoint` that `keep` names, nothing solved again."""
     writer = PrunedWriter(checkpoint, shape, list(keep.layers), output)
     for layer in [None, *keep.layers]:
         writer.write(layer, keep)
@@ -90,7 +90,8 @@ def smaller_config(config: dict, shape: ModelShape, old: ModelShape, layers: lis
     if config.get("layer_types"):
         changed["layer_types"] = [config["layer_types"][layer] for layer in layers]
     result = config | changed
-    if config["model_type"] == "llama" and shape.hidden % shape.heads:
+    other = old.family.undivided
+    if other is not None and shape.hidden % shape.heads:
         if shape.bias:
             raise InputError(
                 f"{shape.heads} heads do not divide a hidden size of {shape.hidden}",
@@ -99,7 +100,7 @@ def smaller_config(config: dict, shape: ModelShape, old: ModelShape, layers: lis
             )
         for word in ("attention_bias", "mlp_bias", "pretraining_tp"):
             result.pop(word, None)
-        result |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+        result |= {"model_type": other, "architectures": [FAMILIES[other].model_class]}
         result["sliding_window"] = None
     return result
 
@@ -123,7 +124,7 @@ def require_finite(checkpoint: Checkpoint) -> None:
 
 
 def _new_names(checkpoint: Checkpoint, layers: list[int]) -> dict[str, str]:
-    """Old name -> new name of what stays: layers are numbered anew from 0."""
+    """Old name -> new name of what stays: layers are numbered from 0 again."""
     number = {old: new for new, old in enumerate(layers)}
     names = {}
     for name in checkpoint.tensors:

@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from slimtune.console import InputError
+from slimtune.models.family import families_in_words
 
 NAME = "slimtune_per_sample"
 _FLASH = "flash_attention_2"
@@ -68,7 +69,7 @@ def per_sample_attention(
         raise InputError(
             f"{type(module).__name__}: this family caps its attention scores or has sinks",
             "the fused kernel that trains here computes neither, and would be wrong in silence",
-            "choose a base of the Llama, Mistral or Qwen2 family",
+            f"choose a base of the {families_in_words('or')} family",
         )
     groups = query.shape[1] // key.shape[1]
     if groups > 1:

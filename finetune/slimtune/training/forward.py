@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from slimtune.console import InputError
+from slimtune.models.family import families_in_words
 from slimtune.prompts import IGNORED
 from slimtune.training import attention, losses
 from slimtune.training.batches import Sample, collate, padded
@@ -88,7 +89,7 @@ def require_exact(model: nn.Module, samples: Sequence[Sample]) -> None:
             f"{causal.config.model_type}: this family cannot be trained here",
             f"its own code gives a loss of {theirs:.4f}, the fast path {ours:.4f}: it scales its "
             "logits or attends in a way of its own",
-            "choose a base of the Llama, Mistral or Qwen2 family",
+            f"choose a base of the {families_in_words('or')} family",
         )
 
 

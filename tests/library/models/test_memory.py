@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from slimtune.models import memory
+from slimtune.models.family import ModelShape
 from slimtune.models.memory import (
     MemoryEstimate,
-    ModelShape,
     Recipe,
     estimate_memory,
     fit_verdict,

@@ -1,0 +1,257 @@
+"""The anatomy of a Llama, written once: its parts, and in what a family differs from it.
+
+`PARTS` says of every part of a decoder layer where it stands, what lies along its dimensions and
+what llama.cpp calls it; `FAMILIES` has one entry a family. Parameter counts, memory estimates,
+pruning axes, expected tensors, GGUF shapes and every text that lists families follow from them: a
+family that differs only in biases or norms is one more entry.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Axis = Literal["hidden", "ffn", "query", "kv", "head", "vocabulary"]
+Rotary = Literal["interleaved", "half"]
+
+_NAME = re.compile(r"model\.layers\.(?P<index>\d+)\.(?P<part>.+)")
+IGNORED_BUFFER = "rotary_emb.inv_freq"  # old Llama files carry it; nothing reads it
+
+
+@dataclass(frozen=True)
+class Part:
+    """One matrix or norm: its place in the model, its axes (out, in), llama.cpp's name.
+
+    `readers` are the matrices that read a norm's output, for a norm of the residual stream.
+    """
+
+    path: str
+    axes: tuple[Axis, ...]
+    gguf: str
+    readers: tuple[str, ...] = ()
+
+
+# The parts of a decoder layer in llama.cpp's order. Norms that only some families have are here,
+# too: a family names its own.
+PARTS = {
+    "input_layernorm": Part(
+        "input_layernorm", ("hidden",), "attn_norm", ("q_proj", "k_proj", "v_proj")
+    ),
+    "q_proj": Part("self_attn.q_proj", ("query", "hidden"), "attn_q"),
+    "k_proj": Part("self_attn.k_proj", ("kv", "hidden"), "attn_k"),
+    "v_proj": Part("self_attn.v_proj", ("kv", "hidden"), "attn_v"),
+    "o_proj": Part("self_attn.o_proj", ("hidden", "query"), "attn_output"),
+    "q_norm": Part("self_attn.q_norm", ("head",), "attn_q_norm"),
+    "k_norm": Part("self_attn.k_norm", ("head",), "attn_k_norm"),
+    "post_attention_layernorm": Part(
+        "post_attention_layernorm", ("hidden",), "ffn_norm", ("gate_proj", "up_proj")
+    ),
+    "gate_proj": Part("mlp.gate_proj", ("ffn", "hidden"), "ffn_gate"),
+    "up_proj": Part("mlp.up_proj", ("ffn", "hidden"), "ffn_up"),
+    "down_proj": Part("mlp.down_proj", ("hidden", "ffn"), "ffn_down"),
+}
+EMBEDDING_PART = Part("model.embed_tokens", ("vocabulary", "hidden"), "token_embd")
+NORM_PART = Part("model.norm", ("hidden",), "output_norm")
+OUTPUT_PART = Part("lm_head", ("vocabulary", "hidden"), "output")
+_OUTSIDE = {part.path: part for part in (EMBEDDING_PART, NORM_PART, OUTPUT_PART)}
+_BY_PATH = {part.path: part for part in PARTS.values()}
+
+LINEARS = tuple(name for name, part in PARTS.items() if len(part.axes) == 2)
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+# What a true key of config.json gives a bias, in any family.
+_BIAS_KEYS = {"attention_bias": ATTENTION, "mlp_bias": ("gate_proj", "up_proj", "down_proj")}
+
+
+@dataclass(frozen=True)
+class Family:
+    """In what a family differs: `model_type` and class of transformers, llama.cpp's name, ...
+
+    biases: the parts that have one whatever config.json says.
+    norms: the parts of a layer that are norms.
+    rotary: which values of a head llama.cpp turns together, neighbours 2i and 2i+1 (interleaved)
+        or i and i + d/2 as transformers does (half).
+    head_sizes_in_gguf: whether llama.cpp's converter writes head size and vocabulary; for the
+        others it leaves them to be derived.
+    undivided: the family under which a model is saved whose heads do not divide its hidden size,
+        where the family's own class of transformers refuses such heads.
+    """
+
+    title: str
+    model_type: str
+    model_class: str
+    gguf: str
+    rotary: Rotary
+    head_sizes_in_gguf: bool
+    biases: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    undivided: str | None = None
+
+
+_LLAMA = Family(
+    "Llama", "llama", "LlamaForCausalLM", "llama", "interleaved", True, undivided="mistral"
+)
+_MISTRAL = Family("Mistral", "mistral", "MistralForCausalLM", "llama", "interleaved", True)
+_QWEN2 = Family(
+    "Qwen2", "qwen2", "Qwen2ForCausalLM", "qwen2", "half", False, ("q_proj", "k_proj", "v_proj")
+)
+FAMILIES = {family.model_type: family for family in (_LLAMA, _MISTRAL, _QWEN2)}
+
+
+def families_in_words(joined: Literal["and", "or"] = "and") -> str:
+    """`Llama, Mistral and Qwen2`."""
+    *first, last = [family.title for family in FAMILIES.values()]
+    return f"{', '.join(first)} {joined} {last}"
+
+
+def family_of(config: dict) -> Family:
+    """The family of a config.json; of an unknown one, Llama: its sizes are the best guess."""
+    return FAMILIES.get(config.get("model_type"), _LLAMA)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes in a config.json, and what follows from them and the family."""
+
+    vocabulary: int
+    hidden: int
+    ffn: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    tied: bool
+    bias: frozenset[str]
+    family: Family = _LLAMA
+
+    @classmethod
+    def of(cls, config: dict) -> "ModelShape":
+        """The sizes of a config.json; KeyError for one that it lacks."""
+        heads, family = config["num_attention_heads"], family_of(config)
+        bias = set(family.biases)
+        for key, parts in _BIAS_KEYS.items():
+            if config.get(key):
+                bias.update(parts)
+        return cls(
+            vocabulary=config["vocab_size"],
+            hidden=config["hidden_size"],
+            ffn=config["intermediate_size"],
+            layers=config["num_hidden_layers"],
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            tied=bool(config.get("tie_word_embeddings")),
+            bias=frozenset(bias),
+            family=family,
+        )
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Axis -> how much lies along it."""
+        return {
+            "hidden": self.hidden,
+            "ffn": self.ffn,
+            "query": self.heads * self.head_dim,
+            "kv": self.kv_width,
+            "head": self.head_dim,
+            "vocabulary": self.vocabulary,
+        }
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """The linear layers of one decoder layer: name -> (out, in)."""
+        return {name: self._size(PARTS[name]) for name in LINEARS}
+
+    @property
+    def linear_parameters(self) -> int:
+        """layers * sum(out * in): what 4-bit loading shrinks."""
+        return self.layers * sum(out * into for out, into in self.linears.values())
+
+    @property
+    def parameters(self) -> int:
+        """Every number that is stored: a layer's, times layers, and those outside of all layers."""
+        layer = sum(math.prod(size) for size in self._layer().values())
+        outside = sum(math.prod(self._size(part)) for part in self._outside())
+        return self.layers * layer + outside
+
+    @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of a model of this shape: Hugging Face name -> size."""
+        found = {f"{part.path}.weight": self._size(part) for part in self._outside()}
+        one = self._layer()
+        for layer in range(self.layers):
+            for name, size in one.items():
+                found[f"model.layers.{layer}.{name}"] = size
+        return found
+
+    def adapter_parameters(self, rank: int, target_modules: Sequence[str]) -> int:
+        """layers * sum over targets of rank * (in + out)."""
+        chosen = self.linears if "all-linear" in target_modules else target_modules
+        sizes = [sum(self.linears[name]) for name in chosen if name in self.linears]
+        return self.layers * rank * sum(sizes)
+
+    def _size(self, part: Part) -> tuple[int, ...]:
+        return tuple(self.sizes[axis] for axis in part.axes)
+
+    def _outside(self) -> list[Part]:
+        parts = [EMBEDDING_PART, NORM_PART]
+        return parts if self.tied else [*parts, OUTPUT_PART]
+
+    def _layer(self) -> dict[str, tuple[int, ...]]:
+        """The tensors of one layer, named within it: weights in the table's order, then biases."""
+        weights = [name for name in PARTS if name in LINEARS or name in self.family.norms]
+        found = {f"{PARTS[name].path}.weight": self._size(PARTS[name]) for name in weights}
+        for name in LINEARS:
+            if name in self.bias:
+                found[f"{PARTS[name].path}.bias"] = self._size(PARTS[name])[:1]
+        return found
+
+
+def linear(layer: int, part: str) -> str:
+    """Name of a weight: `linear(3, "up_proj")`."""
+    return f"model.layers.{layer}.{PARTS[part].path}.weight"
+
+
+def place(name: str) -> tuple[int | None, str]:
+    """(layer, rest of the name); (None, name) for what belongs to no layer."""
+    match = _NAME.fullmatch(name)
+    return (int(match["index"]), match["part"]) if match else (None, name)
+
+
+def part_of(name: str) -> tuple[Part | None, str]:
+    """(the part that a tensor belongs to, weight or bias); (None, ...) for an unknown one."""
+    layer, rest = place(name)
+    path, _, kind = rest.rpartition(".")
+    if kind not in ("weight", "bias"):
+        return None, kind
+    return (_OUTSIDE if layer is None else _BY_PATH).get(path), kind
+
+
+def axes_of(name: str) -> tuple[Axis, ...] | None:
+    """What lies along a tensor's dimensions, (hidden, ffn) of down_proj.weight; None if unknown."""
+    part, kind = part_of(name)
+    if part is None:
+        return None
+    return part.axes[:1] if kind == "bias" else part.axes
+
+
+def gguf_tensor_name(shape: ModelShape, name: str) -> str | None:
+    """llama.cpp's name of a Hugging Face tensor, None for one that this model does not have."""
+    layer, _ = place(name)
+    part, kind = part_of(name)
+    if part is None or (layer is not None and layer >= shape.layers):
+        return None
+    if part.path in _NORM_PATHS and part.path not in _paths(shape.family.norms):
+        return None
+    return f"{part.gguf}.{kind}" if layer is None else f"blk.{layer}.{part.gguf}.{kind}"
+
+
+def _paths(names: Sequence[str]) -> set[str]:
+    return {PARTS[name].path for name in names}
+
+
+_NORM_PATHS = _paths([name for name in PARTS if name not in LINEARS])
