@@ -73,6 +73,8 @@ def test_every_axis_gives_a_folder_that_loads_and_speaks(flags, settings, merged
     run = json.loads((tmp_path / "out" / "run.json").read_text())["metrics"]
     assert model.num_parameters() == run["parameters_after"]
     assert run["parameters_after"] < run["parameters_before"] or "--sparsity" in flags
+    assert run["proven"] and all(found < 1e-2 for found in run["proven"].values())
+    assert run["difference"] == max(run["proven"].values())
     said = model.generate(torch.tensor([[1, 5, 9]]), max_new_tokens=4, do_sample=False)
     assert said.shape[1] > 3
 

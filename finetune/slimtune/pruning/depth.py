@@ -9,7 +9,7 @@ from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.family import ModelShape
 from slimtune.pruning.anatomy import Keep
 from slimtune.pruning.stack import Stack, Stream, TokenBatch
-from slimtune.pruning.writer import write_pruned
+from slimtune.pruning.writer import few_ids, masked, require_equal, write_pruned
 
 
 def drop_layers(
@@ -20,8 +20,9 @@ def drop_layers(
     *,
     ends: bool,
     scratch: Path,
-) -> list[int]:
-    """Writes the model with `shape.layers` layers; the (old) numbers of those that stay.
+) -> tuple[list[int], float]:
+    """Writes the model with `shape.layers` layers; the (old) numbers of those that stay, and how
+    far the folder, loaded back, is from the dense model without the others.
 
     The first and the last layer are never dropped unless `ends` allows it, or nothing else is left.
     """
@@ -30,8 +31,10 @@ def drop_layers(
     if not ends and shape.layers >= 2:
         scores[0] = scores[-1] = torch.inf
     kept = scores.topk(shape.layers).indices.sort().values.tolist()
-    write_pruned(checkpoint, shape, Keep(kept), output)
-    return kept
+    keep = Keep(kept)
+    write_pruned(checkpoint, shape, keep, output)
+    ids = few_ids(shape.vocabulary, seed=0)
+    return kept, require_equal(output, ids, masked(source, keep, ids))
 
 
 @torch.no_grad()

@@ -20,7 +20,15 @@ from slimtune.pruning.criteria import CRITERIA, Evidence, strongest
 from slimtune.pruning.evidence import Gram, column_squares, row_squares
 from slimtune.pruning.refit import refit
 from slimtune.pruning.stack import Stack, Stream, TokenBatch
-from slimtune.pruning.writer import PrunedWriter, write_pruned
+from slimtune.pruning.writer import (
+    PrunedWriter,
+    few_ids,
+    first_row,
+    masked,
+    provable,
+    require_equal,
+    write_pruned,
+)
 
 # The norms of the residual stream in a layer, and the matrices that read what each gives out.
 _READERS = {name: part.readers for name, part in PARTS.items() if part.readers}
@@ -45,8 +53,11 @@ def cut_hidden(
     solve: bool,
     seed: int,
     scratch: Path,
-) -> None:
+) -> float | None:
     """Writes the model with `shape.hidden` hidden channels. Without `batches` by norms alone.
+
+    Returns how far the folder, loaded back, is from the dense model with the other channels
+    silent; None where a model is too large to keep what was solved until then.
 
     Taylor knows no slope of a channel: activation's energies stand in for it.
     """
@@ -59,15 +70,22 @@ def cut_hidden(
     keep = Keep(layers, hidden=kept)
     if batches is None:
         write_pruned(checkpoint, shape, keep, output)
-        return
-    writer = PrunedWriter(checkpoint, shape, layers, output)
+        ids = few_ids(shape.vocabulary, seed=0)
+        return require_equal(output, ids, masked(source, keep, ids))
+    writer, meant, small = PrunedWriter(checkpoint, shape, layers, output), {}, provable(source)
     for layer, norms in _walk(checkpoint, batches, scratch, full=solve):
         replaced = {norm: _scaled(checkpoint, norm, energy[norm], kept) for norm in norms.gram}
         for norm, gram in norms.gram.items() if solve else ():
             for reader in _readers_of(norm, layer, checkpoint):
                 replaced[reader] = refit(checkpoint.read(reader), gram.matrix, kept)
         writer.write(layer, keep, replaced)
+        if small:
+            meant |= replaced
     writer.close()
+    if not small:
+        return None
+    ids = first_row(batches[0])
+    return require_equal(output, ids, masked(source, keep, ids, meant))
 
 
 def _readers_of(norm: str, layer: int | None, checkpoint: Checkpoint) -> list[str]:

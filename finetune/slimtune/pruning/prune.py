@@ -42,12 +42,16 @@ class Sizes:
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What the cut changed, and how far the folder, loaded back, is from what was meant."""
+    """What the cut changed, and how far the folder, loaded back, is from what was meant.
+
+    `proven`: kind of cut -> largest difference of the logits, as a share of the largest one, or
+    "not proven" and why.
+    """
 
     before: Sizes
     after: Sizes
     calibration: str
-    difference: float
+    proven: dict[str, float | str]
 
     def rows(self) -> list[tuple[str, str, str]]:
         """The card: (what, before, after)."""
@@ -82,11 +86,11 @@ def prune_model(config: Config, model: str, final: Path) -> PruneReport:
         calibration = calibrate(source, config)
         scratch = stage.folder / "scratch"
         before = _sizes(source, calibration, scratch)
-        difference = _cut(config, source, target, stage.folder, calibration)
+        proven = _cut(config, source, target, stage.folder, calibration)
         after = _sizes(stage.folder, calibration, scratch)
         shutil.rmtree(scratch, ignore_errors=True)
         said = calibration.source if calibration else "none"
-        report = PruneReport(before, after, said, difference)
+        report = PruneReport(before, after, said, proven)
         (stage.folder / CARD).write_text(card(report, model), encoding="utf-8")
         stage.metrics.update(_metrics(report))
     return report
@@ -144,12 +148,16 @@ def _memory(shape: ModelShape, calibration: str | None, config: Config) -> str:
 
 def _cut(
     config: Config, source: Path, target: ModelShape, output: Path, calibration: Calibration | None
-) -> float:
-    """The steps one after another, each a folder that the next one reads; the last is `output`."""
+) -> dict[str, float | str]:
+    """The steps one after another, each a folder that the next one reads; the last is `output`.
+
+    Returns what is proven of each kind of cut; of several steps of a kind, the worst.
+    """
     pruning, shape = config.pruning, prunable_shape(Checkpoint(source))
     batches = calibration.batches if calibration else None
     if pruning.sparsity:
-        return sparsify(source, output, pruning, batches, output / "scratch")
+        exact = sparsify(source, output, pruning, batches, output / "scratch")
+        return {"sparsity": exact}
     common = {"criterion": pruning.criterion, "batches": batches, "seed": pruning.seed}
     common |= {"solve": pruning.refit, "scratch": output / "scratch"}
     todo = []
@@ -161,16 +169,30 @@ def _cut(
         todo.append((cut_hidden, shape, common))
     way = steps(shape, target) if batches and shape != target else [target] * (shape != target)
     todo += [(cut_width, one, common) for one in way]
-    difference = 0.0
+    proven: dict[str, float | str] = {}
     for number, (step, one, options) in enumerate(todo, 1):
         last = number == len(todo)
         folder = output if last else output / "scratch" / f"step{number}"
         options = options | {"scratch": output / "scratch"}
-        difference = step(source, folder, one, **options) or difference
+        found = step(source, folder, one, **options)
+        difference = found[1] if step is drop_layers else found
+        _note(proven, _KINDS[step], difference)
         if source.parent == output / "scratch":
             shutil.rmtree(source)
         source = folder
-    return difference
+    return proven
+
+
+_KINDS = {drop_layers: "depth", cut_hidden: "hidden", cut_width: "width"}
+_TOO_LARGE = "not proven: the solved weights of so large a model are not kept until the comparison"
+
+
+def _note(proven: dict[str, float | str], kind: str, difference: float | None) -> None:
+    """Adds one step to what is proven."""
+    if difference is None:
+        proven[kind] = _TOO_LARGE
+    elif not isinstance(proven.get(kind), str):
+        proven[kind] = max(difference, proven.get(kind, 0.0))
 
 
 def _sizes(folder: Path, calibration: Calibration | None, scratch: Path) -> Sizes:
@@ -198,7 +220,9 @@ def _metrics(report: PruneReport) -> dict:
     flat = {
         f"{name}_{side}": value for side, sizes in sides.items() for name, value in sizes.items()
     }
-    return flat | {"calibration": report.calibration, "difference": report.difference}
+    differences = [value for value in report.proven.values() if not isinstance(value, str)]
+    flat |= {"calibration": report.calibration, "proven": report.proven}
+    return flat | {"difference": max(differences) if differences else None}
 
 
 def card(report: PruneReport, model: str) -> str:
@@ -207,4 +231,9 @@ def card(report: PruneReport, model: str) -> str:
     lines += [f"| {what} | {before} | {after} |" for what, before, after in report.rows()]
     lines += ["", f"Calibration: {report.calibration}. Perplexity and speed are those on rows kept"]
     lines[-1] += " back from it; a pruned model gets better again by distillation or training."
+    lines.append("")
+    for kind, found in report.proven.items():
+        if isinstance(found, float):
+            found = f"loaded back, logits differ by {found:.1g} of the largest from those meant"
+        lines.append(f"- {kind}: {found}")
     return "\n".join(lines) + "\n"

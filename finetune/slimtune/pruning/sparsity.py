@@ -11,6 +11,7 @@ import torch
 
 from slimtune.artifacts.files import write_json
 from slimtune.config import Pruning
+from slimtune.console import QualityError
 from slimtune.models.checkpoints import Checkpoint, CheckpointWriter, copy_companions
 from slimtune.models.family import ATTENTION, LINEARS, linear
 from slimtune.pruning.anatomy import prunable_shape
@@ -24,8 +25,9 @@ Zeroing = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 def sparsify(
     source: Path, output: Path, pruning: Pruning, batches: list[TokenBatch] | None, scratch: Path
 ) -> float:
-    """Writes the model with a share of its linear weights at zero; returns that share.
+    """Writes the model with a share of its linear weights at zero; all others are untouched.
 
+    Returns how far the folder, read back, is from that: 0, or QualityError.
     config.json says so (`sparsity`): a merge into this model keeps the zeros.
     """
     checkpoint = Checkpoint(source)
@@ -46,7 +48,43 @@ def sparsify(
     copy_companions(checkpoint.folder, output, without={"config.json"})
     said = {"share": pruning.sparsity, "pattern": pruning.sparsity_pattern}
     write_json(output / "config.json", checkpoint.config | {"sparsity": said})
+    _require_sparse(checkpoint, Checkpoint(output), set(names), pruning)
     return 0.0
+
+
+def _require_sparse(
+    before: Checkpoint, after: Checkpoint, names: set[str], pruning: Pruning
+) -> None:
+    """QualityError unless every weight read back is the original's, or a zero of a linear layer.
+
+    The zeros must be as many as asked for, to within one a row: a row's count is rounded down.
+    """
+    zeros = weights = 0
+    for name in before.tensors:
+        pairs = zip(before.rows(name), after.rows(name), strict=True)
+        for (_, rows), (_, written) in pairs:
+            same = written == rows
+            if name in names:
+                zeros += int((written == 0).sum())
+                weights += written.numel()
+                same |= written == 0
+            if not same.all():
+                raise _not_meant(after, f"{name} holds other weights than its model, beside zeros")
+    asked = pruning.sparsity
+    if pruning.sparsity_pattern != "unstructured":
+        kept, group = map(int, pruning.sparsity_pattern.split(":"))
+        asked = 1 - kept / group
+    shortest = min(before.tensors[name].shape[1] for name in names)
+    if zeros < (asked - 1 / shortest) * weights:
+        raise _not_meant(after, f"{zeros / weights:.3f} of its weights are zero, not {asked:g}")
+
+
+def _not_meant(folder: Checkpoint, found: str) -> QualityError:
+    return QualityError(
+        f"{folder.folder}: the saved model is not the sparse one that was meant",
+        found,
+        "this is a bug of SlimTune: please report it with the model's config.json",
+    )
 
 
 def smallest_to_zero(rows: torch.Tensor, scores: torch.Tensor, share: float) -> torch.Tensor:

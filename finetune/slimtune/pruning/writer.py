@@ -1,23 +1,25 @@
-"""The cut itself: a smaller checkpoint, written a few rows at a time, in an order of one's choice.
+"""Writes the smaller checkpoint a few rows at a time, and proves that it is the model meant.
 
-Rows are read, cut along both axes and written; no tensor is ever whole in memory. What was solved
-again is given as `replaced`. A model whose heads no longer divide its hidden size is saved under
-the Mistral class: LlamaConfig refuses such heads, the same tensors under Mistral's give the same
-logits, and every program that knows Llama knows Mistral. Qwen2's config has no such check.
-
-Does the folder hold the model that was meant? Loaded back, run, compared.
+Rows are read, cut along both axes and written, in an order of one's choice; no tensor is ever whole
+in memory. What was solved again is given as `replaced`. A model whose heads no longer divide its
+hidden size is saved under the class that its family names (`Family.undivided`): LlamaConfig refuses
+such heads, the same tensors under Mistral's give the same logits, and every program that knows
+Llama knows Mistral. The proof loads the folder back and compares its logits with those of the dense
+model whose units are silenced.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from slimtune.artifacts.files import write_json
 from slimtune.console import InputError, QualityError
-from slimtune.models.checkpoints import Checkpoint, CheckpointWriter, copy_companions
-from slimtune.models.family import FAMILIES, ModelShape, axes_of, place
+from slimtune.models.checkpoints import OUTPUT, Checkpoint, CheckpointWriter, copy_companions
+from slimtune.models.family import FAMILIES, NORM_PART, PARTS, ModelShape, axes_of, place
 from slimtune.pruning.anatomy import Keep, channels, kept_along, prunable_shape
 from slimtune.pruning.stack import Stack, TokenBatch, input_hook
 
@@ -159,25 +161,69 @@ _TOLERANCE = 1e-2  # of the largest logit; rounding is 1e-6 in float32, 3e-3 in 
 
 
 @torch.inference_mode()
-def masked(source: Path, keep: Keep, ids: torch.Tensor) -> torch.Tensor:
+def masked(
+    source: Path, keep: Keep, ids: torch.Tensor, replaced: Mapping[str, torch.Tensor] | None = None
+) -> torch.Tensor:
     """Logits (rows, length, vocabulary) of the dense model with all units but `keep`'s at zero.
 
-    What a cut must come to where nothing was refitted: an independent way to the same logits.
+    What a cut must come to, on a way of its own: nothing is cut, and no folder is written. Layers
+    that go are skipped. `replaced` holds what was solved again or scaled for the kept hidden
+    channels, by tensor; with it each layer is in memory whole.
     """
+    replaced = replaced or {}
     checkpoint = Checkpoint(source)
     shape, stack = ModelShape.of(checkpoint.config), Stack.of(source)
     hidden = stack.embed(ids)
     for index in keep.layers:
-        layer = stack.streamed_layer(index)
-        kept = {layer.mlp.down_proj: keep.ffn.get(index)}
-        if index in keep.groups:
-            width = shape.head_dim * (shape.heads // shape.kv_heads)
-            kept[layer.self_attn.o_proj] = channels(keep.groups[index], width)
-        for module, some in kept.items():
-            if some is not None:
-                input_hook(module, lambda inputs, some=some: _silence(inputs, some))
+        layer = stack.layer(index) if replaced else stack.streamed_layer(index)
+        for name, values in replaced.items():
+            if place(name)[0] == index:
+                layer.get_parameter(place(name)[1])[..., keep.hidden] = values.float()
+        _silence_units(layer, index, keep, shape)
+        if keep.hidden is not None:
+            for name, part in PARTS.items():
+                if part.readers and name in shape.family.norms:
+                    _narrow(layer.get_submodule(part.path), keep.hidden)
         hidden = stack.run(layer, hidden)
-    return logits_of(stack, hidden)
+    norm = stack.norm()
+    if keep.hidden is None:
+        return logits_of(stack, hidden)
+    final = f"{NORM_PART.path}.weight"
+    if final in replaced:
+        norm.weight[keep.hidden] = replaced[final].float()
+    _narrow(norm, keep.hidden)
+    states = norm(hidden)
+    if OUTPUT in replaced:
+        return states[..., keep.hidden] @ replaced[OUTPUT].float().T
+    return torch.cat([states @ rows.T for _, rows in stack.head()], dim=-1)
+
+
+def _silence_units(layer: nn.Module, index: int, keep: Keep, shape: ModelShape) -> None:
+    """Neurons and heads that go send nothing on."""
+    kept = {layer.mlp.down_proj: keep.ffn.get(index)}
+    if index in keep.groups:
+        width = shape.head_dim * (shape.heads // shape.kv_heads)
+        kept[layer.self_attn.o_proj] = channels(keep.groups[index], width)
+    for module, some in kept.items():
+        if some is not None:
+            input_hook(module, partial(_silence, kept=some))
+
+
+def _narrow(norm: nn.Module, kept: torch.Tensor) -> None:
+    """An RMSNorm over all n channels that gives what one over the k kept channels would.
+
+    With zeros elsewhere the mean square over n is k/n of the one over k, so weight * sqrt(k/n) and
+    epsilon * k/n come to the same.
+    """
+    share = len(kept) / norm.weight.numel()
+    norm.weight.mul_(share**0.5)
+    norm.variance_epsilon *= share
+    input_hook(norm, partial(_silence, kept=kept))
+
+
+def provable(source: Path) -> bool:
+    """Whether the model is small enough to keep all that was solved again until it is compared."""
+    return Checkpoint(source).bytes <= _WHOLE
 
 
 @torch.inference_mode()

@@ -5,7 +5,9 @@ import torch
 from tiny_cuts import FAMILIES, IDS, build, loaded, words
 from torch import nn
 
+from slimtune.console import QualityError
 from slimtune.models.checkpoints import Checkpoint
+from slimtune.pruning import depth, hidden, writer
 from slimtune.pruning.anatomy import prunable_shape
 from slimtune.pruning.depth import drop_layers, influence
 from slimtune.pruning.hidden import cut_hidden
@@ -39,7 +41,8 @@ def test_layers_that_do_next_to_nothing_go_but_not_at_the_ends(tmp_path, family,
     model.save_pretrained(tmp_path / "model", max_shard_size="60KB")
     left = shape(tmp_path / "model", layers=0.25)
     options = {"ends": ends, "scratch": tmp_path / "scratch"}
-    kept = drop_layers(tmp_path / "model", tmp_path / "out", left, words(), **options)
+    kept, difference = drop_layers(tmp_path / "model", tmp_path / "out", left, words(), **options)
+    assert difference < 1e-5
     assert len(kept) == 3 and ({0, 2} - set(kept) if ends else kept == [0, 1, 3])
     found = loaded(tmp_path / "out")
     model.model.layers = nn.ModuleList(model.model.layers[index] for index in kept)
@@ -85,7 +88,8 @@ def test_refit_and_calibration_help_where_every_channel_carries_something(tmp_pa
         name = f"{criterion}-{solve}"
         options = {"batches": batches, "solve": solve, "seed": 0, "scratch": tmp_path / "s"}
         out = tmp_path / name
-        cut_hidden(tmp_path / "model", out, left, criterion=criterion, **options)
+        found = cut_hidden(tmp_path / "model", out, left, criterion=criterion, **options)
+        assert found < 1e-4
         errors[name] = (loaded(out)(held).logits - model(held).logits).square().mean().item()
     assert errors["activation-True"] < errors["activation-False"]
 
@@ -100,3 +104,53 @@ def test_reading_layer_by_layer_is_the_model_s_own_perplexity(tmp_path):
         count += tokens
     found = read_layers(tmp_path / "model", batches, tmp_path / "scratch")
     assert found.perplexity == pytest.approx(torch.tensor(total / count).exp().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("solve", [False, True])
+def test_hidden_cuts_are_proven_in_every_family(tmp_path, family, solve):
+    build(tmp_path / "model", family)
+    left = shape(tmp_path / "model", hidden=0.5)
+    options = {"criterion": "activation", "batches": words(), "solve": solve, "seed": 0}
+    found = cut_hidden(tmp_path / "model", tmp_path / "out", left, scratch=tmp_path, **options)
+    assert found < 1e-4
+
+
+def damage(folder) -> None:
+    """One matrix of the folder holds other numbers than were meant."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    info = Checkpoint(folder).tensors[name]
+    with info.file.open("r+b") as file:
+        file.seek(info.offset)
+        file.write(torch.ones(info.shape).numpy().tobytes())
+
+
+@pytest.mark.parametrize("batches", [None, words()])
+@pytest.mark.parametrize("kind", ["depth", "hidden"])
+def test_a_folder_that_was_damaged_is_refused(tmp_path, monkeypatch, kind, batches):
+    build(tmp_path / "model")
+    equal = writer.require_equal
+
+    def after_damage(folder, *rest):
+        damage(folder)
+        return equal(folder, *rest)
+
+    monkeypatch.setattr(depth if kind == "depth" else hidden, "require_equal", after_damage)
+    options = {"scratch": tmp_path / "s"}
+    with pytest.raises(QualityError, match="does not answer"):
+        if kind == "depth":
+            left = shape(tmp_path / "model", layers=0.25)
+            drop_layers(tmp_path / "model", tmp_path / "out", left, words(), ends=False, **options)
+        else:
+            left = shape(tmp_path / "model", hidden=0.5)
+            options |= {"criterion": "magnitude", "batches": batches, "solve": True, "seed": 0}
+            cut_hidden(tmp_path / "model", tmp_path / "out", left, **options)
+
+
+def test_a_model_too_large_to_keep_what_was_solved_is_not_proven(tmp_path, monkeypatch):
+    build(tmp_path / "model")
+    monkeypatch.setattr(writer, "_WHOLE", 0)
+    left = shape(tmp_path / "model", hidden=0.5)
+    options = {"criterion": "magnitude", "solve": True, "seed": 0, "scratch": tmp_path / "s"}
+    options["batches"] = words()
+    assert cut_hidden(tmp_path / "model", tmp_path / "out", left, **options) is None

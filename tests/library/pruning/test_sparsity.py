@@ -8,7 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_cuts import build, loaded, words
 
-from slimtune.models.checkpoints import Checkpoint
+from slimtune.console import QualityError
+from slimtune.models.checkpoints import Checkpoint, CheckpointWriter
 from slimtune.models.merging import merge_adapter
 from slimtune.pruning.sparsity import sparsify
 
@@ -83,3 +84,15 @@ def test_a_merge_into_a_sparse_model_brings_no_zero_back(tmp_path):
     assert "sparsity" in json.loads((tmp_path / "sparse-merged" / "config.json").read_text())
     dense = linears(tmp_path / "model-merged")
     assert not any((weight == 0).any() for weight in dense.values())
+
+
+def test_a_folder_that_does_not_hold_what_was_meant_is_refused(tmp_path, monkeypatch):
+    build(tmp_path / "model")
+    write = CheckpointWriter.write
+
+    def twice(self, name, rows, start=0):
+        write(self, name, rows * 2, start)
+
+    monkeypatch.setattr(CheckpointWriter, "write", twice)
+    with pytest.raises(QualityError, match="not the sparse one"):
+        sparsify(tmp_path / "model", tmp_path / "out", asked(), None, tmp_path / "s")
