@@ -1,11 +1,10 @@
 """The Modelfile: Ollama renders the very text that training rendered, and starts from our settings.
 
-Ollama fills a Go template over `.Messages`, puts BOS before its tokens itself, and reads values
-bare, in `"…"` or in `\"""…\"""`, without escapes. Runes that Go does not call printable vanish in
-silence (full-width space, zero-width joiner), so they are replaced or refused here.
+A model is exported with the prompt template that has a Go twin which renders alike. Ollama fills it
+over `.Messages`, puts BOS before its tokens itself, and reads values bare, in `"…"` or in
+`\"""…\"""`, without escapes. Runes that Go does not call printable vanish in silence (full-width
+space, zero-width joiner), so they are replaced or refused here.
 Rules: ollama/ollama parser/parser.go and template/template.go.
-
-The template that a model is exported with is chosen here too, and its Go twin found.
 """
 
 import json

@@ -1,6 +1,6 @@
 """What a conversion will do, as a value: source, type and size of every tensor, from headers.
 
-Where a conversion reads: a model folder, or base and adapter merged on the fly.
+The source is a model folder, or a base and an adapter that are merged on the fly.
 """
 
 import math

@@ -1,8 +1,7 @@
 """What a conversion will do, decided and checked from headers alone, in a second, before any work.
 
-Nothing here imports torch or transformers, and of the weights only norms and biases are read.
-
-Checks of a model folder that cost milliseconds: end tokens that agree, norms that are finite.
+Nothing here imports torch or transformers. Of the weights only norms and biases are read, which
+must be finite; the folder's files must agree on the end token.
 """
 
 import logging

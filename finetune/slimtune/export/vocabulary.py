@@ -1,15 +1,10 @@
 """The vocabulary of a GGUF: tokenizer.model (SentencePiece), or the BPE of a tokenizer.json.
 
-The rules are those of llama.cpp's converter (conversion/base.py).
-
-The vocabulary of a byte-level BPE tokenizer (Llama-3, Qwen2), read from its tokenizer.json.
-
-llama.cpp splits text before merging by rules compiled into it, named `tokenizer.ggml.pre`. Which
-name is right is told by the regular expression in the file itself.
-
-tokenizer.json without its vocabulary: the few lines of settings before the megabytes of tokens.
-
-Parsed whole, the file of Llama-2 takes 40 MB of Python objects, a third of what a conversion may.
+The rules are those of llama.cpp's converter (conversion/base.py). llama.cpp splits text before
+merging by rules compiled into it, named `tokenizer.ggml.pre`; which name is right is told by the
+regular expression in a byte-level BPE's tokenizer.json (Llama-3, Qwen2). Of that file only the few
+lines before the megabytes of tokens are parsed where the vocabulary is not needed: parsed whole,
+Llama-2's takes 40 MB of Python objects, a third of what a conversion may.
 """
 
 import json

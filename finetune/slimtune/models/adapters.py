@@ -1,13 +1,10 @@
-"""What an adapter does to rows of one weight: add a low-rank product, or put trained rows in place.
-
-Sums are made in float32; the caller rounds once. DoRA (arXiv:2402.09353) gives each row of the sum
-the norm it learned: m * V / |V| with V = W + B @ A * scale.
-
-LoRA adapter folders: what they hold, read from headers, and whether a base model is theirs.
+"""LoRA adapter folders: what they hold, whether a base is theirs, and what they do to its rows.
 
 A weight W (out x in) of the base becomes W + B @ A * scale, A (rank x in) and B (out x rank); an
-embedding W (tokens x dim) is changed by the transpose. LoRA: arXiv:2106.09685; rank-stabilised
-scale alpha / sqrt(rank): arXiv:2312.03732.
+embedding W (tokens x dim) is changed by the transpose, or has trained rows put in its place. LoRA:
+arXiv:2106.09685; rank-stabilised scale alpha / sqrt(rank): arXiv:2312.03732. DoRA
+(arXiv:2402.09353) gives each row of the sum the norm it learned: m * V / |V| with
+V = W + B @ A * scale. Sums are made in float32; the caller rounds once.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,7 @@
-"""From what the user wrote to a model folder on this disk: it is local, or comes from the Hub.
+"""Model folders: found on this disk or fetched from the Hub, their weight files, their identity.
 
-Model folders on disk: which files are the weights, and what to say where there are none.
-
-Telling two models apart without reading all of them.
+What a user wrote becomes a folder, a folder without weights an error that says what is missing, and
+two models are told apart without reading all of them.
 """
 
 import hashlib

@@ -1,13 +1,9 @@
 """Load and save tokenizers so that training, evaluation and llama.cpp see the same ids.
 
 A folder with `tokenizer.model` gets merges ordered by score; `tokenizer.model`, which GGUF
-conversion needs, is copied along; files that contradict each other are refused; EOS and padding
-are looked after by `tokenizer_guard`.
-
-Special tokens that a fine-tune can live with: the EOS that is trained, padding that is not EOS.
-
-A collator that masks padding, with padding = EOS, teaches the model never to stop; so does an EOS
-that the model's own chat template does not write.
+conversion needs, is copied along; files that contradict each other are refused. Special tokens must
+be ones that a fine-tune can live with: a collator that masks padding, with padding = EOS, teaches
+the model never to stop; so does an EOS that the model's own chat template does not write.
 """
 
 import logging
