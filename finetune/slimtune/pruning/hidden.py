@@ -3,11 +3,12 @@
 A channel is a column of the embedding, of q, k, v, gate, up and the output layer, a row of o and
 down, an entry of every norm. Chosen is once for the whole model, by all that reads the channel.
 RMSNorm divides by the mean square over fewer channels afterwards, so each norm's weight is scaled
-by what that changes on the calibration tokens; then every reader is solved anew for what is left.
+by what that changes on the calibration tokens; then every reader is solved again for what is left.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -166,9 +167,7 @@ class _Watch:
 
     def __enter__(self) -> None:
         self._hooks = [
-            module.register_forward_hook(
-                lambda _, inputs, output, name=name: self._add(name, inputs[0], output)
-            )
+            module.register_forward_hook(partial(self._add, name))
             for name, module in self._modules.items()
         ]
 
@@ -176,7 +175,10 @@ class _Watch:
         for hook in self._hooks:
             hook.remove()
 
-    def _add(self, name: str, before: torch.Tensor, after: torch.Tensor) -> None:
+    def _add(
+        self, name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...], after: torch.Tensor
+    ) -> None:
+        before = inputs[0]
         real, size = self._batch.real, before.shape[-1]
         squares = before[real].square().sum(dim=0).double()
         self._norms.energy[name] = self._norms.energy.get(name, 0) + squares

@@ -141,9 +141,10 @@ def _memory(shape: ModelShape, calibration: str | None, config: Config) -> str:
     needed += layer if config.pruning.criterion == "taylor" else 0
     if calibration == "self":
         needed = max(needed, 500_000_000 + 4 * shape.parameters)
-    return f"about {memory.gigabytes(needed)}: one layer of {shape.layers} at a time" + (
-        "; the whole model while it writes its own calibration rows" * (calibration == "self")
-    )
+    said = f"about {memory.gigabytes(needed)}: one layer of {shape.layers} at a time"
+    if calibration == "self":
+        said += "; the whole model while it writes its own calibration rows"
+    return said
 
 
 def _cut(

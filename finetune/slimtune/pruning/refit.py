@@ -1,4 +1,4 @@
-"""After a cut: what stays is solved anew, so that it makes up for what went."""
+"""After a cut: what stays is solved again, so that it makes up for what went."""
 
 import torch
 

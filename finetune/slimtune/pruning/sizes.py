@@ -62,7 +62,7 @@ def steps(before: ModelShape, after: ModelShape) -> list[ModelShape]:
 
     None cuts more than about a third of what the one before left, the last excepted where the
     rounding allows nothing in between: a model that is cut in steps, with its activations taken
-    anew each time, ends better than one cut at once.
+    again each time, ends better than one cut at once.
     """
     share = min(after.ffn / before.ffn, after.kv_heads / before.kv_heads)
     count = max(1, math.ceil(math.log(share) / math.log(1 - LARGEST_STEP) - 1e-6))

@@ -1,7 +1,7 @@
 """Cutting FFN neurons and KV groups: streamed by norms alone, or layer by layer with calibration.
 
 With calibration the layers are pruned in sequence. What layer l is given has gone through the
-pruned layers before it, so its units are chosen, and its down_proj and o_proj solved anew, for the
+pruned layers before it, so its units are chosen, and its down_proj and o_proj solved again, for the
 inputs that they will really meet: on stories260K (a quarter cut) perplexity 13.0, against 13.8 with
 the inputs of the dense model.
 """
@@ -45,7 +45,7 @@ def cut_width(
 
     Without `batches` only norms and a few rows are ever in memory. With them one decoder layer is,
     and its output and FFN projections are refitted where `solve` is set. Returns how far the
-    folder, loaded back, is from the model that was meant (`checking.require_equal`).
+    folder, loaded back, is from the model that was meant (`writer.require_equal`).
     """
     checkpoint = Checkpoint(source)
     generator = torch.Generator().manual_seed(seed)
