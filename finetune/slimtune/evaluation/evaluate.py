@@ -12,6 +12,7 @@ from slimtune.data.rows import beside
 from slimtune.evaluation import candidates, comparison, outputs
 from slimtune.inference.answers import Candidate
 from slimtune.report import training_report
+from slimtune.report.words import sentence
 
 _log = logging.getLogger(__name__)
 
@@ -67,15 +68,16 @@ def compare_models(config: Config) -> tuple[list[str], list[list[str]], list[str
         output = config.evaluation.output
         outputs.write_answers_csv(found, stage.folder / output.name)
         outputs.write_metrics(found, stage.folder / f"{output.stem}_metrics.json")
-        stage.metrics.update(outputs.metrics_of(found))
+        metrics = outputs.metrics_of(found)
+        stage.metrics.update(metrics)
         runs = lineage(*map(Path, inputs)) | {stage.name: stage.record()}
         adapter, language = config.evaluation.lora_model, config.evaluation.language
-        report, page = training_report.reports(found, runs, adapter, language)
+        report, page = training_report.reports(metrics, runs, adapter, language)
         (stage.folder / REPORT).write_text(report, encoding="utf-8")
         (stage.folder / PAGE).write_text(page, encoding="utf-8")
     shutil.rmtree(kept, ignore_errors=True)
     headers, lines = outputs.comparison_table(found)
-    return headers, lines, [training_report.sentence(one) for one in found.cautions], _next(chosen)
+    return headers, lines, [sentence(one) for one in found.cautions], _next(chosen)
 
 
 def _compare(

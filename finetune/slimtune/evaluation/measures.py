@@ -1,22 +1,26 @@
-"""What counts in an answer that reasons before it decides: the number after ####, the letter.
+"""How good answers are: first what counts in a text, then each measure as one function of its name.
 
-A new pattern is one expression with one group here, and one entry of
-config/catalogues.yaml.
+The table of measures (report/measures.yaml) names the functions and says how each is called:
 
-Text as metrics see it: words of mixed Chinese and English, and when two answers are equal.
+    over answer    name(prediction, reference, pattern) -> percent, 0 to 100
+    over corpus    name() -> the sacreBLEU metric, for all rows together
+    over losses    name(losses, sizes) -> Estimate; sizes are the answers' UTF-8 bytes
 
-Measures of answers: pure functions of texts and numbers. Scores are percentages, 0 to 100.
+A new pattern is one expression with one group here, and one entry of config/catalogues.yaml.
 """
 
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 
 from sacrebleu.metrics import BLEU, CHRF
 
 from slimtune.config.catalogues import bind
+from slimtune.evaluation.bootstrap import Estimate, mean
+from slimtune.inference.answers import AnswerLoss
 
 # Text is looked at in NFKC, so there are no full-width signs.
 _NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
@@ -108,15 +112,6 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", text).replace("\u2212", "-").casefold()
 
 
-# Over all rows together. The `zh` tokenizer splits Chinese into characters and the rest as `13a`
-# does; the effective order spares answers of fewer than four words a score of 0. chrF2 needs no
-# tokenizer. Papineni et al. 2002; Popovic 2015; by sacreBLEU.
-CORPUS_METRICS: dict[str, Callable[[], BLEU | CHRF]] = {
-    "bleu": lambda: BLEU(tokenize="zh", effective_order=True),
-    "chrf": CHRF,
-}
-
-
 def exact_match(prediction: str, reference: str, pattern: str = "whole") -> float:
     """100 if both say the same apart from width, case, punctuation and spacing, else 0.
 
@@ -142,8 +137,21 @@ def rouge_n(prediction: str, reference: str, n: int) -> float:
     return 200.0 * (first & second).total() / (first.total() + second.total())
 
 
-def rouge_l(prediction: str, reference: str) -> float:
-    """F1 = 2·LCS(P, R) / (|P| + |R|), the longest common subsequence in words (Lin 2004)."""
+def rouge_1(prediction: str, reference: str, pattern: str = "whole") -> float:
+    """ROUGE over single words; all of them count, whatever the pattern."""
+    return rouge_n(prediction, reference, 1)
+
+
+def rouge_2(prediction: str, reference: str, pattern: str = "whole") -> float:
+    """ROUGE over pairs of neighbouring words; all of them count, whatever the pattern."""
+    return rouge_n(prediction, reference, 2)
+
+
+def rouge_l(prediction: str, reference: str, pattern: str = "whole") -> float:
+    """F1 = 2·LCS(P, R) / (|P| + |R|), the longest common subsequence in words (Lin 2004).
+
+    All words count, whatever the pattern.
+    """
     left, right = word_tokens(prediction), word_tokens(reference)
     if not left and not right:
         return _whole(prediction, reference)
@@ -164,6 +172,38 @@ def longest_common_subsequence(left: Sequence[str], right: Sequence[str]) -> int
         hit = unmatched & places.get(word, 0)
         unmatched = ((unmatched + hit) | (unmatched - hit)) & every
     return len(left) - unmatched.bit_count()
+
+
+def bleu() -> BLEU:
+    """BLEU of mixed text (Papineni et al. 2002), by sacreBLEU.
+
+    The `zh` tokenizer splits Chinese into characters and the rest as `13a` does; the effective
+    order spares answers of fewer than four words a score of 0.
+    """
+    return BLEU(tokenize="zh", effective_order=True)
+
+
+def chrf() -> CHRF:
+    """chrF2, which needs no tokenizer (Popovic 2015), by sacreBLEU."""
+    return CHRF()
+
+
+def token_accuracy(losses: Sequence[AnswerLoss], sizes: Sequence[int]) -> Estimate:
+    """100 · Σ hits / Σ tokens: a long answer weighs more than a short one."""
+    shares = [100 * one.hits / one.tokens for one in losses]
+    return mean(shares, [one.tokens for one in losses])
+
+
+def perplexity(losses: Sequence[AnswerLoss], sizes: Sequence[int]) -> Estimate:
+    """exp(Σ nats / Σ tokens)."""
+    per_token = [one.nats / one.tokens for one in losses]
+    return mean(per_token, [one.tokens for one in losses]).exp()
+
+
+def bits_per_byte(losses: Sequence[AnswerLoss], sizes: Sequence[int]) -> Estimate:
+    """Σ nats / ln 2 / Σ sizes."""
+    per_byte = [one.nats / log(2) / size for one, size in zip(losses, sizes, strict=True)]
+    return mean(per_byte, sizes)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slimtune.console import size
 from slimtune.evaluation.comparison import Comparison
+from slimtune.report.measure_table import MEASURES, value_of
 
 WORST_SAMPLES = 12
 
@@ -55,52 +55,29 @@ def worst_rows(comparison: Comparison, count: int = WORST_SAMPLES) -> list[int]:
 
 def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """(headers, rows) for `console.table`: one row a model, the baseline first."""
-    headers = [
-        "model",
-        "match %",
-        "vs first",
-        "ROUGE-L",
-        "chrF",
-        "perplexity",
-        "bits/byte",
-        "parameters",
-        "on disk",
-        "load s",
-        "read t/s",
-        "write t/s",
-        "memory",
-    ]
-    rows = [_table_row(measured) for measured in comparison.measures]
-    rows[0][2] = "–"  # nothing to compare the first with
+    shown = {name: measure for name, measure in MEASURES.items() if measure.console}
+    headers = ["model", *(str(measure.console) for measure in shown.values())]
+    rows = []
+    for measured in comparison.measures:
+        cells = [_figure(measured, name) for name in shown]
+        rows.append([measured["label"], *cells])
+    # The verdict stands beside the measure that decides it; the first has nothing to compare with.
+    beside = 2 + list(shown).index("exact_match")
+    verdicts = ["–", *(one["exact_match"]["verdict"] for one in comparison.measures[1:])]
+    headers.insert(beside, "vs first")
+    for row, verdict in zip(rows, verdicts, strict=True):
+        row.insert(beside, verdict)
     return headers, rows
 
 
-def _table_row(measured: dict[str, Any]) -> list[str]:
-    cost, exact = measured["cost"], measured["exact_match"]
-    return [
-        measured["label"],
-        f"{exact['score']:.1f}",
-        exact["verdict"],
-        f"{measured['rouge_l']['score']:.1f}",
-        f"{measured['chrf']['score']:.1f}",
-        figure(measured["perplexity"], 2),
-        figure(measured["bits_per_byte"], 3),
-        f"{cost['parameters']:,}",
-        size(cost["bytes_on_disk"]),
-        f"{cost['load_seconds']:.1f}",
-        f"{cost['prompt_tokens_per_second']:.0f}",
-        f"{cost['generated_tokens_per_second']:.0f}",
-        size(cost["peak_memory_bytes"]),
-    ]
-
-
-def figure(measure: dict[str, Any] | None, digits: int) -> str:
-    """A measure's score, or a dash where there is none."""
-    return "–" if measure is None else f"{measure['score']:.{digits}f}"
+def _figure(measured: dict[str, Any], name: str) -> str:
+    """A measure of one model, or a dash where it has none."""
+    value = value_of(measured, name)
+    return "–" if value is None else MEASURES[name].written(value)
 
 
 def _csv_rows(comparison: Comparison) -> Iterator[list[str]]:
-    scored = list(comparison.scores[0][0])
+    scored = [name for name, measure in MEASURES.items() if measure.csv]
     columns = ["answer", *scored, "reference nats", "reference tokens", "tokens", "ended"]
     yield ["id", "prompt", "reference"] + [
         f"{label} {column}" for label in comparison.labels for column in columns
@@ -110,7 +87,8 @@ def _csv_rows(comparison: Comparison) -> Iterator[list[str]]:
         for outcome, scores in zip(comparison.outcomes, comparison.scores, strict=True):
             answer = outcome.generations[number]
             loss = outcome.losses[number]
-            row += [answer.text, *(f"{score:.1f}" for score in scores[number].values())]
+            row += [answer.text]
+            row += [MEASURES[name].written(scores[number][name]) for name in scored]
             row += [f"{loss.nats:.4f}", str(loss.tokens)]
             row += [str(answer.tokens), "yes" if answer.stopped else "no"]
         yield row

@@ -1,38 +1,31 @@
-"""From answers to figures: scores of each row, measures of each model, verdicts."""
+"""From answers to figures: scores of each row, measures of each model, verdicts.
 
-from collections.abc import Callable, Sequence
+A measure of quality is the function of its name in evaluation/measures.py; the table of measures
+says which there are and what each is computed from.
+"""
+
+from collections.abc import Sequence
 from dataclasses import asdict
-from math import log
 from typing import Any
 
 from slimtune.evaluation import bootstrap, measures
 from slimtune.evaluation.bootstrap import Estimate
 from slimtune.inference.answers import Outcome, Question
-
-ROW_SCORES: dict[str, Callable[[str, Question], float]] = {
-    "exact_match": lambda text, asked: max(
-        measures.exact_match(text, one, asked.extract) for one in asked.references
-    ),
-    "rouge_1": lambda text, asked: max(measures.rouge_n(text, one, 1) for one in asked.references),
-    "rouge_2": lambda text, asked: max(measures.rouge_n(text, one, 2) for one in asked.references),
-    "rouge_l": lambda text, asked: max(measures.rouge_l(text, one) for one in asked.references),
-}
-MEASURES = (*ROW_SCORES, *measures.CORPUS_METRICS) + (
-    "token_accuracy",
-    "perplexity",
-    "bits_per_byte",
-)
-LOWER_IS_BETTER = ("perplexity", "bits_per_byte")
-_OF_ONE_TOKENIZER = ("token_accuracy", "perplexity")
+from slimtune.report.measure_table import MEASURES, names_of, names_over
 
 
 def row_scores(outcome: Outcome, questions: Sequence[Question]) -> list[dict[str, float]]:
     """The scores of each answer, by row; of several references the best counts."""
-    pairs = zip(outcome.generations, questions, strict=True)
-    return [
-        {name: score(answer.text, asked) for name, score in ROW_SCORES.items()}
-        for answer, asked in pairs
-    ]
+    rows = []
+    for answer, asked in zip(outcome.generations, questions, strict=True):
+        names = names_over("answer")
+        rows.append({name: _best_score(name, answer.text, asked) for name in names})
+    return rows
+
+
+def _best_score(name: str, text: str, asked: Question) -> float:
+    score = getattr(measures, name)
+    return max(score(text, reference, asked.extract) for reference in asked.references)
 
 
 def measure(
@@ -53,8 +46,9 @@ def measure(
     ]
     for outcome, estimates in zip(outcomes, found, strict=True):
         if outcome.asked.digest != outcomes[0].asked.digest:
-            for name in _OF_ONE_TOKENIZER:
-                estimates.pop(name, None)
+            for name, entry in MEASURES.items():
+                if entry.one_tokenizer:
+                    estimates.pop(name, None)
     return [
         _plain(outcome, estimates, found[0], questions)
         for outcome, estimates in zip(outcomes, found, strict=True)
@@ -65,8 +59,8 @@ def signatures(questions: Sequence[Question]) -> dict[str, str]:
     """How sacreBLEU computes each of its measures on these references, in its own short form."""
     references = [asked.references for asked in questions]
     found = {}
-    for name, make in measures.CORPUS_METRICS.items():
-        metric = make()
+    for name in names_over("corpus"):
+        metric = getattr(measures, name)()
         bootstrap.corpus(metric, [one[0] for one in references], references, resamples=0)
         found[name] = str(metric.get_signature())
     return found
@@ -80,28 +74,18 @@ def _estimates(
 ) -> dict[str, Estimate]:
     predictions = [answer.text for answer in outcome.generations]
     references = [asked.references for asked in questions]
-    found = {name: bootstrap.mean([row[name] for row in scores]) for name in ROW_SCORES}
-    for name, metric in measures.CORPUS_METRICS.items():
-        found[name] = bootstrap.corpus(metric(), predictions, references)
-    return found | (_of_losses(outcome, questions, scored) if scored else {})
-
-
-def _of_losses(
-    outcome: Outcome, questions: Sequence[Question], scored: Sequence[int]
-) -> dict[str, Estimate]:
-    """Token accuracy in percent, perplexity, and bits per UTF-8 byte of the answers.
-
-    Every token (or byte) counts once, so a long answer weighs more than a short one.
-    """
-    losses = [outcome.losses[row] for row in scored]
-    tokens = [loss.tokens for loss in losses]
-    sizes = [sum(len(text.encode()) for text in questions[row].answers) for row in scored]
-    bits = [loss.nats / log(2) / size for loss, size in zip(losses, sizes, strict=True)]
-    return {
-        "token_accuracy": bootstrap.mean([100 * one.hits / one.tokens for one in losses], tokens),
-        "perplexity": bootstrap.mean([one.nats / one.tokens for one in losses], tokens).exp(),
-        "bits_per_byte": bootstrap.mean(bits, sizes),
-    }
+    found = {}
+    for name in names_over("answer"):
+        found[name] = bootstrap.mean([row[name] for row in scores])
+    for name in names_over("corpus"):
+        metric = getattr(measures, name)()
+        found[name] = bootstrap.corpus(metric, predictions, references)
+    if scored:
+        losses = [outcome.losses[row] for row in scored]
+        sizes = [sum(len(text.encode()) for text in questions[row].answers) for row in scored]
+        for name in names_over("losses"):
+            found[name] = getattr(measures, name)(losses, sizes)
+    return found
 
 
 def _plain(
@@ -113,7 +97,7 @@ def _plain(
     return {
         **asdict(outcome.candidate),
         "kind": outcome.candidate.kind,
-        **dict.fromkeys(MEASURES),
+        **dict.fromkeys(names_of("quality")),
         **{name: _judged(name, one, first[name]) for name, one in estimates.items()},
         "health": asdict(
             measures.health(
@@ -132,5 +116,6 @@ def _plain(
 
 def _judged(name: str, estimate: Estimate, first: Estimate) -> dict[str, Any]:
     low, high = estimate.interval
-    verdict = bootstrap.verdict(estimate, first, higher_is_better=name not in LOWER_IS_BETTER)
+    higher = MEASURES[name].arrow == "higher"
+    verdict = bootstrap.verdict(estimate, first, higher_is_better=higher)
     return {"score": estimate.score, "low": low, "high": high, "verdict": verdict}

@@ -1,46 +1,32 @@
 """The places of the report that come from metrics.json: verdict, tables, samples, warnings."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slimtune.console import size
-from slimtune.evaluation.cautions import sentence
 from slimtune.report.markdown import markdown_table, plain
-from slimtune.report.words import Words
+from slimtune.report.measure_table import MEASURES, names_of, value_of
+from slimtune.report.words import Words, sentence
 
 PLACES = ("verdict", "leakage", "comparison", "samples", "quantisation", "cost", "warnings")
 
 ModelMetrics = Mapping[str, Any]
 
-_QUALITY = ("exact_match", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf", "token_accuracy") + (
-    "perplexity",
-    "bits_per_byte",
-)
-_HEALTH = ("empty", "without_eos", "repeating", "length_ratio")
-_COST: dict[str, Callable[[Any], str]] = {
-    "parameters": "{:,}".format,
-    "bytes_on_disk": size,
-    "load_seconds": "{:.1f}".format,
-    "prompt_tokens_per_second": "{:,.0f}".format,
-    "generated_tokens_per_second": "{:,.0f}".format,
-    "peak_memory_bytes": size,
-}
-_DIGITS = {"perplexity": 2, "bits_per_byte": 3}
 _SIGNS = {"better": "▲", "worse": "▼", "no clear change": "≈"}
 
 
-def comparison_places(metrics: Mapping[str, Any], words: Words, language: str) -> dict[str, str]:
+def comparison_places(metrics: Mapping[str, Any], words: Words) -> dict[str, str]:
     """Place -> Markdown, for each of PLACES."""
     models = metrics["models"]
     cautions = metrics["cautions"]
-    listed = "\n".join(f"- {plain(sentence(caution, language))}" for caution in cautions)
+    listed = "\n".join(f"- {plain(sentence(caution, words.language))}" for caution in cautions)
     return {
         "verdict": "  \n".join(_verdict(metrics, words)),
         "leakage": _leakage(metrics["settings"], words),
         "comparison": _comparison(metrics, words),
         "samples": "\n\n".join(_sample(sample, words) for sample in metrics["samples"]),
         "quantisation": _quantisation(models, words),
-        "cost": _side_by_side(models, tuple(_COST), words),
+        "cost": _side_by_side(models, names_of("cost"), words),
         "warnings": listed or words.no_warnings,
     }
 
@@ -78,27 +64,30 @@ def _comparison(metrics: Mapping[str, Any], words: Words) -> str:
     settings, models = metrics["settings"], metrics["models"]
     parts = [words.rows.format(**settings)]
     parts += [words.extracted.format(**settings)] if settings["extract"] != "whole" else []
-    parts += [_side_by_side(models, _QUALITY + _HEALTH, words), words.legend]
+    measured = names_of("quality") + names_of("health")
+    parts += [_side_by_side(models, measured, words), words.legend]
     return "\n\n".join([*parts, words.signatures.format(**settings["signatures"])])
 
 
 def _side_by_side(models: Sequence[ModelMetrics], names: Sequence[str], words: Words) -> str:
     """A row a measure, a column a model."""
     headers = [words.compared, *(plain(model["label"]) for model in models)]
-    rows = [[words.measures[n].title, *(_cell(m, n, models[0]) for m in models)] for n in names]
+    rows = []
+    for name in names:
+        cells = [_cell(model, name, models[0]) for model in models]
+        rows.append([MEASURES[name].title(words.language), *cells])
     return markdown_table(headers, rows)
 
 
 def _cell(model: ModelMetrics, name: str, first: ModelMetrics) -> str:
-    if name in _COST:
-        return _COST[name](model["cost"][name])
-    if name in _HEALTH:
-        return f"{model['health'][name]:.{2 if name == 'length_ratio' else 1}f}"
-    judged = model[name]
-    if judged is None:
+    measure, value = MEASURES[name], value_of(model, name)
+    if value is None:
         return "–"
-    digits = _DIGITS.get(name, 1)
-    shown = f"{judged['score']:.{digits}f} ({judged['low']:.{digits}f}–{judged['high']:.{digits}f})"
+    if measure.group != "quality":
+        return measure.written(value)
+    judged = model[name]
+    interval = f"{measure.written(judged['low'])}–{measure.written(judged['high'])}"
+    shown = f"{measure.written(value)} ({interval})"
     return shown if model is first else f"{shown} {_SIGNS[judged['verdict']]}"
 
 
@@ -148,7 +137,10 @@ def _leakage(settings: Mapping[str, Any], words: Words) -> str:
 
 def explanations(words: Words) -> str:
     """Every measure with its direction and what it says, one line each."""
-    rows = [(one.title, one.meaning) for one in words.measures.values()]
+    rows = [
+        (measure.title(words.language), measure.label(words.language).meaning)
+        for measure in MEASURES.values()
+    ]
     return "\n".join(f"| {a} | {b} |" for a, b in [words.explained, ("---", "---"), *rows])
 
 

@@ -1,11 +1,8 @@
 """report.html: the same report as one self-contained page, with plots; it asks nothing of the net.
 
 The blocks are those of the Markdown report, already inert; a content security policy forbids
-scripts and every request on top of that.
-
-Plots as inline SVG: no file, no script, no font of ours, so that Chinese labels show as well.
-
-matplotlib has no CJK glyphs and would draw every label as a row of boxes; a browser has them.
+scripts and every request on top of that. Plots are inline SVG, whose labels the browser writes:
+matplotlib has no Chinese glyphs and would draw a row of boxes.
 """
 
 import re
@@ -16,8 +13,8 @@ from typing import Any, NamedTuple
 
 from markdown_it import MarkdownIt
 
-from slimtune.console import size
 from slimtune.report import training_report
+from slimtune.report.measure_table import MEASURES, Group, names_of, value_of
 from slimtune.report.words import LANGUAGES, Words
 
 _STYLE = Path(__file__).with_name("page.css")
@@ -34,13 +31,13 @@ def render_page(
     language: str = "en",
     curve: Sequence[Mapping[str, float]] = (),
 ) -> str:
-    """The whole page; the arguments are those of `report.blocks`."""
+    """The whole page; the arguments are those of `report_places`."""
     words = LANGUAGES[language]
     convert = MarkdownIt("commonmark", {"html": True}).enable("table").render
     places = training_report.report_places(lineage, metrics, language=language, curve=curve)
     blocks = {place: convert(block) for place, block in places.items()}
-    blocks["comparison"] = _quality(metrics, words) + _coloured(blocks["comparison"])
-    blocks["cost"] = _costs(metrics, words) + blocks["cost"]
+    blocks["comparison"] = _bars_of("quality", metrics, words) + _coloured(blocks["comparison"])
+    blocks["cost"] = _bars_of("cost", metrics, words) + blocks["cost"]
     blocks["training"] += _curve(curve, words)
     template = training_report.report_template(language)
     # The template is turned into HTML first: no text of a row is ever read as a place.
@@ -71,35 +68,24 @@ _PAGE = """\
 """
 
 
-def _quality(metrics: Mapping[str, Any], words: Words) -> str:
-    """The measures that decide, as bars with intervals."""
-    return "".join(
-        _judged_bars(metrics["models"], name, digits, words)
-        for name, digits in (("exact_match", 1), ("rouge_l", 1), ("bits_per_byte", 3))
-    )
+def _bars_of(group: Group, metrics: Mapping[str, Any], words: Words) -> str:
+    """The plots of a group: of each measure that the table wants drawn."""
+    plotted = [name for name in names_of(group) if MEASURES[name].plot]
+    return "".join(_measure_bars(metrics["models"], name, words) for name in plotted)
 
 
-def _judged_bars(models: Sequence[Mapping[str, Any]], name: str, digits: int, words: Words) -> str:
-    rows = [
-        Bar(model["label"], judged["score"], (judged["low"], judged["high"]),
-            f"{judged['score']:.{digits}f}")
-        for model in models if (judged := model[name])
-    ]  # fmt: skip
-    return bar_chart(words.measures[name].title, rows) if rows else ""
-
-
-def _costs(metrics: Mapping[str, Any], words: Words) -> str:
-    written = {"bytes_on_disk": size, "generated_tokens_per_second": "{:,.0f}".format}
-    return "".join(
-        bar_chart(
-            words.measures[name].title,
-            [
-                Bar(model["label"], model["cost"][name], None, show(model["cost"][name]))
-                for model in metrics["models"]
-            ],
-        )
-        for name, show in written.items()
-    )
+def _measure_bars(models: Sequence[Mapping[str, Any]], name: str, words: Words) -> str:
+    """A bar for each model that has the measure, with its interval where it was judged."""
+    measure = MEASURES[name]
+    rows = []
+    for model in models:
+        value = value_of(model, name)
+        if value is None:
+            continue
+        judged = model[name] if measure.group == "quality" else None
+        interval = (judged["low"], judged["high"]) if judged else None
+        rows.append(Bar(model["label"], value, interval, measure.written(value)))
+    return bar_chart(measure.title(words.language), rows) if rows else ""
 
 
 def _curve(curve: Sequence[Mapping[str, float]], words: Words) -> str:

@@ -1,8 +1,6 @@
-"""The report: training_report.md filled from the records of the stages and the measures of models.
+"""training_report.md of a whole project, filled from the stages' records and metrics.json.
 
 Nothing is left blank: a place whose stage was not run says which command runs it.
-
-training_report.md and report.html from a comparison and the records that led to it.
 """
 
 import json
@@ -13,9 +11,6 @@ from string import Template
 from typing import Any
 
 from slimtune.console import size
-from slimtune.evaluation.cautions import sentence
-from slimtune.evaluation.comparison import Comparison
-from slimtune.evaluation.outputs import metrics_of
 from slimtune.report import comparison as compared
 from slimtune.report import page
 from slimtune.report.markdown import code, markdown_table, plain
@@ -60,7 +55,7 @@ def render_report(
     language: str = "en",
     curve: Sequence[Mapping[str, float]] = (),
 ) -> str:
-    """The whole report as Markdown; the arguments are those of `blocks`."""
+    """The whole report as Markdown; the arguments are those of `report_places`."""
     return report_template(language).substitute(
         report_places(lineage, metrics, language=language, curve=curve)
     )
@@ -88,7 +83,7 @@ def report_places(
     if curve:
         places["training"] += "\n\n" + _curve(curve, words)
     unevaluated = words.not_evaluated.format(command=_EVALUATE)
-    found = compared.comparison_places(metrics, words, language) if metrics else {}
+    found = compared.comparison_places(metrics, words) if metrics else {}
     for place in compared.PLACES:
         places[place] = found.get(place, unevaluated)
     places["data"] += "\n\n" + places["leakage"]
@@ -194,20 +189,20 @@ def _command(run: Mapping[str, Any]) -> str:
     return f"python finetune/{shlex.join([script, *arguments])}".replace("\n", " ")
 
 
-__all__ = ["reports", "sentence"]
-
-
 def reports(
-    comparison: Comparison,
+    metrics: Mapping[str, Any],
     runs: Mapping[str, Mapping[str, Any]],
     adapter: Path | None,
     language: str,
 ) -> tuple[str, str]:
-    """The filled report as Markdown and as HTML; the adapter's metrics.jsonl is the curve."""
+    """The filled report as Markdown and as HTML; the adapter's metrics.jsonl is the curve.
+
+    `metrics` is the content of metrics.json, `runs` maps stage names to their run.json.
+    """
     file = adapter / "metrics.jsonl" if adapter else None
     lines = file.read_text(encoding="utf-8").splitlines() if file and file.is_file() else []
     curve = [json.loads(line) for line in lines]
-    told = runs, metrics_of(comparison)
+    told = runs, metrics
     return (
         render_report(*told, language=language, curve=curve),
         page.render_page(*told, language=language, curve=curve),

@@ -19,10 +19,10 @@ from tiny_folders import swap_two_tokens, write_tiny_llama
 from slimtune import prompts
 from slimtune.console import InputError, ResourceError, SettingsError
 from slimtune.evaluation import comparison as comparison_module
-from slimtune.evaluation.cautions import sentence
 from slimtune.evaluation.comparison import Comparison, compare
 from slimtune.evaluation.outputs import (
     comparison_table,
+    metrics_of,
     worst_rows,
     write_answers_csv,
     write_metrics,
@@ -30,6 +30,7 @@ from slimtune.evaluation.outputs import (
 from slimtune.inference.answers import Candidate
 from slimtune.models import loading
 from slimtune.report import training_report
+from slimtune.report.words import sentence
 
 LLAMA2 = prompts.template("llama2")
 QUESTIONS = [
@@ -290,7 +291,7 @@ def test_a_hostile_row_is_inert_in_csv_markdown_and_html(base, tmp_path):
         cells = [cell for row in csv.reader(handle) for cell in row]
     assert not [cell for cell in cells if cell.lstrip()[:1] in tuple("=+-@＝") and len(cell) > 4]
     assert [text in cells or f"'{text}" in cells for text in HOSTILE] == [True] * len(HOSTILE)
-    markdown, html = training_report.reports(found, {}, None, "en")
+    markdown, html = training_report.reports(metrics_of(found), {}, None, "en")
     shown = MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
     for page in (shown, html):
         assert not re.search(r"<(script|img|a|b)[ >]", page.replace('<b class="', ""))

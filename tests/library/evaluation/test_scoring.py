@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from slimtune.evaluation.scoring import MEASURES, measure, row_scores, signatures
+from slimtune.evaluation.scoring import measure, row_scores, signatures
 from slimtune.inference.answers import (
     AnswerLoss,
     Asked,
@@ -15,6 +15,7 @@ from slimtune.inference.answers import (
     Outcome,
     Question,
 )
+from slimtune.report.measure_table import names_of
 
 QUESTIONS = [
     Question(f"r{n}", ({"role": "user", "content": f"{n}?"},), (f"答案{n}",)) for n in range(60)
@@ -75,7 +76,7 @@ def test_rows_whose_answer_did_not_fit_are_left_out_of_the_bits():
 
 def test_every_measure_has_its_interval_and_verdict():
     found = measured(outcome("b", 45, 1.0), outcome("a", 15, 2.0))
-    for name in MEASURES:
+    for name in names_of("quality"):
         judged = found[name]
         assert judged["low"] <= judged["score"] <= judged["high"], name
         assert judged["verdict"] in ("better", "worse", "no clear change"), name
