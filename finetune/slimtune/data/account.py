@@ -4,9 +4,9 @@ Every row of the input ends in exactly one place, so that at any moment
 
     rows_in = kept + rejected + duplicates + near_duplicates + leaks + too_long
 
-A kept row is written once, or in several pieces where a long conversation was split.
-
-What the token counts of an account add up to: percentiles, shares, padding, a histogram.
+A kept row is written once, or in several pieces where a long conversation was split. At the end
+the account is summed up in plain numbers, which the data report tells: counts, and for tokens
+percentiles, shares, padding and a histogram.
 """
 
 import math
@@ -82,7 +82,7 @@ class Account:
             self.token_splits.append(SPLITS.index(split))
 
     def set_aside(self, kind: str, reason: str) -> None:
-        """A row that was left out; `kind` is one of KINDS."""
+        """A row that was left out; `kind` is one of ROW_KINDS."""
         self.reasons[kind][reason] += 1
 
     @property
@@ -90,7 +90,7 @@ class Account:
         return self.kept + sum(counts.total() for counts in self.reasons.values())
 
     def numbers(self) -> dict[str, Any]:
-        """All counts as plain values; tokens are the report's to sum up."""
+        """All counts as plain values; tokens are summed up by `token_numbers`."""
         return {
             "sources": self.sources,
             "rows_in": self.rows_in,
@@ -104,8 +104,22 @@ class Account:
         }
 
 
+BATCH_SIZE = 16  # the one that padding is counted for, unless told otherwise
 _BARS = 40
 _SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+
+
+def report_numbers(account: Account, batch_size: int = BATCH_SIZE) -> dict[str, Any]:
+    """Every count of the data report as plain values, with tokens where they were counted.
+
+    `batch_size` is the one that padding is counted for.
+    """
+    files = ", ".join(source["file"] for source in account.sources)
+    shapes = ", ".join(dict.fromkeys(source["shape"] for source in account.sources))
+    numbers = {"input": files, "format": shapes, **account.numbers()}
+    if account.tokens:
+        numbers["tokens"] = token_numbers(account, batch_size)
+    return numbers
 
 
 def token_numbers(account: Account, batch_size: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from slimtune.console import InputError
 from slimtune.data import judging
-from slimtune.data.account import SPLITS, Account, Fit, TokenSize
+from slimtune.data.account import BATCH_SIZE, SPLITS, Account, Fit, TokenSize, report_numbers
 from slimtune.data.conversion import TOLD_LANGUAGES, set_aside
 from slimtune.data.preparation import Prepared
 from slimtune.data.workers import spread
@@ -56,12 +56,12 @@ def write_outputs(
     folder: Path,
     name: str,
     fit: Fit | None = None,
-    batch_size: int = data_report.BATCH_SIZE,
+    batch_size: int = BATCH_SIZE,
 ) -> dict[str, Any]:
     """Write NAME_{split}.jsonl, the rejected rows and the report; returns the report's numbers.
 
     `fit` (a tokenizer, a template and a policy in one call) counts tokens and shortens long rows.
-    `batch_size` is the one that padding is reckoned for.
+    `batch_size` is the one that padding is counted for.
     A split without rows gets no file. Raises InputError where `fit` refuses a row or leaves none
     to train on.
     """
@@ -80,7 +80,7 @@ def write_outputs(
             f"{account.reasons['too_long'].total()} rows are longer than the limit",
             "raise --max-length (or, if --long-rows is drop, choose truncate_prompt)",
         )
-    numbers = data_report.report_numbers(account, batch_size)
+    numbers = report_numbers(account, batch_size)
     data_report.write_data_report(numbers, folder, name)
     return numbers
 

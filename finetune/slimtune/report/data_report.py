@@ -1,8 +1,7 @@
-"""The account of a preparation: its numbers, their text in Markdown, a picture.
+"""The data report: the numbers of a preparation as JSON, as Markdown in words, and as a picture.
 
-The report's picture: how long the conversations are, and which languages they speak.
-
-Its words are Latin only: matplotlib's own font has no Chinese glyphs.
+The picture shows how long the conversations are and which languages they speak; its words are
+English always, since matplotlib's own font has no Chinese glyphs.
 """
 
 import json
@@ -10,33 +9,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from slimtune.data.account import ROW_KINDS, SPLITS, Account, token_numbers
 from slimtune.report.markdown import markdown_table, plain
+from slimtune.report.words import LANGUAGES, DataWords
 
 JSON, MARKDOWN, PICTURE = REPORT_FILES = ("data_report.json", "data_report.md", "data_report.png")
 REJECTED = "rejected.jsonl"
 DEFAULT_NAME = "train"
-_ACCOUNT = ("rows_in", "kept", *ROW_KINDS.values())
 _SHOWN_REASONS = 20
-BATCH_SIZE = 16
 _TOKENS = ("p50", "p90", "p99", "max")
-_WORDS = {
-    "whole": "within the limit",
-    "shortened": "shortened at the start of the prompt",
-    "split": "split into several conversations",
-}
-
-
-def report_numbers(account: Account, batch_size: int = BATCH_SIZE) -> dict[str, Any]:
-    """Every count of the report as plain values, with tokens where they were counted.
-
-    `batch_size` is the one that padding is reckoned for.
-    """
-    counts = account.numbers()
-    names = ", ".join(source["file"] for source in account.sources)
-    shapes = ", ".join(dict.fromkeys(source["shape"] for source in account.sources))
-    tokens = {"tokens": token_numbers(account, batch_size)} if account.tokens else {}
-    return {"input": names, "format": shapes} | counts | tokens
 
 
 def prefix(name: str) -> str:
@@ -44,91 +24,108 @@ def prefix(name: str) -> str:
     return "" if name == DEFAULT_NAME else f"{name}_"
 
 
-def data_report_text(numbers: Mapping[str, Any], before: str = "") -> str:
+def data_report_text(numbers: Mapping[str, Any], before: str = "", language: str = "en") -> str:
     """The same numbers in Markdown; whatever a file or a row says in them is inert."""
+    words = LANGUAGES[language].data_report
+    account = {told: numbers[name] for name, told in words.account.items()}
+    splits, languages = numbers["splits"], numbers["languages"]
     sections = [
-        f"# Data report: {plain(numbers['input'])}",
-        _sources(numbers["sources"]),
-        "Every row of the input is in exactly one line below: rows in = the sum of the others.",
-        _shares("rows", {name: numbers[name] for name in _ACCOUNT}, numbers["rows_in"]),
-        f"![lengths and languages]({before}{PICTURE})",
-        "## Splits\n\n" + _shares("conversations", numbers["splits"]),
-        "## Languages\n\n" + _shares("rows", numbers["languages"]),
-        *_reasons(numbers["reasons"]),
-        *_cleaning(numbers["cleaning"]),
-        *(_tokens(numbers) if "tokens" in numbers else [_UNCOUNTED]),
-        f"Rows set aside are in `{before}{REJECTED}`, each with its file, line and reason.",
+        words.title.format(input=plain(numbers["input"])),
+        _sources(numbers["sources"], words),
+        words.balance,
+        _shares(words.rows, account, words, numbers["rows_in"]),
+        f"![{words.picture}]({before}{PICTURE})",
+        f"{words.splits}\n\n{_shares(words.conversations, splits, words)}",
+        f"{words.languages}\n\n{_shares(words.rows, languages, words)}",
+        *_reasons(numbers["reasons"], words),
+        *_cleaning(numbers["cleaning"], words),
+        *_tokens(numbers, words),
+        words.aside.format(file=f"{before}{REJECTED}"),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def write_data_report(numbers: Mapping[str, Any], folder: Path, name: str = DEFAULT_NAME) -> None:
-    """data_report.json, its Markdown and its picture, for the output of this name."""
+def write_data_report(
+    numbers: Mapping[str, Any], folder: Path, name: str = DEFAULT_NAME, language: str = "en"
+) -> None:
+    """data_report.json, its Markdown and its picture, for the output of this name.
+
+    `numbers` are those of the preparation's account, as plain values.
+    """
     before = prefix(name)
     content = json.dumps(numbers, indent=2, ensure_ascii=False) + "\n"
     # A reason may quote half a character (a lone surrogate), which UTF-8 does not hold.
-    for file, words in ((JSON, content), (MARKDOWN, data_report_text(numbers, before))):
+    page = data_report_text(numbers, before, language)
+    for file, text in ((JSON, content), (MARKDOWN, page)):
         (folder / f"{before}{file}").write_text(
-            words, encoding="utf-8", errors="backslashreplace", newline="\n"
+            text, encoding="utf-8", errors="backslashreplace", newline="\n"
         )
     plot(numbers, folder / f"{before}{PICTURE}")
 
 
-_UNCOUNTED = "Tokens were not counted: the base model's tokenizer was not at hand."
-
-
-def _sources(sources: Iterable[Mapping[str, Any]]) -> str:
+def _sources(sources: Iterable[Mapping[str, Any]], words: DataWords) -> str:
+    """A row a file, with every column that one of them has."""
     names = list(dict.fromkeys(name for source in sources for name in source))
     cells = [[plain(str(source.get(name, ""))) for name in names] for source in sources]
-    return markdown_table([plain(name) for name in names], cells)
+    return markdown_table([plain(words.names.get(name, name)) for name in names], cells)
 
 
-def _shares(head: str, counts: Mapping[str, int], whole: int | None = None) -> str:
+def _shares(
+    head: str, counts: Mapping[str, int], words: DataWords, whole: int | None = None
+) -> str:
     """Counts with their share of `whole`, or of their sum."""
     total = max(sum(counts.values()) if whole is None else whole, 1)
-    cells = [[_word(name), f"{count:,}", f"{count / total:.1%}"] for name, count in counts.items()]
-    return markdown_table(["", head, "share"], cells)
+    cells = [
+        [_word(name, words), f"{count:,}", f"{count / total:.1%}"] for name, count in counts.items()
+    ]
+    return markdown_table(["", head, words.share], cells)
 
 
-def _reasons(reasons: Mapping[str, int]) -> list[str]:
+def _reasons(reasons: Mapping[str, int], words: DataWords) -> list[str]:
+    """The most frequent reasons, and how many others there are; nothing where none was needed."""
     if not reasons:
         return []
     shown = dict(list(reasons.items())[:_SHOWN_REASONS])
-    more = len(reasons) - len(shown)
     cells = [[plain(reason), f"{count:,}"] for reason, count in shown.items()]
-    section = "## Why rows were rejected\n\n" + markdown_table(["reason", "rows"], cells)
-    return [section, *([f"{more} rarer reasons are in `{JSON}`."] if more else [])]
+    sections = [f"{words.reasons}\n\n{markdown_table([words.reason, words.rows], cells)}"]
+    more = len(reasons) - len(shown)
+    if more:
+        sections.append(words.more_reasons.format(count=more, file=JSON))
+    return sections
 
 
-def _cleaning(cleaning: Mapping[str, int]) -> list[str]:
-    cells = [[_word(step), f"{count:,}"] for step, count in cleaning.items()]
-    return ["## Cleaning\n\n" + markdown_table(["step", "rows"], cells)] if cells else []
+def _cleaning(cleaning: Mapping[str, int], words: DataWords) -> list[str]:
+    if not cleaning:
+        return []
+    cells = [[_word(step, words), f"{count:,}"] for step, count in cleaning.items()]
+    return [f"{words.cleaning}\n\n{markdown_table([words.step, words.rows], cells)}"]
 
 
-def _tokens(numbers: Mapping[str, Any]) -> list[str]:
+def _tokens(numbers: Mapping[str, Any], words: DataWords) -> list[str]:
+    """Lengths by split, what padding would cost, and what became of long rows."""
+    if "tokens" not in numbers:
+        return [words.uncounted]
     tokens = numbers["tokens"]
-    rows = {"all": tokens, **tokens["splits"]}
-    cells = [
-        [name, *(f"{one[key]:,}" for key in _TOKENS), f"{one['supervised_share']:.1%}"]
-        for name, one in rows.items()
-    ]
-    long = {_WORDS[name]: count for name, count in numbers["long_rows"].items()}
+    cells = []
+    for name, one in {words.all: tokens, **tokens["splits"]}.items():
+        lengths = [f"{one[key]:,}" for key in _TOKENS]
+        cells.append([_word(name, words), *lengths, f"{one['supervised_share']:.1%}"])
+    headers = ["", *(_word(key, words) for key in _TOKENS), words.supervised]
+    sections = [f"{words.tokens}\n\n{markdown_table(headers, cells)}", words.total.format(**tokens)]
+    long = {words.lengths[name]: count for name, count in numbers["long_rows"].items()}
     if numbers["too_long"]:
-        long["left out as too long"] = numbers["too_long"]
-    return [
-        "## Tokens a conversation\n\n" + markdown_table(["", *_TOKENS, "supervised"], cells),
-        f"{tokens['total']:,} tokens in all. Training without padding computes "
-        f"{tokens['padding_saved']:.1%} fewer positions than padded batches of "
-        f"{tokens['batch_size']} in this order would.",
-        *(["## Long rows\n\n" + _shares("rows", long)] if long else []),
-    ]
+        long[words.lengths["too_long"]] = numbers["too_long"]
+    if long:
+        sections.append(f"{words.long_rows}\n\n{_shares(words.rows, long, words)}")
+    return sections
 
 
-def _word(name: str) -> str:
-    return plain(name.replace("_", " "))
+def _word(name: str, words: DataWords) -> str:
+    """A name as the language has it, or else as it was noted."""
+    return plain(words.names.get(name, name).replace("_", " "))
 
 
-_COLOURS = dict(zip(SPLITS, ("#4c72b0", "#dd8452", "#55a868"), strict=True))
+_COLOURS = {"train": "#4c72b0", "validation": "#dd8452", "test": "#55a868"}
 _LANGUAGES = {"zh": "Chinese (zh)", "en": "English (en)"}
 _MARKED = ("p50", "p90", "p99")
 
@@ -150,12 +147,10 @@ def plot(numbers: Mapping[str, Any], file: Path) -> None:
 def _plot_lengths(axes: Any, tokens: Mapping[str, Any]) -> None:
     edges = tokens["histogram"]["edges"]
     widths = [right - left for left, right in zip(edges, edges[1:], strict=False)]
-    floor = [0] * len(widths)
-    for split in SPLITS:
+    floor = [0 for _ in widths]  # where the next split's bars stand: on those of the splits before
+    for split, colour in _COLOURS.items():
         counts = tokens["histogram"][split]
-        axes.bar(
-            edges[:-1], counts, widths, floor, align="edge", color=_COLOURS[split], label=split
-        )
+        axes.bar(edges[:-1], counts, widths, floor, align="edge", color=colour, label=split)
         floor = [below + count for below, count in zip(floor, counts, strict=True)]
     top = max(floor)
     for place, name in enumerate(_MARKED):

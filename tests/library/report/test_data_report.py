@@ -1,6 +1,7 @@
 """The data report: its sums worked out again by hand, its page inert, its picture there."""
 
 import json
+import re
 import statistics
 from collections import Counter
 from html import unescape
@@ -10,15 +11,18 @@ import pytest
 from matplotlib import image
 
 from slimtune.data.account import (
+    ROW_KINDS,
     SPLITS,
     Account,
     TokenSize,
     histogram,
     padding_saved,
     percentiles,
+    report_numbers,
     truncated_share,
 )
 from slimtune.report import data_report
+from slimtune.report.words import LANGUAGES
 
 SOURCE = {"file": "raw.json", "encoding": "utf-8", "format": "json", "shape": "alpaca", "rows": 9}
 
@@ -75,7 +79,7 @@ def test_every_conversation_stands_in_one_bar(longest):
 
 def test_the_numbers_of_an_account():
     kept = account()
-    found = data_report.report_numbers(kept, batch_size=8)
+    found = report_numbers(kept, batch_size=8)
     lengths = list(kept.tokens)
     assert found["rows_in"] == 202 == found["kept"] + found["rejected"] + found["duplicates"]
     tokens = found["tokens"]
@@ -100,12 +104,12 @@ def test_a_million_conversations_cost_arrays_not_rows():
     kept.tokens.extend(range(1, 1_000_001))
     kept.supervised.extend(range(1_000_000))
     kept.token_splits.extend([0] * 1_000_000)
-    tokens = data_report.report_numbers(kept)["tokens"]
+    tokens = report_numbers(kept)["tokens"]
     assert tokens["p50"] == 500_000 and tokens["total"] == 500_000_500_000
 
 
 def test_what_is_written(tmp_path):
-    found = data_report.report_numbers(account())
+    found = report_numbers(account())
     data_report.write_data_report(found, tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(data_report.REPORT_FILES)
     assert json.loads((tmp_path / data_report.JSON).read_text(encoding="utf-8")) == found
@@ -121,13 +125,13 @@ def test_what_is_written(tmp_path):
 def test_the_same_account_gives_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        data_report.write_data_report(data_report.report_numbers(account()), tmp_path / name)
+        data_report.write_data_report(report_numbers(account()), tmp_path / name)
     for name in data_report.REPORT_FILES:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_without_a_tokenizer_the_page_says_so(tmp_path):
-    found = data_report.report_numbers(account(tokens=False))
+    found = report_numbers(account(tokens=False))
     data_report.write_data_report(found, tmp_path)
     assert "tokens" not in found
     assert "not counted" in (tmp_path / data_report.MARKDOWN).read_text(encoding="utf-8")
@@ -145,7 +149,7 @@ def test_what_files_and_rows_say_is_inert_and_kept(tmp_path):
     hostile.sources = [SOURCE | {"file": f"{HOSTILE}.json", "columns": HOSTILE}]
     hostile.set_aside("rejected", f'no "{HOSTILE}"')
     hostile.set_aside("rejected", 'no "my_column"')
-    data_report.write_data_report(data_report.report_numbers(hostile), tmp_path)
+    data_report.write_data_report(report_numbers(hostile), tmp_path)
     page = (tmp_path / data_report.MARKDOWN).read_text(encoding="utf-8")
     assert "<script" not in page and "![x](" not in page and "http://evil" not in page
     assert "\n# head" not in page and page.count("\n# ") == 0
@@ -158,7 +162,7 @@ def test_long_lists_of_reasons_are_cut_on_the_page_only(tmp_path):
     many = account(3)
     for number in range(50):
         many.set_aside("rejected", f"unknown role {number}")
-    found = data_report.report_numbers(many)
+    found = report_numbers(many)
     assert len(found["reasons"]) == 51
     assert "31 rarer reasons" in data_report.data_report_text(found)
 
@@ -168,7 +172,26 @@ def test_shortened_split_and_left_out_rows_are_told():
     kept.keep("train", "en", [TokenSize(20, 5)], "shortened")
     kept.keep("train", "en", [TokenSize(20, 5), TokenSize(30, 5)], "split")
     kept.set_aside("too_long", "900 tokens, more than 512")
-    page = data_report.data_report_text(data_report.report_numbers(kept))
+    page = data_report.data_report_text(report_numbers(kept))
     assert "| shortened at the start of the prompt | 1 |" in page
     assert "| split into several conversations | 1 |" in page
     assert "| left out as too long | 1 |" in page
+
+
+def test_the_page_speaks_chinese_with_the_same_figures():
+    kept = account(10)
+    kept.keep("train", "en", [TokenSize(20, 5), TokenSize(30, 5)], "split")
+    kept.set_aside("too_long", "900 tokens, more than 512")
+    numbers = report_numbers(kept)
+    english, chinese = (data_report.data_report_text(numbers, "", one) for one in ("en", "zh"))
+    figures = [re.findall(r"\| ([\d,.%]+) (?=\|)", page) for page in (english, chinese)]
+    assert figures[0] == figures[1] and len(figures[0]) > 30
+    assert chinese.startswith("# 数据报告：raw.json") and "| 因过长而舍弃 | 1 |" in chinese
+    assert "rows" not in chinese and "rejected |" not in chinese
+
+
+def test_the_account_told_in_words_is_all_of_it():
+    """A kind of rows set aside that the report has no word for would break its balance."""
+    for words in LANGUAGES.values():
+        told = words.data_report.account
+        assert list(told) == ["rows_in", "kept", *ROW_KINDS.values()]
