@@ -40,7 +40,12 @@ def main(config: Config) -> None:
         prepared = preparation.prepare(data, stage.folder, system_prompt)
         fit = length_limit(config)  # its libraries weigh more than the rows: not before the workers
         numbers = writing.write_outputs(
-            prepared, stage.folder, data.output_name, fit, config.training.rows
+            prepared,
+            stage.folder,
+            data.output_name,
+            fit,
+            config.training.rows,
+            config.evaluation.language,
         )
         stage.metrics.update(numbers)
     files = writing.output_names(data.output_name)

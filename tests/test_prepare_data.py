@@ -76,8 +76,9 @@ def test_config_only_counts_tokens_with_the_base_model(rows) -> None:
 
 
 def test_flags_win_over_the_config(settings, rows, tmp_path) -> None:
-    flags = ("--output-dir", tmp_path, "--output-name", "mine", "--seed", 7)
+    flags = ("--output-dir", tmp_path, "--output-name", "mine", "--seed", 7, "--language", "zh")
     succeeds("prepare_data", *settings, *flags)
+    assert (tmp_path / "mine_data_report.md").read_text("utf-8").startswith("# 数据报告")
     mine, theirs = read(tmp_path, "mine"), read(rows)
     assert sorted(questions(mine)) == sorted(questions(theirs))
     assert questions({"test": mine["test"]}) != questions({"test": theirs["test"]})

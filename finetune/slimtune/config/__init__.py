@@ -59,7 +59,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "create_sample_data": ("sample",)
     + ("data.validation_ratio", "data.test_ratio", "data.group_column", "data.seed"),
     "prepare_data": ("data", "model.base_model", "model.prompt_template", "model.system_prompt")
-    + ("training.max_length",),
+    + ("training.max_length", "evaluation.language"),
     "model_pruning": ("pruning", "training.train_data", "model.prompt_template"),
     "knowledge_distillation": ("distillation", *_COMPUTE)
     + _fields(Lora, "lora", without=("output_dir", "method"))

@@ -3,9 +3,8 @@
 {"id", "messages": [{"role", "content"}...], "source": {"file", "line"}} and, where the row had
 them, the Alpaca fields "instruction", "input", "output", "references" (several accepted answers)
 and the column that groups rows. The line counts the rows of the file, as if it were JSON Lines:
-so a row is the same whether it came as an array, as lines or as CSV.
-
-Rows of a file and the line each starts at, for readers that need every row to be whole.
+so a row is the same whether it came as an array, as lines or as CSV. Readers here need every row
+to be whole: the first that is not ends the reading, with its line.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The shapes that rows come in; each is one function from a row to its conversation.
+"""The shapes that rows come in: Alpaca, messages, question and answer, and so on.
 
 A new shape is one function here and one entry of config/catalogues.yaml. A file's columns are taken
 under the names that the shapes know; where none fits, the closest are suggested.

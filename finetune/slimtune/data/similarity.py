@@ -10,9 +10,8 @@ a share of 1 - (1 - J^r)^b, with b = 128 // r bands. r is the largest that leave
 threshold: at 0.8, 21 bands of 6. Source: Broder, "On the resemblance and containment of
 documents", 1997; one byte of each hash: Li and König, "b-Bit Minwise Hashing", 2010.
 
-Keys by which equal and nearly equal rows find each other: 8 bytes each, whatever the text.
-
-What two texts share once case, width, spacing and punctuation are forgiven; their language.
+Before that stand the keys by which equal rows find each other (8 bytes each), the normalised text
+(case, width, spacing and punctuation forgiven), and the language of a text.
 """
 
 import hashlib

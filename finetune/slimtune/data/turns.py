@@ -1,6 +1,7 @@
-"""Turns of a conversation: texts, roles under their many names, and the order a model can learn.
+"""Turns of a conversation: read under their many names, then made fit for training.
 
-Steps between a raw conversation and a trainable one; each says whether it found something.
+First a turn's text and role, and the order that a model can learn; then the cleaning steps, each of
+which gives back what it was given where there is nothing to clean.
 """
 
 import re
@@ -56,7 +57,8 @@ def listed_turns(row: Mapping[str, Any], column: str) -> list[Message]:
     turns = row.get(column)
     if not isinstance(turns, list) or not all(isinstance(one, dict) for one in turns):
         raise BadRow(f'no "{column}" list')
-    return [listed for one in turns if (listed := _listed_turn(one))]
+    listed = [_listed_turn(one) for one in turns]
+    return [one for one in listed if one]
 
 
 def _listed_turn(listed: Mapping[str, Any]) -> Message | None:

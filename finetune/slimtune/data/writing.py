@@ -57,11 +57,12 @@ def write_outputs(
     name: str,
     fit: Fit | None = None,
     batch_size: int = BATCH_SIZE,
+    language: str = "en",
 ) -> dict[str, Any]:
     """Write NAME_{split}.jsonl, the rejected rows and the report; returns the report's numbers.
 
     `fit` (a tokenizer, a template and a policy in one call) counts tokens and shortens long rows.
-    `batch_size` is the one that padding is counted for.
+    `batch_size` is the one that padding is counted for, `language` that of the report's words.
     A split without rows gets no file. Raises InputError where `fit` refuses a row or leaves none
     to train on.
     """
@@ -81,7 +82,7 @@ def write_outputs(
             "raise --max-length (or, if --long-rows is drop, choose truncate_prompt)",
         )
     numbers = report_numbers(account, batch_size)
-    data_report.write_data_report(numbers, folder, name)
+    data_report.write_data_report(numbers, folder, name, language)
     return numbers
 
 

@@ -1,8 +1,8 @@
-"""Same rows, same prompt, same truncation for every model of a comparison, or a refusal.
+"""What makes a comparison fair, checked before figures are believed.
 
-Whether an adapter sits on the model it was trained on: same shapes do not make the same base.
-
-How many of the test questions were in the training data: counted again, whoever split them.
+Every model gets the same rows, prompt and truncation, or the comparison is refused. Two things are
+told as cautions: an adapter on another base than it was trained on (same shapes do not make the
+same base), and test questions that were in the training data (counted again, whoever split them).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,13 +96,13 @@ def foreign_base(candidate: Candidate) -> str | None:
         return None
     trained_on, given = Adapter(candidate.adapter).base, candidate.reference
     if _place(trained_on) == _place(given):
-        return trained_on if _made_anew(candidate) else None
+        return trained_on if _written_again(candidate) else None
     known = Path(trained_on).is_dir() and Path(given).is_dir()
     same = _equal(Path(trained_on), Path(given)) if known else _name(trained_on) == _name(given)
     return None if same else trained_on
 
 
-def _made_anew(candidate: Candidate) -> bool:
+def _written_again(candidate: Candidate) -> bool:
     """Whether the base was written again after the adapter was trained on it."""
     adapter, base = run_of(Path(candidate.adapter or "")), run_of(Path(candidate.reference))
     inputs = adapter["inputs"] if adapter else []

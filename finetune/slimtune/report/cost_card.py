@@ -31,7 +31,7 @@ def cost_rows(links: Mapping[str, Link]) -> list[list[str]]:
     rows = []
     if found:
         base = found["base"]
-        rows.append(["base", *[_NOTHING] * 2, *_size_of(base), _NOTHING, *_brought(base)])
+        rows.append(["base", _NOTHING, _NOTHING, *_size_of(base), _NOTHING, *_brought(base)])
     for name, run in runs.items():
         if run:
             rows.append([name, *_cost(run), *_brought(found.get(name))])
@@ -47,7 +47,7 @@ def write_card(file: Path, title: str, rows: Sequence[Sequence[str]]) -> None:
 
 
 def _rule() -> list[str]:
-    return ["---", *["---:"] * (len(HEADERS) - 1)]
+    return ["---", *("---:" for _ in HEADERS[1:])]
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -76,7 +76,7 @@ def _size_of(model: Mapping[str, Any]) -> list[str]:
 
 def _brought(model: Mapping[str, Any] | None) -> list[str]:
     if model is None:
-        return [_NOTHING] * 3
+        return [_NOTHING, _NOTHING, _NOTHING]
     perplexity = model["perplexity"]
     return [
         f"{perplexity['score']:.2f}" if perplexity else _NOTHING,

@@ -32,5 +32,5 @@ def code(text: str) -> str:
 
 def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table whose first column is text and whose others are figures; cells come escaped."""
-    rule = ["---", *["---:"] * (len(headers) - 1)]
+    rule = ["---", *("---:" for _ in headers[1:])]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [headers, rule, *rows])

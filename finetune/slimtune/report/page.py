@@ -99,7 +99,12 @@ def _curve(curve: Sequence[Mapping[str, float]], words: Words) -> str:
 
 
 def _coloured(block: str) -> str:
-    return _SIGN.sub(lambda sign: f'<b class="{_CLASSES[sign[0]]}">{sign[0]}</b>', block)
+    """The signs of better and worse at the end of a cell, in their colours."""
+
+    def coloured(sign: re.Match[str]) -> str:
+        return f'<b class="{_CLASSES[sign[0]]}">{sign[0]}</b>'
+
+    return _SIGN.sub(coloured, block)
 
 
 _WIDTH, _LABELS, _FIGURES = 760, 210, 110
