@@ -8,11 +8,11 @@ from slimtune.artifacts.combined_run import Link
 from slimtune.artifacts.files import write_text
 from slimtune.artifacts.records import run_of
 from slimtune.console import size
+from slimtune.report.measure_table import MEASURES, value_of
 
-HEADERS = [
-    "stage", "seconds", "peak memory", "parameters", "on disk", "validation loss", "perplexity",
-    "match %", "write t/s",
-]  # fmt: skip
+_COMPARED = ("perplexity", "exact_match", "generated_tokens_per_second")
+HEADERS = ["stage", "seconds", "peak memory", "parameters", "on disk", "validation loss"]
+HEADERS += [str(MEASURES[name].console) for name in _COMPARED]
 _NOTHING = "–"
 _PARAMETERS = ("parameters_after", "trainable_parameters", "parameters")
 
@@ -75,11 +75,9 @@ def _size_of(model: Mapping[str, Any]) -> list[str]:
 
 
 def _brought(model: Mapping[str, Any] | None) -> list[str]:
-    if model is None:
-        return [_NOTHING, _NOTHING, _NOTHING]
-    perplexity = model["perplexity"]
-    return [
-        f"{perplexity['score']:.2f}" if perplexity else _NOTHING,
-        f"{model['exact_match']['score']:.1f}",
-        f"{model['cost']['generated_tokens_per_second']:.0f}",
-    ]
+    """The figures of a model in the comparison; dashes where it was not compared."""
+    cells = []
+    for name in _COMPARED:
+        value = value_of(model, name) if model else None
+        cells.append(_NOTHING if value is None else MEASURES[name].written(value))
+    return cells
