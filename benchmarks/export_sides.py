@@ -49,12 +49,13 @@ def measure_importance(model: str, text: str, theirs: str) -> None:
     from slimtune.export.tensors import gguf_name
     from slimtune.models import loading, tokenizers
     from slimtune.models.checkpoints import Checkpoint
+    from slimtune.models.compute import Compute
 
     tokenizer = tokenizers.load_tokenizer(model)
     ids = tokenizer(Path(text).read_text(encoding="utf-8")[:20_000])["input_ids"]
     chunks = [[tokenizer.bos_token_id, *ids[i * 256 + 1 : (i + 1) * 256]] for i in range(4)]
     architecture = read_architecture(Path(model), Checkpoint(model).config)
-    loaded = loading.load_model(model, device="cpu", dtype="float32")
+    loaded = loading.load_model(model, Compute.choose("cpu", "float32"))
     sums, counts = sums_of_squares(loaded, chunks, lambda name: gguf_name(architecture, name))
     known = read_imatrix(Path(theirs)).weights
     if known.keys() != sums.keys():

@@ -134,10 +134,11 @@ def learn(student: Path, samples: list, teacher: Any, checkpoints: Path, seed: i
 
 
 def loaded(folder: Path) -> Any:
+    from slimtune.config.training import ModelSection
     from slimtune.models import loading
-    from slimtune.training import attention
+    from slimtune.training.attention import training_compute
 
-    return loading.load_model(folder, device="cpu", attn_implementation=attention.register())
+    return loading.load_model(folder, training_compute(ModelSection(device="cpu")))
 
 
 if __name__ == "__main__":

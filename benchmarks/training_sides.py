@@ -41,13 +41,13 @@ def ours(folder: Path) -> None:
     from transformers import TrainingArguments
 
     from slimtune.models import loading
-    from slimtune.training import attention, lora
+    from slimtune.training import lora
+    from slimtune.training.attention import training_compute
     from slimtune.training.batches import Sample
     from slimtune.training.trainer import SlimTrainer
 
-    base = loading.load_model(
-        folder / "model", device="cpu", attn_implementation=attention.register()
-    )
+    compute = training_compute(Config().model.model_copy(update={"device": "cpu"}))
+    base = loading.load_model(folder / "model", compute)
     model = lora.attach(base, Lora(rank=RANK, alpha=ALPHA), seed=0)
     samples = [Sample(row["input_ids"], row["labels"], i) for i, row in enumerate(_rows(folder))]
     arguments = TrainingArguments(output_dir=str(folder / "ours"), **ARGUMENTS)

@@ -20,6 +20,7 @@ def main(config: Config) -> None:
     from slimtune.training import distillation_stage, prechecks, teachers, written_answers
     from slimtune.training.dataset import read_dataset
     from slimtune.training.distillation import passages_of, perplexities, require_teachable
+    from slimtune.training.pipeline import train
 
     student, final = config.distillation.student_model, config.distillation.output_dir
     checkpoints = final.with_name(f"{final.name}_checkpoints")
@@ -41,7 +42,8 @@ def main(config: Config) -> None:
         with teachers.first_process_first():
             config = written_answers.answered(config)
         dataset = read_dataset(student, template, config.training)
-    curve = distillation_stage.distil_student(config, student, dataset, text, final, checkpoints)
+    method = distillation_stage.student(config, student, text)
+    curve, _ = train(config, method, dataset, final, checkpoints)
     numbers = {"loss": curve.summary(), "speed": curve.speed()}
     wrote(
         final,

@@ -18,9 +18,8 @@ from slimtune.console import near, would_write, wrote
 
 
 def main(config: Config) -> None:
-    from slimtune.training import estimates, lora, prechecks
+    from slimtune.training import lora, pipeline, prechecks
     from slimtune.training.dataset import read_dataset
-    from slimtune.training.pipeline import train_adapter, train_whole
     from slimtune.training.timing import dry_run
 
     base, whole = config.model.base_model, config.lora.method == "full"
@@ -32,14 +31,13 @@ def main(config: Config) -> None:
     require(base)
     require(config.training.train_data)
     dataset = read_dataset(base, config.model.prompt_template, config.training)
+    method = pipeline.whole(base) if whole else pipeline.adapter(base)
     if config.options.dry_run:
-        planned = estimates.whole_run if whole else estimates.adapter_run
-        run = planned(config, base, dataset.train)
+        run = method.plan(config, dataset)
         would_write(final, estimates=dataset.summary() | dry_run(config, base, run, dataset.train))
         return
 
-    train = train_whole if whole else train_adapter
-    curve, trained = train(config, base, dataset, final, checkpoints)
+    curve, trained = pipeline.train(config, method, dataset, final, checkpoints)
     wrote(
         final,
         numbers={"trained": trained, "loss": curve.summary(), "speed": curve.speed()},

@@ -16,34 +16,28 @@ from pathlib import Path
 from slimtune.artifacts import require, run_of, stage_folder
 from slimtune.artifacts.combined_run import links_in, run_stages, unfinished
 from slimtune.config import Config
-from slimtune.console import near, table, would_write, wrote
+from slimtune.console import decoration, near, table, would_write, wrote
 from slimtune.report.cost_card import HEADERS, cost_rows, write_card
 
 COMMAND = "python finetune/train_pruned_distilled.py"
 
 
 def main(config: Config) -> None:
-    from slimtune.evaluation import evaluate as evaluation
+    from slimtune.evaluation import evaluate
     from slimtune.pruning.prune import estimate_pruning, prune_model
-    from slimtune.training import (
-        distillation,
-        distillation_stage,
-        estimates,
-        lora,
-        pipeline,
-        prechecks,
-        timing,
-    )
+    from slimtune.training import distillation, lora, pipeline, prechecks, timing
     from slimtune.training.dataset import read_dataset
+    from slimtune.training.distillation_stage import ask_teacher, plan_distillation, student
 
     base, out = config.model.base_model, config.pruned_distilled.output_dir
     links = links_in(out)
     pruned, asked, distilled, adapter, final, table_file = (one.output for one in links.values())
-    compared = evaluation.settings_for(config, [pruned, distilled, final], table_file)
-    chosen = evaluation.without_rows(distillation.stages_for(config), compared)
+    compared = evaluate.settings_for(config, [pruned, distilled, final], table_file)
+    chosen = evaluate.without_rows(distillation.stages_for(config), compared)
     todo = unfinished(links, chosen, config, COMMAND)
-    for stopped in (out / "checkpoints", out / "distilled_checkpoints"):
-        prechecks.precheck(stopped, config)
+    stopped, stopped_student = out / "checkpoints", out / "distilled_checkpoints"
+    for checkpoints in (stopped, stopped_student):
+        prechecks.precheck(checkpoints, config)
     for needed in (base, config.distillation.teacher_model, config.training.train_data):
         require(needed)
     # Before the first stage, dry or not: this finds the mistakes in the settings of the last one.
@@ -51,42 +45,36 @@ def main(config: Config) -> None:
     distillation.require_teachable(config, base, dataset)
     lora.require_choices(config)
     text = distillation.passages_of(config)
-    plan = dataset.summary() | {"stages": ", ".join(todo) or "none: all have finished"}
-    runs = {"adapter": estimates.adapter_run(config, base, dataset.train)}
+    runs = {"adapter": pipeline.adapter(base).plan(config, dataset)}
+    stages = ", ".join(todo) or "none: all have finished"
     if config.options.dry_run:
-        plan |= estimate_pruning(base, config) | distillation_stage.plan_distillation(
-            config, base, dataset, text
-        )
+        plan = dataset.summary() | {"stages": stages} | estimate_pruning(base, config)
+        plan |= plan_distillation(config, base, dataset, text)
         plan |= timing.dry_runs(config, base, runs, dataset.train)
         would_write(*(links[name].output for name in todo), estimates=plan)
         return
 
-    distil = partial(
-        distillation_stage.distil_student, config, str(pruned), dataset, text, distilled
-    )
-    train = partial(pipeline.train_adapter, config, str(distilled), dataset, adapter)
+    taught = student(config, str(pruned), text)
+    tuned = pipeline.adapter(str(distilled))
     work = {
         "prune": partial(prune_model, config, base, pruned),
-        "cache": partial(distillation_stage.ask_teacher, config, dataset, text, asked),
-        "distil": partial(distil, out / "distilled_checkpoints"),
-        "lora": partial(train, out / "checkpoints"),
-        "merge": partial(merge_adapter, config, distilled, adapter, final),
-        "evaluate": partial(evaluation.compare_models, compared),
+        "cache": partial(ask_teacher, config, dataset, text, asked),
+        "distil": partial(pipeline.train, config, taught, dataset, distilled, stopped_student),
+        "lora": partial(pipeline.train, config, tuned, dataset, adapter, stopped),
+        "merge": partial(merge, config, distilled, adapter, final),
+        "evaluate": partial(evaluate.compare_models, compared),
     }
     run_stages(chosen, todo, work)
     rows, card = cost_rows(links), out / "card.md"
-    write_card(card, f"{near(out)}: what each stage cost and brought", rows)
+    with decoration(near(card)):
+        write_card(card, f"{near(out)}: what each stage cost and brought", rows)
     table(HEADERS, rows)
     convert = f"python finetune/convert_to_gguf.py --model-path {near(final)}"
-    wrote(
-        *(links[name].output for name in todo),
-        card,
-        numbers={"stages": plan["stages"]},
-        next=convert if run_of(final) else f"{COMMAND} --resume",
-    )
+    next = convert if run_of(final) else f"{COMMAND} --resume"
+    wrote(*(links[name].output for name in todo), card, numbers={"stages": stages}, next=next)
 
 
-def merge_adapter(config: Config, distilled: Path, adapter: Path, final: Path) -> None:
+def merge(config: Config, distilled: Path, adapter: Path, final: Path) -> None:
     from slimtune.models.merging import merge_adapter
 
     inputs = [adapter, distilled]

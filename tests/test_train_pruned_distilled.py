@@ -12,7 +12,7 @@ from tiny_folders import swap_two_tokens, write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimtune.console import size
-from slimtune.training import pipeline
+from slimtune.training import lora
 
 # The comparison takes most of the time; one run with it is enough.
 UNMEASURED = ("--stages", "prune,cache,distil,lora,merge")
@@ -135,7 +135,7 @@ def test_a_stopped_run_goes_on_at_that_stage(settings, merged, tmp_path, monkeyp
     words = ("train_pruned_distilled", *settings, "--output-dir", tmp_path)
     words += ("--epochs", 2, "--distillation-epochs", 1, *UNMEASURED)
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "train_adapter", stop)
+        patched.setattr(lora, "attach", stop)
         assert run(*words).code == 130
     stopped = records(tmp_path)
     assert list(stopped) == ["pruned", "teacher_cache", "distilled"]

@@ -5,10 +5,12 @@ Results go to stdout, progress and log to stderr. Every error the user can cause
 anything else is a bug of ours and exits 1.
 """
 
+import errno
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 
@@ -147,3 +149,22 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError("unreachable")
+
+
+@contextmanager
+def decoration(what: str) -> Iterator[None]:
+    """Within, what fails is left out with a word: no card or picture is worth a finished stage.
+
+    A run that is stopped, a full disk, missing memory and a failed check of quality are no
+    decoration: they end the stage as anywhere else.
+    """
+    try:
+        yield
+    except (QualityError, ResourceError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        said = str(error).splitlines()
+        reason = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+        logging.getLogger(__name__).warning("caution: %s is left out (%s)", what, reason)

@@ -17,7 +17,7 @@ from slimtune.config import Config
 from slimtune.console import SettingsError, SlimTuneError, note
 from slimtune.evaluation import candidates
 from slimtune.evaluation.fairness import template_of
-from slimtune.inference.answers import Candidate, Compute
+from slimtune.inference.answers import Candidate
 from slimtune.inference.engines import open_engine
 
 _CONTEXT = 2048  # tokens of a conversation
@@ -40,13 +40,12 @@ def hold_chat(chosen: Sequence[Candidate], config: Config) -> None:
 
 def _partners(chosen: Sequence[Candidate], config: Config) -> list[Partner]:
     """Each is asked in its own template: a talk is no comparison."""
-    compute = Compute(config.model.device, config.model.dtype, config.model.quantization)
     otherwise = candidates.comparison_template(config)
     return [
         Partner(
             label=one.label,
             template=template_of(one) or otherwise,
-            load=partial(open_engine, one, compute, _CONTEXT),
+            load=partial(open_engine, one, config.model, _CONTEXT),
         )
         for one in chosen
     ]

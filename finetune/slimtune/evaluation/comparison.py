@@ -2,7 +2,7 @@
 
     base = Candidate("base", "models/sample/base")
     tuned = Candidate("fine-tuned", base.reference, adapter="models/finetuned/lora_adapter")
-    comparison = compare([base, tuned], rows, template=prompts.template("llama2"))
+    comparison = compare([base, tuned], rows, prompts.template("llama2"), config)
 
 The first candidate is the baseline that the others are judged against. Nothing here imports torch:
 each candidate is loaded in a child process of its own, whose memory ends with it.
@@ -12,17 +12,18 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from slimtune.config import Config
 from slimtune.console import InputError, ResourceError, SettingsError, start_logging
 from slimtune.evaluation import fairness
 from slimtune.evaluation.cautions import Caution, cautions
 from slimtune.evaluation.fairness import common_template
 from slimtune.evaluation.scoring import measure, row_scores, signatures
-from slimtune.inference.answers import Candidate, Compute, Job, Outcome, Question
+from slimtune.inference.answers import Candidate, Job, Outcome, Question
 
 _log = logging.getLogger("slimtune")
 
@@ -49,45 +50,48 @@ class Comparison:
 def compare(
     candidates: Sequence[Candidate],
     rows: Sequence[Mapping[str, Any]],
-    *,
     template: str,
-    max_length: int = 512,
-    max_new_tokens: int = 64,
-    device: str = "auto",
-    dtype: str = "auto",
-    quantization: str = "none",
-    token_budget: int = 8192,
-    extract: str = "whole",
+    config: Config,
+    *,
     trained_on: Sequence[Mapping[str, Any]] | None = None,
     kept_in: Path | None = None,
     isolated: bool = True,
 ) -> Comparison:
     """Evaluates every candidate on `rows` (canonical) and judges each against the first.
 
-    `template` is for models whose folders have no chat_template.jinja of their own. Prompts keep
-    their end within max_length - max_new_tokens; reference answers are scored within max_length.
-    `extract` finds what counts in an answer where a row names no pattern itself; `trained_on` are
-    the training rows, for the share of test questions among them. Answers are kept in the folder
-    `kept_in` as they come, and those found there are not asked for again. `isolated=False` stays in
-    this process, for one small model.
+    `template` is for models whose folders have no chat_template.jinja of their own. Of the settings
+    count those of the model's numbers, of the evaluation, and training.max_length: prompts keep
+    their end within max_length - max_new_tokens, reference answers are scored within max_length,
+    and evaluation.extract finds what counts in an answer where a row names no pattern itself.
+    `trained_on` are the training rows, for the share of test questions among them. Answers are kept
+    in the folder `kept_in` as they come, and those found there are not asked for again.
+    `isolated=False` stays in this process, for one small model.
 
     Raises SettingsError for two equal labels, two prompt templates or an unknown pattern,
     InputError for no rows or a model that cannot be loaded, ResourceError for a killed one.
     """
-    questions = questions_of(rows, extract)
+    evaluation = config.evaluation
+    questions = questions_of(rows, evaluation.extract)
     template = agreed_template(candidates, template, questions)
-    compute = Compute(device, dtype, quantization, token_budget)
-    job = Job(questions, template, max_length, max_new_tokens, compute, kept_in=kept_in)
+    job = Job(
+        questions,
+        template,
+        config.training.max_length,
+        evaluation.max_new_tokens,
+        numbers=config.model,
+        token_budget=evaluation.token_budget,
+        kept_in=kept_in,
+    )
     outcomes = _outcomes(candidates, job, _in_child if isolated else _here)
     scores = [row_scores(outcome, questions) for outcome in outcomes]
     measures = measure(outcomes, scores, questions)
     settings = {
         "rows": len(questions),
-        "max_length": max_length,
-        "max_new_tokens": max_new_tokens,
-        "extract": extract,
+        "max_length": job.max_length,
+        "max_new_tokens": job.max_new_tokens,
+        "extract": evaluation.extract,
         "signatures": signatures(questions),
-        **asdict(compute),
+        **job.computed,
         **fairness.count_leaked(questions, trained_on),
     }
     found = cautions(outcomes, measures, settings)

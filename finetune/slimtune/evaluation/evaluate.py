@@ -83,18 +83,11 @@ def compare_models(config: Config) -> tuple[list[str], list[list[str]], list[str
 def _compare(
     config: Config, chosen: Sequence[Candidate], rows: list, kept: Path
 ) -> comparison.Comparison:
-    settings = config.evaluation
     return comparison.compare(
         chosen,
         rows,
-        template=candidates.comparison_template(config),
-        max_length=config.training.max_length,
-        max_new_tokens=settings.max_new_tokens,
-        device=config.model.device,
-        dtype=config.model.dtype,
-        quantization=config.model.quantization,
-        token_budget=settings.token_budget,
-        extract=settings.extract,
+        candidates.comparison_template(config),
+        config,
         trained_on=candidates.training_rows(config),
         kept_in=kept,
     )

@@ -36,7 +36,8 @@ def evaluate(candidate: Candidate, job: Job) -> Outcome:
         _log.info("%s: finished in an earlier run", candidate.label)
         return known
     started = time.perf_counter()
-    engine = open_engine(candidate, job.compute, job.max_length + job.max_new_tokens)
+    room = job.max_length + job.max_new_tokens
+    engine = open_engine(candidate, job.numbers, room, job.token_budget)
     try:
         loaded = time.perf_counter() - started
         _log.info("%s: loaded in %.1f s", candidate.label, loaded)

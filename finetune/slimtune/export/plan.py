@@ -170,12 +170,13 @@ def load_model(source: ModelSource, dtype: str = "float32") -> "PreTrainedModel"
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from slimtune.models import loading
+    from slimtune.models.compute import DTYPES, Compute
 
     if not isinstance(source.checkpoint, MergedCheckpoint):
-        return loading.load_model(source.folder, device="cpu", dtype=dtype)
+        return loading.load_model(source.folder, Compute.choose("cpu", dtype))
     config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
     model = AutoModelForCausalLM.from_config(
-        config, dtype=loading.DTYPES[dtype], trust_remote_code=False
+        config, dtype=DTYPES[dtype], trust_remote_code=False
     ).eval()
     with torch.no_grad():
         for name, weight in model.state_dict().items():

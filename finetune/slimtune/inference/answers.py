@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from slimtune.config.training import ModelSection
 from slimtune.console import InputError
+
+TOKEN_BUDGET = 8192  # of a batch: prompts and answers together
 
 
 @dataclass(frozen=True)
@@ -84,16 +87,6 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Compute:
-    """Where and in what numbers to compute; the words of `slimtune.models.loading.load`."""
-
-    device: str = "auto"
-    dtype: str = "auto"
-    quantization: str = "none"
-    token_budget: int = 8192
-
-
-@dataclass(frozen=True)
 class Asked:
     """How the rows became token ids: a digest of all ids, and the rows that lost their start."""
 
@@ -105,17 +98,30 @@ class Asked:
 class Job:
     """What every candidate of a comparison gets, unchanged.
 
-    `first` is how the baseline was asked (None for the baseline itself), `kept_in` the folder that
-    holds answers while a comparison is unfinished (None: nowhere).
+    `numbers` says where and in what numbers to compute, in the words of the settings: each child
+    decides for itself, so that the parent needs no torch. `first` is how the baseline was asked
+    (None for the baseline itself), `kept_in` the folder that holds answers while a comparison is
+    unfinished (None: nowhere).
     """
 
     questions: tuple[Question, ...]
     template: str
     max_length: int
     max_new_tokens: int
-    compute: Compute = Compute()
+    numbers: ModelSection = ModelSection()
+    token_budget: int = TOKEN_BUDGET
     first: Asked | None = None
     kept_in: Path | None = None
+
+    @property
+    def computed(self) -> dict[str, Any]:
+        """How answers come about beyond the model and the question: what makes them comparable."""
+        return {
+            "device": self.numbers.device,
+            "dtype": self.numbers.dtype,
+            "quantization": self.numbers.quantization,
+            "token_budget": self.token_budget,
+        }
 
 
 @dataclass(frozen=True)

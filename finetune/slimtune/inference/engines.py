@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from slimtune.console import SettingsError
 from slimtune.inference import generation
 from slimtune.inference.answers import (
+    TOKEN_BUDGET,
     AnswerLoss,
     Candidate,
-    Compute,
     Generation,
     Speed,
     TokenLosses,
@@ -28,6 +28,7 @@ from slimtune.inference.batching import unfinished
 from slimtune.inference.llama_cpp import LlamaCpp, require_gguf
 from slimtune.inference.token_losses import token_losses
 from slimtune.models import loading, tokenizers
+from slimtune.models.compute import Compute, ComputeSettings
 from slimtune.models.folders import local_folder
 from slimtune.prompts import IGNORED, Encoded
 
@@ -160,8 +161,16 @@ class LlamaCppEngine:
         self.model.close()
 
 
-def open_engine(candidate: Candidate, compute: Compute, context: int) -> Engine:
+def open_engine(
+    candidate: Candidate,
+    numbers: ComputeSettings,
+    context: int,
+    token_budget: int = TOKEN_BUDGET,
+) -> Engine:
     """Loads a candidate; `context` is the longest prompt and answer together, in tokens.
+
+    `numbers` are the settings that say where a folder is computed, and in what numbers; llama.cpp
+    makes a choice of its own.
 
     Raises what loading raises (InputError, ResourceError), and SettingsError for a GGUF without
     the folder whose tokenizer encodes its prompts.
@@ -171,20 +180,14 @@ def open_engine(candidate: Candidate, compute: Compute, context: int) -> Engine:
         require_gguf(Path(candidate.reference))
         most = 4 if Path(candidate.reference).stat().st_size > _LARGE else 16
         room = context + _SPEED_TOKENS + 1
-        slots = max(min(most, compute.token_budget // room), 1)
+        slots = max(min(most, token_budget // room), 1)
         return LlamaCppEngine(
             LlamaCpp(candidate.reference, context=room, slots=slots), tokenizer, slots
         )
     adapter = Path(candidate.adapter) if candidate.adapter else None
-    model = loading.load_model(
-        candidate.reference,
-        adapter=adapter,
-        device=compute.device,
-        dtype=compute.dtype,
-        quantization=compute.quantization,
-    )
+    model = loading.load_model(candidate.reference, Compute.of(numbers), adapter=adapter)
     tokenizer = tokenizers.load_tokenizer(local_folder(candidate.reference))
-    return TransformersEngine(model, tokenizer, compute.token_budget)
+    return TransformersEngine(model, tokenizer, token_budget)
 
 
 def _first_label(labels: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""One verb pair for models, `load` and `save`: the type of numbers by hardware, 4 bits, adapters.
+"""One verb pair for models, `load_model` and `save_model`: 4 and 8 bits, adapters, shared weights.
 
 What is loaded is always an ordinary transformers model (or peft's wrapper around one); what is
 saved loads again with AutoModelForCausalLM.from_pretrained and no code of ours.
@@ -6,7 +6,6 @@ saved loads again with AutoModelForCausalLM.from_pretrained and no code of ours.
 
 import importlib
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +18,12 @@ from transformers import (
 )
 from transformers.distributed import DistributedConfig
 
-from slimtune.console import InputError, ResourceError, SettingsError
+from slimtune.console import InputError, ResourceError
 from slimtune.machine.process import return_large_blocks
 from slimtune.models import tokenizers
 from slimtune.models.adapters import Adapter
 from slimtune.models.checkpoints import Checkpoint
+from slimtune.models.compute import KEPT, Compute
 from slimtune.models.folders import local_folder
 
 if TYPE_CHECKING:
@@ -31,28 +31,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_WEIGHTS = {"nf4": "weights in 4 bits (nf4)", "int8": "weights in 8 bits (int8)"}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 def load_model(
-    reference: str | Path,
-    *,
-    adapter: Path | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    quantization: str = "none",
-    attn_implementation: str | None = None,
-    shares: int = 1,
+    reference: str | Path, compute: Compute | None = None, *, adapter: Path | None = None
 ) -> "PreTrainedModel | PeftModel":
     """A model in evaluation mode from a folder or Hub id, with `adapter` on top if one is given.
 
-    `device` is auto, cpu or cuda; `dtype` auto, float32, bfloat16 or float16 (what is computed
-    with); `quantization` keeps the linear layers in 4 bits (nf4 with double quantisation, QLoRA
-    arXiv:2305.14314) or 8 (int8, LLM.int8() arXiv:2208.07339). Adapter and weights are checked
-    against each other before anything is loaded. With `shares` above 1 so many processes load
-    together: each reads and holds a part of every weight, and they lend them to each other layer
-    by layer (FSDP2, arXiv:2304.11277); an adapter is whole in each.
+    Without `compute` it is the hardware's choice. Adapter and weights are checked against each
+    other before anything is loaded. Where weights are shared out the processes load together: each
+    reads and holds a part of every weight, and they lend them to each other layer by layer; an
+    adapter is whole in each.
     Raises InputError (not a model, weights that do not fit its config, adapter of another base) and
     ResourceError (no GPU, no bitsandbytes, out of memory, Hub out of reach).
     """
@@ -60,17 +48,17 @@ def load_model(
     checkpoint = Checkpoint(folder)
     if adapter is not None:
         Adapter(adapter).require_base(checkpoint)
-    place, numbers = choose_device(device), choose_dtype(device, dtype)
-    if quantization != "none":
-        require_bitsandbytes(_WEIGHTS[quantization])
-    _log.info("%s: %s", folder, explain_compute(device, dtype, quantization))
-    options = {"dtype": numbers, **_placed(place, shares)}
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
-    if quantization != "none":
-        options["quantization_config"] = _quantized(quantization, choose_products(device, dtype))
+    compute = compute or Compute.choose()
+    if compute.quantized:
+        require_bitsandbytes(KEPT[compute.quantization])
+    _log.info("%s: %s", folder, compute.explain())
+    options = {"dtype": compute.dtype, **_placed(compute)}
+    if compute.attention is not None:
+        options["attn_implementation"] = compute.attention
+    if compute.quantized:
+        options["quantization_config"] = _quantized(compute)
     model = _from_pretrained(folder, options)
-    if quantization == "nf4":
+    if compute.quantization == "nf4":
         _leave_unpacked(model)
     return model if adapter is None else _with_adapter(model, adapter)
 
@@ -90,11 +78,11 @@ def save_model(
     tokenizers.save_tokenizer(tokenizer, folder, source)
 
 
-def _placed(place: torch.device, shares: int) -> dict[str, object]:
-    if shares == 1:
-        return {"device_map": {"": place}}
+def _placed(compute: Compute) -> dict[str, object]:
+    if compute.shares == 1:
+        return {"device_map": {"": compute.device}}
     return_large_blocks()  # else lent weights leave holes larger than the model
-    return {"distributed_config": DistributedConfig(fsdp_size=shares)}
+    return {"distributed_config": DistributedConfig(fsdp_size=compute.shares)}
 
 
 def _with_adapter(model: PreTrainedModel, adapter: Path) -> "PeftModel":
@@ -103,79 +91,14 @@ def _with_adapter(model: PreTrainedModel, adapter: Path) -> "PeftModel":
     return PeftModel.from_pretrained(model, str(adapter))
 
 
-def choose_device(device: str = "auto") -> torch.device:
-    """auto is the GPU where there is one; under `accelerate launch` each process has its own."""
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ResourceError(
-            "device: cuda, but torch finds no GPU",
-            f"torch {torch.__version__} {'has no CUDA' if not torch.version.cuda else 'sees none'}",
-            "set device to auto, or install torch's CUDA build and check `nvidia-smi`",
-        )
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def choose_dtype(device: str = "auto", dtype: str = "auto") -> torch.dtype:
-    """The type of weights and activations: float32 on a CPU, on a GPU bf16, else fp16."""
-    if dtype == "float16" and choose_device(device).type == "cpu":
-        raise SettingsError(
-            "model.dtype: float16 on a CPU",
-            "CPUs compute it slowly, and training in it ends in NaN",
-            "use --dtype auto, which is float32 on a CPU",
-        )
-    if dtype != "auto":
-        return DTYPES[dtype]
-    if choose_device(device).type == "cpu":
-        return torch.float32
-    native = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if native else torch.float16
-
-
-def choose_products(device: str = "auto", dtype: str = "auto") -> torch.dtype:
-    """What 4-bit layers multiply in; weights and activations around them keep their type.
-
-    bf16 on CPUs with AVX512-BF16: training 82 M parameters took 0.84 of float32's CPU time (0.64
-    where MKL multiplies), its loss off by 3e-4 after twelve steps. Without it bf16 is 28 times
-    slower.
-    """
-    numbers = choose_dtype(device, dtype)
-    if dtype == "auto" and choose_device(device).type == "cpu":
-        from bitsandbytes.functional import has_avx512bf16
-
-        return torch.bfloat16 if has_avx512bf16() else numbers
-    return numbers
-
-
-def explain_compute(device: str = "auto", dtype: str = "auto", quantization: str = "none") -> str:
-    """One line: where and in what numbers a model would compute, and why."""
-    place, numbers = choose_device(device), choose_dtype(device, dtype)
-    name = str(numbers).removeprefix("torch.")
-    if dtype != "auto":
-        reason = "as set"
-    elif place.type == "cpu":
-        reason = "16-bit numbers are slow on most CPUs, and less exact"
-    else:
-        reason = (
-            f"{torch.cuda.get_device_name(place)} {'has' if name == 'bfloat16' else 'lacks'} bf16"
-        )
-    weights = f"{_WEIGHTS[quantization]}, " if quantization != "none" else ""
-    if quantization == "nf4" and choose_products(device, dtype) != numbers:
-        weights = f"{_WEIGHTS[quantization]} multiplied in bfloat16 (this CPU has AVX512-BF16), "
-    where = (
-        f"{place.type} (no GPU found)" if (device, place.type) == ("auto", "cpu") else place.type
-    )
-    return f"{where}, {weights}{name}: {reason}"
-
-
-def _quantized(quantization: str, products: torch.dtype) -> BitsAndBytesConfig:
-    if quantization == "int8":
+def _quantized(compute: Compute) -> BitsAndBytesConfig:
+    if compute.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=products,
+        bnb_4bit_compute_dtype=compute.products,
     )
 
 

@@ -13,7 +13,8 @@ from peft import get_peft_model_state_dict
 from slimtune.console import InputError, QualityError
 from slimtune.models.adapters import Adapter
 from slimtune.models.checkpoints import Checkpoint
-from slimtune.models.loading import DTYPES, load_model
+from slimtune.models.compute import DTYPES, Compute
+from slimtune.models.loading import load_model
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +32,8 @@ def merge_in_memory(checkpoint: Checkpoint, lora: Adapter, output: Path) -> None
     )
     widest = max(checkpoint.tensors.values(), key=lambda info: info.nbytes).dtype
     names = {dtype: name for name, dtype in DTYPES.items()}
-    adapted = load_model(checkpoint.folder, adapter=lora.folder, device="cpu", dtype=names[widest])
+    compute = Compute.choose("cpu", names[widest])
+    adapted = load_model(checkpoint.folder, compute, adapter=lora.folder)
     unused = sorted(lora.tensors.keys() - get_peft_model_state_dict(adapted).keys())
     if unused:
         raise InputError(
@@ -46,7 +48,7 @@ def merge_in_memory(checkpoint: Checkpoint, lora: Adapter, output: Path) -> None
         == merged.get_output_embeddings().weight.data_ptr()
     )
     merged.save_pretrained(output)
-    _require_same(expected, _answer(load_model(output, device="cpu", dtype=names[widest])), lora)
+    _require_same(expected, _answer(load_model(output, compute)), lora)
 
 
 @torch.inference_mode()

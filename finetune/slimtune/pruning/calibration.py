@@ -105,9 +105,10 @@ def own_words(model: Path, count: int, length: int, seed: int) -> list[list[int]
     The model is whole in memory for this. Data-free calibration, as LLM-QAT has it
     (arXiv:2305.17888): what a model says shows what it can.
     """
+    from slimtune.models.compute import Compute
     from slimtune.models.loading import load_model
 
-    loaded = load_model(model, device="cpu")
+    loaded = load_model(model, Compute.choose("cpu"))
     start = loaded.config.bos_token_id
     start = 1 if start is None else start
     torch.manual_seed(seed)

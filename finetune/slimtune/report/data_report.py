@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from slimtune.console import decoration
 from slimtune.report.markdown import markdown_table, plain
 from slimtune.report.words import LANGUAGES, DataWords
 
@@ -60,7 +61,8 @@ def write_data_report(
         (folder / f"{before}{file}").write_text(
             text, encoding="utf-8", errors="backslashreplace", newline="\n"
         )
-    plot(numbers, folder / f"{before}{PICTURE}")
+    with decoration(f"{before}{PICTURE}"):
+        plot(numbers, folder / f"{before}{PICTURE}")
 
 
 def _sources(sources: Iterable[Mapping[str, Any]], words: DataWords) -> str:

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from slimtune.config import Config
-from slimtune.console import near
-from slimtune.training.curve import Curve
+from slimtune.console import decoration, near
 
 _ADAPTER = """\
 ---
@@ -75,16 +74,15 @@ def write_model_card(
     folder: Path,
     base: str,
     config: Config,
-    curve: Curve,
+    figures: dict[str, Any],
     dataset: dict[str, Any],
     *,
     kind: str = "adapter",
-    more: dict[str, float] | None = None,
 ) -> None:
     """README.md: how to load, figures, data, settings, licence; replaces the empty one of peft.
 
-    `kind` is adapter, whole (all weights were trained) or distilled; `more` are figures
-    beside the curve's.
+    `kind` is adapter, whole (all weights were trained) or distilled; `figures` are what the run
+    measured, `dataset` what it learned from.
     """
     settings = config.model_dump(mode="json")
     teacher = near(config.distillation.teacher_model)
@@ -99,7 +97,7 @@ def write_model_card(
     text = ((_ADAPTER if kind == "adapter" else _MODEL) + _REST).format(
         base=near(base),
         how=how,
-        figures=_table("figure", curve.metrics() | (more or {})),
+        figures=_table("figure", figures),
         data=_table("data", data),
         settings=_table("setting", chosen),
     )
@@ -111,9 +109,13 @@ def _report(config: Config) -> dict[str, Any]:
     file = config.training.train_data.with_name("data_report.json")
     if not file.is_file():
         return {}
-    report = json.loads(file.read_text(encoding="utf-8"))
-    counts = {name: value for name, value in report.items() if isinstance(value, (int, float))}
-    return {f"data report, {name}": value for name, value in counts.items()}
+    with decoration(f"{near(file)} in the model card"):
+        report = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(report, dict):
+            raise ValueError("it is no report: not an object of counts")
+        counts = {name: value for name, value in report.items() if isinstance(value, (int, float))}
+        return {f"data report, {name}": value for name, value in counts.items()}
+    return {}
 
 
 def _table(head: str, values: dict[str, Any]) -> str:

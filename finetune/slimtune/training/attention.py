@@ -6,6 +6,7 @@ part runs on torch's fused causal kernel.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
@@ -13,10 +14,20 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from slimtune.console import InputError
+from slimtune.models.compute import Compute, ComputeSettings
 from slimtune.models.family import families_in_words
+from slimtune.training import sharding
 
 NAME = "slimtune_per_sample"
 _FLASH = "flash_attention_2"
+
+
+def training_compute(model: ComputeSettings) -> Compute:
+    """What the settings of a model come to where it trains: with attention for rows of samples, and
+    its weights shared out where the launcher says so."""
+    compute = Compute.of(model)
+    implementation = register(compute.device.type, compute.dtype)
+    return replace(compute, attention=implementation, shares=sharding.weight_parts())
 
 
 def register(device: str = "cpu", numbers: torch.dtype = torch.float32) -> str:

@@ -1,11 +1,10 @@
-"""Ctrl-C and SIGTERM: the step is finished and saved, then the run ends.
+"""What looks on while the trainer works, and may step in.
 
-NEFTune (arXiv:2310.05914): noise on the embeddings in training, none in evaluation or on disk.
-
-transformers' own reckons the noise by the row's length; a padding-free row holds a whole batch, so
-there it would be too weak by the square root of the batch size. Here each sample counts alone.
-
-What a run says while it runs: one bar on a terminal, plain lines elsewhere.
+Interruption    Ctrl-C and SIGTERM: the step is finished and saved, then the run ends
+Continuation    a stopped run goes on with the optimizer and the schedule it had
+ProgressShown   one bar on a terminal, plain lines elsewhere
+Reporting       tensorboard and the like; when one of them fails, the run goes on without it
+neftune         noise on the embeddings in training, none in evaluation or on disk
 """
 
 import logging
@@ -14,6 +13,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -30,8 +31,11 @@ from rich.progress import (
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from slimtune.console import note, size
+from slimtune.console import decoration, note, size
+from slimtune.training import checkpoints
 from slimtune.training.forward import causal_model
+
+_log = logging.getLogger(__name__)
 
 
 class Interruption(TrainerCallback):
@@ -76,45 +80,46 @@ class Interruption(TrainerCallback):
         return bool(asked.item())
 
 
-@contextmanager
-def neftune(model: nn.Module, alpha: float) -> Iterator[None]:
-    """Within, and while the model trains, each embedding e of a sample of n tokens becomes
-    e + u, u uniform in ±alpha / √(n · hidden size). An `alpha` of 0 does nothing."""
-    if alpha == 0:
-        yield
-        return
-    causal = causal_model(model)
-    positions: list[torch.Tensor] = []
+class Continuation(TrainerCallback):
+    """Before the first step of a resumed run: optimizer and schedule as they were, the best found.
 
-    def remember(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        positions[:] = [kwargs["position_ids"]]
+    The Trainer itself can load neither an optimizer in parts nor a folder that has moved.
+    """
 
-    def add_noise(module: nn.Module, args: tuple, embedded: torch.Tensor) -> torch.Tensor:
-        if not module.training:
-            return embedded
-        bound = alpha / (lengths(positions[0]) * embedded.shape[-1]).sqrt()
-        noise = torch.zeros_like(embedded).uniform_(-1, 1)
-        return embedded + noise * bound[..., None].to(embedded.dtype)
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
 
-    hooks = [
-        # On the decoder: peft calls the causal model's forward without its hooks.
-        causal.base_model.register_forward_pre_hook(remember, with_kwargs=True),
-        causal.get_input_embeddings().register_forward_hook(add_noise),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+        **_: object,
+    ) -> None:
+        checkpoints.load_optimizer(optimizer, lr_scheduler, self.checkpoint)
+        checkpoints.find_best(state, Path(args.output_dir))
 
 
-def lengths(positions: torch.Tensor) -> torch.Tensor:
-    """For each token the length of its sample; `positions` (1, tokens) count from 0 in each."""
-    samples = (positions[0] == 0).cumsum(0) - 1
-    return samples.bincount()[samples][None]
+class Reporting(TrainerCallback):
+    """Hands every event on to `reporter` until it fails: then a word, and nothing more."""
 
+    def __init__(self, name: str, reporter: TrainerCallback) -> None:
+        self.name, self.reporter, self.failed = name, reporter, False
+        for event in vars(TrainerCallback):
+            if event.startswith("on_"):
+                setattr(self, event, partial(self._hand_on, event))
 
-_log = logging.getLogger(__name__)
+    def _hand_on(self, event: str, *told: Any, **more: Any) -> TrainerControl | None:
+        if self.failed:
+            return None
+        self.failed = True  # unless it comes back
+        with decoration(f"training.report_to: {self.name}"):
+            answer = getattr(self.reporter, event)(*told, **more)
+            self.failed = False
+            return answer
 
 
 class ProgressShown(TrainerCallback):
@@ -206,3 +211,47 @@ def memory_now() -> int:
     if torch.cuda.is_available() and torch.cuda.memory_allocated():
         return torch.cuda.memory_reserved()
     return psutil.Process().memory_info().rss
+
+
+@contextmanager
+def neftune(model: nn.Module, alpha: float) -> Iterator[None]:
+    """Within, and while the model trains, each embedding e of a sample of n tokens becomes
+    e + u, u uniform in ±alpha / √(n · hidden size) (NEFTune, arXiv:2310.05914). An `alpha` of 0
+    does nothing.
+
+    transformers' own takes n from the row's length; a padding-free row holds a whole batch, so
+    there the noise would be too weak by the square root of the batch size. Here each sample counts
+    alone.
+    """
+    if alpha == 0:
+        yield
+        return
+    causal = causal_model(model)
+    positions: list[torch.Tensor] = []
+
+    def remember(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        positions[:] = [kwargs["position_ids"]]
+
+    def add_noise(module: nn.Module, args: tuple, embedded: torch.Tensor) -> torch.Tensor:
+        if not module.training:
+            return embedded
+        bound = alpha / (lengths(positions[0]) * embedded.shape[-1]).sqrt()
+        noise = torch.zeros_like(embedded).uniform_(-1, 1)
+        return embedded + noise * bound[..., None].to(embedded.dtype)
+
+    hooks = [
+        # On the decoder: peft calls the causal model's forward without its hooks.
+        causal.base_model.register_forward_pre_hook(remember, with_kwargs=True),
+        causal.get_input_embeddings().register_forward_hook(add_noise),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def lengths(positions: torch.Tensor) -> torch.Tensor:
+    """For each token the length of its sample; `positions` (1, tokens) count from 0 in each."""
+    samples = (positions[0] == 0).cumsum(0) - 1
+    return samples.bincount()[samples][None]

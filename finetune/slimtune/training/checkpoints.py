@@ -3,9 +3,9 @@
     checkpoint-N.partial -> manifest with the SHA-256 of every file -> fsync -> rename
     -> only then the older ones go, but for the best
 
-A checkpoint holds what the Trainer writes (adapter or model, optimizer, scheduler, random states of
-Python, numpy, torch and CUDA, the position in the data, best loss and patience), and in its
-manifest the conditions it was made under: settings, rows, base. Another run is not continued.
+A checkpoint holds adapter or model, optimizer, schedule, the random states of Python, numpy, torch
+and CUDA, the position in the data, best loss and patience. Beside them lie the conditions it was
+made under: settings, rows, base. Another run is not continued.
 """
 
 import json
@@ -13,78 +13,104 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from transformers import TrainerState
-from transformers.trainer_callback import ExportableState
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, TrainerState
 
 from slimtune.artifacts import sha256
 from slimtune.artifacts.files import write_json
-from slimtune.console import ResourceError, SettingsError, near, size
+from slimtune.console import ResourceError, SettingsError, first_process, near, size
 from slimtune.training import sharding
-
-if TYPE_CHECKING:
-    from slimtune.training.trainer import SlimTrainer
 
 _log = logging.getLogger(__name__)
 
 STATE = "trainer_state.json"
 CHECKPOINT_MANIFEST = "checkpoint.json"
 _KEPT = 2  # the newest and the best
-_OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"
+# Not the Trainer's own names: it would load what it finds under those, parts or not.
+_OPTIMIZER, _SCHEDULE = "optimizer_state.pt", "schedule_state.pt"
+_SCALER = "scaler.pt"  # the Trainer's own name: it loads this one back at the right moment
 _PICKLED_ARGUMENTS = "training_args.bin"  # the Trainer writes it, nothing reads it
 
 
-def save_checkpoint(trainer: "SlimTrainer") -> None:
-    """Write `checkpoint-N` of this step; every process takes part, the first one owns the files."""
-    folder, state = Path(trainer.args.output_dir), trainer.state
-    final = folder / f"checkpoint-{state.global_step}"
+class Stateful(Protocol):
+    """An optimizer, a schedule or a gradient scaler: its state goes out and comes back."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> object: ...
+
+
+@contextmanager
+def new_checkpoint(
+    folder: Path, state: TrainerState, finished: bool, wait: Callable[[], None]
+) -> Iterator[Path]:
+    """The folder that this step's checkpoint is written into; whole under its name at the end.
+
+    Every process takes part and `wait`s for the others; the first one owns the files. `finished`
+    says that the run is at its end.
+    """
+    final = checkpoint_of(folder, state.global_step)
     partial = final.with_name(final.name + ".partial")
-    if trainer.args.should_save:
+    if first_process():
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    trainer.accelerator.wait_for_everyone()
-    if state.best_global_step:
-        state.best_model_checkpoint = str(folder / f"checkpoint-{state.best_global_step}")
-    trainer.save_model(str(partial), _internal_call=True)
-    _save_optimizer(trainer, partial)
-    trainer._save_scaler(str(partial))
-    trainer._save_rng_state(str(partial))
-    trainer.accelerator.wait_for_everyone()
-    if trainer.args.should_save:
+    wait()
+    yield partial
+    wait()
+    if first_process():
         (partial / _PICKLED_ARGUMENTS).unlink(missing_ok=True)
-        _remember_callbacks(trainer)
         state.save_to_json(str(partial / STATE))
-        _seal(partial, final, {"step": state.global_step, "finished": trainer.finished})
-        _remove_others(folder, {final.name, f"checkpoint-{state.best_global_step}"})
-    trainer.accelerator.wait_for_everyone()
+        _seal(partial, final, {"step": state.global_step, "finished": finished})
+        _remove_others(folder, {final.name, checkpoint_of(folder, state.best_global_step).name})
+    wait()
 
 
-def _save_optimizer(trainer: "SlimTrainer", folder: Path) -> None:
+def checkpoint_of(folder: Path, step: int | None) -> Path:
+    """Where the checkpoint of a step lies, or would lie."""
+    return folder / f"checkpoint-{step}"
+
+
+def find_best(state: TrainerState, folder: Path) -> None:
+    """Where the best checkpoint is now: the folder may have moved since it was written."""
+    best = checkpoint_of(folder, state.best_global_step)
+    state.best_model_checkpoint = str(best) if best.is_dir() else None
+
+
+def save_optimizer(
+    optimizer: Stateful, schedule: Stateful, scaler: Stateful | None, folder: Path
+) -> None:
     """Its state is whole in the file, however many processes hold a part of it."""
-    state = sharding.gather_parts(trainer.optimizer.state_dict())
-    if trainer.args.should_save:
-        torch.save(state, folder / _OPTIMIZER)
-        torch.save(trainer.lr_scheduler.state_dict(), folder / _SCHEDULER)
+    state = sharding.gather_parts(optimizer.state_dict())
+    if not first_process():
+        return
+    torch.save(state, folder / _OPTIMIZER)
+    torch.save(schedule.state_dict(), folder / _SCHEDULE)
+    if scaler is not None:
+        torch.save(scaler.state_dict(), folder / _SCALER)
 
 
-def load_optimizer(trainer: "SlimTrainer", checkpoint: Path) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, schedule: Stateful, checkpoint: Path) -> None:
     """Optimizer and schedule as they were when `checkpoint` was written."""
     # On the CPU first: whole, the moments of a sharded model may fit on no GPU.
     state = torch.load(checkpoint / _OPTIMIZER, map_location="cpu", weights_only=True)
-    trainer.optimizer.load_state_dict(sharding.scatter_optimizer_state(state, trainer.optimizer))
-    trainer.lr_scheduler.load_state_dict(torch.load(checkpoint / _SCHEDULER, weights_only=True))
+    optimizer.load_state_dict(sharding.scatter_optimizer_state(state, optimizer))
+    schedule.load_state_dict(torch.load(checkpoint / _SCHEDULE, weights_only=True))
 
 
-def _remember_callbacks(trainer: "SlimTrainer") -> None:
-    """What early stopping has counted so far, among others, into the state."""
-    callbacks = [*trainer.callback_handler.callbacks, trainer.control]
-    trainer.state.stateful_callbacks = {
-        type(one).__name__: one.state() for one in callbacks if isinstance(one, ExportableState)
-    }
+def load_weights(model: PreTrainedModel | PeftModel, checkpoint: Path) -> None:
+    """What a checkpoint holds of the model: its adapter, or all of its weights, file by file."""
+    if isinstance(model, PeftModel):
+        model.load_adapter(str(checkpoint), model.active_adapter, is_trainable=True)
+        return
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        model.load_state_dict(load_file(file), strict=False)
 
 
 def _seal(partial: Path, final: Path, facts: dict[str, Any]) -> None:
@@ -144,6 +170,8 @@ def _broken_file(checkpoint: Path) -> str | None:
     manifest = _read(checkpoint / CHECKPOINT_MANIFEST)
     if manifest is None:
         return f"{CHECKPOINT_MANIFEST} is missing or unreadable"
+    if _OPTIMIZER not in manifest["files"]:
+        return "written by an earlier version"
     for name, expected in manifest["files"].items():
         if not (checkpoint / name).is_file() or sha256(checkpoint / name) != expected:
             return f"{name} is missing or damaged"

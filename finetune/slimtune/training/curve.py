@@ -8,7 +8,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-METRICS = "metrics.jsonl"
+from slimtune.console import decoration
+
+METRICS, PLOT = "metrics.jsonl", "loss.png"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Curve:
     def write(self, folder: Path) -> None:
         """metrics.jsonl, one logged step a line, and loss.png."""
         write_history(folder / METRICS, self.history)
-        _plot(self, folder / "loss.png")
+        with decoration(PLOT):
+            _plot(self, folder / PLOT)
 
 
 class MetricsFile(TrainerCallback):

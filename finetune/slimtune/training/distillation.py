@@ -6,41 +6,30 @@ loss = α · T² · D(teacher, student) + (1 - α) · cross entropy, at supervis
 import logging
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from slimtune.config import Config, Distillation
 from slimtune.console import InputError, QualityError, SettingsError, near
-from slimtune.models import loading, tokenizers
+from slimtune.models import tokenizers
 from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.folders import local_folder
-from slimtune.training import lora, losses, sharding, teachers
+from slimtune.training import losses, sharding, teachers
 from slimtune.training.batches import Sample, encode_text
 from slimtune.training.curve import Curve
 from slimtune.training.dataset import Dataset
 from slimtune.training.divergences import DIVERGENCES
-from slimtune.training.fitting import fit
-from slimtune.training.initialisation import Start, start_of
 from slimtune.training.trainer import SlimTrainer
 
 _log = logging.getLogger(__name__)
 
 _KEPT_ASIDE = 20  # without validation rows every 20th training row judges instead
-
-
-class Taught(NamedTuple):
-    """The student with all it learned: whole in float32, or its adapter and what that began as."""
-
-    model: PreTrainedModel | PeftModel
-    curve: Curve
-    start: Start | None
 
 
 class DistillationTrainer(SlimTrainer):
@@ -59,6 +48,10 @@ class DistillationTrainer(SlimTrainer):
             alpha=distillation.alpha,
             temperature=distillation.temperature,
         )
+
+    def let_go(self) -> None:
+        super().let_go()
+        self.teacher = None
 
     def loss_of(self, batch: dict[str, Any], positions: torch.Tensor) -> losses.Loss:
         targets = batch["labels"][0, positions + 1]
@@ -134,54 +127,23 @@ def samples_of(
     return train, validation
 
 
-def distil(
-    config: Config,
-    student: str,
-    dataset: Dataset,
-    text: Sequence[str],
-    checkpoints: Path,
-    *,
-    resume_from: Path | None = None,
-    conditions: Mapping[str, str] | None = None,
-) -> Taught:
-    """Teach the student what the teacher says about the rows and the plain text.
+def fit_options(config: Config, samples: Sequence[Sample]) -> dict[str, Any]:
+    """What `fit` is told of a student: epochs, rates, and the teacher that speaks of `samples`.
 
-    A cached teacher is loaded first, alone, and only for answers that are not cached. In mode
-    `sequence` the rows hold the teacher's answers already, and nothing else is asked of it. Raises
-    InputError for different vocabularies, QualityError for a student that got worse.
+    A cached teacher is loaded here, alone, and only for answers that are not cached. In mode
+    `sequence` the rows hold the teacher's answers already, and nothing else is asked of it.
     """
     settings = config.distillation
-    require_teachable(config, student, dataset)
-    train, validation = samples_of(config, dataset, text)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {
+        "epochs": settings.epochs,
+        "learning_rate": settings.learning_rate,
+    }
     if settings.mode != "sequence":
-        options = {"trainer_class": DistillationTrainer, "distillation": settings}
-        options["teacher"] = teachers.choose(config, [*train, *validation])
+        options |= {"trainer_class": DistillationTrainer, "distillation": settings}
+        options["teacher"] = teachers.choose(config, samples)
     if settings.student == "lora":
         options["loraplus_ratio"] = config.lora.loraplus_ratio
-    model, start = _learner(config, student)
-    curve = fit(
-        model,
-        train,
-        validation,
-        config.training,
-        checkpoints,
-        epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        resume_from=resume_from,
-        conditions=conditions,
-        **options,
-    )
-    _require_better(curve, checkpoints)
-    return Taught(model, curve, start)
-
-
-def _learner(config: Config, student: str) -> tuple[PreTrainedModel | PeftModel, Start | None]:
-    model = loading.load_model(student, shares=sharding.weight_parts(), **teachers.compute(config))
-    if config.distillation.student == "full":
-        return model.float(), None
-    adapted = lora.attach(model, config.lora, seed=config.training.seed)
-    return adapted, start_of(adapted, config.lora)
+    return options
 
 
 def kept_aside(dataset: Dataset) -> tuple[list[Sample], list[Sample]]:
@@ -225,7 +187,8 @@ def perplexities(curve: Curve) -> dict[str, float]:
     }
 
 
-def _require_better(curve: Curve, checkpoints: Path) -> None:
+def require_better(curve: Curve, checkpoints: Path) -> None:
+    """QualityError for a student that got worse on the rows kept aside."""
     if not curve.validation:
         return
     (_, before), *rest = curve.validation

@@ -1,69 +1,46 @@
-"""Distillation as the scripts run it: a student in, a finished folder with a better one out."""
+"""Distillation as the scripts run it: the teacher asked as a stage, and a student as a `Method`."""
 
 import shutil
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from peft import PeftModel
 
 from slimtune.artifacts import stage_folder
 from slimtune.config import Config
 from slimtune.console import first_process
 from slimtune.models import loading, merging, tokenizers
-from slimtune.models.checkpoints import EMBEDDING, Checkpoint
+from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.folders import local_folder
-from slimtune.report import model_card
-from slimtune.training import distillation, estimates, lora, prechecks, sharding, teachers
-from slimtune.training.checkpoints import to_resume
+from slimtune.training import distillation, estimates, initialisation, lora, pipeline, teachers
+from slimtune.training.attention import training_compute
 from slimtune.training.curve import Curve
 from slimtune.training.dataset import Dataset
-from slimtune.training.pipeline import done_with
+from slimtune.training.lora import Learner
 from slimtune.training.timing import dry_run
 
 
-def distil_student(
-    config: Config,
-    student: str,
-    dataset: Dataset,
-    text: Sequence[str],
-    final: Path,
-    checkpoints: Path,
-) -> Curve:
-    """Teach `student` what the teacher says and write it to `final`."""
-    teacher = config.distillation.teacher_model
-    models = {"student model": student, "teacher model": teacher}
-    sections = ("distillation", "training", *["lora"] * (config.distillation.student == "lora"))
-    same = prechecks.resume_conditions(config, sections, models, dataset.named)
-    config = estimates.with_automatic_batch(
-        config, estimates.student_run(config, student, dataset, text)
-    )
-    inputs = [student, teacher, *dataset.files]
-    with stage_folder("knowledge_distillation", final, config, inputs=inputs) as stage:
-        resume_from = to_resume(checkpoints, same) if config.options.resume else None
-        taught = distillation.distil(
-            config,
-            student,
-            dataset,
-            text,
-            checkpoints,
-            resume_from=resume_from,
-            conditions=same,
-        )
-        _write(taught, student, dataset, stage.folder)
-        curve = taught.curve
-        curve.write(stage.folder)
-        learned = dataset.summary() | {"text_passages": len(text)}
-        perplexities = distillation.perplexities(curve)
+def student(config: Config, model: str, text: Sequence[str]) -> pipeline.Method:
+    """The student `model` taught what the teacher says of the rows and of the passages `text`.
+
+    All its weights learn, or an adapter that is merged into it: an ordinary model in both cases.
+    """
+    teacher, adapted = config.distillation.teacher_model, config.distillation.student == "lora"
+    sections = ("distillation", "training")
+    return pipeline.Method(
+        stage="knowledge_distillation",
+        kind="distilled",
+        models={"student model": model, "teacher model": teacher},
+        sections=(*sections, "lora") if adapted else sections,
+        plan=lambda config, dataset: estimates.student_run(config, model, dataset, text),
+        lesson=partial(_lesson, model, text),
+        load=partial(_load_adapted if adapted else _load_whole, model),
+        judge=_judge,
+        save=partial(_save_merged if adapted else pipeline.save_whole, model),
         # Of the student before: only the first process has the folder of the one after.
-        parameters = Checkpoint(local_folder(student)).parameters
-        stage.metrics.update(learned | curve.metrics() | perplexities, parameters=parameters)
-        model_card.write_model_card(
-            stage.folder, student, config, curve, learned, kind="distilled", more=perplexities
-        )
-    done_with(checkpoints)
-    return curve
+        count=lambda _: {"parameters": Checkpoint(local_folder(model)).parameters},
+    )
 
 
 def ask_teacher(config: Config, dataset: Dataset, text: Sequence[str], final: Path) -> None:
@@ -94,21 +71,38 @@ def plan_distillation(
     return lines | dry_run(config, student, run, dataset.train)
 
 
-def _write(taught: distillation.Taught, student: str, dataset: Dataset, folder: Path) -> None:
-    """An ordinary model in the type the student is stored in; an adapter is merged into it.
+def _lesson(model: str, text: Sequence[str], config: Config, dataset: Dataset) -> pipeline.Lesson:
+    distillation.require_teachable(config, model, dataset)
+    train, validation = distillation.samples_of(config, dataset, text)
+    options = distillation.fit_options(config, [*train, *validation])
+    return pipeline.Lesson(train, validation, options, {"text_passages": len(text)})
 
-    The first process does it; the parts of a model that is shared out come from all of them.
-    """
-    source, model = local_folder(student), taught.model
-    adapted = isinstance(model, PeftModel)
-    if not first_process() and (adapted or sharding.weight_parts() == 1):
-        return
-    if adapted:
-        adapter = folder / "adapter"
-        lora.save_adapter(model, adapter, student, taught.start)
+
+def _load_whole(model: str, config: Config) -> Learner:
+    compute = training_compute(config.model).keeping("none")  # quantised weights cannot learn
+    return Learner(loading.load_model(model, compute).float())
+
+
+def _load_adapted(model: str, config: Config) -> Learner:
+    compute = training_compute(config.model).keeping("none")  # what is merged must be exact
+    loaded = loading.load_model(model, compute)
+    adapted = lora.attach(loaded, config.lora, seed=config.training.seed)
+    return Learner(adapted, initialisation.start_of(adapted, config.lora))
+
+
+def _judge(curve: Curve, checkpoints: Path) -> pipeline.Figures:
+    distillation.require_better(curve, checkpoints)
+    return distillation.perplexities(curve)
+
+
+def _save_merged(
+    model: str, config: Config, learner: Learner, dataset: Dataset, folder: Path
+) -> pipeline.Proof:
+    """The adapter merged into the student; an adapter is whole in each process: the first writes"""
+    if first_process():
+        source, adapter = local_folder(model), folder / "adapter"
+        lora.save_adapter(learner.model, adapter, model, learner.start)
         merging.merge_adapter(source, adapter, folder)
         shutil.rmtree(adapter)
         tokenizers.save_tokenizer(dataset.tokenizer, folder, source)
-    else:
-        stored = Checkpoint(source).dtype(EMBEDDING)
-        loading.save_model(model.to(stored), dataset.tokenizer, folder, source)
+    return pipeline.nothing_to_prove

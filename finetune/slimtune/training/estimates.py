@@ -15,8 +15,8 @@ from slimtune.config.training import AUTO_ROWS
 from slimtune.console import ResourceError, processes
 from slimtune.models import memory
 from slimtune.models.checkpoints import EMBEDDING, Checkpoint
+from slimtune.models.compute import Compute
 from slimtune.models.folders import local_folder
-from slimtune.models.loading import choose_device, choose_dtype
 from slimtune.training import sharding
 from slimtune.training.batches import Sample, encode_text
 from slimtune.training.dataset import Dataset
@@ -108,7 +108,7 @@ def student_run(config: Config, student: str, dataset: Dataset, text: Sequence[s
     if settings.mode != "online":
         return run
     teacher = memory.ModelShape.of(Checkpoint(local_folder(settings.teacher_model)).config)
-    itemsize = choose_dtype(config.model.device, config.model.dtype).itemsize
+    itemsize = Compute.of(config.model).dtype.itemsize
     rounded = settings.teacher_quantization
     return replace(run, extra=memory.weight_bytes(teacher, itemsize, rounded))
 
@@ -122,15 +122,15 @@ def _run(
     dropout: float = 0.0,
     epochs: float | None = None,
 ) -> Run:
-    device, settings = config.model.device, config.training
+    settings, compute = config.training, Compute.of(config.model)
     recipe = memory.Recipe(
         trained=trained,
-        itemsize=choose_dtype(device, config.model.dtype).itemsize,
+        itemsize=compute.dtype.itemsize,
         quantization=quantization,
         dropout=dropout,
         activation_checkpointing=settings.activation_checkpointing,
         optimizer=settings.optimizer,
-        device=choose_device(device).type,
+        device=compute.device.type,
     )
     lengths = sorted((len(sample.input_ids) for sample in samples), reverse=True)
     return Run(

@@ -1,6 +1,9 @@
-"""One call from samples to a trained model: the arguments, the checkpoints, the curve.
+"""One call from samples to a trained model: what the Trainer is told, who looks on, the curve.
 
-Optimizers and schedules by name, and LoRA+: the B matrices learn faster than the A matrices.
+fit                    samples in, a trained model and its curve out; stops, resumes, fails whole
+training_arguments     the settings in the Trainer's words
+optimizer_arguments    optimizers and schedules by name
+loraplus               LoRA+: the B matrices learn faster than the A matrices
 """
 
 import logging
@@ -12,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.optimizers import create_loraplus_optimizer
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from slimtune.artifacts.records import command
 from slimtune.config import Training
-from slimtune.console import first_process, processes
+from slimtune.console import decoration, first_process, processes
 from slimtune.models.loading import require_bitsandbytes
 from slimtune.training import callbacks, checkpoints, sharding
 from slimtune.training.batches import Sample
-from slimtune.training.callbacks import ProgressShown
+from slimtune.training.callbacks import ProgressShown, Reporting
 from slimtune.training.curve import METRICS, Curve, MetricsFile
 from slimtune.training.forward import require_exact
 from slimtune.training.trainer import SlimTrainer
@@ -52,15 +54,13 @@ def fit(
 
     `epochs` and `learning_rate` replace those of the settings. `folder` holds the checkpoints and
     metrics.jsonl as they grow; `resume_from` is one of them, and it must be resumed under the same
-    `conditions`. Raises QualityError at a loss or
-    gradient that is not finite, ResourceError without disk space for the checkpoints, and
-    KeyboardInterrupt, after saving, when it was asked to stop.
+    `conditions`. Raises QualityError at a loss or gradient that is not finite, ResourceError
+    without disk space for the checkpoints, and KeyboardInterrupt, after saving, when it was asked
+    to stop.
     """
     steps = _steps_per_epoch(len(train), settings)
     total = math.ceil(steps * (epochs or settings.epochs))
     arguments = training_arguments(model, settings, folder, steps, bool(validation))
-    # More would mean DataParallel, which cannot split a padding-free row.
-    arguments._n_gpu = min(1, arguments.n_gpu)
     for name, value in optimizer_arguments(settings, total).items():
         setattr(arguments, name, value)
     # A resumed run has measured its start already; a second time would cost patience.
@@ -91,6 +91,7 @@ def fit(
             _train(trainer, resume_from)
     finally:
         shown.close()
+        trainer.let_go()
     model.config.use_cache = True
     seconds, tokens = time.monotonic() - started, trainer.tokens * processes()
     return Curve(trainer.state.log_history, seconds, tokens, trainer.state.global_step)
@@ -129,6 +130,17 @@ def _checkpoint_bytes(model: torch.nn.Module) -> int:
     return sum(one.numel() * (one.itemsize + 4 * _MOMENTS) for one in trained)
 
 
+class OneDevice(TrainingArguments):
+    """Arguments of a process that computes on one device, however many GPUs it sees.
+
+    More would mean DataParallel, which cannot split a padding-free row.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        return min(1, super().n_gpu)
+
+
 def training_arguments(
     model: torch.nn.Module, settings: Training, folder: Path, steps: int, validates: bool
 ) -> TrainingArguments:
@@ -137,7 +149,7 @@ def training_arguments(
     # What it was loaded to compute with: trained weights and what nf4 leaves are float32 by now.
     numbers = model.config.dtype
     interval = max(1, steps // settings.evaluations_per_epoch)
-    return TrainingArguments(
+    return OneDevice(
         output_dir=str(folder),
         per_device_train_batch_size=settings.rows,
         per_device_eval_batch_size=settings.rows,
@@ -165,7 +177,7 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=parameter.device.type == "cuda",
         disable_tqdm=True,
-        report_to=[] if settings.report_to == "none" else [settings.report_to],
+        report_to=[],  # _watch adds what is asked for, in a shape that cannot fail the run
         ddp_find_unused_parameters=False,
         ddp_timeout=_PATIENCE,
     )
@@ -180,6 +192,8 @@ def _watch(
 ) -> ProgressShown:
     """Everything that looks on while the trainer works."""
     trainer.remove_callback(PrinterCallback)
+    if settings.report_to != "none":
+        _report_to(trainer, settings.report_to)
     if validates:
         trainer.add_callback(EarlyStoppingCallback(settings.early_stopping_patience))
     shown = ProgressShown(lambda: trainer.tokens * processes())
@@ -187,6 +201,12 @@ def _watch(
         trainer.add_callback(MetricsFile(folder / METRICS, history))
         trainer.add_callback(shown)
     return shown
+
+
+def _report_to(trainer: SlimTrainer, name: str) -> None:
+    with decoration(f"training.report_to: {name}"):
+        (reporter,) = get_reporting_integration_callbacks([name])
+        trainer.add_callback(Reporting(name, reporter()))
 
 
 # What transformers calls them where its name is another one. Fused: an update is one kernel.
@@ -217,19 +237,3 @@ def require_package(settings: Training) -> None:
     """ResourceError where the optimizer needs bitsandbytes and it cannot be imported."""
     if settings.optimizer_of_bitsandbytes:
         require_bitsandbytes(f"training.optimizer: {settings.optimizer}")
-
-
-def loraplus(model: PeftModel, chosen: TrainingArguments, ratio: float) -> torch.optim.Optimizer:
-    """The chosen optimizer, its steps of B `ratio` times those of A (LoRA+, arXiv:2402.12354).
-
-    B starts at zero and A does not, so that one rate for both is too small for B at any width.
-    """
-    kind, options = Trainer.get_optimizer_cls_and_kwargs(chosen, model)
-    return create_loraplus_optimizer(
-        model,
-        kind,
-        loraplus_lr_ratio=ratio,
-        loraplus_lr_embedding=options["lr"],
-        loraplus_weight_decay=chosen.weight_decay,
-        **options,
-    )

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -12,10 +12,18 @@ from transformers import PreTrainedModel, set_seed
 from slimtune.config import Config, Lora
 from slimtune.console import QualityError, SettingsError
 from slimtune.models import loading
+from slimtune.models.compute import Compute
 from slimtune.training import initialisation, sharding
 from slimtune.training.initialisation import Start
 
 ALL = "all-linear"
+
+
+class Learner(NamedTuple):
+    """What learns: a whole model in float32, or an adapter on a frozen one and what it began as."""
+
+    model: PreTrainedModel | PeftModel
+    start: Start | None = None
 
 
 def attach(
@@ -154,15 +162,14 @@ def next_token_log_probabilities(model: PeftModel, ids: Sequence[int]) -> torch.
 
 
 def require_effect(
-    folder: Path, base: str, ids: Sequence[int], trained: torch.Tensor | None, **compute: Any
+    folder: Path, base: str, ids: Sequence[int], trained: torch.Tensor | None, compute: Compute
 ) -> float:
     """How far the adapter of `folder` moves a freshly loaded base: max |Δ log p| after `ids`.
 
     Raises QualityError where it moves nothing, or not to where training had come: `trained`, None
-    where the base loaded anew is not what the adapter is relative to (loftq: the exact weights).
-    `compute` is what `loading.load` takes.
+    where the base loaded again is not what the adapter is relative to (loftq: the exact weights).
     """
-    model = loading.load_model(base, adapter=folder, **compute)
+    model = loading.load_model(base, compute, adapter=folder)
     adapted = next_token_log_probabilities(model, ids)
     with model.disable_adapter():
         plain = next_token_log_probabilities(model, ids)

@@ -1,119 +1,222 @@
-"""The stages that train, as the scripts run them: inputs in, a finished folder out."""
+"""One training run, whatever learns: inputs in, a finished folder out.
+
+    conditions -> batch -> stage folder -> resume -> load -> fit -> save -> prove
+    -> curve, metrics, card -> clean up
+
+`train` is that line. A `Method` says how one kind of run loads what learns, saves it and proves it:
+`adapter` and `whole` are here, `student` is in `distillation_stage`.
+"""
 
 import gc
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-
-from transformers import PreTrainedModel
+from typing import Any
 
 from slimtune.artifacts import stage_folder
 from slimtune.config import Config
-from slimtune.console import first_process
+from slimtune.console import decoration, first_process
 from slimtune.models import loading, tokenizers
 from slimtune.models.checkpoints import EMBEDDING, Checkpoint
 from slimtune.models.folders import local_folder
 from slimtune.report import model_card
-from slimtune.training import attention, estimates, initialisation, lora, prechecks, sharding
+from slimtune.training import estimates, initialisation, lora, prechecks, sharding
+from slimtune.training.attention import training_compute
+from slimtune.training.batches import Sample
 from slimtune.training.checkpoints import to_resume
 from slimtune.training.curve import Curve
 from slimtune.training.dataset import Dataset
 from slimtune.training.fitting import fit
+from slimtune.training.lora import Learner
 
 _log = logging.getLogger(__name__)
 
 # Parameters of a model, and the step size for all of its weights below that.
 _RATES = ((1e8, 1e-3), (1e9, 1e-4), (float("inf"), 2e-5))
 
+Figures = dict[str, float]
+Proof = Callable[[], Figures]
 
-def train_adapter(
-    config: Config, base: str, dataset: Dataset, final: Path, checkpoints: Path
-) -> tuple[Curve, str]:
-    """Train a LoRA adapter on `base` and write it to `final`; the curve, and what was trained."""
-    quantization = config.model.quantization
-    same = prechecks.resume_conditions(
-        config, ("lora", "training"), {"base model": base}, dataset.named
-    )
-    config = estimates.with_automatic_batch(
-        config, estimates.adapter_run(config, base, dataset.train)
-    )
-    with stage_folder("train_lora", final, config, inputs=[base, *dataset.files]) as stage:
-        resume_from = to_resume(checkpoints, same) if config.options.resume else None
-        loaded = _load(config, base, quantization=quantization)
-        seed = config.training.seed
-        model = lora.attach(loaded, config.lora, seed=seed, quantized=quantization != "none")
-        start = initialisation.start_of(model, config.lora)
-        trainable, total = model.get_nb_trainable_parameters()
-        curve = fit(
-            model,
-            dataset.train,
-            dataset.validation,
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a learner is given: samples, what `fit` is told besides, and what metrics tell of it."""
+
+    train: list[Sample]
+    validation: list[Sample]
+    options: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def teach(
+        self, learner: Learner, config: Config, checkpoints: Path, resumed: dict[str, Any]
+    ) -> Curve:
+        """Train the learner in place."""
+        return fit(
+            learner.model,
+            self.train,
+            self.validation,
             config.training,
             checkpoints,
-            resume_from=resume_from,
-            conditions=same,
-            loraplus_ratio=config.lora.loraplus_ratio,
+            **resumed,
+            **self.options,
         )
+
+
+def _rows_alone(config: Config, dataset: Dataset) -> Lesson:
+    return Lesson(dataset.train, dataset.validation)
+
+
+def _nothing_more(curve: Curve, checkpoints: Path) -> Figures:
+    return {}
+
+
+@dataclass(frozen=True)
+class Method:
+    """How one kind of run differs from the others.
+
+    `models` are the inputs by what they are for, first the one that learns; `sections` are the
+    settings that a resumed run must share. `save` writes the learner whole and returns the proof
+    that is still to be given once the learner's memory is free. `judge` raises QualityError for a
+    learner that is not worth saving, and returns figures of its own.
+    """
+
+    stage: str
+    kind: str  # of the model card
+    models: Mapping[str, str]
+    sections: tuple[str, ...]
+    plan: Callable[[Config, Dataset], estimates.Run]
+    load: Callable[[Config], Learner]
+    save: Callable[[Config, Learner, Dataset, Path], Proof]
+    count: Callable[[Learner], dict[str, int]]
+    lesson: Callable[[Config, Dataset], Lesson] = _rows_alone
+    judge: Callable[[Curve, Path], Figures] = _nothing_more
+
+
+def train(
+    config: Config, method: Method, dataset: Dataset, final: Path, checkpoints: Path
+) -> tuple[Curve, str]:
+    """Train as `method` says and write the result to `final`; the curve, and what was trained."""
+    same = prechecks.resume_conditions(config, method.sections, method.models, dataset.named)
+    config = estimates.with_automatic_batch(config, method.plan(config, dataset))
+    inputs = [*method.models.values(), *dataset.files]
+    with stage_folder(method.stage, final, config, inputs=inputs) as stage:
+        resume_from = to_resume(checkpoints, same) if config.options.resume else None
+        lesson = method.lesson(config, dataset)  # a teacher may have to speak first, alone
+        learner = method.load(config)
+        resumed = {"resume_from": resume_from, "conditions": same}
+        curve = lesson.teach(learner, config, checkpoints, resumed)
+        figures, counts = method.judge(curve, checkpoints), method.count(learner)
+        learned = dataset.summary() | lesson.counts
+        del lesson  # and the teacher with it
         with _no_effect_ends(checkpoints):
-            lora.save_adapter(model, stage.folder, base, start)
-        probe = dataset.train[0].input_ids
-        exact = config.lora.initialisation != "loftq"
-        trained = lora.next_token_log_probabilities(model, probe) if exact else None
-        del model, loaded, start
-        gc.collect()  # the second model must not need memory beside the first
-        compute = {"device": config.model.device, "dtype": config.model.dtype}
-        with _no_effect_ends(checkpoints):
-            moved = lora.require_effect(
-                *(stage.folder, base, probe, trained),
-                quantization=quantization,
-                shares=sharding.weight_parts(),
-                **compute,
+            prove = method.save(config, learner, dataset, stage.folder)
+            del learner
+            gc.collect()  # the second model must not need memory beside the first
+            proven = prove()
+        curve.write(stage.folder)
+        stage.metrics.update(proven | counts | learned | curve.metrics() | figures)
+        base, measured = next(iter(method.models.values())), curve.metrics() | figures
+        with decoration("the model card"):
+            model_card.write_model_card(
+                stage.folder, base, config, measured, learned, kind=method.kind
             )
-        stage.metrics.update(adapter_moves_log_probability=moved)
-        tokenizers.save_tokenizer(dataset.tokenizer, stage.folder, local_folder(base))
-        curve.write(stage.folder)
-        model_card.write_model_card(stage.folder, base, config, curve, dataset.summary())
-        stage.metrics.update(trainable_parameters=trainable, parameters=total)
-        stage.metrics.update(dataset.summary() | curve.metrics())
-    done_with(checkpoints)
-    return curve, f"{trainable:,} of {total:,} parameters ({trainable / total:.2%})"
+    _done_with(checkpoints)
+    return curve, _spoken(counts)
 
 
-def train_whole(
-    config: Config, base: str, dataset: Dataset, final: Path, checkpoints: Path
-) -> tuple[Curve, str]:
-    """Train all weights of `base` and write a whole model to `final`; as `train_adapter`."""
-    same = prechecks.resume_conditions(
-        config, ("lora", "training"), {"base model": base}, dataset.named
+def adapter(base: str) -> Method:
+    """A LoRA adapter on `base`, loaded back onto it to prove that it does what it learned."""
+    return Method(
+        stage="train_lora",
+        kind="adapter",
+        models={"base model": base},
+        sections=("lora", "training"),
+        plan=lambda config, dataset: estimates.adapter_run(config, base, dataset.train),
+        load=partial(_load_adapted, base),
+        lesson=_rows_with_two_rates,
+        save=partial(_save_adapter, base),
+        count=_count_adapter,
     )
-    config = estimates.with_automatic_batch(
-        config, estimates.whole_run(config, base, dataset.train)
+
+
+def whole(base: str) -> Method:
+    """All weights of `base`, written as an ordinary model in the type the base is stored in."""
+    return Method(
+        stage="train_lora",
+        kind="whole",
+        models={"base model": base},
+        sections=("lora", "training"),
+        plan=lambda config, dataset: estimates.whole_run(config, base, dataset.train),
+        load=partial(_load_whole, base),
+        save=partial(save_whole, base),
+        count=lambda learner: {"parameters": learner.model.num_parameters()},
     )
-    with stage_folder("train_lora", final, config, inputs=[base, *dataset.files]) as stage:
-        resume_from = to_resume(checkpoints, same) if config.options.resume else None
-        model = _load(config, base).float()
-        _advise(config.training.learning_rate, model.num_parameters())
-        curve = fit(
-            model,
-            dataset.train,
-            dataset.validation,
-            config.training,
-            checkpoints,
-            resume_from=resume_from,
-            conditions=same,
-        )
-        stored = Checkpoint(local_folder(base)).dtype(EMBEDDING)
-        loading.save_model(model.to(stored), dataset.tokenizer, stage.folder, local_folder(base))
-        curve.write(stage.folder)
-        model_card.write_model_card(
-            stage.folder, base, config, curve, dataset.summary(), kind="whole"
-        )
-        stage.metrics.update(parameters=model.num_parameters())
-        stage.metrics.update(dataset.summary() | curve.metrics())
-    done_with(checkpoints)
-    return curve, f"all {model.num_parameters():,} parameters"
+
+
+def _load_adapted(base: str, config: Config) -> Learner:
+    compute = training_compute(config.model)
+    loaded = loading.load_model(base, compute)
+    seed, quantized = config.training.seed, compute.quantized
+    model = lora.attach(loaded, config.lora, seed=seed, quantized=quantized)
+    return Learner(model, initialisation.start_of(model, config.lora))
+
+
+def _rows_with_two_rates(config: Config, dataset: Dataset) -> Lesson:
+    options = {"loraplus_ratio": config.lora.loraplus_ratio}
+    return Lesson(dataset.train, dataset.validation, options)
+
+
+def _save_adapter(
+    base: str, config: Config, learner: Learner, dataset: Dataset, folder: Path
+) -> Proof:
+    lora.save_adapter(learner.model, folder, base, learner.start)
+    tokenizers.save_tokenizer(dataset.tokenizer, folder, local_folder(base))
+    probe = dataset.train[0].input_ids
+    # LoftQ's adapter is relative to the exact weights, and a quantised base is loaded again.
+    exact = config.lora.initialisation != "loftq"
+    trained = lora.next_token_log_probabilities(learner.model, probe) if exact else None
+
+    def prove() -> Figures:
+        compute = replace(training_compute(config.model), attention=None)  # as who loads it will
+        moved = lora.require_effect(folder, base, probe, trained, compute)
+        return {"adapter_moves_log_probability": moved}
+
+    return prove
+
+
+def _count_adapter(learner: Learner) -> dict[str, int]:
+    trainable, total = learner.model.get_nb_trainable_parameters()
+    return {"trainable_parameters": trainable, "parameters": total}
+
+
+def _load_whole(base: str, config: Config) -> Learner:
+    compute = training_compute(config.model).keeping("none")
+    model = loading.load_model(base, compute).float()
+    _advise(config.training.learning_rate, model.num_parameters())
+    return Learner(model)
+
+
+def save_whole(
+    source: str, config: Config, learner: Learner, dataset: Dataset, folder: Path
+) -> Proof:
+    """All weights as an ordinary model folder, in the type that `source` is stored in.
+
+    The first process does it; the parts of a model that is shared out come from all of them.
+    """
+    if first_process() or sharding.weight_parts() > 1:
+        origin = local_folder(source)
+        stored = Checkpoint(origin).dtype(EMBEDDING)
+        loading.save_model(learner.model.to(stored), dataset.tokenizer, folder, origin)
+    return nothing_to_prove
+
+
+def nothing_to_prove() -> Figures:
+    """The weights themselves were written: there is no base that they could fail to fit."""
+    return {}
 
 
 def _advise(rate: float, parameters: int) -> None:
@@ -128,19 +231,12 @@ def _advise(rate: float, parameters: int) -> None:
         )
 
 
-def _load(config: Config, base: str, quantization: str = "none") -> PreTrainedModel:
-    """The base with attention for padding-free rows."""
-    return loading.load_model(
-        base,
-        device=config.model.device,
-        dtype=config.model.dtype,
-        quantization=quantization,
-        attn_implementation=attention.register(
-            loading.choose_device(config.model.device).type,
-            loading.choose_dtype(config.model.device, config.model.dtype),
-        ),
-        shares=sharding.weight_parts(),
-    )
+def _spoken(counts: Mapping[str, int]) -> str:
+    """What was trained, in words."""
+    total, trainable = counts["parameters"], counts.get("trainable_parameters")
+    if trainable is None:
+        return f"all {total:,} parameters"
+    return f"{trainable:,} of {total:,} parameters ({trainable / total:.2%})"
 
 
 @contextmanager
@@ -149,11 +245,11 @@ def _no_effect_ends(checkpoints: Path) -> Iterator[None]:
     try:
         yield
     except lora.NoEffect:
-        done_with(checkpoints)
+        _done_with(checkpoints)
         raise
 
 
-def done_with(checkpoints: Path) -> None:
+def _done_with(checkpoints: Path) -> None:
     """Only now, with the result under its final name, is a stopped run no longer thinkable."""
     if first_process():
         shutil.rmtree(checkpoints, ignore_errors=True)

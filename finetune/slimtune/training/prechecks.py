@@ -1,12 +1,13 @@
-"""What a training run depends on, by name: a checkpoint is resumed under the same or refused.
+"""Before the first step of a run, new or resumed: what would be found out too late otherwise.
 
-What is checked before any work: a stopped run's checkpoints, report packages, the launcher.
+precheck            a stopped run in the way, packages that are missing, launchers that mislead
+resume_conditions   what a run depends on, by name: under other ones it is not gone on with
 """
 
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,10 +16,13 @@ import torch
 from slimtune.artifacts import sha256
 from slimtune.config import Config
 from slimtune.console import SettingsError, near, processes
+from slimtune.models.compute import choose_device
 from slimtune.models.folders import weights_identity
-from slimtune.models.loading import choose_device
 from slimtune.training import checkpoints, fitting, sharding
 
+_log = logging.getLogger(__name__)
+
+_LAUNCHED = "ACCELERATE_MIXED_PRECISION"  # `accelerate launch` sets it for every process
 # Folders and what changes no number: they may be other ones when a run goes on.
 _FREE = {
     "lora.output_dir",
@@ -34,32 +38,6 @@ _FREE = {
     "distillation.cache_dir",
     "distillation.text_data",
 }
-
-
-def resume_conditions(
-    config: Config,
-    sections: Sequence[str],
-    models: dict[str, str],
-    rows: dict[str, Path],
-) -> dict[str, str]:
-    """{name: value} of the settings in `sections`, of the models' weights and the rows' bytes."""
-    settings = config.model_dump(mode="json")
-    found = {
-        f"{section}.{name}": json.dumps(value, ensure_ascii=False)
-        for section in sections
-        for name, value in settings[section].items()
-        if f"{section}.{name}" not in _FREE
-    }
-    for name in ("dtype", "device", "prompt_template", "quantization"):
-        found[f"model.{name}"] = json.dumps(settings["model"][name])
-    found |= {what: weights_identity(model) for what, model in models.items()}
-    found |= {what: sha256(file)[:16] for what, file in rows.items()}
-    return found | {"number of processes": str(processes())}
-
-
-_log = logging.getLogger(__name__)
-
-_LAUNCHED = "ACCELERATE_MIXED_PRECISION"  # `accelerate launch` sets it for every process
 
 
 def precheck(folder: Path, config: Config) -> None:
@@ -80,6 +58,27 @@ def precheck(folder: Path, config: Config) -> None:
             "starting again would throw its work away",
             "add --resume to go on, or --overwrite to start from nothing",
         )
+
+
+def resume_conditions(
+    config: Config,
+    sections: Sequence[str],
+    models: Mapping[str, str],
+    rows: Mapping[str, Path],
+) -> dict[str, str]:
+    """{name: value} of the settings in `sections`, of the models' weights and the rows' bytes."""
+    settings = config.model_dump(mode="json")
+    found: dict[str, str] = {}
+    for section in sections:
+        for name, value in settings[section].items():
+            found[f"{section}.{name}"] = json.dumps(value, ensure_ascii=False)
+    for name in _FREE:
+        found.pop(name, None)
+    for name in ("dtype", "device", "prompt_template", "quantization"):
+        found[f"model.{name}"] = json.dumps(settings["model"][name])
+    found |= {what: weights_identity(model) for what, model in models.items()}
+    found |= {what: sha256(file)[:16] for what, file in rows.items()}
+    return found | {"number of processes": str(processes())}
 
 
 def _require_package(report_to: str) -> None:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from slimtune.config import Config
 from slimtune.console import SettingsError, first_process, processes
-from slimtune.models.loading import choose_dtype
+from slimtune.models.compute import choose_dtype
 
 _FSDP = "ACCELERATE_USE_FSDP"  # `accelerate launch` sets it for every process
 # What else it may be told about FSDP, and the one answer that is kept to here.

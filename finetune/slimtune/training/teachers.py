@@ -19,8 +19,10 @@ from slimtune.config import Config
 from slimtune.console import near, processes, size
 from slimtune.models import loading, memory
 from slimtune.models.checkpoints import Checkpoint
+from slimtune.models.compute import Compute
 from slimtune.models.folders import local_folder, weights_identity
-from slimtune.training import attention, teacher_cache
+from slimtune.training import teacher_cache
+from slimtune.training.attention import training_compute
 from slimtune.training.batches import Sample
 from slimtune.training.divergences import TeacherTopK
 from slimtune.training.teacher_cache import CachedTeacher, TopKOfRows, hidden_states
@@ -98,18 +100,18 @@ def cache_folder(config: Config, samples: Sequence[Sample]) -> Path:
 def load_teacher(config: Config) -> PreTrainedModel:
     """The teacher, ready for padding-free batches."""
     settings = config.distillation
-    quantization = settings.teacher_quantization
-    return loading.load_model(settings.teacher_model, quantization=quantization, **compute(config))
+    compute = training_compute(config.model).keeping(settings.teacher_quantization)
+    return loading.load_model(settings.teacher_model, compute)
 
 
 def estimate_teacher(config: Config, samples: Sequence[Sample]) -> dict[str, str]:
     """The lines of --dry-run about the teacher: its own memory, and its answers on disk."""
-    settings, model = config.distillation, config.model
+    settings = config.distillation
     shapes = Checkpoint(local_folder(settings.teacher_model)).config
     needed = memory.estimate_memory(
         shapes,
         "inference",
-        itemsize=loading.choose_dtype(model.device, model.dtype).itemsize,
+        itemsize=Compute.of(config.model).dtype.itemsize,
         quantization=settings.teacher_quantization,
         max_length=teacher_cache.TOKENS_PER_BATCH,
     )
@@ -121,11 +123,3 @@ def estimate_teacher(config: Config, samples: Sequence[Sample]) -> dict[str, str
         tokens = sum(sample.supervised for sample in samples)
         found["teacher's answers"] = f"{size(taken)} on disk for {tokens:,} tokens"
     return found
-
-
-def compute(config: Config) -> dict[str, Any]:
-    """Where and in what numbers models of this run compute, as `loading.load` takes it."""
-    device, dtype = config.model.device, config.model.dtype
-    place, numbers = loading.choose_device(device), loading.choose_dtype(device, dtype)
-    implementation = attention.register(place.type, numbers)
-    return {"device": device, "dtype": dtype, "attn_implementation": implementation}

@@ -9,7 +9,8 @@ from transformers import PrinterCallback, TrainerCallback
 
 from slimtune.config import Config
 from slimtune.models import loading
-from slimtune.training import attention, estimates, lora, sharding
+from slimtune.training import estimates, lora
+from slimtune.training.attention import training_compute
 from slimtune.training.batches import Sample
 from slimtune.training.fitting import training_arguments
 from slimtune.training.trainer import SlimTrainer
@@ -58,26 +59,14 @@ def tokens_per_second(
     config: Config, model: str, run: estimates.Run, samples: Sequence[Sample]
 ) -> float:
     """Loads `model` and trains it for `time_steps` steps more than the first one."""
-    settings, compute = config.training, config.model
-    device, numbers = (
-        loading.choose_device(compute.device),
-        loading.choose_dtype(compute.device, compute.dtype),
-    )
-    whole = run.recipe.trained is None
-    loaded = loading.load_model(
-        model,
-        device=compute.device,
-        dtype=compute.dtype,
-        quantization=run.recipe.quantization,
-        attn_implementation=attention.register(device.type, numbers),
-        shares=sharding.weight_parts(),
-    )
-    quantized = run.recipe.quantization != "none"
-    learner = (
-        loaded.float()
-        if whole
-        else lora.attach(loaded, config.lora, seed=settings.seed, quantized=quantized)
-    )
+    settings = config.training
+    compute = training_compute(config.model).keeping(run.recipe.quantization)
+    learner = loading.load_model(model, compute)
+    if run.recipe.trained is None:
+        learner = learner.float()
+    else:
+        quantized = compute.quantized
+        learner = lora.attach(learner, config.lora, seed=settings.seed, quantized=quantized)
     learner.config.use_cache = False
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(learner, settings, Path(folder), 1, False)

@@ -3,23 +3,39 @@
 Everything the Trainer is good at stays its own (optimizer, schedule, accumulation, accelerate).
 Replaced are the loss, the evaluation (token-weighted, no logits kept), the checkpoints (whole or
 not there) and the way runs fail: a loss or gradient that is not finite ends it within one step.
+
+Where the Trainer has no public door for that, its private members are used: those of `PRIVATE`,
+each with the reason why, and no others.
 """
 
-import weakref
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
+from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
 from torch import nn
-from transformers import Trainer, TrainerState
+from transformers import Trainer, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 
 from slimtune.console import QualityError, near
 from slimtune.machine import onednn
-from slimtune.training import checkpoints, fitting, losses, sharding
+from slimtune.training import checkpoints, losses, sharding
 from slimtune.training.batches import collate
-from slimtune.training.callbacks import Interruption
+from slimtune.training.callbacks import Continuation, Interruption
 from slimtune.training.forward import loss_parts, supervised
+
+# Members of transformers.Trainer that are not promised to stay, each with why it is needed.
+PRIVATE = {
+    "_save_checkpoint": "replaced: a checkpoint is whole under its name or not there. The event "
+    "on_save comes after the Trainer has written its own, under the final name",
+    "_save_rng_state": "called: what it writes is read back by the Trainer at the one right time, "
+    "between the rows passed over and the next one",
+    "_clip_grad_norm": "extended: the gradient's norm is known here and before the update. The "
+    "event on_pre_optimizer_step comes without it, and a norm of our own reads all gradients again",
+}
 
 _SKIPPED_STEPS = 20  # float16's loss scale halves at each: from 65,536 it is below 1 by then
 
@@ -44,19 +60,29 @@ class SlimTrainer(Trainer):
         with sharding.done_already():
             super().create_accelerator_and_postprocess()
 
-    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
-        # Its hooks on adapters of a sharded base hold the Trainer, and tensors' hooks are beyond
-        # the garbage collector: with a real reference the base would stay in memory for good.
-        Trainer._sync_replicated_trainable_parameters(weakref.proxy(self), model)
-
     @onednn.onednn_products()
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        return super().train(*args, **kwargs)
+    def train(
+        self, resume_from_checkpoint: str | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
+        if resume_from_checkpoint is not None:
+            self.add_callback(Continuation(Path(resume_from_checkpoint)))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def let_go(self) -> None:
+        """Hold nothing of the model any longer.
+
+        On adapters of a sharded base the Trainer puts hooks that hold it, and hooks of tensors are
+        beyond the garbage collector: through its references the base would stay in memory for good.
+        """
+        self.accelerator.free_memory()
+        for holder in (self, self.callback_handler):
+            holder.model = holder.optimizer = holder.lr_scheduler = None
+        self.model_wrapped = None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         sharding.reshard(self.model)
         if self.loraplus_ratio > 1 and self.optimizer is None:
-            self.optimizer = fitting.loraplus(self.model, self.args, self.loraplus_ratio)
+            self.optimizer = loraplus(self.model, self.args, self.loraplus_ratio)
         return super().create_optimizer(model)
 
     def loss_of(self, batch: dict[str, Any], positions: torch.Tensor) -> losses.Loss:
@@ -107,7 +133,7 @@ class SlimTrainer(Trainer):
         with torch.no_grad():
             for first in range(0, len(batches), world):
                 index = first + self.args.process_index
-                batch = self._prepare_inputs(collate(batches[index % len(batches)]))
+                batch = send_to_device(collate(batches[index % len(batches)]), self.args.device)
                 parts, count = self.sums(self.model, batch)
                 if index < len(batches):
                     sums += torch.tensor([*parts.tolist(), count], dtype=torch.float64)
@@ -161,7 +187,7 @@ class SlimTrainer(Trainer):
 
     def not_finite(self, what: str, step: int) -> QualityError:
         """The error for a number that is NaN or infinite; it names the last good checkpoint."""
-        kept = checkpoints.found(Path(self.args.output_dir))
+        kept = checkpoints.found(self._folder)
         before = f"{near(kept[-1])} from before it is kept; " if kept else ""
         return QualityError(
             f"training, step {step}: the {what} is not a finite number",
@@ -179,26 +205,46 @@ class SlimTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
             raise self.not_finite("updated weights", self.state.global_step)
-        checkpoints.save_checkpoint(self)
+        folder, state, wait = self._folder, self.state, self.accelerator.wait_for_everyone
+        if state.best_global_step:
+            best = checkpoints.checkpoint_of(folder, state.best_global_step)
+            state.best_model_checkpoint = str(best)
+        with checkpoints.new_checkpoint(folder, state, self.finished, wait) as partial:
+            self.save_model(str(partial))
+            scaler = self.accelerator.scaler
+            checkpoints.save_optimizer(self.optimizer, self.lr_scheduler, scaler, partial)
+            self._save_rng_state(str(partial))
+            self._remember_callbacks()
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            checkpoints.load_optimizer(self, Path(checkpoint))
+    def _remember_callbacks(self) -> None:
+        """What early stopping has counted so far, among others, into the state."""
+        told = [*self.callback_handler.callbacks, self.control]
+        exportable = [one for one in told if isinstance(one, ExportableState)]
+        self.state.stateful_callbacks = {type(one).__name__: one.state() for one in exportable}
 
-    def _init_training_state(self, *args: Any) -> tuple[int, int]:
-        done = super()._init_training_state(*args)
-        self._find_best()
-        return done
-
-    def _find_best(self) -> None:
-        """Where the best checkpoint is now: the folder may have moved since it was written."""
-        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
-        self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+    @property
+    def _folder(self) -> Path:
+        return Path(self.args.output_dir)
 
     def restore_finished(self, checkpoint: Path) -> None:
         """The state and the weights of a run that had ended when it wrote `checkpoint`."""
         self.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
-        self._find_best()
-        self._load_from_checkpoint(str(checkpoint))
-        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
-            self._load_best_model()
+        checkpoints.find_best(self.state, self._folder)
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        checkpoints.load_weights(self.model, Path(best) if best else checkpoint)
+
+
+def loraplus(model: PeftModel, chosen: TrainingArguments, ratio: float) -> torch.optim.Optimizer:
+    """The chosen optimizer, its steps of B `ratio` times those of A (LoRA+, arXiv:2402.12354).
+
+    B starts at zero and A does not, so that one rate for both is too small for B at any width.
+    """
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(chosen, model)
+    return create_loraplus_optimizer(
+        model,
+        kind,
+        loraplus_lr_ratio=ratio,
+        loraplus_lr_embedding=options["lr"],
+        loraplus_weight_decay=chosen.weight_decay,
+        **options,
+    )

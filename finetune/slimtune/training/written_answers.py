@@ -19,7 +19,7 @@ from slimtune.config import Config
 from slimtune.console import InputError, near
 from slimtune.data.rows import CanonicalRow, beside, read_rows
 from slimtune.data.turns import without_special_tokens
-from slimtune.inference.answers import Candidate, Compute, Generation, Question
+from slimtune.inference.answers import Candidate, Generation, Question
 from slimtune.inference.engines import Engine, open_engine
 from slimtune.inference.kept_answers import Predictions
 from slimtune.models.folders import weights_identity
@@ -55,12 +55,13 @@ def _key(config: Config, files: dict[str, Path]) -> str:
 
 
 def _write(config: Config, files: dict[str, Path], folder: Path) -> None:
-    teacher, numbers = config.distillation.teacher_model, config.model
+    teacher = config.distillation.teacher_model
+    kept_as = {"quantization": config.distillation.teacher_quantization}
+    numbers = config.model.model_copy(update=kept_as)
     limit = config.training.max_length + config.distillation.answer_tokens
     kept = folder.with_name(f"{folder.name}.kept.jsonl")
-    compute = Compute(numbers.device, numbers.dtype, config.distillation.teacher_quantization)
     with stage_folder("teacher_answers", folder, config, inputs=[teacher, *files.values()]) as one:
-        engine = open_engine(Candidate("teacher", teacher), compute, limit)
+        engine = open_engine(Candidate("teacher", teacher), numbers, limit)
         try:
             for split, file in files.items():
                 _write_split(engine, config, split, read_rows(file), one, kept)

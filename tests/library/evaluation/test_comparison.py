@@ -17,6 +17,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_folders import swap_two_tokens, write_tiny_llama
 
 from slimtune import prompts
+from slimtune.config import Config, Evaluation, Training
 from slimtune.console import InputError, ResourceError, SettingsError
 from slimtune.evaluation import comparison as comparison_module
 from slimtune.evaluation.comparison import Comparison, compare
@@ -69,8 +70,9 @@ def write_adapter(base: Path, folder: Path, *, trained: bool) -> Path:
 
 
 def compared(candidates: list[Candidate], rows: list[dict], **settings) -> Comparison:
-    settings = {"template": LLAMA2, "max_new_tokens": 8, "isolated": False, **settings}
-    return compare(candidates, rows, **settings)
+    length = settings.pop("max_length", 512)
+    config = Config(training=Training(max_length=length), evaluation=Evaluation(max_new_tokens=8))
+    return compare(candidates, rows, LLAMA2, config, **{"isolated": False, **settings})
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from slimtune.console import InputError, ResourceError
 from slimtune.models import loading
+from slimtune.models.compute import Compute, choose_device, choose_dtype
 
 torch.set_num_threads(1)
 IDS = torch.arange(12).reshape(2, 6)
+NF4 = Compute.choose("cpu", quantization="nf4")
 
 
 def build(folder, *, hidden=64, inner=128, tied=False, dtype=torch.float32):
@@ -39,22 +41,22 @@ def adapt(base, folder):
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_16_bit_model_computes_in_float32_on_a_cpu(tmp_path, tied):
     model = build(tmp_path, tied=tied, dtype=torch.bfloat16)
-    loaded = loading.load_model(tmp_path, device="cpu")
+    loaded = loading.load_model(tmp_path, Compute.choose("cpu"))
     assert loaded.dtype == torch.float32
     assert not loaded.training
     expected = model.state_dict()
     assert all(torch.equal(t, expected[n].float()) for n, t in loaded.state_dict().items())
-    assert loading.load_model(tmp_path, device="cpu", dtype="bfloat16").dtype == torch.bfloat16
+    assert loading.load_model(tmp_path, Compute.choose("cpu", "bfloat16")).dtype == torch.bfloat16
 
 
 def test_four_bits_run_forward_and_backward_on_a_cpu(tmp_path):
     model = build(tmp_path)
-    loaded = loading.load_model(tmp_path, device="cpu", quantization="nf4")
+    loaded = loading.load_model(tmp_path, NF4)
     layer = loaded.model.layers[0].mlp.up_proj
     assert layer.weight.dtype == torch.uint8
     assert layer.weight.quant_state.nested, "double quantisation"
     assert loaded.dtype == torch.float32
-    assert layer.compute_dtype == loading.choose_products("cpu")
+    assert layer.compute_dtype == NF4.products
     exact, near = model(IDS).logits, loaded(IDS).logits
     assert 0 < (exact - near).norm() / exact.norm() < 0.3
     trained = get_peft_model(loaded, LoraConfig(r=4, target_modules=["q_proj"]))
@@ -65,7 +67,9 @@ def test_four_bits_run_forward_and_backward_on_a_cpu(tmp_path):
 def test_an_adapter_acts_as_it_did_in_training(tmp_path):
     build(tmp_path / "base")
     trained = adapt(tmp_path / "base", tmp_path / "adapter")
-    loaded = loading.load_model(tmp_path / "base", adapter=tmp_path / "adapter", device="cpu")
+    loaded = loading.load_model(
+        tmp_path / "base", Compute.choose("cpu"), adapter=tmp_path / "adapter"
+    )
     assert isinstance(loaded, PeftModel)
     assert torch.equal(loaded(IDS).logits, trained(IDS).logits)
     with loaded.disable_adapter():
@@ -111,27 +115,27 @@ def test_a_config_that_does_not_fit_is_an_input_error(tmp_path, change):
 def test_a_gpu_that_is_not_there_is_a_resource_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ResourceError, match="no GPU"):
-        loading.choose_device("cuda")
-    assert loading.choose_device("auto").type == "cpu"
-    assert "float32" in loading.explain_compute()
+        choose_device("cuda")
+    assert choose_device("auto").type == "cpu"
+    assert "float32" in Compute.choose().explain()
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_a_gpu_computes_in_bf16_only_where_it_has_it(monkeypatch, native, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
-    assert loading.choose_dtype("auto") == expected
+    assert choose_dtype("auto") == expected
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bfloat16"), (False, "float32")])
 def test_four_bits_multiply_in_bf16_on_cpus_that_have_it(monkeypatch, tmp_path, native, expected):
     build(tmp_path)
     monkeypatch.setattr("bitsandbytes.functional.has_avx512bf16", lambda: native)
-    said = loading.explain_compute("cpu", quantization="nf4")
+    said = NF4.explain()
     assert ("multiplied in bfloat16 (this CPU has AVX512-BF16)" in said) == native
-    assert "float32: " in said and "multiplied" not in loading.explain_compute("cpu")
-    assert loading.choose_products("cpu", "float32") == torch.float32, "as set"
-    loaded = loading.load_model(tmp_path, device="cpu", quantization="nf4")
+    assert "float32: " in said and "multiplied" not in Compute.choose("cpu").explain()
+    assert Compute.choose("cpu", "float32").products == torch.float32, "as set"
+    loaded = loading.load_model(tmp_path, NF4)
     assert loaded.model.layers[0].mlp.up_proj.compute_dtype == getattr(torch, expected)
     assert loaded.dtype == loaded(IDS).logits.dtype == torch.float32
 
@@ -139,7 +143,7 @@ def test_four_bits_multiply_in_bf16_on_cpus_that_have_it(monkeypatch, tmp_path, 
 def test_four_bits_answer_whatever_the_size_of_a_layer(tmp_path):
     """688 = 21.5 · 32: bitsandbytes' packing for CPUs with AVX512-BF16 fails at it."""
     model = build(tmp_path, inner=688)
-    loaded = loading.load_model(tmp_path, device="cpu", quantization="nf4")
+    loaded = loading.load_model(tmp_path, NF4)
     with torch.no_grad():
         exact, near = model(IDS).logits, loaded(IDS).logits
     assert (exact - near).norm() / exact.norm() < 0.3
@@ -149,7 +153,7 @@ def test_four_bits_without_bitsandbytes_are_a_resource_error(tmp_path, monkeypat
     build(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(ResourceError, match="needs bitsandbytes"):
-        loading.load_model(tmp_path, device="cpu", quantization="nf4")
+        loading.load_model(tmp_path, NF4)
 
 
 def test_save_writes_what_the_hub_library_loads(tmp_path, monkeypatch):

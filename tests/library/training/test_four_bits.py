@@ -9,6 +9,7 @@ from tiny_models import tiny_model, tiny_samples
 
 from slimtune.config import Lora, Training
 from slimtune.models import loading
+from slimtune.models.compute import Compute
 from slimtune.training import attention, lora
 from slimtune.training.fitting import fit
 
@@ -22,7 +23,7 @@ def gradients(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, torch.Tens
 
 def adapted(folder: Path, quantization: str) -> torch.nn.Module:
     """An adapter that already does something, on a base kept in `quantization`."""
-    base = loading.load_model(folder, device="cpu", quantization=quantization)
+    base = loading.load_model(folder, Compute.choose("cpu", quantization=quantization))
     model = lora.attach(base, Lora(), seed=1, quantized=quantization != "none")
     torch.manual_seed(2)
     for name, parameter in model.named_parameters():
@@ -67,9 +68,7 @@ def test_a_quantised_base_trains_as_far_as_the_exact_one(tmp_path, record_proper
     for quantization in ("none", "nf4", "int8"):
         base = loading.load_model(
             tmp_path / "base",
-            device="cpu",
-            quantization=quantization,
-            attn_implementation=attention.register(),
+            Compute(torch.device("cpu"), torch.float32, quantization, attention.register()),
         )
         model = lora.attach(base, Lora(), seed=1, quantized=quantization != "none")
         curve = fit(model, samples, samples, settings, tmp_path / quantization)

@@ -14,12 +14,14 @@ from transformers import LlamaForCausalLM
 from slimtune.config import Lora, Training
 from slimtune.console import QualityError, SettingsError
 from slimtune.models import loading
+from slimtune.models.compute import Compute
 from slimtune.models.merging import merge_adapter
 from slimtune.training import attention, initialisation, lora
 from slimtune.training.fitting import fit
 
 SETTINGS = Training(epochs=3, batch_size=4, learning_rate=1e-2, evaluations_per_epoch=1)
 IDS = torch.arange(5, 25)[None]
+CPU = Compute.choose("cpu")
 
 
 def layer(model: PeftModel, name: str = "q_proj") -> torch.nn.Module:
@@ -110,11 +112,11 @@ def test_modules_to_save_are_trained_whole(tmp_path: Path) -> None:
 def test_loftq_starts_nearer_to_the_base_than_rounding_leaves_it(tmp_path: Path) -> None:
     folder = tmp_path / "base"
     tiny_model().save_pretrained(folder)
-    compute = {"device": "cpu", "attn_implementation": attention.register()}
+    compute = Compute(CPU.device, CPU.dtype, "nf4", attention.register())
     exact = tiny_model().eval()
     distances = []
     for start in ("default", "loftq"):
-        base = loading.load_model(folder, quantization="nf4", **compute)
+        base = loading.load_model(folder, compute)
         model = lora.attach(
             base, Lora(rank=16, initialisation=start), seed=0, quantized=True
         ).eval()
@@ -126,7 +128,7 @@ def test_loftq_starts_nearer_to_the_base_than_rounding_leaves_it(tmp_path: Path)
 def test_what_loftq_starts_with_is_not_saved(tmp_path: Path) -> None:
     folder = tmp_path / "base"
     tiny_model().save_pretrained(folder)
-    base = loading.load_model(folder, quantization="nf4", device="cpu")
+    base = loading.load_model(folder, CPU.keeping("nf4"))
     settings = Lora(rank=4, initialisation="loftq")
     model = lora.attach(base, settings, seed=0, quantized=True)
     start = initialisation.start_of(model, settings)
@@ -140,7 +142,7 @@ def test_what_loftq_starts_with_is_not_saved(tmp_path: Path) -> None:
 def test_loftq_leaves_alone_what_is_not_quantised(tmp_path: Path) -> None:
     """An output layer is kept whole: with A and B both zero its adapter would never learn."""
     tiny_model().save_pretrained(tmp_path)
-    base = loading.load_model(tmp_path, quantization="nf4", device="cpu")
+    base = loading.load_model(tmp_path, CPU.keeping("nf4"))
     settings = Lora(rank=4, initialisation="loftq", target_modules=["q_proj", "lm_head"])
     model = lora.attach(base, settings, seed=0, quantized=True)
     assert layer(model, "lm_head").lora_A["default"].weight.abs().max() > 0
@@ -150,7 +152,7 @@ def test_loftq_leaves_alone_what_is_not_quantised(tmp_path: Path) -> None:
 def test_a_quantised_module_cannot_be_trained_whole(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
     for saved, words in (("embed_tokens", ""), ("q_proj", "q_proj is quantised")):
-        base = loading.load_model(tmp_path, quantization="nf4", device="cpu")
+        base = loading.load_model(tmp_path, CPU.keeping("nf4"))
         settings = Lora(modules_to_save=[saved], target_modules=["v_proj"])
         if not words:
             lora.attach(base, settings, seed=0, quantized=True)
@@ -195,9 +197,9 @@ def saved_on_disk(tmp_path: Path) -> tuple[Path, Path, torch.Tensor]:
 
 def test_the_adapter_is_loaded_back_and_moves_the_base(tmp_path: Path) -> None:
     base, adapter, answers = saved_on_disk(tmp_path)
-    assert lora.require_effect(adapter, str(base), IDS[0].tolist(), answers, device="cpu") > 0.01
+    assert lora.require_effect(adapter, str(base), IDS[0].tolist(), answers, CPU) > 0.01
     with pytest.raises(QualityError, match="not the trained one"):
-        lora.require_effect(adapter, str(base), IDS[0].tolist(), answers + 3, device="cpu")
+        lora.require_effect(adapter, str(base), IDS[0].tolist(), answers + 3, CPU)
 
 
 def test_an_adapter_that_moves_nothing_when_loaded_is_refused(tmp_path: Path) -> None:
@@ -206,4 +208,4 @@ def test_an_adapter_that_moves_nothing_when_loaded_is_refused(tmp_path: Path) ->
     weights = {n: w * (".lora_A." in n) for n, w in load_file(file).items()}
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(QualityError, match="changes nothing"):
-        lora.require_effect(adapter, str(base), IDS[0].tolist(), answers, device="cpu")
+        lora.require_effect(adapter, str(base), IDS[0].tolist(), answers, CPU)

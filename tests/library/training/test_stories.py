@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from tiny_folders import SHARED
 
-from slimtune.config import Lora, Training
+from slimtune.config import Lora, ModelSection, Training
 from slimtune.models import loading
-from slimtune.training import attention, lora
+from slimtune.training import lora
+from slimtune.training.attention import training_compute
 from slimtune.training.dataset import read_dataset
 from slimtune.training.fitting import fit
 
@@ -35,7 +36,7 @@ def test_the_validation_loss_falls(tmp_path: Path, record_property, capsys) -> N
         learning_rate=1e-2,
     )
     dataset = read_dataset(str(MODEL), "llama2", settings)
-    base = loading.load_model(MODEL, device="cpu", attn_implementation=attention.register())
+    base = loading.load_model(MODEL, training_compute(ModelSection(device="cpu")))
     model = lora.attach(base, Lora(), seed=0)
     curve = fit(model, dataset.train, dataset.validation, settings, tmp_path / "checkpoints")
     losses = [loss for _, loss in curve.validation]
