@@ -7,6 +7,7 @@ these positions, so that the loss never has more than one chunk of a vocabulary 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,7 +101,10 @@ def cache_folder(config: Config, samples: Sequence[Sample]) -> Path:
 def load_teacher(config: Config) -> PreTrainedModel:
     """The teacher, ready for padding-free batches."""
     settings = config.distillation
-    compute = training_compute(config.model).keeping(settings.teacher_quantization)
+    # Whole in every process: its decoder is asked without its head, and FSDP wants one root.
+    compute = replace(
+        training_compute(config.model), quantization=settings.teacher_quantization, shares=1
+    )
     return loading.load_model(settings.teacher_model, compute)
 
 

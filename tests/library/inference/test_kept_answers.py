@@ -38,6 +38,7 @@ torch.set_num_threads(1)
 from running import run
 from slimtune.evaluation import comparison
 from slimtune.inference import kept_answers
+from slimtune.inference import kept_answers as predictions
 comparison._in_child = comparison._here
 keep, written = kept_answers.Predictions._keep, iter(range(1, lines + 1))
 def keep_or_die(self, name, value):

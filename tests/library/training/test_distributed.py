@@ -136,10 +136,11 @@ def test_all_weights_in_parts_survive_a_kill(settings, rows, tmp_path) -> None:
 
 SHARE = """
 import sys
+from slimtune.config import Config
 from slimtune.models import loading
-from slimtune.training import sharding
+from slimtune.training.attention import training_compute
 
-model = loading.load(sys.argv[1], shares=sharding.shares())
+model = loading.load_model(sys.argv[1], training_compute(Config().model))
 here = sum(part.to_local().numel() for part in model.parameters())
 print("share", here / model.num_parameters())
 """

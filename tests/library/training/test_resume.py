@@ -124,10 +124,11 @@ def test_a_broken_checkpoint_is_named_and_passed_over(words, whole, said, stoppe
 
 
 def test_a_missing_optimizer_is_not_ignored(words, said, stopped) -> None:
-    for optimizer in stopped.rglob("optimizer.pt"):
+    for optimizer in stopped.rglob("optimizer_state.pt"):
         optimizer.unlink()
     succeeds(*words, "--output-dir", stopped, "--resume")
-    assert said.text.count("optimizer.pt is missing") == 2 and "nothing to resume" in said.text
+    assert said.text.count("optimizer_state.pt is missing") == 2
+    assert "nothing to resume" in said.text
 
 
 def test_a_folder_that_has_moved_goes_on(words, whole, stopped, tmp_path_factory) -> None:
