@@ -1,6 +1,7 @@
 """Causal attention inside each sample of a padding-free batch, without a dense mask.
 
-Samples stand one after another in a single row. Attention over all of them with a block-diagonal
+`training_compute` is where a training run's `Compute` is decided; `per_sample_attention` is what it
+computes with. Samples stand one after another in a single row. Attention over all of them with a block-diagonal
 mask costs (sum of lengths)^2; attention sample by sample costs the sum of the squares, and every
 part runs on torch's fused causal kernel.
 """

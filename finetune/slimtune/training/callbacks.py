@@ -1,10 +1,9 @@
 """What looks on while the trainer works, and may step in.
 
-Interruption    Ctrl-C and SIGTERM: the step is finished and saved, then the run ends
-Continuation    a stopped run goes on with the optimizer and the schedule it had
-ProgressShown   one bar on a terminal, plain lines elsewhere
-Reporting       tensorboard and the like; when one of them fails, the run goes on without it
-neftune         noise on the embeddings in training, none in evaluation or on disk
+Ctrl-C and SIGTERM let the step be finished and saved (`Interruption`); a stopped run goes on with
+the optimizer it had (`Continuation`); progress is one bar or plain lines (`ProgressShown`);
+tensorboard and the like may fail without the run (`Reporting`); `neftune` puts noise on the
+embeddings while a model trains.
 """
 
 import logging

@@ -1,9 +1,7 @@
-"""One call from samples to a trained model: what the Trainer is told, who looks on, the curve.
+"""From samples to a trained model in one call, `fit`: what the Trainer is told, who looks on.
 
-fit                    samples in, a trained model and its curve out; stops, resumes, fails whole
-training_arguments     the settings in the Trainer's words
-optimizer_arguments    optimizers and schedules by name
-loraplus               LoRA+: the B matrices learn faster than the A matrices
+Batches, checkpoints and failures are the trainer's own (`trainer`, `checkpoints`); here settings
+become its arguments, optimizer and schedule among them, and what it logged becomes a `Curve`.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """Before the first step of a run, new or resumed: what would be found out too late otherwise.
 
-precheck            a stopped run in the way, packages that are missing, launchers that mislead
-resume_conditions   what a run depends on, by name: under other ones it is not gone on with
+`precheck` looks for a stopped run in the way, for packages that are missing and for launchers that
+mislead; `resume_conditions` says by name what a run depends on: under others it is not gone on with.
 """
 
 import json

@@ -154,6 +154,36 @@ def test_each_process_holds_half_of_the_weights(project, tmp_path) -> None:
     assert re.findall(r"share (.*)", out) == ["0.5", "0.5"]
 
 
+LET_GO = """
+import gc, sys, weakref
+from pathlib import Path
+from tiny_models import tiny_samples
+from slimtune.config import Config, Training
+from slimtune.models import loading
+from slimtune.training import lora
+from slimtune.training.attention import training_compute
+from slimtune.training.fitting import fit
+
+base = loading.load_model(sys.argv[1], training_compute(Config().model))
+model = lora.attach(base, Config().lora, seed=0)
+fit(model, tiny_samples(8), [], Training(epochs=1, batch_size=4), Path(sys.argv[2]))
+kept = weakref.ref(base.model.layers[0])
+del base, model
+gc.collect()
+print("freed", kept() is None)
+"""
+
+
+@pytest.mark.slow
+def test_a_base_in_parts_leaves_memory_after_training(project, tmp_path) -> None:
+    """Hooks on the adapters hold the Trainer, and nothing frees a tensor's hooks but the tensor."""
+    script = tmp_path / "let_go.py"
+    roots = [str(ROOT / "finetune"), str(ROOT / "tests")]
+    script.write_text(f"import sys\nsys.path[:0] = {roots!r}\n{LET_GO}")
+    out, _ = on_two_processes("fsdp_cpu", script, project / "base", tmp_path / "checkpoints")
+    assert re.findall(r"freed (.*)", out) == ["True", "True"]
+
+
 def test_only_the_first_process_locks_and_writes(tmp_path, monkeypatch) -> None:
     final = tmp_path / "out"
     with stage_folder("x", final, Config()) as first:
