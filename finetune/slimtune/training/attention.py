@@ -1,9 +1,9 @@
 """Causal attention inside each sample of a padding-free batch, without a dense mask.
 
-`training_compute` is where a training run's `Compute` is decided; `per_sample_attention` is what it
-computes with. Samples stand one after another in a single row. Attention over all of them with a block-diagonal
+Samples stand one after another in a single row. Attention over all of them with a block-diagonal
 mask costs (sum of lengths)^2; attention sample by sample costs the sum of the squares, and every
-part runs on torch's fused causal kernel.
+part runs on torch's fused causal kernel. `training_compute` decides for a whole run which
+implementation it is, with device, numbers and shares.
 """
 
 from collections.abc import Sequence

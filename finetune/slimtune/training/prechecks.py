@@ -1,7 +1,7 @@
 """Before the first step of a run, new or resumed: what would be found out too late otherwise.
 
 `precheck` looks for a stopped run in the way, for packages that are missing and for launchers that
-mislead; `resume_conditions` says by name what a run depends on: under others it is not gone on with.
+mislead; `resume_conditions` says by name what a run depends on, for under others it is refused.
 """
 
 import json

@@ -1,13 +1,15 @@
 """Models load in the hardware's numbers, in 4 bits, with adapters; wrong folders are explained."""
 
 import json
+import pickle
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from slimtune.console import InputError, ResourceError
+from slimtune.config import ModelSection
+from slimtune.console import InputError, ResourceError, SettingsError
 from slimtune.models import loading
 from slimtune.models.compute import Compute, choose_device, choose_dtype
 
@@ -118,6 +120,21 @@ def test_a_gpu_that_is_not_there_is_a_resource_error(monkeypatch):
         choose_device("cuda")
     assert choose_device("auto").type == "cpu"
     assert "float32" in Compute.choose().explain()
+
+
+def test_a_decision_is_made_of_the_settings_and_crosses_into_a_child(tmp_path):
+    build(tmp_path)
+    decided = Compute.of(ModelSection(device="cpu", dtype="bfloat16", quantization="int8"))
+    assert (decided.device, decided.dtype) == (torch.device("cpu"), torch.bfloat16)
+    assert decided.quantized and decided.explain().endswith("(int8), bfloat16: as set")
+    crossed = pickle.loads(pickle.dumps(decided))
+    assert crossed == decided
+    assert loading.load_model(tmp_path, crossed.keeping("none")).dtype == torch.bfloat16
+
+
+def test_float16_on_a_cpu_is_refused():
+    with pytest.raises(SettingsError, match="float16 on a CPU"):
+        Compute.choose("cpu", "float16")
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
