@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from tiny_folders import write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from slimtune.training import lora
 from slimtune.training.callbacks import ProgressShown
 
 QUICK = ("--epochs", 1)
@@ -68,6 +70,26 @@ def test_the_model_card_says_how_it_was_made_and_how_to_load_it(project, adapter
     assert f"base_model: {project / 'base'}" in card and "PeftModel.from_pretrained" in card
     for words in ("`lora.rank` | 8", "`validation_loss_best`", "`training_rows` | ", "Licence"):
         assert words in card, words
+
+
+def test_the_learner_has_left_memory_before_it_is_proven(
+    settings, rows, tmp_path, monkeypatch
+) -> None:
+    """The proof loads the base again: both at once would be the peak of the whole stage."""
+    learners, attach = [], lora.attach
+
+    def remembered(*given: object, **more: object) -> object:
+        model = attach(*given, **more)
+        learners.append(weakref.ref(model))
+        return model
+
+    def proof(*_: object) -> float:
+        assert learners[0]() is None, "the learner is still there"
+        return 1.0
+
+    monkeypatch.setattr(lora, "attach", remembered)
+    monkeypatch.setattr(lora, "require_effect", proof)
+    succeeds("train_lora", *settings, *QUICK, "--output-dir", tmp_path)
 
 
 def test_flags_only(project, rows, tmp_path, monkeypatch) -> None:

@@ -12,6 +12,8 @@ import torch
 from running import killed, refused, run, succeeds
 from safetensors.torch import load_file
 
+from slimtune.training import checkpoints
+
 WEIGHTS = "lora_adapter/adapter_model.safetensors"
 
 
@@ -129,6 +131,14 @@ def test_a_missing_optimizer_is_not_ignored(words, said, stopped) -> None:
     succeeds(*words, "--output-dir", stopped, "--resume")
     assert said.text.count("optimizer_state.pt is missing") == 2
     assert "nothing to resume" in said.text
+
+
+def test_a_checkpoint_of_an_earlier_version_is_passed_over(said, tmp_path) -> None:
+    (tmp_path / "checkpoint-1").mkdir()
+    manifest = '{"step": 1, "finished": false, "files": {}}'
+    (tmp_path / "checkpoint-1" / "checkpoint.json").write_text(manifest, encoding="utf-8")
+    assert checkpoints.to_resume(tmp_path, {}) is None
+    assert "checkpoint-1: not whole (written by an earlier version), passed over" in said.text
 
 
 def test_a_folder_that_has_moved_goes_on(words, whole, stopped, tmp_path_factory) -> None:
