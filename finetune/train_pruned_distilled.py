@@ -65,8 +65,9 @@ def main(config: Config) -> None:
         "evaluate": partial(evaluate.compare_models, compared),
     }
     run_stages(chosen, todo, work)
-    rows, card = cost_rows(links), out / "card.md"
+    rows, card = [], out / "card.md"
     with decoration(near(card)):
+        rows = cost_rows(links)
         write_card(card, f"{near(out)}: what each stage cost and brought", rows)
     table(HEADERS, rows)
     convert = f"python finetune/convert_to_gguf.py --model-path {near(final)}"

@@ -147,6 +147,15 @@ def test_a_stopped_run_goes_on_at_that_stage(settings, merged, tmp_path, monkeyp
     assert list(records(tmp_path)) == list(STAGES)
 
 
+def test_a_card_that_fails_costs_no_finished_run(settings, small, monkeypatch, caplog) -> None:
+    before = (small / "card.md").read_text(encoding="utf-8")
+    monkeypatch.setattr("train_pruned_distilled.cost_rows", lambda _: 1 / 0)
+    ran = succeeds("train_pruned_distilled", *settings, "--resume")
+    assert "card.md is left out (ZeroDivisionError" in caplog.text
+    assert "convert_to_gguf.py" in ran.out.splitlines()[-1]
+    assert (small / "card.md").read_text(encoding="utf-8") == before
+
+
 def test_the_card_says_what_each_stage_cost_and_brought(project, small) -> None:
     lines = (small / "card.md").read_text(encoding="utf-8").splitlines()
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if "|" in line]

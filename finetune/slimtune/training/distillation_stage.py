@@ -98,7 +98,7 @@ def _judge(curve: Curve, checkpoints: Path) -> pipeline.Figures:
 def _save_merged(
     model: str, config: Config, learner: Learner, dataset: Dataset, folder: Path
 ) -> pipeline.Proof:
-    """The adapter merged into the student; an adapter is whole in each process: the first writes"""
+    """The adapter merged into the student: it is whole in each process, and the first writes."""
     if first_process():
         source, adapter = local_folder(model), folder / "adapter"
         lora.save_adapter(learner.model, adapter, model, learner.start)
