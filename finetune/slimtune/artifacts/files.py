@@ -13,9 +13,10 @@ import json
 import os
 import shutil
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from slimtune.console import InputError, near
@@ -33,6 +34,7 @@ def replacing(file: Path) -> Iterator[Path]:
     """
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     file.parent.mkdir(parents=True, exist_ok=True)
+    partial.unlink(missing_ok=True)  # through a link, another file would be written
     try:
         yield partial
         flush(partial)
@@ -98,9 +100,12 @@ def seal(folder: Path, *, without: str) -> Sealed:
 
 
 def broken(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The first of the sealed `files` that is missing or no longer the same; None if all are."""
+    """The first of the sealed `files` that is missing or no longer the same; None if all are.
+
+    One that lies elsewhere is never looked at: it counts as missing.
+    """
     for name, sealed in files.items():
-        if not as_sealed(folder / name, sealed):
+        if not is_plain(name) or not as_sealed(folder / name, sealed):
             return name
     return None
 
@@ -115,13 +120,14 @@ def as_sealed(file: Path, sealed: Mapping[str, Any]) -> bool:
 def is_plain(name: object) -> bool:
     """Whether a name from outside is one that stays below its folder, on every system.
 
-    No `..`, no root, no drive, no backslash: `../x`, `/x`, `C:x` and `a\\\\..\\\\x` are none.
+    No `..`, no root, no drive, no backslash, nothing that a terminal obeys: `../x`, `/x`, `C:x` and
+    `a\\..\\x` are none.
     """
-    if not isinstance(name, str) or not name or "\\" in name or "\0" in name:
+    if not isinstance(name, str) or "\\" in name or PureWindowsPath(name).anchor:
         return False
-    path = PurePosixPath(name)
-    rooted = path.is_absolute() or PureWindowsPath(name).anchor
-    return not rooted and ".." not in path.parts and path.as_posix() == name != "."
+    # Windows takes ". ." and "..." for names of dots: it drops dots and spaces at the end.
+    parts_are_names = all(part.strip(" .") for part in name.split("/"))
+    return parts_are_names and not any(unicodedata.category(char) == "Cc" for char in name)
 
 
 def inside(folder: Path, name: object, told_by: str) -> Path:

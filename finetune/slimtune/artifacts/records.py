@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from slimtune.artifacts.files import is_plain, json_or_none, seal
@@ -22,6 +23,7 @@ from slimtune.machine.process import peak_memory
 RUN = "run.json"
 _PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "gguf")
 _LARGEST = 16 << 20  # bytes: a manifest of ours has a few thousand
+_MOST_INPUTS = 1000
 # What everything that reads a manifest may count on; the rest is for people.
 _FORM: dict[str, type | tuple[type, ...]] = {
     "run_id": str,
@@ -36,6 +38,7 @@ _FORM: dict[str, type | tuple[type, ...]] = {
     "metrics": dict,
     "versions": dict,
     "machine": str,
+    "git_commit": (str, NoneType),
 }
 
 
@@ -71,20 +74,26 @@ def read_manifest(file: Path) -> dict[str, Any] | None:
 
     Every name in it is one inside its folder, every entry has the type that readers count on.
     """
-    if not file.is_file() or file.stat().st_size > _LARGEST:
+    try:  # a pipe would never come to its end
+        if not file.is_file() or file.stat().st_size > _LARGEST:
+            return None
+    except OSError:
         return None
     run = json_or_none(file)
     return run if run is not None and _is_ours(run) else None
 
 
 def _is_ours(run: dict[str, Any]) -> bool:
-    if not all(isinstance(run.get(name), kind) for name, kind in _FORM.items()):
+    if not all(name in run and isinstance(run[name], kind) for name, kind in _FORM.items()):
         return False
-    words = run["command"] and all(isinstance(word, str) for word in run["command"])
+    words = all(isinstance(word, str) for word in run["command"])
+    # These are printed: the first word of the command as a script to run again.
+    told = all(is_plain(name) and "/" not in name for name in (run["stage"], *run["command"][:1]))
+    told &= run["started"].isprintable() and len(run["inputs"]) <= _MOST_INPUTS
     inputs = all(isinstance(one, dict) and _is_input(one) for one in run["inputs"])
     sections = all(isinstance(section, dict) for section in run["settings"].values())
     files = all(is_plain(name) and _is_sealed(entry) for name, entry in run["files"].items())
-    return bool(words and inputs and sections and files)
+    return bool(run["command"] and words and told and inputs and sections and files)
 
 
 def _is_input(one: dict[str, Any]) -> bool:
@@ -110,11 +119,16 @@ def run_of(path: Path) -> dict[str, Any] | None:
 
 
 def lineage(*paths: Path) -> dict[str, dict[str, Any]]:
-    """{stage: its record} of everything that led to `paths`; the first found of a stage counts."""
+    """{stage: its record} of everything that led to `paths`; the first found of a stage counts.
+
+    Records may name any path: nothing is opened there but the record beside it.
+    """
     found: dict[str, dict[str, Any]] = {}
-    waiting = list(paths)
+    waiting, seen = list(paths), set()
     while waiting:
-        run = run_of(waiting.pop(0))
+        path = waiting.pop(0)
+        run = run_of(path) if path not in seen and os.path.exists(path) else None
+        seen.add(path)
         if run and run["stage"] not in found:
             found[run["stage"]] = run
             waiting += [Path(one["path"]) for one in run["inputs"]]

@@ -1,5 +1,6 @@
 """Which models are compared on which rows: the settings' words as candidates with labels."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -75,8 +76,9 @@ def _candidate(model: str, base: str) -> Candidate:
 def _made_from(gguf: Path) -> str | None:
     """The model folder that a GGUF of ours was made from."""
     run = run_of(gguf)
-    folder = run["inputs"][0]["path"] if run else None
-    return folder if folder and Path(folder).is_dir() else None
+    inputs = run["inputs"] if run else []
+    folder = inputs[0]["path"] if inputs else None
+    return folder if folder and os.path.isdir(folder) else None
 
 
 def paths(candidates: Sequence[Candidate]) -> list[str]:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
 from slimtune.artifacts import lineage
+from slimtune.artifacts.files import write_text
 from slimtune.config import Config
 from slimtune.console import ResourceError, SettingsError, near
 from slimtune.export.modelfile import modelfile
@@ -68,9 +69,7 @@ def modelfile_for(file: Path, gguf: Path, plan: GgufPlan, config: Config) -> str
 
 
 def write_modelfile(file: Path, text: str) -> None:
-    partial = file.with_name(f"{file.name}.new")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
+    write_text(file, text)
 
 
 def create_command(name: str, file: Path) -> list[str]:
@@ -162,7 +161,8 @@ def _trained_length(config: Config) -> int:
     """
     runs = lineage(Path(config.gguf.lora_model or config.gguf.model_path))
     trained = [run["settings"] for stage, run in runs.items() if stage in _TRAINED]
-    return (trained[0]["training"] if trained else config.training.model_dump())["max_length"]
+    length = trained[0].get("training", {}).get("max_length") if trained else None
+    return length if isinstance(length, int) and length > 0 else config.training.max_length
 
 
 def _relative(gguf: Path, folder: Path) -> PurePath:

@@ -34,6 +34,8 @@ class Predictions:
 
     def __init__(self, file: Path | None, questions: Sequence[Question]) -> None:
         self.file = file
+        if file and file.is_symlink():  # none of ours: through it, another file would grow
+            file.unlink()
         self.rows = [f"{number}:{_digest(_asked(one))}" for number, one in enumerate(questions)]
         self.known = _read(file) if file else {}
 

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import re
+import shlex
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
@@ -169,9 +170,9 @@ def _no_weights(folder: Path) -> InputError:
             "check the path, or run the stage that writes this folder first",
         )
     if (folder / "adapter_config.json").is_file():
-        base = read_model_json(folder / "adapter_config.json").get(
-            "base_model_name_or_path", "BASE"
-        )
+        config = read_model_json(folder / "adapter_config.json")
+        # Quoted, for the command below is there to be pasted.
+        base = shlex.quote(str(config.get("base_model_name_or_path", "BASE")))
         return InputError(
             f"{folder}: this is a LoRA adapter, not a model",
             "it holds adapter_config.json and only the low-rank weights",

@@ -8,7 +8,6 @@ and CUDA, the position in the data, best loss and patience. Beside them lie the 
 made under: settings, rows, base. Another run is not continued.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -24,7 +23,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerState
 
 from slimtune.artifacts import sha256
-from slimtune.artifacts.files import write_json
+from slimtune.artifacts.files import is_plain, json_or_none, write_json
 from slimtune.console import ResourceError, SettingsError, first_process, near, size
 from slimtune.training import sharding
 
@@ -144,8 +143,9 @@ def _remove_others(folder: Path, kept: set[str]) -> None:
 
 def found(folder: Path) -> list[Path]:
     """The checkpoints under their final names, oldest first; not yet checked."""
-    names = [path for path in folder.glob("checkpoint-*") if path.suffix != ".partial"]
-    return sorted(names, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    whole = [path for path, step in steps.items() if step.isascii() and step.isdecimal()]
+    return sorted(whole, key=lambda path: int(steps[path]))
 
 
 def to_resume(folder: Path, conditions: Mapping[str, str]) -> Path | None:
@@ -167,12 +167,14 @@ def to_resume(folder: Path, conditions: Mapping[str, str]) -> Path | None:
 
 def _broken_file(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint: the first file that is not as it was written."""
-    manifest = _read(checkpoint / CHECKPOINT_MANIFEST)
-    if manifest is None:
+    manifest = json_or_none(checkpoint / CHECKPOINT_MANIFEST)
+    if manifest is None or not isinstance(manifest.get("files"), dict):
         return f"{CHECKPOINT_MANIFEST} is missing or unreadable"
     if _OPTIMIZER not in manifest["files"]:
         return "written by an earlier version"
     for name, expected in manifest["files"].items():
+        if not is_plain(name):
+            return f"{CHECKPOINT_MANIFEST} names {name!r}, no file of this folder"
         if not (checkpoint / name).is_file() or sha256(checkpoint / name) != expected:
             return f"{name} is missing or damaged"
     return None
@@ -180,20 +182,13 @@ def _broken_file(checkpoint: Path) -> str | None:
 
 def finished(checkpoint: Path) -> bool:
     """Whether the run that wrote it had come to its end: only its result was not written yet."""
-    manifest = _read(checkpoint / CHECKPOINT_MANIFEST)
-    return manifest is not None and manifest["finished"]
+    manifest = json_or_none(checkpoint / CHECKPOINT_MANIFEST)
+    return manifest is not None and manifest.get("finished") is True
 
 
 def history(checkpoint: Path) -> list[dict[str, float]]:
     """What was logged up to a checkpoint."""
     return TrainerState.load_from_json(str(checkpoint / STATE)).log_history
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 _CONDITIONS = "conditions.json"
@@ -207,7 +202,7 @@ def begin(folder: Path, conditions: Mapping[str, str]) -> None:
 
 
 def _require_same(folder: Path, conditions: Mapping[str, str]) -> None:
-    before = _read(folder / _CONDITIONS) or {}
+    before = json_or_none(folder / _CONDITIONS) or {}
     names = [name for name in {**before, **conditions} if before.get(name) != conditions.get(name)]
     if names:
         said = "; ".join(

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from slimtune.artifacts.files import is_plain, json_or_none
 from slimtune.console import InputError, near
 from slimtune.machine import onednn
 from slimtune.prompts import IGNORED
@@ -90,8 +91,12 @@ def is_complete(folder: Path) -> bool:
     """Whether the cache is complete; InputError for one that is not what its manifest says."""
     if not (folder / CACHE_MANIFEST).is_file():
         return False
-    manifest = json.loads((folder / CACHE_MANIFEST).read_text(encoding="utf-8"))
+    manifest = json_or_none(folder / CACHE_MANIFEST) or {}
+    if not isinstance(manifest.get("sha256"), dict) or "key" not in manifest:
+        raise _damaged(folder, f"{CACHE_MANIFEST} is not what SlimTune writes")
     for name, checksum in manifest["sha256"].items():
+        if not is_plain(name):
+            raise _damaged(folder, f"{CACHE_MANIFEST} names {name!r}, no file of this folder")
         if not (folder / name).is_file() or _sha256(folder / name) != checksum:
             raise _damaged(folder, f"{name} has changed since it was written")
     if manifest["key"] != folder.name:
@@ -211,6 +216,7 @@ def _id_type(vocabulary: int) -> torch.dtype:
 def _replace(file: Path, write_to: Callable[[Path], Any]) -> None:
     """`file` is there whole or not at all."""
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)  # through a link, another file would be written
     try:
         write_to(partial)
         os.replace(partial, file)

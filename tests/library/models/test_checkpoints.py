@@ -106,6 +106,27 @@ def test_a_missing_shard_is_named(tmp_path):
         Checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("named", ["../outside.safetensors", "..\\a.safetensors", None])
+def test_an_index_names_files_of_its_folder_only(tmp_path, named):
+    write(tmp_path, {"a": torch.ones(2)})
+    (tmp_path / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    (tmp_path / "model").mkdir()
+    named = str(tmp_path / "outside.safetensors") if named is None else named
+    index = tmp_path / "model/model.safetensors.index.json"
+    for weight_map in ({"a": named}, [named], named):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(InputError, match="only speak of files inside|no weight_map"):
+            Checkpoint(tmp_path / "model")
+
+
+def test_shards_may_be_links_as_in_the_cache_of_the_hub(tmp_path):
+    write(tmp_path / "model", TENSORS, shard_bytes=1)
+    for number, shard in enumerate((tmp_path / "model").glob("*.safetensors")):
+        shard.rename(tmp_path / str(number))
+        shard.symlink_to(tmp_path / str(number))
+    assert Checkpoint(tmp_path / "model").tensors.keys() == TENSORS.keys()
+
+
 @pytest.mark.parametrize("kept", [4, 60, -1])
 def test_a_cut_off_file_is_found_from_its_header(tmp_path, kept):
     write(tmp_path, TENSORS)

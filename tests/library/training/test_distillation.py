@@ -1,5 +1,6 @@
 """Distillation: the cache says what the teacher says, and the student comes nearer to it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,29 @@ def test_a_cache_that_changed_or_belongs_to_other_rows_is_refused(cached) -> Non
     part.write_bytes(content)
     with pytest.raises(InputError, match="has changed"):
         teacher_cache.is_complete(moved)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"key": "k", "sha256": {"../outside": "0"}}', '{"key": "k", "sha256": []}', "[]", "{"],
+)
+def test_a_cache_whose_manifest_leads_elsewhere_is_refused(cached, content) -> None:
+    folder = cached(tiny_samples(5))
+    (folder.parent / "outside").write_bytes(b"not to be read")
+    (folder / "cache.json").write_text(content)
+    with pytest.raises(InputError, match="cannot be trusted") as refused:
+        teacher_cache.is_complete(folder)
+    assert "has changed" not in refused.value.why
+
+
+def test_a_cache_is_not_written_through_a_link(tmp_path, cached) -> None:
+    (tmp_path / "victim").write_text("mine")
+    folder = cached(tiny_samples(5))
+    part = teacher_cache.part_file(folder, 0)
+    part.unlink()
+    (folder / f"{part.name}.{os.getpid()}.partial").symlink_to(tmp_path / "victim")
+    cached(tiny_samples(5))
+    assert (tmp_path / "victim").read_text() == "mine" and part.is_file()
 
 
 def test_ids_take_two_bytes_where_the_vocabulary_allows(cached) -> None:

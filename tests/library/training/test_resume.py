@@ -125,6 +125,17 @@ def test_a_broken_checkpoint_is_named_and_passed_over(words, whole, said, stoppe
     assert "resuming from" in said.text and same(stopped, whole)
 
 
+@pytest.mark.parametrize("files", [{"../../../outside": "0" * 64}, ["optimizer.pt"]])
+def test_a_checkpoint_that_names_other_files_is_passed_over(files, tmp_path) -> None:
+    (tmp_path / "outside").write_bytes(b"not to be read")
+    for name in ("checkpoint-3", "checkpoint-of-mine"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        manifest = tmp_path / "checkpoints" / name / "checkpoint.json"
+        manifest.write_text(json.dumps({"step": 3, "finished": True, "files": files}))
+    assert [path.name for path in checkpoints.found(tmp_path / "checkpoints")] == ["checkpoint-3"]
+    assert checkpoints.to_resume(tmp_path / "checkpoints", {}) is None
+
+
 def test_a_missing_optimizer_is_not_ignored(words, said, stopped) -> None:
     for optimizer in stopped.rglob("optimizer_state.pt"):
         optimizer.unlink()
