@@ -13,7 +13,7 @@ writes  OUTPUT_DIR/NAME-TYPE.gguf for each type of --quantization; with --create
 
 from pathlib import Path
 
-from slimtune.artifacts import refuse_finished_files, require
+from slimtune.artifacts import finish_files, refuse_finished_files, require
 from slimtune.config import Config
 from slimtune.console import near, would_write, wrote
 
@@ -30,7 +30,9 @@ def main(config: Config) -> None:
     for needed in filter(None, [gguf.model_path, gguf.lora_model, config.evaluation.test_data]):
         require(needed)
     for file in files:
-        refuse_finished_files(conversion.manifest_of(file), config, [file])
+        manifest, written = conversion.manifest_of(file), conversion.written_with(file, config)
+        finish_files(manifest, config, written)
+        refuse_finished_files(manifest, config, written)
     if modelfile:
         ollama.require_target(modelfile, config)
     preflight.require_proof(gguf.verify)

@@ -14,7 +14,7 @@ writes  NAME_train.jsonl, NAME_validation.jsonl, NAME_test.jsonl (none for an em
 from functools import partial
 from pathlib import Path
 
-from slimtune.artifacts import refuse_finished_files, require, stage_files
+from slimtune.artifacts import finish_files, refuse_finished_files, require, stage_files
 from slimtune.config import Config
 from slimtune.console import SlimTuneError, near, note, would_write, wrote
 
@@ -28,16 +28,16 @@ def main(config: Config) -> None:
     for path in inputs:
         require(path)
     outputs = [data.output_dir / name for name in writing.output_files(data.output_name)]
+    finish_files(manifest, config, outputs)
     refuse_finished_files(manifest, config, outputs)
     train = outputs[0]
-    system_prompt = config.model.system_prompt
     if config.options.dry_run:
-        prepared = preparation.prepare(data, system_prompt=system_prompt)
+        prepared = preparation.prepare(data, system_prompt=config.model.system_prompt)
         would_write(train, estimates=prepared.counts())
         return
 
-    with stage_files("prepare_data", manifest, config, inputs=inputs) as stage:
-        prepared = preparation.prepare(data, stage.folder, system_prompt)
+    with stage_files("prepare_data", manifest, config, outputs=outputs, inputs=inputs) as stage:
+        prepared = preparation.prepare(data, stage.folder, config.model.system_prompt)
         fit = length_limit(config)  # its libraries weigh more than the rows: not before the workers
         numbers = writing.write_outputs(
             prepared,

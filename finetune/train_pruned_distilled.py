@@ -34,6 +34,8 @@ def main(config: Config) -> None:
     pruned, asked, distilled, adapter, final, table_file = (one.output for one in links.values())
     compared = evaluate.settings_for(config, [pruned, distilled, final], table_file)
     chosen = evaluate.without_rows(distillation.stages_for(config), compared)
+    if "evaluate" in chosen:
+        evaluate.finish_stopped(compared)
     todo = unfinished(links, chosen, config, COMMAND)
     stopped, stopped_student = out / "checkpoints", out / "distilled_checkpoints"
     for checkpoints in (stopped, stopped_student):

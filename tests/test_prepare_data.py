@@ -235,22 +235,34 @@ def test_killed_while_files_get_their_names_is_finished_by_the_next(
         replace(source, target)
 
     replace, words = os.replace, ("prepare_data", *settings, "--output-dir")
-    for stop in (1, 3, 8):
+    for stop, flags in ((1, []), (3, []), (8, ["--overwrite"])):
         out, moved = tmp_path / str(stop), []
         succeeds(*words, out, "--seed", 1)
         with monkeypatch.context() as patched, pytest.raises(Killed):
             patched.setattr(os, "replace", move)
             run("prepare_data", *settings, "--output-dir", out, "--seed", 2, "--overwrite")
-        if stop == 8:  # before that the old rows are still in their place, and a reader takes them
-            with pytest.raises(InputError, match="finished, but not in its place"):
-                require(out / "train_train.jsonl")
-        assert list(out.glob("*.ready"))  # a reader leaves all as it is
-        refused(2, "exists already", "prepare_data", *settings, "--output-dir", out)
+        left = files_under(out)
+        readers_stay_out(out / "train_train.jsonl", begun=stop > 1)
+        assert run(*words, out, "--seed", 2, "--dry-run", *flags).code == (0 if flags else 2)
+        assert files_under(out) == left
+        # Once more the same command: it moves what waits; what is finished is not made again.
+        ran = run(*words, out, "--seed", 2, *flags)
+        assert ran.code == (0 if flags else 2) and "is finished now" in ran.err
+        assert flags or "exists already" in ran.err
         require(out / "train_train.jsonl")
         record = json.loads((out / "train_run.json").read_text())
         assert record["settings"]["data"]["seed"] == 2
         assert all(sha256(out / k) == v["sha256"] for k, v in record["files"].items())
         assert not list(out.glob("*.ready")) and not list(out.glob("*.partial"))
+
+
+def readers_stay_out(rows: Path, *, begun: bool) -> None:
+    """Once a file of the new output has its place, old and new ones lie side by side."""
+    if not begun:
+        require(rows)
+        return
+    with pytest.raises(InputError, match=r"prepare_data\.py` again"):
+        require(rows)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from slimtune.artifacts.reading import require
 from slimtune.artifacts.records import lineage, run_of
 from slimtune.artifacts.stages import (
     Stage,
+    finish_files,
     refuse_finished,
     refuse_finished_files,
     stage_files,
@@ -17,6 +18,7 @@ from slimtune.artifacts.stages import (
 
 __all__ = [
     "Stage",
+    "finish_files",
     "lineage",
     "refuse_finished",
     "refuse_finished_files",

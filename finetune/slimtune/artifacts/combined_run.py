@@ -77,6 +77,6 @@ def unfinished(
 
 def _refuse(output: Path, config: Config) -> None:
     if output.suffix:
-        refuse_finished_files(output.with_name(f"{output.stem}_run.json"), config)
+        refuse_finished_files(output.with_name(f"{output.stem}_run.json"), config, [output])
     else:
         refuse_finished(output, config)

@@ -8,8 +8,9 @@ import difflib
 from pathlib import Path
 
 from slimtune.artifacts.files import broken
-from slimtune.artifacts.records import RUN, read_manifest, run_of
-from slimtune.artifacts.stages import READY
+from slimtune.artifacts.installing import interrupted
+from slimtune.artifacts.records import RUN, run_of
+from slimtune.config import SCRIPTS
 from slimtune.console import InputError, near
 
 _HEAD = 4096  # bytes of a run.json in which its run_id stands
@@ -39,6 +40,9 @@ def require(reference: Path | str) -> None:
         return
     if any(part.endswith(".partial") for part in path.parts):
         raise _unfinished(path)
+    stopped = None if path.is_dir() else interrupted(path)
+    if stopped:
+        raise _stopped(path, *stopped)
     if not path.exists():
         raise _missing(path)
     run = run_of(path)
@@ -49,13 +53,17 @@ def require(reference: Path | str) -> None:
     files = run["files"] if path.is_dir() else {path.name: run["files"][path.name]}
     changed = broken(root, files)
     if changed is not None:
-        raise _stopped(path) if _waits(path) else _changed(root / changed, run["stage"], path)
+        raise _changed(root / changed, run["stage"], path)
 
 
 def _require_believable(path: Path) -> None:
     """InputError for a folder with a run.json that says it is ours and cannot be believed."""
     manifest = path / RUN
-    if path.is_dir() and manifest.is_file() and b'"run_id"' in manifest.read_bytes()[:_HEAD]:
+    if not manifest.is_file():
+        return
+    with manifest.open("rb") as file:
+        head = file.read(_HEAD)
+    if b'"run_id"' in head:
         raise InputError(
             f"{near(manifest)}: not a record that SlimTune writes",
             "it lacks something, or names files outside its own folder",
@@ -71,15 +79,6 @@ def _changed(file: Path, stage: str, path: Path) -> InputError:
     )
 
 
-def _waits(path: Path) -> bool:
-    """Whether a stopped run has finished this file without putting it in its place."""
-    for ready in path.parent.glob(f"*{READY}"):
-        run = read_manifest(ready / f"{ready.stem}_run.json")
-        if run and path.name in run["files"]:
-            return True
-    return False
-
-
 def _maker(path: Path) -> str:
     names = [*reversed(path.parts[-4:])]
     script = next((_MADE_BY[name] for name in names if name in _MADE_BY), None)
@@ -89,8 +88,6 @@ def _maker(path: Path) -> str:
 def _missing(path: Path) -> InputError:
     if path.with_name(path.name + ".partial").exists():
         return _unfinished(path)
-    if _waits(path):
-        return _stopped(path)
     if not path.parent.exists() or _maker(path) != "the script that makes it":
         cure = f"run {_maker(path)} first, or name another path"
     else:
@@ -108,9 +105,10 @@ def _unfinished(path: Path) -> InputError:
     )
 
 
-def _stopped(path: Path) -> InputError:
+def _stopped(path: Path, ready: Path, stage: str) -> InputError:
+    script = f"`python finetune/{stage}.py`" if stage in SCRIPTS else _maker(path)
     return InputError(
-        f"{near(path)}: finished, but not in its place",
-        "the run that made it was stopped while its files moved there",
-        f"run {_maker(path)} again: it goes on with that",
+        f"{near(path)}: the run that writes it was stopped while its files moved to their places",
+        f"what is still to be moved waits in {near(ready)}",
+        f"run {script} again: it goes on with that; if {near(ready)} is not yours, delete it",
     )

@@ -3,20 +3,27 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
-from slimtune.artifacts.files import as_sealed, clear, flush, write_json
+from slimtune.artifacts.files import clear, flush, is_plain, write_json
+from slimtune.artifacts.installing import (
+    beside,
+    finish,
+    install,
+    ready_of,
+    require_free,
+    require_ready,
+    waits,
+)
 from slimtune.artifacts.records import RUN, command, now, read_manifest, record
 from slimtune.config import Config
-from slimtune.console import SettingsError, first_process, near
+from slimtune.console import SettingsError, first_process, near, note
 from slimtune.machine.locks import only_writer
-
-READY = ".ready"
 
 
 @dataclass
@@ -73,88 +80,64 @@ def stage_folder(
 
 @contextmanager
 def stage_files(
-    name: str, manifest: Path, config: Config, *, inputs: Sequence[Path | str] = ()
+    name: str,
+    manifest: Path,
+    config: Config,
+    *,
+    outputs: Sequence[Path],
+    inputs: Sequence[Path | str] = (),
 ) -> Iterator[Stage]:
     """Files that go into a shared folder, all together; `manifest` is their NAME_run.json.
 
-    They are complete in NAME.partial, then NAME.ready is its name and the run has happened: what
-    is killed while the files move out of it is finished by the next run of the same output.
+    `outputs` are those that the stage may write. They are complete in NAME.partial, then NAME.ready
+    is its name and the run has happened: what is killed while the files move out of it is finished
+    by the next run of the same output. Raises what `refuse_finished_files` does.
     """
     with _lock(manifest):
-        _install(manifest)
-        refuse_finished_files(manifest, config)
-        partial = _beside(manifest, ".partial")
+        _finish(manifest, outputs)
+        refuse_finished_files(manifest, config, outputs)
+        partial = beside(manifest, ".partial")
         clear(partial)
         partial.mkdir(parents=True)
         stage = Stage(name, partial, config, inputs)
         try:
             yield stage
+            run = stage.record(manifest.name)
+            unannounced = run["files"].keys() - {file.name for file in outputs}
+            if unannounced:
+                raise ValueError(f"{name} wrote {unannounced}, which it had not announced")
             # A full disk must show before anything gets its final name.
-            write_json(partial / manifest.name, stage.record(manifest.name))
-            partial.rename(_beside(manifest, READY))
-            _install(manifest)
+            write_json(partial / manifest.name, run)
+            partial.rename(ready_of(manifest))
+            install(manifest, outputs, run)
         finally:
             clear(partial)
 
 
-def _install(manifest: Path) -> None:
-    """Move NAME.ready's files into the folder, the manifest last; remove what they replace.
+def finish_files(manifest: Path, config: Config, outputs: Sequence[Path]) -> None:
+    """Give the files of a run that was killed while it installed them their places.
 
-    Only for the writer of that output, under its lock. What the folder may hold is not believed:
-    names are plain, bytes are those that its manifest tells of, and of the old output only what is
-    still as its own manifest says is removed. Raises SettingsError, naming the cure, where a file
-    is not whole or its place is taken by a folder.
+    Only for the stage that writes them: under its lock, and never in a dry run, which is told
+    whether it could be done. Raises SettingsError where it cannot.
     """
-    ready = _beside(manifest, READY)
-    if not ready.exists() and not ready.is_symlink():
+    if not waits(manifest):
         return
-    run, before = read_manifest(ready / manifest.name), read_manifest(manifest)
-    if ready.is_symlink() or run is None:
-        raise _stuck(ready, ready, "what is in it was not finished by a run of this script")
-    for file, sealed in run["files"].items():
-        _require_movable(ready, manifest.parent, file, sealed)
-    for file in run["files"]:
-        if (ready / file).is_file():
-            os.replace(ready / file, manifest.parent / file)
-    _remove_old(manifest.parent, before["files"] if before else {}, run["files"])
-    os.replace(ready / manifest.name, manifest)
-    clear(ready)
+    if config.options.dry_run:
+        require_ready(manifest, outputs)
+        return
+    with _lock(manifest):
+        _finish(manifest, outputs)
 
 
-def _require_movable(ready: Path, folder: Path, name: str, sealed: Mapping[str, Any]) -> None:
-    moved = not (ready / name).exists()
-    if "/" in name or (ready / name).is_symlink():
-        raise _stuck(ready, ready / name, "no run of this script writes such a file")
-    if (folder / name).is_dir():
-        raise _stuck(ready, folder / name, "a folder stands where the file belongs")
-    if not as_sealed(folder / name if moved else ready / name, sealed):
-        raise _stuck(ready, ready / name, "it is not the file that the manifest tells of")
-
-
-def _remove_old(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Remove the files of `old` that `new` has not, where they are still as they were written."""
-    for name in old.keys() - new.keys():
-        file = folder / name
-        if not file.is_symlink() and as_sealed(file, old[name]):
-            file.unlink()
-
-
-def _stuck(ready: Path, place: Path, why: str) -> SettingsError:
-    return SettingsError(
-        f"{near(place)}: what a stopped run left cannot be put in its place",
-        why,
-        f"move {near(place)} away if it is yours, else delete {near(ready)}, and run this again",
-    )
-
-
-def _beside(manifest: Path, ending: str) -> Path:
-    return manifest.with_name(manifest.name.removesuffix("_run.json") + ending)
+def _finish(manifest: Path, outputs: Sequence[Path]) -> None:
+    if finish(manifest, outputs):
+        note(f"{near(manifest)}: its run had been stopped at its very end and is finished now")
 
 
 def refuse_finished(final: Path, config: Config) -> None:
     """Raise SettingsError when `final` is finished and may not be replaced: before long work."""
-    if final.is_file():
-        raise _taken(final, "a file stands where a folder is to be written")
+    if os.path.lexists(final) and not final.is_dir():
+        raise _taken(final, "a file or a broken link stands where a folder is to be written")
     if config.options.overwrite or not final.exists():
         return
     run = read_manifest(final / RUN)
@@ -168,24 +151,43 @@ def refuse_finished(final: Path, config: Config) -> None:
         )
 
 
-def refuse_finished_files(manifest: Path, config: Config, outputs: Sequence[Path] = ()) -> None:
-    """The same for files in a shared folder, whose record is `manifest`.
+def refuse_finished_files(manifest: Path, config: Config, outputs: Sequence[Path]) -> None:
+    """The same for `outputs`, files in a shared folder, whose record is `manifest`.
 
-    `outputs` are those known beforehand: no folder may stand under their names.
+    Raises SettingsError, too, where a folder has the name of one, or no record could name it.
     """
     for file in (manifest, *outputs):
-        if file.is_dir():
-            raise _taken(file, "a folder stands where a file is to be written")
+        if not is_plain(file.name):
+            raise SettingsError(
+                f"{near(file)}: {file.name!r} is no name that a record may hold",
+                "records are read on every system, and on some it leads out of the folder",
+                "choose an output without backslashes and control characters in its name",
+            )
+    require_free(manifest, outputs)
+    if config.options.overwrite:
+        return
     run = read_manifest(manifest)
-    # What a stopped run has finished is put in its place first, by `stage_files`, then refused.
-    waits = _beside(manifest, READY).exists()
-    if run and not waits and not config.options.overwrite:
-        raise _finished(manifest.parent / next(iter(run["files"]), manifest.name), run)
+    if run:
+        raise _finished(manifest.with_name(next(iter(run["files"]), manifest.name)), run)
+    if waits(manifest):
+        raise SettingsError(
+            f"{near(ready_of(manifest))}: a run was stopped while its files moved to their places",
+            "a dry run moves nothing",
+            "run the command without --dry-run: it goes on with that",
+        )
+    if manifest.exists():
+        raise SettingsError(
+            f"{near(manifest)}: no record that SlimTune wrote",
+            "a file of this name is to be written, and this one might be yours",
+            "choose another output, or add --overwrite",
+        )
 
 
 def _taken(path: Path, why: str) -> SettingsError:
     return SettingsError(
-        f"{near(path)}: its place is taken", why, "move it away, or choose another output"
+        f"{near(path)}: its place is taken",
+        why,
+        f"move {near(path)} away, or choose another output",
     )
 
 
@@ -204,10 +206,13 @@ def _lock(output: Path) -> AbstractContextManager[None]:
 
 def _swap(partial: Path, final: Path) -> None:
     """The finished partial folder under its own name; the old one goes only afterwards."""
-    old = final.with_name(final.name + ".old")
-    clear(old)
-    if final.exists():
-        final.rename(old)
+    if not final.exists():
+        partial.rename(final)
+        flush(final.parent)
+        return
+    # Not NAME.old: that may be a copy which the user has put aside.
+    aside = Path(mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    final.rename(aside / final.name)
     partial.rename(final)
     flush(final.parent)
-    clear(old)
+    clear(aside)

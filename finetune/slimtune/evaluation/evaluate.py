@@ -5,7 +5,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from slimtune.artifacts import lineage, refuse_finished_files, run_of, stage_files
+from slimtune.artifacts import finish_files, lineage, refuse_finished_files, run_of, stage_files
+from slimtune.artifacts.files import clear
 from slimtune.config import Config
 from slimtune.console import SettingsError, near
 from slimtune.data.rows import beside
@@ -46,6 +47,15 @@ def written(config: Config) -> list[Path]:
     return [output, output.with_name(PAGE), output.with_name(REPORT)]
 
 
+def _all_written(config: Config) -> list[Path]:
+    return [*written(config), _metrics_file(config)]
+
+
+def _metrics_file(config: Config) -> Path:
+    output = config.evaluation.output
+    return output.with_name(f"{output.stem}_metrics.json")
+
+
 def plan_comparison(config: Config) -> dict[str, str]:
     """For --dry-run: the models and how many rows, after every check that needs no model."""
     chosen = candidates.candidates_of(config)
@@ -62,12 +72,15 @@ def compare_models(config: Config) -> tuple[list[str], list[list[str]], list[str
     chosen = candidates.candidates_of(config)
     rows, test_data = candidates.test_rows(config)
     inputs = [test_data, *candidates.paths(chosen)]
-    with stage_files("evaluate_model", _manifest(config), config, inputs=inputs) as stage:
+    manifest, all_written = _manifest(config), _all_written(config)
+    with stage_files(
+        "evaluate_model", manifest, config, outputs=all_written, inputs=inputs
+    ) as stage:
         kept = _kept_answers(config)
         found = _compare(config, chosen, rows, kept)
         output = config.evaluation.output
         outputs.write_answers_csv(found, stage.folder / output.name)
-        outputs.write_metrics(found, stage.folder / f"{output.stem}_metrics.json")
+        outputs.write_metrics(found, stage.folder / _metrics_file(config).name)
         metrics = outputs.metrics_of(found)
         stage.metrics.update(metrics)
         runs = lineage(*map(Path, inputs)) | {stage.name: stage.record()}
@@ -97,21 +110,28 @@ def _kept_answers(config: Config) -> Path:
     """Where answers wait until the comparison is whole; emptied where all shall be made again."""
     output = config.evaluation.output
     kept = output.with_name(f"{output.stem}.answers.partial")
-    if config.options.overwrite and not config.options.resume:
-        shutil.rmtree(kept, ignore_errors=True)
+    if kept.is_symlink() or (config.options.overwrite and not config.options.resume):
+        clear(kept)
     return kept
+
+
+def finish_stopped(config: Config) -> None:
+    """Give the files of a comparison that was stopped at its very end their places."""
+    finish_files(_manifest(config), config, _all_written(config))
 
 
 def _refuse(config: Config) -> None:
     """Raise SettingsError where finished files of this name, or another's reports, are there."""
-    refuse_finished_files(_manifest(config), config, written(config))
+    finish_stopped(config)
+    refuse_finished_files(_manifest(config), config, _all_written(config))
     output = config.evaluation.output
     report = output.with_name(REPORT)
     run = None if config.options.overwrite else run_of(report)
-    if run and run["settings"]["evaluation"]["output"] != str(output):
+    other = run["settings"].get("evaluation", {}).get("output") if run else str(output)
+    if other != str(output):
         raise SettingsError(
             f"{near(report)}: the report of another comparison",
-            f"it belongs to {near(run['settings']['evaluation']['output'])}",
+            f"it belongs to {near(str(other))}",
             "give each comparison a folder of its own with --output, or add --overwrite",
         )
 

@@ -32,6 +32,11 @@ def manifest_of(file: Path) -> Path:
     return file.with_name(f"{file.stem}_run.json")
 
 
+def written_with(file: Path, config: Config) -> list[Path]:
+    """The file and what may be written beside it: with the first of several, the importance."""
+    return [file, file.with_name(f"{config.gguf.model_name}.imatrix.gguf")]
+
+
 def plans_for(source: ModelSource, config: Config) -> list[GgufPlan]:
     """One plan for each type of `gguf.quantization`; raises what `preflight` raises for them."""
     gguf = config.gguf
@@ -74,7 +79,13 @@ def convert_and_prove(
         open_stages = {file: every.enter_context(ExitStack()) for file in plans}
         stages = {
             file: stack.enter_context(
-                stage_files("convert_to_gguf", manifest_of(file), config, inputs=inputs)
+                stage_files(
+                    "convert_to_gguf",
+                    manifest_of(file),
+                    config,
+                    outputs=written_with(file, config),
+                    inputs=inputs,
+                )
             )
             for file, stack in open_stages.items()
         }

@@ -126,7 +126,7 @@ def hand_over(model: Path, files: Sequence[Path], config: Config) -> dict[str, s
             manifest = file.with_name(f"{file.stem}_run.json")
             inputs = [config.gguf.model_path]
             stage = stack.enter_context(
-                stage_files("convert_to_gguf", manifest, config, inputs=inputs)
+                stage_files("convert_to_gguf", manifest, config, outputs=[file], inputs=inputs)
             )
             convert_elsewhere(model, stage.folder / file.name, name)
             stage.metrics["converter"] = str(find_checkout())

@@ -14,6 +14,7 @@ from typing import Any
 
 from slimtune.artifacts import (
     Stage,
+    finish_files,
     refuse_finished,
     refuse_finished_files,
     run_of,
@@ -44,10 +45,15 @@ class Part:
     manifest: Path
     settings: tuple[str, ...]
     fill: Callable[[Stage], None]
+    beside: tuple[str, ...] = ()  # names of the files that come with `output`
 
     @property
     def is_folder(self) -> bool:
         return self.manifest.parent == self.output
+
+    @property
+    def outputs(self) -> list[Path]:
+        return [self.output, *map(self.output.with_name, self.beside)]
 
 
 def missing(config: Config) -> list[Part]:
@@ -70,7 +76,7 @@ def make(part: Part, config: Config) -> dict[str, Any]:
     stage = (
         stage_folder(_STAGE, part.output, config, inputs=[raw])
         if part.is_folder
-        else stage_files(_STAGE, part.manifest, config)
+        else stage_files(_STAGE, part.manifest, config, outputs=part.outputs)
     )
     with stage as opened:
         part.fill(opened)
@@ -88,7 +94,11 @@ def _wanted(config: Config) -> list[Part]:
     sample = config.sample
     folder, models = sample.output_dir, sample.models_dir
     raw = Part(
-        folder / _RAW, folder / "raw_data_run.json", (*_ROWS, "sample.text_lines"), _fill_raw
+        folder / _RAW,
+        folder / "raw_data_run.json",
+        (*_ROWS, "sample.text_lines"),
+        _fill_raw,
+        beside=(SAMPLE_FILES["csv"], _TEXT),
     )
     kinds = [kind for kind in _ON_DEMAND if sample.kind in (kind, "all")]
     trained = (*_ROWS, *_SPLIT) if sample.train_models else ()
@@ -107,6 +117,8 @@ def _of_kind(kind: str, folder: Path) -> Part:
 
 def _is_finished(part: Part, config: Config) -> bool:
     """Whether the part is there, made with these settings; SettingsError if with others."""
+    if not part.is_folder:
+        finish_files(part.manifest, config, part.outputs)
     run = None if config.options.overwrite else run_of(part.output)
     settings = config.model_dump(mode="json")
     if run is None or any(
@@ -126,7 +138,7 @@ def _refuse(part: Part, config: Config) -> None:
     if part.is_folder:
         refuse_finished(part.output, config)
     else:
-        refuse_finished_files(part.manifest, config, [part.output])
+        refuse_finished_files(part.manifest, config, part.outputs)
 
 
 def _fill_raw(stage: Stage) -> None:

@@ -106,13 +106,14 @@ def test_the_lock_goes_with_its_run(tmp_path: Path) -> None:
 
 
 def test_files_arrive_together_with_their_manifest(tmp_path: Path) -> None:
-    manifest = tmp_path / "data/train_run.json"
-    with stage_files("prepare_data", manifest, config()) as stage:
+    manifest, rows = tmp_path / "data/train_run.json", tmp_path / "data/train_train.jsonl"
+    with stage_files("prepare_data", manifest, config(), outputs=[rows]) as stage:
         (stage.folder / "train_train.jsonl").write_text("{}")
         assert not manifest.exists()
     assert (tmp_path / "data/train_train.jsonl").read_text() == "{}"
     require(tmp_path / "data/train_train.jsonl")
-    with pytest.raises(SettingsError), stage_files("prepare_data", manifest, config()):
+    again = stage_files("prepare_data", manifest, config(), outputs=[rows])
+    with pytest.raises(SettingsError), again:
         pass
 
 
@@ -137,9 +138,9 @@ def test_a_reader_names_the_script_to_run(tmp_path: Path) -> None:
 
 
 def test_lineage_follows_the_inputs(tmp_path: Path) -> None:
-    with stage_files("prepare_data", tmp_path / "data/train_run.json", config()) as stage:
+    manifest, rows = tmp_path / "data/train_run.json", tmp_path / "data/train_train.jsonl"
+    with stage_files("prepare_data", manifest, config(), outputs=[rows]) as stage:
         (stage.folder / "train_train.jsonl").write_text("{}")
-    rows = tmp_path / "data/train_train.jsonl"
     with stage_folder("train_lora", tmp_path / "lora_adapter", config(), inputs=[rows]) as stage:
         (stage.folder / "adapter").write_text("a")
     runs = lineage(tmp_path / "lora_adapter")

@@ -4,12 +4,13 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from running import files_under, run, succeeds
 
-from slimtune.artifacts import files, records, require, stage_files
+from slimtune.artifacts import Stage, files, records, require, stage_files, stage_folder
 from slimtune.artifacts.files import inside, is_plain
 from slimtune.config import Config, Options
 from slimtune.console import InputError, SettingsError
@@ -22,6 +23,12 @@ def config(**options: bool) -> Config:
     settings = Config()
     settings._options = Options(**options)
     return settings
+
+
+def writing(manifest: Path, names: list[str]) -> AbstractContextManager[Stage]:
+    """The stage that writes files of these names, again."""
+    outputs = [manifest.with_name(name) for name in names]
+    return stage_files("prepare_data", manifest, config(overwrite=True), outputs=outputs)
 
 
 def manifest(contents: dict[str, bytes], inputs: tuple[str, ...] = ()) -> dict:
@@ -59,14 +66,18 @@ def plant(folder: Path, name: str, data: bytes = b"replaced") -> None:
 NAMES = ["../.ssh/id", "../../home/.ssh/id", "/etc/hostname", "a/../../.ssh/id", "C:\\x", "..\\x"]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "", ".", "..", "a\\b", "a//b", "./a", "a\0b", 3, None])
+@pytest.mark.parametrize(
+    "name", [*NAMES, "", ".", "..", "a\\b", "a//b", "./a", "a\0b", ".. /x", "a\nb", "a/", 3, None]
+)
 def test_a_name_that_leads_elsewhere_is_no_name(name, tmp_path) -> None:
     assert not is_plain(name)
     with pytest.raises(InputError, match="only speak of files inside"):
         inside(tmp_path, name, "manifest.json")
 
 
-@pytest.mark.parametrize("name", ["a.json", "sub/part-1.safetensors", "..a", "数据.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["a.json", "sub/part-1.safetensors", "..a", "数据.jsonl", ".a", "a b:c"]
+)
 def test_a_plain_name_stays_inside(name, tmp_path) -> None:
     assert is_plain(name) and inside(tmp_path, name, "m") == tmp_path / name
 
@@ -79,8 +90,8 @@ def test_an_install_of_somebody_else_writes_nothing(world, name) -> None:
     (folder / "rows.jsonl").write_text("{}")
     require(folder / "rows.jsonl")
     with (
-        pytest.raises(SettingsError, match="cannot be put in its place"),
-        stage_files("prepare_data", folder / "train_run.json", config(overwrite=True)),
+        pytest.raises(SettingsError, match="not what a stopped run"),
+        writing(folder / "train_run.json", ["train_train.jsonl"]),
     ):
         pass
     assert files_under(home) == before | {"stranger/rows.jsonl": b"{}"}
@@ -91,15 +102,16 @@ def test_an_old_manifest_of_somebody_else_removes_nothing(world, name) -> None:
     home, folder = world
     old = json.dumps(manifest({name: SECRET}))
     (folder / "train_run.json").write_text(old)
-    with stage_files("prepare_data", folder / "train_run.json", config(overwrite=True)) as stage:
+    with writing(folder / "train_run.json", ["train_train.jsonl"]) as stage:
         (stage.folder / "train_train.jsonl").write_text("{}")
     assert (home / ".ssh/id").read_bytes() == SECRET
     assert (folder / "train_train.jsonl").exists()
 
 
 def test_of_the_old_output_only_what_is_unchanged_goes(tmp_path) -> None:
+    names = ["kept1", "gone1", "kept2", "gone2"]
     for number in (1, 2):
-        with stage_files("x", tmp_path / "o_run.json", config(overwrite=True)) as stage:
+        with writing(tmp_path / "o_run.json", names) as stage:
             (stage.folder / f"kept{number}").write_text("theirs")
             (stage.folder / f"gone{number}").write_text("ours")
         (tmp_path / f"kept{number}").write_text("changed by its reader")
@@ -123,16 +135,17 @@ def test_a_stuck_install_names_its_cure_and_stops_only_its_writer(tmp_path, dama
     else:
         (tmp_path / "rows").mkdir()
     with (
-        pytest.raises(SettingsError, match=r"delete .*train\.ready"),
-        stage_files("x", tmp_path / "train_run.json", config(overwrite=True)),
+        pytest.raises(SettingsError, match=r"(delete .*train\.ready|move .*rows) "),
+        writing(tmp_path / "train_run.json", ["rows"]),
     ):
         pass
-    with stage_files("y", tmp_path / "other_run.json", config()) as stage:
+    with writing(tmp_path / "other_run.json", ["other"]) as stage:
         (stage.folder / "other").write_text("o")
     require(tmp_path / "other")
     shutil.rmtree(ready)
-    with stage_files("x", tmp_path / "train_run.json", config()) as stage:
-        (stage.folder / "more").write_text("m")
+    shutil.rmtree(tmp_path / "rows", ignore_errors=True)
+    with writing(tmp_path / "train_run.json", ["rows"]) as stage:
+        (stage.folder / "rows").write_text("m")
 
 
 def test_an_output_that_is_a_folder_is_seen_before_the_work(settings, tmp_path) -> None:
@@ -152,8 +165,6 @@ def test_a_link_beside_the_output_is_not_followed(tmp_path, ending) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis").write_text("years of work")
     (tmp_path / f"out{ending}").symlink_to(tmp_path / "mine")
-    from slimtune.artifacts import stage_folder
-
     for _ in range(2):
         with stage_folder("x", tmp_path / "out", config(overwrite=True)) as stage:
             (stage.folder / "thesis").write_text("of the stage")
@@ -174,6 +185,10 @@ def test_a_link_beside_the_output_is_not_followed(tmp_path, ending) -> None:
         {"command": [1]},
         {"settings": {"data": 3}},
         {"stage": None},
+        {"stage": "\x1b[2J"},
+        {"started": "\x1b[2J"},
+        {"command": ["../evil.py"]},
+        {"git_commit": 3},
         {"metrics": "good"},
     ],
 )
