@@ -25,7 +25,7 @@ def main(config: Config) -> None:
     student, final = config.distillation.student_model, config.distillation.output_dir
     checkpoints = final.with_name(f"{final.name}_checkpoints")
     refuse_finished(final, config)
-    prechecks.precheck(checkpoints, config)
+    prechecks.precheck(config, checkpoints)
     require(config.distillation.teacher_model)
     require(student)
     require(config.training.train_data)

@@ -26,7 +26,7 @@ def main(config: Config) -> None:
     final = config.lora.output_dir / ("full_model" if whole else "lora_adapter")
     checkpoints = config.lora.output_dir / "checkpoints"
     refuse_finished(final, config)
-    prechecks.precheck(checkpoints, config)
+    prechecks.precheck(config, checkpoints)
     lora.require_choices(config)
     require(base)
     require(config.training.train_data)

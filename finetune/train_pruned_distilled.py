@@ -38,8 +38,7 @@ def main(config: Config) -> None:
         evaluate.finish_stopped(compared)
     todo = unfinished(links, chosen, config, COMMAND)
     stopped, stopped_student = out / "checkpoints", out / "distilled_checkpoints"
-    for checkpoints in (stopped, stopped_student):
-        prechecks.precheck(checkpoints, config)
+    prechecks.precheck(config, stopped, stopped_student)
     for needed in (base, config.distillation.teacher_model, config.training.train_data):
         require(needed)
     # Before the first stage, dry or not: this finds the mistakes in the settings of the last one.
@@ -67,9 +66,8 @@ def main(config: Config) -> None:
         "evaluate": partial(evaluate.compare_models, compared),
     }
     run_stages(chosen, todo, work)
-    rows, card = [], out / "card.md"
+    rows, card = cost_rows(links), out / "card.md"
     with decoration(near(card)):
-        rows = cost_rows(links)
         write_card(card, f"{near(out)}: what each stage cost and brought", rows)
     table(HEADERS, rows)
     convert = f"python finetune/convert_to_gguf.py --model-path {near(final)}"

@@ -40,10 +40,10 @@ _FREE = {
 }
 
 
-def precheck(folder: Path, config: Config) -> None:
+def precheck(config: Config, *folders: Path) -> None:
     """Raises SettingsError and ResourceError for what would be found out after minutes or hours.
 
-    `folder` is where the run keeps its checkpoints.
+    `folders` are where its runs keep their checkpoints.
     """
     _require_package(config.training.report_to)
     fitting.require_package(config.training)
@@ -51,10 +51,10 @@ def precheck(folder: Path, config: Config) -> None:
     sharding.require_launch(device)
     _tell_about_launcher(device)
     options = config.options
-    stopped = checkpoints.found(folder)
+    stopped = [folder for folder in folders if checkpoints.found(folder)]
     if stopped and not (options.resume or options.overwrite or options.dry_run):
         raise SettingsError(
-            f"{near(folder)}: a stopped run left its checkpoints here",
+            f"{near(stopped[0])}: a stopped run left its checkpoints here",
             "starting again would throw its work away",
             "add --resume to go on, or --overwrite to start from nothing",
         )

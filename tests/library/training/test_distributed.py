@@ -204,9 +204,9 @@ def test_what_accelerate_leaves_unsaid(settings, rows, monkeypatch, caplog, tmp_
 def test_gpus_left_idle_are_spoken_of(monkeypatch, caplog, tmp_path) -> None:
     monkeypatch.setattr(prechecks, "choose_device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    prechecks.precheck(tmp_path, Config())
+    prechecks.precheck(Config(), tmp_path)
     assert "one of 4 GPUs" in caplog.text and "ddp_gpus.yaml" in caplog.text
     caplog.clear()
     monkeypatch.setenv("WORLD_SIZE", "4")
-    prechecks.precheck(tmp_path, Config())
+    prechecks.precheck(Config(), tmp_path)
     assert not caplog.text
