@@ -13,7 +13,7 @@ writes  evaluation_results.csv; evaluation_results_metrics.json, report.html and
         beside it; with --merge the merged model
 """
 
-from slimtune.artifacts import refuse_finished, require, stage_folder
+from slimtune.artifacts import refuse_finished, require
 from slimtune.config import Config
 from slimtune.console import near, note, size, table, would_write, wrote
 
@@ -41,9 +41,7 @@ def merge(config: Config) -> None:
     if config.options.dry_run:
         would_write(final, estimates={"on disk": size(pair.bytes), "memory": pair.memory_words})
         return
-    with stage_folder("merge", final, config, inputs=[adapter, base]) as stage:
-        report = merging.merge_adapter(local_folder(base), adapter, stage.folder)
-        stage.metrics.update(vars(report))
+    report = merging.write_merged("merge", base, adapter, final, config)
     wrote(
         final,
         numbers={

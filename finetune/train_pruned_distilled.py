@@ -11,19 +11,20 @@ writes  OUTPUT_DIR/pruned, /teacher_cache, /distilled, /lora_adapter, /final: th
 """
 
 from functools import partial
-from pathlib import Path
 
-from slimtune.artifacts import require, run_of, stage_folder
+from slimtune.artifacts import require, run_of
 from slimtune.artifacts.combined_run import links_in, run_stages, unfinished
 from slimtune.config import Config
 from slimtune.console import decoration, near, table, would_write, wrote
 from slimtune.report.cost_card import HEADERS, cost_rows, write_card
 
-COMMAND = "python finetune/train_pruned_distilled.py"
+STAGE = "train_pruned_distilled"
+COMMAND = f"python finetune/{STAGE}.py"
 
 
 def main(config: Config) -> None:
     from slimtune.evaluation import evaluate
+    from slimtune.models.merging import write_merged
     from slimtune.pruning.prune import estimate_pruning, prune_model
     from slimtune.training import distillation, lora, pipeline, prechecks, timing
     from slimtune.training.dataset import read_dataset
@@ -62,25 +63,18 @@ def main(config: Config) -> None:
         "cache": partial(ask_teacher, config, dataset, text, asked),
         "distil": partial(pipeline.train, config, taught, dataset, distilled, stopped_student),
         "lora": partial(pipeline.train, config, tuned, dataset, adapter, stopped),
-        "merge": partial(merge, config, distilled, adapter, final),
+        "merge": partial(write_merged, STAGE, distilled, adapter, final, config),
         "evaluate": partial(evaluate.compare_models, compared),
     }
     run_stages(chosen, todo, work)
-    rows, card = cost_rows(links), out / "card.md"
+    rows, card = [], out / "card.md"
     with decoration(near(card)):
+        rows = cost_rows(links)
         write_card(card, f"{near(out)}: what each stage cost and brought", rows)
     table(HEADERS, rows)
     convert = f"python finetune/convert_to_gguf.py --model-path {near(final)}"
     next = convert if run_of(final) else f"{COMMAND} --resume"
     wrote(*(links[name].output for name in todo), card, numbers={"stages": stages}, next=next)
-
-
-def merge(config: Config, distilled: Path, adapter: Path, final: Path) -> None:
-    from slimtune.models.merging import merge_adapter
-
-    inputs = [adapter, distilled]
-    with stage_folder("train_pruned_distilled", final, config, inputs=inputs) as stage:
-        stage.metrics.update(vars(merge_adapter(distilled, adapter, stage.folder)))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ MAY_USE = {
     "report": {"config", "console", "artifacts"},
     "data": {"config", "console", "artifacts", "report"},
     "prompts": {"console", "artifacts"},
-    "models": {"console", "artifacts", "machine"},
+    "models": _GROUND,
     "inference": _MODELS,
     "pruning": _INFERENCE,
     "training": _INFERENCE,

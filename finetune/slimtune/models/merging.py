@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from slimtune.artifacts import stage_folder
 from slimtune.artifacts.files import write_json
+from slimtune.config import Config
 from slimtune.console import InputError, SettingsError
 from slimtune.models.adapters import Adapter
 from slimtune.models.checkpoints import (
@@ -22,6 +24,7 @@ from slimtune.models.checkpoints import (
     CheckpointWriter,
     copy_companions,
 )
+from slimtune.models.folders import local_folder
 from slimtune.models.headers import TensorInfo, read_bytes, read_tensor
 
 if TYPE_CHECKING:
@@ -173,6 +176,16 @@ class MergeReport:
     parameters: int
     bytes: int
     streamed: bool
+
+
+def write_merged(
+    stage: str, base: Path | str, adapter: Path, final: Path, config: Config
+) -> MergeReport:
+    """`merge_adapter` as a stage: the folder `final`, with its record."""
+    with stage_folder(stage, final, config, inputs=[adapter, base]) as merged:
+        report = merge_adapter(local_folder(base), adapter, merged.folder)
+        merged.metrics.update(vars(report))
+    return report
 
 
 def merge_adapter(base: Path, adapter: Path, output: Path) -> MergeReport:
