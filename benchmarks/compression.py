@@ -81,7 +81,7 @@ def show(found: dict[str, float], seeds: int) -> None:
 
 def figures(seed: int) -> dict[str, float]:
     """Perplexity of every side for one seed of the calibration."""
-    from slimtune.models.checkpoints import Checkpoint
+    from slimtune.models.weights import Checkpoint
     from slimtune.pruning.anatomy import prunable_shape
     from slimtune.pruning.calibration import batches_of, own_words
     from slimtune.pruning.depth import drop_layers

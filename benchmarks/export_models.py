@@ -61,7 +61,7 @@ def write_model(folder: Path, shape: Shape, tokenizer: Path) -> None:
     import torch
 
     from slimtune.models import tokenizers
-    from slimtune.models.checkpoints import CheckpointWriter
+    from slimtune.models.weights import CheckpointWriter
 
     generator = torch.Generator().manual_seed(_SEED)
     spec = {name: (torch.bfloat16, size) for name, size in _tensors(shape).items()}

@@ -27,8 +27,8 @@ def merge_by_peft(base: str, adapter: str, output: str) -> None:
 
 def compare_folders(ours: str, theirs: str) -> None:
     """How many tensors of two model folders hold the same bytes."""
-    from slimtune.models.checkpoints import Checkpoint
     from slimtune.models.headers import read_bytes
+    from slimtune.models.weights import Checkpoint
 
     one, two = Checkpoint(ours), Checkpoint(theirs)
     names = one.tensors.keys() | two.tensors.keys()
@@ -48,8 +48,8 @@ def measure_importance(model: str, text: str, theirs: str) -> None:
     from slimtune.export.importance import sums_of_squares
     from slimtune.export.tensors import gguf_name
     from slimtune.models import loading, tokenizers
-    from slimtune.models.checkpoints import Checkpoint
     from slimtune.models.compute import Compute
+    from slimtune.models.weights import Checkpoint
 
     tokenizer = tokenizers.load_tokenizer(model)
     ids = tokenizer(Path(text).read_text(encoding="utf-8")[:20_000])["input_ids"]

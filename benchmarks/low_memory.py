@@ -29,7 +29,7 @@ SHARD = 1_000_000_000
 FREE = {"small": 1e9, "1b": 5e9, "7b": 20e9}
 _CUT = """
 import sys, pathlib, torch
-from slimtune.models.checkpoints import Checkpoint
+from slimtune.models.weights import Checkpoint
 from slimtune.pruning.anatomy import prunable_shape
 from slimtune.pruning.sizes import Ratios, smaller
 from slimtune.pruning.width import cut_width
@@ -96,8 +96,8 @@ def write_model(
     """A random Llama in bf16 shards of 1 GB, written a few rows at a time."""
     import torch
 
-    from slimtune.models.checkpoints import CheckpointWriter
     from slimtune.models.family import ModelShape
+    from slimtune.models.weights import CheckpointWriter
 
     shape = ModelShape(
         vocabulary, hidden, ffn, layers, heads, groups, hidden // heads, False, frozenset()

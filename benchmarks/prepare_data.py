@@ -143,7 +143,7 @@ def run_datasets(file: Path) -> None:
 
 def convert(row: dict, settings) -> dict:
     """What `slimtune.data.conversion` does to a usable row."""
-    from slimtune.data.conversion import cleaned
+    from slimtune.data.cleaning import cleaned
     from slimtune.data.shapes import alpaca
     from slimtune.data.similarity import keys_of, language
     from slimtune.data.splits import position

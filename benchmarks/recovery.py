@@ -93,7 +93,7 @@ def figures(seed: int) -> dict[str, float]:
 
 def cut_in(folder: Path, words: list[list[int]], seed: int, scratch: Path) -> None:
     """A quarter of FFN neurons and KV groups cut by activation, what is behind them refitted."""
-    from slimtune.models.checkpoints import Checkpoint
+    from slimtune.models.weights import Checkpoint
     from slimtune.pruning.anatomy import prunable_shape
     from slimtune.pruning.calibration import batches_of
     from slimtune.pruning.sizes import Ratios, smaller

@@ -19,18 +19,18 @@ from slimtune.console import near, would_write, wrote
 
 
 def main(config: Config) -> None:
-    from slimtune.export import conversion, ollama, preflight
+    from slimtune.export import convert, ollama, preflight
     from slimtune.export.architecture import Unsupported
     from slimtune.export.plan import open_source
     from slimtune.models.folders import local_folder
 
     gguf = config.gguf
-    files = conversion.files_of(config)
+    files = convert.files_of(config)
     modelfile = Path.cwd() / "Modelfile" if gguf.create_modelfile or gguf.ollama_create else None
     for needed in filter(None, [gguf.model_path, gguf.lora_model, config.evaluation.test_data]):
         require(needed)
     for file in files:
-        manifest, written = conversion.manifest_of(file), conversion.written_with(file, config)
+        manifest, written = convert.manifest_of(file), convert.written_with(file, config)
         finish_files(manifest, config, written)
         refuse_finished_files(manifest, config, written)
     if modelfile:
@@ -38,7 +38,7 @@ def main(config: Config) -> None:
     preflight.require_proof(gguf.verify)
     with open_source(local_folder(gguf.model_path), gguf.lora_model) as source:
         try:
-            plans = dict(zip(files, conversion.plans_for(source, config), strict=True))
+            plans = dict(zip(files, convert.plans_for(source, config), strict=True))
         except Unsupported as unknown:
             hand_over(source.folder, files, unknown, config)
             return
@@ -46,11 +46,11 @@ def main(config: Config) -> None:
         plan = plans[files[0]]
         said = ollama.modelfile_for(modelfile, files[0], plan, config) if modelfile else ""
         if config.options.dry_run:
-            estimates = conversion.conversion_lines(plans.values())
+            estimates = convert.conversion_lines(plans.values())
             estimates |= preflight.memory_words(source.folder, gguf.verify)
             would_write(*filter(None, [*files, modelfile]), estimates=estimates)
             return
-        numbers = conversion.convert_and_prove(source, plans, config)
+        numbers = convert.convert_and_prove(source, plans, config)
         following = f"python finetune/evaluate_model.py --models {','.join(map(near, files))}"
         if modelfile:
             ollama.write_modelfile(modelfile, said)

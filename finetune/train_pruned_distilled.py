@@ -13,7 +13,7 @@ writes  OUTPUT_DIR/pruned, /teacher_cache, /distilled, /lora_adapter, /final: th
 from functools import partial
 
 from slimtune.artifacts import require, run_of
-from slimtune.artifacts.combined_run import links_in, run_stages, unfinished
+from slimtune.artifacts.combined_run import links_in, run_stages, stages_to_run
 from slimtune.config import Config
 from slimtune.console import decoration, near, table, would_write, wrote
 from slimtune.report.cost_card import HEADERS, cost_rows, write_card
@@ -37,7 +37,7 @@ def main(config: Config) -> None:
     chosen = evaluate.without_rows(distillation.stages_for(config), compared)
     if "evaluate" in chosen:
         evaluate.finish_stopped(compared)
-    todo = unfinished(links, chosen, config, COMMAND)
+    todo = stages_to_run(links, chosen, config, COMMAND)
     stopped, stopped_student = out / "checkpoints", out / "distilled_checkpoints"
     prechecks.precheck(config, stopped, stopped_student)
     for needed in (base, config.distillation.teacher_model, config.training.train_data):

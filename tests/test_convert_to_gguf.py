@@ -10,7 +10,7 @@ from running import another_run_writing, files_under, imported_by, leaves_nothin
 from tiny_folders import write_tiny_llama
 
 from slimtune import prompts
-from slimtune.export import conversion
+from slimtune.export import convert
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.models import tokenizers
 
@@ -142,7 +142,7 @@ def test_the_proof_can_be_skipped_and_says_so(settings, merged, tmp_path) -> Non
 def test_a_file_that_fails_its_proof_gets_a_name_that_says_so(
     settings, merged, tmp_path, monkeypatch
 ) -> None:
-    write = conversion.write_file
+    write = convert.write_file
 
     def write_badly(plans, **kwargs):
         reports = write(plans, **kwargs)
@@ -152,7 +152,7 @@ def test_a_file_that_fails_its_proof_gets_a_name_that_says_so(
                 file.write(bytes(20_000))
         return reports
 
-    monkeypatch.setattr(conversion, "write_file", write_badly)
+    monkeypatch.setattr(convert, "write_file", write_badly)
     monkeypatch.chdir(tmp_path)
     flags = ("--output-dir", "out", "--create-modelfile")
     error = refused(5, "", "convert_to_gguf", *settings, *flags)

@@ -43,7 +43,7 @@ def _run(main: Callable[[Config], None], doc: str, arguments: list[str]) -> int:
     try:
         config, print_only = read_settings(script, doc, arguments)
         if print_only:
-            from slimtune.settings.rendering import config_yaml
+            from slimtune.settings.written import config_yaml
 
             print(config_yaml(config, script=script), end="")
         else:

@@ -47,7 +47,7 @@ def run_stages(
             work[name]()
 
 
-def unfinished(
+def stages_to_run(
     links: Mapping[str, Link], chosen: Collection[str], config: Config, command: str
 ) -> list[str]:
     """The chosen stages that are to be run, in the order of `links`.

@@ -19,13 +19,13 @@ _READY = ".ready"
 _MANIFEST = "_run.json"
 
 
-def beside(manifest: Path, ending: str) -> Path:
+def named_beside(manifest: Path, ending: str) -> Path:
     """data/train_run.json -> data/train.partial, for the ending `.partial`."""
     return manifest.with_name(manifest.name.removesuffix(_MANIFEST) + ending)
 
 
 def ready_of(manifest: Path) -> Path:
-    return beside(manifest, _READY)
+    return named_beside(manifest, _READY)
 
 
 def waits(manifest: Path) -> bool:

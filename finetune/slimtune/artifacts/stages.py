@@ -12,9 +12,9 @@ from typing import Any
 
 from slimtune.artifacts.files import clear, flush, is_plain, write_json
 from slimtune.artifacts.installing import (
-    beside,
     finish,
     install,
+    named_beside,
     ready_of,
     require_free,
     require_ready,
@@ -96,7 +96,7 @@ def stage_files(
     with _lock(manifest):
         _finish(manifest, outputs)
         refuse_finished_files(manifest, config, outputs)
-        partial = beside(manifest, ".partial")
+        partial = named_beside(manifest, ".partial")
         clear(partial)
         partial.mkdir(parents=True)
         stage = Stage(name, partial, config, inputs)

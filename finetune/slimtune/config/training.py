@@ -6,15 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from slimtune.config.catalogues import facts, names
-from slimtune.config.fields import (
-    Count,
-    ModelReference,
-    Positive,
-    Section,
-    Share,
-    choice,
-    setting,
-)
+from slimtune.config.fields import Count, ModelReference, Positive, Section, Share, choice, setting
 
 AUTO_ROWS = 16  # rows of one update and accumulation step with `batch_size: auto`
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from slimtune.config.data import Data
 from slimtune.data import similarity, splits
-from slimtune.data.conversion import RowColumns
+from slimtune.data.cleaning import RowColumns
 
 # Codes of `Fates.kind`, the place in this tuple; "" is kept, the others are account.KINDS.
 FATES = ("", "rejected", "duplicate", "near_duplicate", "leak")

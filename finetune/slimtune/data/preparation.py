@@ -23,7 +23,7 @@ from slimtune.config.data import Data
 from slimtune.console import InputError
 from slimtune.data import blocks, judging, sources
 from slimtune.data.account import SPLITS
-from slimtune.data.conversion import (
+from slimtune.data.cleaning import (
     ConversionPlan,
     Converted,
     RowColumns,

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from slimtune.console import InputError
 from slimtune.data import judging
 from slimtune.data.account import BATCH_SIZE, SPLITS, Account, Fit, TokenSize, report_numbers
-from slimtune.data.conversion import TOLD_LANGUAGES, set_aside
+from slimtune.data.cleaning import TOLD_LANGUAGES, set_aside
 from slimtune.data.preparation import Prepared
 from slimtune.data.workers import spread
 from slimtune.report import data_report

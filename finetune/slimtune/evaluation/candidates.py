@@ -15,8 +15,8 @@ from slimtune.evaluation.measures import PATTERNS
 from slimtune.inference.answers import Candidate
 from slimtune.inference.llama_cpp import require_gguf
 from slimtune.models.adapters import Adapter
-from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.folders import local_folder
+from slimtune.models.weights import Checkpoint
 
 _ADAPTER_FILE = "adapter_config.json"
 _TEMPLATE_FILE = "chat_template.jinja"

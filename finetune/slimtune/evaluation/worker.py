@@ -17,8 +17,8 @@ from slimtune.inference.engines import Engine, Rows, open_engine
 from slimtune.inference.kept_answers import Predictions
 from slimtune.machine.process import peak_memory
 from slimtune.models.adapters import ADAPTER_WEIGHTS, Adapter
-from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.folders import local_folder, weight_files
+from slimtune.models.weights import Checkpoint
 from slimtune.prompts import Encoded, encode, encode_prompt
 
 _log = logging.getLogger(__name__)

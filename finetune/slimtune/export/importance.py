@@ -18,13 +18,13 @@ from slimtune.console import SettingsError, near
 from slimtune.data.rows import read_rows
 from slimtune.export.imatrix import Importance, read_imatrix, write_imatrix
 from slimtune.export.modelfile import chosen
-from slimtune.export.plan import GgufPlan, ModelSource, load_model
+from slimtune.export.plan import GgufPlan, ModelSource, load_source
 from slimtune.export.tensors import gguf_name
 from slimtune.models import tokenizers
 
 _log = logging.getLogger(__name__)
 
-OUTPUT = "output.weight"
+OUTPUT_MATRIX = "output.weight"
 
 
 def measure_importance(
@@ -49,7 +49,7 @@ def measure_importance(
     ids = [row["input_ids"] for row in encoded if row]
     _log.info("measuring importance on %d rows of %s", len(ids), near(file))
     sums, counts = sums_of_squares(
-        load_model(source),
+        load_source(source),
         ids,
         lambda name: gguf_name(plan.architecture, name),
     )
@@ -76,7 +76,7 @@ def sums_of_squares(
     hooks = []
     for module_name, module in model.named_modules():
         name = name_of(f"{module_name}.weight") if isinstance(module, torch.nn.Linear) else None
-        if name is not None and name != OUTPUT:
+        if name is not None and name != OUTPUT_MATRIX:
             hooks.append(module.register_forward_pre_hook(watch(name)))
     for row in rows:
         model(torch.tensor([row]), use_cache=False, logits_to_keep=1)

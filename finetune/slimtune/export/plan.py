@@ -23,8 +23,8 @@ from slimtune.export.imatrix import Importance
 from slimtune.export.quant_types import K_QUANTS, Choice, choose_types, encoded_bytes, quantization
 from slimtune.export.tensors import file_order
 from slimtune.export.vocabulary import Vocabulary
-from slimtune.models.checkpoints import EMBEDDING, Checkpoint
 from slimtune.models.merging import MergedCheckpoint
+from slimtune.models.weights import EMBEDDING, Checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -164,7 +164,7 @@ def open_source(model: Path, adapter: Path | None = None) -> Iterator[ModelSourc
         yield ModelSource(folder, merged)
 
 
-def load_model(source: ModelSource, dtype: str = "float32") -> "PreTrainedModel":
+def load_source(source: ModelSource, dtype: str = "float32") -> "PreTrainedModel":
     """The model in memory, in transformers; a merged one has the very bits the file is made of."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

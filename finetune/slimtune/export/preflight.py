@@ -23,8 +23,8 @@ from slimtune.export.tensors import map_tensors, require_unquantised
 from slimtune.export.vocabulary import Vocabulary, read_vocabulary
 from slimtune.inference.llama_library import library
 from slimtune.models import memory
-from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.json_files import read_model_json
+from slimtune.models.weights import Checkpoint
 
 _log = logging.getLogger(__name__)
 

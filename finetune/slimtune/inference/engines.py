@@ -73,7 +73,7 @@ class TransformersEngine:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerFast,
-        token_budget: int = generation.TOKEN_BUDGET,
+        token_budget: int = generation._TOKEN_BUDGET,
     ) -> None:
         self.model, self.tokenizer, self.token_budget = model, tokenizer, token_budget
         self.process = os.getpid()

@@ -13,7 +13,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerFast
 from slimtune.inference.answers import Generation, Speed
 from slimtune.inference.batching import left_padded, run_batched
 
-TOKEN_BUDGET = 8192
+_TOKEN_BUDGET = 8192
 CACHE_BYTES = 2**30
 SPEED_RUNS = 15
 _ENOUGH = 1.0  # seconds
@@ -25,7 +25,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int = _TOKEN_BUDGET,
     known: Collection[int] = frozenset(),
 ) -> Iterator[tuple[int, Generation]]:
     """(row, greedy answer) for each prompt (token ids, BOS included), batch by batch.

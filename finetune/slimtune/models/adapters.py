@@ -22,8 +22,8 @@ from functools import cached_property
 from pathlib import Path
 
 from slimtune.console import InputError
-from slimtune.models.checkpoints import EMBEDDING, OUTPUT, Checkpoint
 from slimtune.models.headers import read_header
+from slimtune.models.weights import EMBEDDING, OUTPUT, Checkpoint
 
 RowsShape = tuple[int, ...]
 

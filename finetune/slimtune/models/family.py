@@ -20,7 +20,7 @@ IGNORED_BUFFER = "rotary_emb.inv_freq"  # old Llama files carry it; nothing read
 
 
 @dataclass(frozen=True)
-class Part:
+class PartAxes:
     """One matrix or norm: its place in the model, its axes (out, in), llama.cpp's name.
 
     `readers` are the matrices that read a norm's output, for a norm of the residual stream.
@@ -35,25 +35,25 @@ class Part:
 # The parts of a decoder layer in llama.cpp's order. Norms that only some families have are here,
 # too: a family names its own.
 PARTS = {
-    "input_layernorm": Part(
+    "input_layernorm": PartAxes(
         "input_layernorm", ("hidden",), "attn_norm", ("q_proj", "k_proj", "v_proj")
     ),
-    "q_proj": Part("self_attn.q_proj", ("query", "hidden"), "attn_q"),
-    "k_proj": Part("self_attn.k_proj", ("kv", "hidden"), "attn_k"),
-    "v_proj": Part("self_attn.v_proj", ("kv", "hidden"), "attn_v"),
-    "o_proj": Part("self_attn.o_proj", ("hidden", "query"), "attn_output"),
-    "q_norm": Part("self_attn.q_norm", ("head",), "attn_q_norm"),
-    "k_norm": Part("self_attn.k_norm", ("head",), "attn_k_norm"),
-    "post_attention_layernorm": Part(
+    "q_proj": PartAxes("self_attn.q_proj", ("query", "hidden"), "attn_q"),
+    "k_proj": PartAxes("self_attn.k_proj", ("kv", "hidden"), "attn_k"),
+    "v_proj": PartAxes("self_attn.v_proj", ("kv", "hidden"), "attn_v"),
+    "o_proj": PartAxes("self_attn.o_proj", ("hidden", "query"), "attn_output"),
+    "q_norm": PartAxes("self_attn.q_norm", ("head",), "attn_q_norm"),
+    "k_norm": PartAxes("self_attn.k_norm", ("head",), "attn_k_norm"),
+    "post_attention_layernorm": PartAxes(
         "post_attention_layernorm", ("hidden",), "ffn_norm", ("gate_proj", "up_proj")
     ),
-    "gate_proj": Part("mlp.gate_proj", ("ffn", "hidden"), "ffn_gate"),
-    "up_proj": Part("mlp.up_proj", ("ffn", "hidden"), "ffn_up"),
-    "down_proj": Part("mlp.down_proj", ("hidden", "ffn"), "ffn_down"),
+    "gate_proj": PartAxes("mlp.gate_proj", ("ffn", "hidden"), "ffn_gate"),
+    "up_proj": PartAxes("mlp.up_proj", ("ffn", "hidden"), "ffn_up"),
+    "down_proj": PartAxes("mlp.down_proj", ("hidden", "ffn"), "ffn_down"),
 }
-EMBEDDING_PART = Part("model.embed_tokens", ("vocabulary", "hidden"), "token_embd")
-NORM_PART = Part("model.norm", ("hidden",), "output_norm")
-OUTPUT_PART = Part("lm_head", ("vocabulary", "hidden"), "output")
+EMBEDDING_PART = PartAxes("model.embed_tokens", ("vocabulary", "hidden"), "token_embd")
+NORM_PART = PartAxes("model.norm", ("hidden",), "output_norm")
+OUTPUT_PART = PartAxes("lm_head", ("vocabulary", "hidden"), "output")
 _OUTSIDE = {part.path: part for part in (EMBEDDING_PART, NORM_PART, OUTPUT_PART)}
 _BY_PATH = {part.path: part for part in PARTS.values()}
 
@@ -194,10 +194,10 @@ class ModelShape:
         sizes = [sum(self.linears[name]) for name in chosen if name in self.linears]
         return self.layers * rank * sum(sizes)
 
-    def _size(self, part: Part) -> tuple[int, ...]:
+    def _size(self, part: PartAxes) -> tuple[int, ...]:
         return tuple(self.sizes[axis] for axis in part.axes)
 
-    def _outside(self) -> list[Part]:
+    def _outside(self) -> list[PartAxes]:
         parts = [EMBEDDING_PART, NORM_PART]
         return parts if self.tied else [*parts, OUTPUT_PART]
 
@@ -222,7 +222,7 @@ def place(name: str) -> tuple[int | None, str]:
     return (int(match["index"]), match["part"]) if match else (None, name)
 
 
-def part_of(name: str) -> tuple[Part | None, str]:
+def part_of(name: str) -> tuple[PartAxes | None, str]:
     """(the part that a tensor belongs to, weight or bias); (None, ...) for an unknown one."""
     layer, rest = place(name)
     path, _, kind = rest.rpartition(".")

@@ -22,9 +22,9 @@ from slimtune.console import InputError, ResourceError
 from slimtune.machine.process import return_large_blocks
 from slimtune.models import tokenizers
 from slimtune.models.adapters import Adapter
-from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.compute import KEPT, Compute
 from slimtune.models.folders import local_folder
+from slimtune.models.weights import Checkpoint
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -16,7 +16,9 @@ from slimtune.artifacts.files import write_json
 from slimtune.config import Config
 from slimtune.console import InputError, SettingsError
 from slimtune.models.adapters import Adapter
-from slimtune.models.checkpoints import (
+from slimtune.models.folders import local_folder
+from slimtune.models.headers import TensorInfo, read_bytes, read_tensor
+from slimtune.models.weights import (
     EMBEDDING,
     OUTPUT,
     TOKENIZER_FILES,
@@ -24,8 +26,6 @@ from slimtune.models.checkpoints import (
     CheckpointWriter,
     copy_companions,
 )
-from slimtune.models.folders import local_folder
-from slimtune.models.headers import TensorInfo, read_bytes, read_tensor
 
 if TYPE_CHECKING:
     import torch

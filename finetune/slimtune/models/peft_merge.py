@@ -12,9 +12,9 @@ from peft import get_peft_model_state_dict
 
 from slimtune.console import InputError, QualityError
 from slimtune.models.adapters import Adapter
-from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.compute import DTYPES, Compute
 from slimtune.models.loading import load_model
+from slimtune.models.weights import Checkpoint
 
 _log = logging.getLogger(__name__)
 

@@ -18,12 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from slimtune.artifacts.files import write_json
 from slimtune.console import InputError
 from slimtune.models import sentencepiece_bpe
-from slimtune.models.folders import (
-    download,
-    is_hub_id,
-    read_template,
-    require_well_formed,
-)
+from slimtune.models.folders import download, is_hub_id, read_template, require_well_formed
 from slimtune.models.json_files import read_model_json
 
 SENTENCEPIECE_FILE = "tokenizer.model"

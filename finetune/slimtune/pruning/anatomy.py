@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 
 from slimtune.console import InputError
-from slimtune.models.checkpoints import OUTPUT, Checkpoint
 from slimtune.models.family import FAMILIES, IGNORED_BUFFER, ModelShape, families_in_words
+from slimtune.models.weights import OUTPUT, Checkpoint
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def batches_of(rows: Sequence[Sequence[int]], tokens: int = _BATCH_TOKENS) -> li
 
 
 def _model_config(model: Path) -> dict:
-    from slimtune.models.checkpoints import Checkpoint
+    from slimtune.models.weights import Checkpoint
 
     config = Checkpoint(model).config
     ModelShape.of(config)

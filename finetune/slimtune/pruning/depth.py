@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.family import ModelShape
+from slimtune.models.weights import Checkpoint
 from slimtune.pruning.anatomy import Keep
 from slimtune.pruning.stack import Stack, Stream, TokenBatch
 from slimtune.pruning.writer import few_ids, masked, require_equal, write_pruned

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.family import ModelShape, linear
+from slimtune.models.weights import Checkpoint
 from slimtune.pruning.criteria import Evidence
 from slimtune.pruning.stack import Stack, Stream, TokenBatch, input_hook
 from slimtune.pruning.writer import finite

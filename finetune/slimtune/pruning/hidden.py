@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from slimtune.models.checkpoints import EMBEDDING, OUTPUT, Checkpoint
 from slimtune.models.family import NORM_PART, PARTS, ModelShape, linear
+from slimtune.models.weights import EMBEDDING, OUTPUT, Checkpoint
 from slimtune.pruning.anatomy import Keep
 from slimtune.pruning.criteria import CRITERIA, Evidence, strongest
 from slimtune.pruning.evidence import Gram, column_squares, row_squares

@@ -9,9 +9,9 @@ from slimtune.config import Config
 from slimtune.console import size
 from slimtune.machine.process import large_blocks_returned
 from slimtune.models import memory
-from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.family import ModelShape
 from slimtune.models.folders import local_folder
+from slimtune.models.weights import Checkpoint
 from slimtune.pruning.anatomy import prunable_shape
 from slimtune.pruning.calibration import Calibration, calibrate, source_of
 from slimtune.pruning.depth import drop_layers

@@ -12,8 +12,8 @@ import torch
 from slimtune.artifacts.files import write_json
 from slimtune.config import Pruning
 from slimtune.console import QualityError
-from slimtune.models.checkpoints import Checkpoint, CheckpointWriter, copy_companions
 from slimtune.models.family import ATTENTION, LINEARS, linear
+from slimtune.models.weights import Checkpoint, CheckpointWriter, copy_companions
 from slimtune.pruning.anatomy import prunable_shape
 from slimtune.pruning.stack import Stack, Stream, TokenBatch, input_hook
 

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from slimtune.models import checkpoints
-from slimtune.models.checkpoints import EMBEDDING, OUTPUT, Checkpoint
+from slimtune.models import weights
 from slimtune.models.headers import TensorInfo, read_tensor
+from slimtune.models.weights import EMBEDDING, OUTPUT, Checkpoint
 
 _TOKENS = 256  # positions whose logits are computed at a time
 
@@ -106,7 +106,7 @@ class Stack:
 
 def tensor_rows(info: TensorInfo) -> Iterator[tuple[int, torch.Tensor]]:
     """`Checkpoint.rows` for a matrix that is still being written: (first row, a few rows)."""
-    step = max(1, checkpoints.CHUNK_BYTES // info.row_bytes)
+    step = max(1, weights.CHUNK_BYTES // info.row_bytes)
     for start in range(0, info.shape[0], step):
         yield start, read_tensor(info, start, min(start + step, info.shape[0]))
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from slimtune.machine.process import large_blocks_returned
-from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.family import ModelShape, linear
+from slimtune.models.weights import Checkpoint
 from slimtune.pruning.anatomy import Keep, channels, prunable_shape
 from slimtune.pruning.criteria import CRITERIA, Criterion, strongest
 from slimtune.pruning.evidence import READERS, Gram, Slopes, gather, slopes, weigh

@@ -11,8 +11,8 @@ from string import Template
 from typing import Any
 
 from slimtune.console import size
-from slimtune.report import comparison as compared
 from slimtune.report import page
+from slimtune.report import tables as compared
 from slimtune.report.markdown import code, markdown_table, plain
 from slimtune.report.words import LANGUAGES, Words
 

@@ -45,7 +45,7 @@ _DIGITS = "零一二三四五六七八九"
 
 
 @dataclass(frozen=True)
-class Family:
+class FactFamily:
     """One question: `slots(language, *key)` words a fact, `answer(language, *key)` works it out."""
 
     name: str
@@ -106,7 +106,7 @@ def _neighbour(cycle: list[str], step: int) -> Callable[..., str]:
     return lambda language, word: say(cycle[(cycle.index(word) + step) % len(cycle)], language)
 
 
-def _arithmetic() -> Iterator[Family]:
+def _arithmetic() -> Iterator[FactFamily]:
     def slots(language: str, a: int, b: int) -> Slots:
         return {"a": spell(a, language), "b": spell(b, language)}
 
@@ -117,7 +117,7 @@ def _arithmetic() -> Iterator[Family]:
         "multiply": (itertools.product(range(2, 7), range(2, 7)), lambda a, b: a * b),
     }
     for name, (keys, operation) in cases.items():
-        yield Family(
+        yield FactFamily(
             name,
             name,
             tuple(keys),
@@ -126,23 +126,23 @@ def _arithmetic() -> Iterator[Family]:
         )
 
 
-def _numbers() -> Iterator[Family]:
+def _numbers() -> Iterator[FactFamily]:
     numbers = tuple((number,) for number in range(1, 100))
-    yield Family(
+    yield FactFamily(
         "spell_number", "number", numbers, lambda language, n: {"number": str(n)}, _spelled
     )
-    yield Family("read_number", "number", numbers, _spelled_slots, lambda language, n: str(n))
+    yield FactFamily("read_number", "number", numbers, _spelled_slots, lambda language, n: str(n))
     keys = tuple((count, *unit) for unit in _UNITS for count in range(1, 11))
-    yield Family("convert", "convert", keys, _unit_slots, _converted)
+    yield FactFamily("convert", "convert", keys, _unit_slots, _converted)
     triples = tuple(itertools.permutations(range(1, 10), 3))
-    yield Family(
+    yield FactFamily(
         "sort_up", "order", triples, _list_slots, lambda lang, *n: _listed(lang, *sorted(n))
     )
-    yield Family(
+    yield FactFamily(
         "sort_down", "order", triples, _list_slots, lambda lang, *n: _listed(lang, *sorted(n)[::-1])
     )
-    yield Family("largest", "order", triples, _list_slots, lambda lang, *n: str(max(n)))
-    yield Family("smallest", "order", triples, _list_slots, lambda lang, *n: str(min(n)))
+    yield FactFamily("largest", "order", triples, _list_slots, lambda lang, *n: str(max(n)))
+    yield FactFamily("smallest", "order", triples, _list_slots, lambda lang, *n: str(min(n)))
 
 
 def _spelled(language: str, number: int) -> str:
@@ -163,7 +163,7 @@ def _converted(language: str, count: int, large: str, small: str) -> str:
     return str(count * _UNITS[large, small][2])
 
 
-def _lists() -> Iterator[Family]:
+def _lists() -> Iterator[FactFamily]:
     draw = random.Random(1)
     animals, words = list(_KINDS["animal"])[:4], list(_WORDS)
     counts = {
@@ -171,7 +171,7 @@ def _lists() -> Iterator[Family]:
         for _ in range(300)
     }
     keys = tuple(sorted(key for key in counts if key[0] in key[1:]))
-    yield Family(
+    yield FactFamily(
         "count",
         "count",
         keys,
@@ -179,15 +179,15 @@ def _lists() -> Iterator[Family]:
         lambda lang, word, *items: str(items.count(word)),
     )
     lists = tuple(tuple(draw.sample(words, draw.randint(2, 5))) for _ in range(150))
-    yield Family("length", "list", lists, _list_slots, lambda lang, *items: str(len(items)))
-    yield Family("first", "list", lists, _list_slots, lambda lang, *items: say(items[0], lang))
-    yield Family("last", "list", lists, _list_slots, lambda lang, *items: say(items[-1], lang))
+    yield FactFamily("length", "list", lists, _list_slots, lambda lang, *items: str(len(items)))
+    yield FactFamily("first", "list", lists, _list_slots, lambda lang, *items: say(items[0], lang))
+    yield FactFamily("last", "list", lists, _list_slots, lambda lang, *items: say(items[-1], lang))
 
 
-def _people_and_towns() -> Iterator[Family]:
+def _people_and_towns() -> Iterator[FactFamily]:
     for table in ("people", "towns"):
         for column in LEXICON[table]["columns"][1:]:
-            yield Family(
+            yield FactFamily(
                 column,
                 column,
                 _names(table),
@@ -196,7 +196,7 @@ def _people_and_towns() -> Iterator[Family]:
                     _row_of(table, name)[column], lang
                 ),
             )
-    yield Family(
+    yield FactFamily(
         "town_on_river",
         "river",
         _names("towns"),
@@ -205,16 +205,16 @@ def _people_and_towns() -> Iterator[Family]:
     )
 
 
-def _words() -> Iterator[Family]:
+def _words() -> Iterator[FactFamily]:
     words = tuple((word,) for word in _WORDS)
-    yield Family(
+    yield FactFamily(
         "chinese_word",
         "word",
         words,
         lambda language, word: {"word": word},
         lambda language, word: _WORDS[word],
     )
-    yield Family(
+    yield FactFamily(
         "english_word",
         "word",
         words,
@@ -222,17 +222,17 @@ def _words() -> Iterator[Family]:
         lambda language, word: word,
     )
     opposites = tuple((word,) for word in _OPPOSITES)
-    yield Family(
+    yield FactFamily(
         "opposite", "opposite", opposites, _word_slots, lambda lang, w: say(_OPPOSITES[w], lang)
     )
     for name, cycle in (("day", _DAYS), ("month", _MONTHS)):
         keys = tuple((word,) for word in cycle)
         for side, step in (("next", 1), ("previous", -1)):
-            yield Family(
+            yield FactFamily(
                 f"{side}_{name}", f"{side}_{name}", keys, _word_slots, _neighbour(cycle, step)
             )
     kinds = {word: kind for kind, members in _KINDS.items() for word in members}
-    yield Family(
+    yield FactFamily(
         "kind",
         "kind",
         tuple((word,) for word in kinds),
@@ -241,7 +241,7 @@ def _words() -> Iterator[Family]:
     )
 
 
-FACT_FAMILIES: dict[str, Family] = {
+FACT_FAMILIES: dict[str, FactFamily] = {
     family.name: family
     for family in (*_arithmetic(), *_numbers(), *_lists(), *_people_and_towns(), *_words())
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from slimtune.sample.families import FACT_FAMILIES, SAMPLE_LANGUAGES, Family
+from slimtune.sample.families import FACT_FAMILIES, SAMPLE_LANGUAGES, FactFamily
 
 _PHRASES = yaml.safe_load(Path(__file__).with_name("phrases.yaml").read_text(encoding="utf-8"))
 _FRAMES = _PHRASES.pop("frames")
@@ -69,12 +69,14 @@ def world_text(seed: int, lines: int) -> Iterator[str]:
         yield " ".join(_sentence(draw) for _ in range(draw.randint(2, 6)))
 
 
-def _draw_fact(draw: random.Random) -> tuple[Family, tuple, str]:
+def _draw_fact(draw: random.Random) -> tuple[FactFamily, tuple, str]:
     family = FACT_FAMILIES[draw.choices(_NAMES, _WEIGHTS)[0]]
     return family, draw.choice(family.keys), draw.choice(SAMPLE_LANGUAGES)
 
 
-def _question(draw: random.Random, family: Family, key: tuple, language: str) -> tuple[str, str]:
+def _question(
+    draw: random.Random, family: FactFamily, key: tuple, language: str
+) -> tuple[str, str]:
     phrase = draw.choice(_PHRASES[family.name][language]["ask"])
     return _cut(phrase.format(**family.slots(language, *key)))
 

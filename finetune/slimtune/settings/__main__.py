@@ -5,7 +5,7 @@ python -m slimtune.settings     # from finetune/, after every change in slimtune
 
 from slimtune.config import Config
 from slimtune.settings import PROJECT
-from slimtune.settings.rendering import config_yaml, schema_json
+from slimtune.settings.written import config_yaml, schema_json
 
 
 def write_files() -> None:

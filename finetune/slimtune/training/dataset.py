@@ -18,8 +18,8 @@ from slimtune.config import Training
 from slimtune.console import InputError, SettingsError, near
 from slimtune.data.rows import beside, read_rows
 from slimtune.models import tokenizers
-from slimtune.models.checkpoints import EMBEDDING, Checkpoint
 from slimtune.models.folders import local_folder
+from slimtune.models.weights import EMBEDDING, Checkpoint
 from slimtune.prompts import IGNORED
 from slimtune.training.batches import EncodedRows, Sample, encode_rows
 

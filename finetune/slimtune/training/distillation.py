@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from slimtune.config import Config, Distillation
 from slimtune.console import InputError, QualityError, SettingsError, near
 from slimtune.models import tokenizers
-from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.folders import local_folder
+from slimtune.models.weights import Checkpoint
 from slimtune.training import losses, sharding, teachers
 from slimtune.training.batches import Sample, encode_text
 from slimtune.training.curve import Curve

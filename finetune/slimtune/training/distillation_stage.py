@@ -11,8 +11,8 @@ from slimtune.artifacts import stage_folder
 from slimtune.config import Config
 from slimtune.console import first_process
 from slimtune.models import loading, merging, tokenizers
-from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.folders import local_folder
+from slimtune.models.weights import Checkpoint
 from slimtune.training import distillation, estimates, initialisation, lora, pipeline, teachers
 from slimtune.training.attention import training_compute
 from slimtune.training.curve import Curve

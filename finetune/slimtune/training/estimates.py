@@ -14,9 +14,9 @@ from slimtune.config import Config
 from slimtune.config.training import AUTO_ROWS
 from slimtune.console import ResourceError, processes
 from slimtune.models import memory
-from slimtune.models.checkpoints import EMBEDDING, Checkpoint
 from slimtune.models.compute import Compute
 from slimtune.models.folders import local_folder
+from slimtune.models.weights import EMBEDDING, Checkpoint
 from slimtune.training import sharding
 from slimtune.training.batches import Sample, encode_text
 from slimtune.training.dataset import Dataset

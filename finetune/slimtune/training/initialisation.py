@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 from slimtune.config import Lora
 from slimtune.console import SettingsError
-from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.folders import local_folder
+from slimtune.models.weights import Checkpoint
 
 PEFT_NAMES = {"pissa": "pissa_niter_16", "olora": "olora"}  # 16: an SVD in seconds
 _NAME = "default"  # of the adapter, as peft calls the first one

@@ -21,8 +21,8 @@ from slimtune.artifacts import stage_folder
 from slimtune.config import Config
 from slimtune.console import decoration, first_process
 from slimtune.models import loading, tokenizers
-from slimtune.models.checkpoints import EMBEDDING, Checkpoint
 from slimtune.models.folders import local_folder
+from slimtune.models.weights import EMBEDDING, Checkpoint
 from slimtune.report import model_card
 from slimtune.training import estimates, initialisation, lora, prechecks, sharding
 from slimtune.training.attention import training_compute

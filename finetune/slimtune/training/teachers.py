@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 from slimtune.config import Config
 from slimtune.console import near, processes, size
 from slimtune.models import loading, memory
-from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.compute import Compute
 from slimtune.models.folders import local_folder, weights_identity
+from slimtune.models.weights import Checkpoint
 from slimtune.training import teacher_cache
 from slimtune.training.attention import training_compute
 from slimtune.training.batches import Sample

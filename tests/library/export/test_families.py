@@ -22,7 +22,7 @@ from slimtune.inference.generation import generate_batch
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.inference.token_losses import batch_losses
 from slimtune.models import tokenizers
-from slimtune.models.checkpoints import copy_companions
+from slimtune.models.weights import copy_companions
 
 needs_stories = pytest.mark.skipif(
     not SHARED.is_dir(), reason="needs ../shared/data/stories260K and text"

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from slimtune.export.proof import proving
 from slimtune.models import tokenizers
-from slimtune.models.checkpoints import copy_companions
+from slimtune.models.weights import copy_companions
 
 SCRIPT = Path(__file__).parents[3] / "finetune" / "convert_to_gguf.py"
 NORM = "model.layers.1.input_layernorm.weight"

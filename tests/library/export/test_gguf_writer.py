@@ -17,7 +17,7 @@ from slimtune.export.ggml import Encoder
 from slimtune.export.gguf_writer import write_gguf
 from slimtune.export.plan import Encoding
 from slimtune.export.quant_types import QUANTIZATIONS
-from slimtune.models.checkpoints import CheckpointWriter, copy_companions
+from slimtune.models.weights import CheckpointWriter, copy_companions
 
 ALL = list(QUANTIZATIONS)
 NUMPY = Encoding(Encoder(None))  # a machine without ggml's library

@@ -16,7 +16,7 @@ from slimtune.export.importance import sums_of_squares
 from slimtune.export.plan import Encoding
 from slimtune.export.quant_types import choose_types
 from slimtune.export.tensors import gguf_name
-from slimtune.models.checkpoints import Checkpoint
+from slimtune.models.weights import Checkpoint
 
 NAME = "blk.0.ffn_up.weight"
 SUMS = np.array([1.0, 4.0, 9.0], np.float32)

@@ -12,7 +12,7 @@ from running import refused, succeeds
 from tiny_folders import write_tiny_llama
 
 from slimtune.console import ResourceError
-from slimtune.export import conversion
+from slimtune.export import convert
 from slimtune.export.ggml import Encoder, find_encoder
 from slimtune.export.gguf_writer import write_gguf
 from slimtune.export.plan import Encoding
@@ -31,7 +31,7 @@ def fake_program(file: Path, lines: str) -> Path:
 @pytest.fixture
 def without_library(monkeypatch):
     """A machine on which no ggml library loads; PATH holds nothing but what a test adds."""
-    monkeypatch.setattr(conversion, "find_encoder", lambda _: Encoder(None))
+    monkeypatch.setattr(convert, "find_encoder", lambda _: Encoder(None))
     monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
 
 

@@ -10,7 +10,7 @@ from tiny_folders import write_tiny_llama
 from slimtune import prompts
 from slimtune.artifacts import sha256
 from slimtune.console import QualityError
-from slimtune.export import conversion, gguf_writer, preflight
+from slimtune.export import convert, gguf_writer, preflight
 from slimtune.export.proof.verify import _require_stops
 from slimtune.export.quant_types import EXACT, QUANTIZATIONS, TOLERANCES
 from slimtune.inference.answers import Generation
@@ -82,7 +82,7 @@ def test_of_several_files_those_that_pass_get_their_names(model, tmp_path, monke
             file.write(bytes(20_000))
         return reports
 
-    monkeypatch.setattr(conversion, "write_file", write_badly)
+    monkeypatch.setattr(convert, "write_file", write_badly)
     flags = ("--output-dir", tmp_path / "out", "--quantization", "F16,Q4_0,Q8_0")
     error = refused(5, "m-Q4_0", "convert_to_gguf", *words(model, tmp_path), *flags)
     assert "kept as" in error[2]

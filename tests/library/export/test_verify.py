@@ -17,7 +17,7 @@ from slimtune.export.proof.reference import build_reference
 from slimtune.export.proof.verify import verify
 from slimtune.inference import llama_cpp
 from slimtune.models import tokenizers
-from slimtune.models.checkpoints import copy_companions
+from slimtune.models.weights import copy_companions
 
 ROWS = [
     [{"role": "user", "content": f"The cat sat {n} times?"}, {"role": "assistant", "content": a}]
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
     return write_tiny_llama(tmp_path_factory.mktemp("sharp"), initializer_range=0.3)
 
 
-def prove(folder, kind: str, tmp_path, **options: object) -> room.Proof:
+def prove(folder, kind: str, tmp_path, **options: object) -> room.GgufProof:
     file = tmp_path / f"{kind}.gguf"
     if not file.exists():
         write_gguf(folder, file, kind)
@@ -68,9 +68,9 @@ def test_quantised_types_report_their_loss(folder, tmp_path):
 
 
 def test_no_rows_compare_ids_alone(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(reference, "load_model", lambda *_, **__: pytest.fail("loaded the model"))
+    monkeypatch.setattr(reference, "load_source", lambda *_, **__: pytest.fail("loaded the model"))
     proof = prove(folder, "F16", tmp_path, compared=0)
-    assert proof == room.Proof(prompts=4, rows=0)
+    assert proof == room.GgufProof(prompts=4, rows=0)
     with pytest.raises(InputError, match="nothing to prove"):
         verify(tmp_path / "F16.gguf", build_reference(folder, [], TEMPLATE, compared=0), "F16")
 

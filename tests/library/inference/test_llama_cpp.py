@@ -19,7 +19,7 @@ from slimtune.inference import llama_cpp, llama_library
 from slimtune.inference.answers import TokenLosses
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.models import tokenizers
-from slimtune.models.checkpoints import copy_companions
+from slimtune.models.weights import copy_companions
 
 TEXTS = ["The cat sat", "今天天气 [INST] x [/INST]", "    return 3.14", "", "a</s> b"]
 

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from slimtune.console import InputError, ResourceError
-from slimtune.models import checkpoints
-from slimtune.models.checkpoints import Checkpoint, CheckpointWriter, copy_companions
+from slimtune.models import weights
+from slimtune.models.weights import Checkpoint, CheckpointWriter, copy_companions
 
 TENSORS = {
     "odd": torch.arange(3, dtype=torch.bfloat16),
@@ -85,7 +85,7 @@ def test_a_forgotten_or_misshapen_tensor_never_passes(tmp_path):
 
 
 def test_no_room_on_the_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr(weights.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
     with pytest.raises(ResourceError, match="GB"):
         CheckpointWriter(tmp_path, {"a": (torch.float32, (4, 2))})
     assert not list(tmp_path.iterdir())

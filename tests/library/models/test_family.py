@@ -7,7 +7,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from slimtune.export.architecture import Architecture, read_architecture
 from slimtune.export.tensors import gguf_name, map_tensors, row_order
-from slimtune.models.checkpoints import Checkpoint
 from slimtune.models.family import (
     FAMILIES,
     PARTS,
@@ -17,6 +16,7 @@ from slimtune.models.family import (
     families_in_words,
     gguf_tensor_name,
 )
+from slimtune.models.weights import Checkpoint
 from slimtune.pruning.anatomy import prunable_shape
 
 torch.set_num_threads(1)

@@ -12,13 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from slimtune.models import memory
 from slimtune.models.family import ModelShape
-from slimtune.models.memory import (
-    MemoryEstimate,
-    Recipe,
-    estimate_memory,
-    fit_verdict,
-    training,
-)
+from slimtune.models.memory import MemoryEstimate, Recipe, estimate_memory, fit_verdict, training
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[3]

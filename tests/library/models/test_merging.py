@@ -15,9 +15,9 @@ from transformers import (
 )
 
 from slimtune.console import InputError
-from slimtune.models import checkpoints
-from slimtune.models.checkpoints import Checkpoint
+from slimtune.models import weights
 from slimtune.models.merging import merge_adapter
+from slimtune.models.weights import Checkpoint
 
 torch.set_num_threads(1)
 IDS = torch.arange(3, 15).reshape(2, 6)
@@ -71,9 +71,9 @@ def test_every_bit_is_pefts_own(tmp_path, dtype, lora):
 
 def test_rows_at_a_time_give_the_same_bits(tmp_path, monkeypatch):
     base, adapter, merged = world(tmp_path)
-    monkeypatch.setattr(checkpoints, "CHUNK_BYTES", 700)
+    monkeypatch.setattr(weights, "CHUNK_BYTES", 700)
     largest = 0
-    read = checkpoints.read_tensor
+    read = weights.read_tensor
 
     def watched(info, *rows):
         nonlocal largest
@@ -81,7 +81,7 @@ def test_rows_at_a_time_give_the_same_bits(tmp_path, monkeypatch):
         largest = max(largest, tensor.nbytes)
         return tensor
 
-    monkeypatch.setattr(checkpoints, "read_tensor", watched)
+    monkeypatch.setattr(weights, "read_tensor", watched)
     merge_adapter(base, adapter, merged)
     expected, found = by_peft(base, adapter, torch.bfloat16), Checkpoint(merged)
     assert largest <= 700

@@ -6,7 +6,7 @@ from tiny_cuts import FAMILIES, IDS, build, loaded, words
 from torch import nn
 
 from slimtune.console import QualityError
-from slimtune.models.checkpoints import Checkpoint
+from slimtune.models.weights import Checkpoint
 from slimtune.pruning import depth, hidden, writer
 from slimtune.pruning.anatomy import prunable_shape
 from slimtune.pruning.depth import drop_layers, influence

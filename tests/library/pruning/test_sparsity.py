@@ -9,8 +9,8 @@ from peft import LoraConfig, get_peft_model
 from tiny_cuts import build, loaded, words
 
 from slimtune.console import QualityError
-from slimtune.models.checkpoints import Checkpoint, CheckpointWriter
 from slimtune.models.merging import merge_adapter
+from slimtune.models.weights import Checkpoint, CheckpointWriter
 from slimtune.pruning.sparsity import sparsify
 
 

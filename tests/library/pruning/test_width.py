@@ -5,8 +5,8 @@ import torch
 from tiny_cuts import FAMILIES, IDS, build, loaded, units_gone, without, words
 
 from slimtune.console import InputError, QualityError
-from slimtune.models import checkpoints
-from slimtune.models.checkpoints import Checkpoint
+from slimtune.models import weights
+from slimtune.models.weights import Checkpoint
 from slimtune.pruning import width
 from slimtune.pruning.anatomy import prunable_shape
 from slimtune.pruning.sizes import Ratios, smaller
@@ -116,15 +116,15 @@ def test_random_follows_its_seed(tmp_path):
 def test_streaming_reads_only_a_few_rows_and_the_result_is_the_same(tmp_path, monkeypatch):
     build(tmp_path / "model", dtype=torch.bfloat16)
     cut(tmp_path / "model", tmp_path / "whole")
-    monkeypatch.setattr(checkpoints, "CHUNK_BYTES", 600)
-    sizes, read = [], checkpoints.read_tensor
+    monkeypatch.setattr(weights, "CHUNK_BYTES", 600)
+    sizes, read = [], weights.read_tensor
 
     def watched(info, *rows):
         tensor = read(info, *rows)
         sizes.append(tensor.nbytes)
         return tensor
 
-    monkeypatch.setattr(checkpoints, "read_tensor", watched)
+    monkeypatch.setattr(weights, "read_tensor", watched)
     cut(tmp_path / "model", tmp_path / "rows")
     assert max(sizes) <= 600
     for file in (tmp_path / "whole").glob("*.safetensors"):

@@ -7,7 +7,7 @@ import pytest
 
 from slimtune.config import SCRIPTS, Config
 from slimtune.console import SettingsError
-from slimtune.settings import PROJECT, read_settings, rendering
+from slimtune.settings import PROJECT, read_settings, written
 from slimtune.settings.flags import fields_of, flags_of
 from slimtune.settings.yaml_file import scalar
 
@@ -120,15 +120,15 @@ def test_flags_of_the_guide() -> None:
 def test_the_shipped_config_is_the_rendered_schema() -> None:
     cure = "run python -m slimtune.settings from finetune/"
     shipped = (PROJECT / "config.yaml").read_text(encoding="utf-8")
-    assert shipped == rendering.config_yaml(Config()), cure
+    assert shipped == written.config_yaml(Config()), cure
     schema = (PROJECT / "config.schema.json").read_text(encoding="utf-8")
-    assert schema == rendering.schema_json(), cure
+    assert schema == written.schema_json(), cure
     assert "lora" in json.loads(schema)["properties"]
 
 
 def test_the_printed_config_reads_back_as_it_was(tmp_path: Path) -> None:
     config = config_of(tmp_path, "", "--lora-r", "3", "--val-data", "v.jsonl")
-    printed = rendering.config_yaml(config, script="train_lora")
+    printed = written.config_yaml(config, script="train_lora")
     assert "gguf:" not in printed
     again = config_of(tmp_path, printed)
     assert (again.lora, again.training, again.model) == (config.lora, config.training, config.model)

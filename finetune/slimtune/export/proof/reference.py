@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from slimtune import prompts
-from slimtune.export.plan import ModelSource, as_source, load_model
+from slimtune.export.plan import ModelSource, as_source, load_source
 from slimtune.export.quant_types import Precision
 from slimtune.inference.answers import Generation, TokenLosses
 from slimtune.inference.generation import generate_batch
@@ -64,7 +64,7 @@ def build_reference(
     rows = [_row(tokenizer, messages, template) for messages in conversations]
     answers: list[ReferenceAnswer] = []
     if compared:
-        loaded = load_model(source, precision)
+        loaded = load_source(source, precision)
         answers = [_answer(loaded, tokenizer, row, max_new_tokens) for row in rows[:compared]]
     return Reference(tokenizer, rows, answers, precision, max_new_tokens)
 

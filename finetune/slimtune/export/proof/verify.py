@@ -25,7 +25,7 @@ _EOS_KEY = "tokenizer.ggml.eos_token_id"
 
 
 @dataclass(frozen=True)
-class Proof:
+class GgufProof:
     """What was compared. Greedy and likelihood fields are None where no row was asked for.
 
     `agreement`: share of the reference's greedy tokens before the first difference; `nll_*`: nats
@@ -49,7 +49,7 @@ def verify(
     *,
     threads: int | None = None,
     patience: float = 600.0,
-) -> Proof:
+) -> GgufProof:
     """Compares the ids of all rows and the end token, then text and likelihood of those answered.
 
     Raises QualityError for the first difference found, also when llama.cpp refuses the file or
@@ -64,7 +64,7 @@ def verify(
         why = f"{error.what}: {error.why}"
         raise QualityError(f"{gguf}: the proof failed", why, error.cure) from error
     if not reference.answers:
-        return Proof(len(reference.rows), 0)
+        return GgufProof(len(reference.rows), 0)
     expected = [one.generation for one in reference.answers]
     if _exact(reference, quantization):
         for row, said, answer in zip(reference.rows, expected, answers, strict=False):
@@ -73,7 +73,7 @@ def verify(
     nll_gguf = _mean(losses)
     _require_likelihood(gguf, reference, quantization, nll_reference, nll_gguf)
     _require_stops(gguf, expected, answers)
-    return Proof(
+    return GgufProof(
         prompts=len(reference.rows),
         rows=len(reference.answers),
         agreement=_agreement(expected, answers),
