@@ -106,6 +106,16 @@ class Data(Section):
         "true puts a space into texts that a tokenizer would read as control tokens (<s>, [INST],\n"
         "<|im_end|>), which would end a turn early; false leaves them.",
     )
+    placeholders: Literal["reject", "keep"] = setting(
+        "reject",
+        "Answers that are only what stands for no value (nan, None, NULL, N/A, #REF!, 无): reject\n"
+        "sets such rows aside, keep learns them; where None is a real answer, keep.",
+    )
+    encoding: str = setting(
+        "auto",
+        "Encoding of text files: auto, or a name such as utf-8, gb18030, big5, shift_jis, euc_kr.",
+        pattern=r"^[\w.-]+$",
+    )
     inspect_texts: bool = setting(
         True, "true counts rows with HTML entities (&amp;) and mojibake; nothing is changed."
     )

@@ -62,6 +62,7 @@ class Account:
     splits: Counter = field(default_factory=Counter)
     languages: Counter = field(default_factory=Counter)
     cleaning: Counter = field(default_factory=Counter)  # {step: rows it changed or noticed}
+    unused: dict[str, dict[str, float]] = field(default_factory=dict)  # columns that nothing reads
     long_rows: Counter = field(default_factory=Counter)  # {"whole" | "shortened" | "split": rows}
     tokens: array = field(default_factory=lambda: array("I"))  # of each conversation written
     supervised: array = field(default_factory=lambda: array("I"))  # of them, the same order
@@ -93,6 +94,7 @@ class Account:
         """All counts as plain values; tokens are summed up by `token_numbers`."""
         return {
             "sources": self.sources,
+            "unused_columns": self.unused,
             "rows_in": self.rows_in,
             "kept": self.kept,
             **{name: self.reasons[kind].total() for kind, name in ROW_KINDS.items()},

@@ -6,6 +6,8 @@ Blocks of one file in order hold all its rows in order. Memory holds a block, no
 import csv
 import io
 import json
+import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -13,8 +15,11 @@ from typing import Any, TextIO
 from slimtune.console import InputError
 from slimtune.data import json_array
 from slimtune.data.encodings import ENCODING_NAMES, NO_TEXT, open_text
-from slimtune.data.sources import SourceFile
+from slimtune.data.json_array import DECODER, TWICE
+from slimtune.data.sources import SourceFile, table_rows
 
+_AROUND = " \t\r\n\ufeff"  # a byte order mark stands where files were put one behind the other
+_GLUE = re.compile(r"[ \t\r,\ufeff]*")
 BLOCK_BYTES = 1 << 20  # characters; small enough that several in flight weigh little
 
 csv.field_size_limit(2**31 - 1)  # the default refuses answers over 128 kB
@@ -80,14 +85,29 @@ def _cut_lines(stream: TextIO, source: SourceFile) -> Iterator[Block]:
 def _parse_lines(block: Block) -> Iterator[NumberedRow]:
     # Not str.splitlines: it would split at the U+2028 inside a text.
     for line, text in enumerate(block.rows.split("\n"), start=block.line):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except ValueError as error:
-            yield line, BadLine(text, f"not valid JSON: {error.msg}")
-        else:
-            yield line, _object(row)
+        text = text.strip(_AROUND)
+        if text:
+            for row in _objects_of(text):
+                yield line, row
+
+
+def _objects_of(text: str) -> Iterator[dict[str, Any] | BadLine]:
+    """The objects of one line: one, as it should be, or several glued together or with commas."""
+    at = 0
+    try:
+        while at < len(text):
+            row, end = DECODER.raw_decode(text, at)
+            yield _object(row)
+            at = _GLUE.match(text, end).end()
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        yield BadLine(text[at:], f"not valid JSON: {reason}")
+
+
+def _cut_columns(stream: TextIO, source: SourceFile) -> Iterator[Block]:
+    """A table that is one object, as lines: it was small enough to be recognised whole."""
+    rows = table_rows(DECODER.decode(stream.read())) or []
+    yield Block(source, 1, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
 
 
 def _cut_array(stream: TextIO, source: SourceFile) -> Iterator[Block]:
@@ -107,7 +127,11 @@ def _parse_array(block: Block) -> Iterator[NumberedRow]:
 
 def _object(row: Any) -> dict[str, Any] | BadLine:
     if isinstance(row, dict):
-        return row
+        if TWICE not in row:
+            return row
+        name = row.pop(TWICE)
+        text = json.dumps(row, ensure_ascii=False)
+        return BadLine(text, f'"{name}" stands twice in the row')
     text = json.dumps(row, ensure_ascii=False)
     return BadLine(text, f"a row must be an object, this is a {type(row).__name__}")
 
@@ -115,8 +139,8 @@ def _object(row: Any) -> dict[str, Any] | BadLine:
 def _cut_csv(stream: TextIO, source: SourceFile) -> Iterator[Block]:
     """Only a reader knows whether a line's end stands in quotes: so each row is read here too."""
     lines = _Remembered(stream)
-    reader = csv.reader(lines, delimiter=source.delimiter, strict=True)
-    header = tuple(column.strip() for column in _next(reader, source) or ())
+    reader = csv.reader(lines, strict=True, **_dialect(source))
+    header = _header(reader, source)
     lines.taken()
     line = reader.line_num + 1
     while _next(reader, source) is not None:
@@ -125,6 +149,38 @@ def _cut_csv(stream: TextIO, source: SourceFile) -> Iterator[Block]:
             line = reader.line_num + 1
     if text := lines.taken():
         yield Block(source, line, text, header)
+
+
+def _dialect(source: SourceFile) -> dict[str, Any]:
+    quoting = csv.QUOTE_MINIMAL if source.quoted else csv.QUOTE_NONE
+    return {"delimiter": source.delimiter, "quoting": quoting}
+
+
+def _header(reader: Any, source: SourceFile) -> tuple[str, ...]:
+    """The names of the columns; blank ones get a number. InputError where one stands twice.
+
+    `source.above` lines come before them: `sep=;`, a title, blank lines.
+    """
+    fields: list[str] = []
+    while reader.line_num < source.above or not fields:
+        found = _next(reader, source)
+        if found is None:
+            return ()
+        fields = found if reader.line_num > source.above else []
+    names = [_cell(column) or f"column {place}" for place, column in enumerate(fields, start=1)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        places = [str(place) for place, name in enumerate(names, start=1) if name == twice]
+        raise InputError(
+            f"{source.file}:{reader.line_num}: the header has {twice!r} twice",
+            f"columns {' and '.join(places)} bear it, and one of the two would be lost in silence",
+            "give each column a name of its own",
+        )
+    return tuple(names)
+
+
+def _cell(text: str) -> str:
+    return text.strip(_AROUND)
 
 
 class _Remembered:
@@ -164,18 +220,45 @@ def _next(reader: Any, source: SourceFile) -> list[str] | None:
 
 
 def _parse_csv(block: Block) -> Iterator[NumberedRow]:
+    lines = block.rows.split("\n")
     text = io.StringIO(block.rows, newline="")
-    reader = csv.reader(text, delimiter=block.source.delimiter, strict=True)
+    reader = csv.reader(text, strict=True, **_dialect(block.source))
     while True:
-        line = block.line + reader.line_num
+        start = reader.line_num
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            yield line, BadLine("", f"not valid CSV: {error}")
+            raw = "\n".join(lines[start : reader.line_num])
+            yield block.line + start, BadLine(raw, f"not valid CSV: {error}")
             continue
         if fields is None:
             return
-        if fields:
+        spanned = lines[start : reader.line_num]
+        if _swallowed(spanned, block):
+            yield from _one_by_one(spanned, block.line + start, block)
+        elif any(map(str.strip, fields)):  # a spreadsheet's blank rows are none
+            yield block.line + start, _named(fields, block.header)
+
+
+def _swallowed(spanned: list[str], block: Block) -> bool:
+    """Whether a quoted text over several lines has taken in rows that were no part of it.
+
+    A stray quote opens it in one row and another closes it in a later one: then every line has as
+    many delimiters as the header. A text that spans lines rarely has them in its every line.
+    """
+    delimiters = len(block.header) - 1
+    if len(spanned) < 2 or not delimiters:
+        return False
+    return all(line.count(block.source.delimiter) == delimiters for line in spanned)
+
+
+def _one_by_one(spanned: list[str], first: int, block: Block) -> Iterator[NumberedRow]:
+    """Each line as a row of its own; those with the stray quote are set aside as they stand."""
+    for line, text in enumerate(spanned, start=first):
+        if text.count('"') % 2:
+            yield line, BadLine(text, "a quote that is not closed in its line")
+        else:
+            (fields,) = csv.reader([text], **_dialect(block.source))
             yield line, _named(fields, block.header)
 
 
@@ -183,6 +266,10 @@ def _named(fields: list[str], header: tuple[str, ...]) -> dict[str, Any] | BadLi
     if len(fields) > len(header):
         why = f"{len(fields)} fields under a header of {len(header)}"
         return BadLine(",".join(fields), why)
+    if fields[0].startswith("\ufeff"):
+        fields = [fields[0].lstrip("\ufeff"), *fields[1:]]
+    if tuple(map(_cell, fields)) == header:
+        return BadLine(",".join(fields), "the header once more: files put one behind the other")
     return dict(zip(header, fields, strict=False))
 
 
@@ -210,18 +297,29 @@ def _parse_parquet(block: Block) -> Iterator[NumberedRow]:
 
 def _json_like(row: dict[str, Any]) -> dict[str, Any]:
     """Bytes and times, which JSON has not, as text."""
-    plain = (str, int, float, bool, list, dict, type(None))
-    return {k: v if isinstance(v, plain) else str(v) for k, v in row.items()}
+    return {name: _json_value(value) for name, value in row.items()}
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_json_value(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _json_value(one) for name, one in value.items()}
+    return value if isinstance(value, str | int | None) else str(value)
 
 
 _CUTTERS: dict[str, Callable[[TextIO, SourceFile], Iterator[Block]]] = {
     **dict.fromkeys(json_array.FORMS, _cut_array),
     "jsonl": _cut_lines,
+    "columns": _cut_columns,
     "csv": _cut_csv,
 }
 _PARSERS: dict[str, Callable[[Block], Iterator[NumberedRow]]] = {
     **dict.fromkeys(json_array.FORMS, _parse_array),
     "jsonl": _parse_lines,
+    "columns": _parse_lines,
     "csv": _parse_csv,
     "parquet": _parse_parquet,
 }

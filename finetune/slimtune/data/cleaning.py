@@ -13,9 +13,10 @@ from typing import Any
 from slimtune.config.data import Data
 from slimtune.data import blocks, similarity, splits
 from slimtune.data.rows import alpaca_fields, canonical
-from slimtune.data.shapes import SHAPES, RawRow, renamed, unfolded
+from slimtune.data.shapes import SHAPES, RawRow, renamed, unfolded, unused
 from slimtune.data.similarity import keys_of, language
 from slimtune.data.turns import (
+    PLACEHOLDERS,
     BadRow,
     Message,
     neutralised,
@@ -73,6 +74,8 @@ class Converted:
     lines: list[bytes] = field(default_factory=list)
     reasons: Counter = field(default_factory=Counter)
     cleaning: Counter = field(default_factory=Counter)
+    unused: Counter = field(default_factory=Counter)  # column -> rows that have something in it
+    unused_length: Counter = field(default_factory=Counter)  # column -> characters in all of them
     rows: int = 0  # of the file; nested ones make more lines
 
 
@@ -105,7 +108,9 @@ def _keep(
     plan: ConversionPlan,
 ) -> None:
     settings, found = plan.settings, []
-    messages = SHAPES[plan.shapes[block.source.name]](row)
+    shape = plan.shapes[block.source.name]
+    _require_told(row)
+    messages = SHAPES[shape](row)
     messages = cleaned(messages, settings, found)
     fields = alpaca_fields(row, settings.group_column)
     if "special_tokens" in found:
@@ -117,6 +122,9 @@ def _keep(
     group = row.get(settings.group_column) if settings.group_column else None
     key = keys.asked if group in (None, "") else f"{settings.group_column}\n{group}".encode()
     done.cleaning.update(found)
+    for column, length in unused(shape, row, settings.group_column):
+        done.unused[column] += 1
+        done.unused_length[column] += length
     if references:
         done.cleaning["several_answers"] += 1
     name = block.source.name
@@ -137,6 +145,25 @@ def _keep(
         columns.signatures.frombytes(similarity.signature(keys.said))
 
 
+def _require_told(row: RawRow) -> None:
+    """BadRow where a row offers tools: no template here writes them, but answers build on them."""
+    if row.get("tools") or row.get("functions"):
+        raise BadRow('"tools" stand in the row, which no template writes')
+
+
+def _require_answers(messages: list[Message], settings: Data, found: list[str]) -> None:
+    """BadRow unless something is said in each answer, and one of them is to be learned."""
+    answers = [one for one in messages if one["role"] == "assistant"]
+    if all(one.get("weight") == 0 for one in answers):
+        raise BadRow("every answer has weight 0: nothing is to be learned")
+    hollow = next((one["content"] for one in answers if one["content"] in PLACEHOLDERS), None)
+    if hollow is None:
+        return
+    if settings.placeholders == "reject":
+        raise BadRow(f"the answer is only {hollow!r}: what stands for no value")
+    found.append("placeholder_answers")
+
+
 def cleaned(messages: list[Message], settings: Data, found: list[str]) -> list[Message]:
     """The conversation after every step that is switched on; `found` gets those that mattered."""
     if settings.trim_turns:
@@ -145,6 +172,7 @@ def cleaned(messages: list[Message], settings: Data, found: list[str]) -> list[M
             found.append("trimmed_turns")
         messages = whole or messages
     require_order(messages)
+    _require_answers(messages, settings, found)
     if settings.neutralise_special_tokens:
         harmless = without_special_tokens(messages)
         if harmless != messages:

@@ -12,6 +12,21 @@ _CHUNK = 1 << 20
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _BETWEEN = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")
 _NEXT = re.compile(r"[ \t\r\n]*,[ \t\r\n]*(?=[^ \t\r\n\]])")
+TWICE = "\0twice"  # a key that no text of a file can be
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object; under TWICE the first of its names that occurs again, for one of the two values
+    would win in silence."""
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        names = [name for name, _ in pairs]
+        row[TWICE] = next(name for name in names if names.count(name) > 1)
+    return row
+
+
+# NaN, which pandas writes for an empty cell, and Infinity are nothing: as text they were learned.
+DECODER = json.JSONDecoder(parse_constant=lambda _: None, object_pairs_hook=_named_once)
 # A decoder that ran out of text complains this near its end; any earlier complaint is a real one.
 _LONGEST_LITERAL = 16
 
@@ -47,7 +62,7 @@ def array_blocks(stream: TextIO, size: int, form: str = "array") -> Iterator[tup
 
 def values(block: str, line: int) -> Iterator[tuple[int, Any]]:
     """(line, value) of each element of a block that starts at `line`."""
-    decode, at = json.JSONDecoder().raw_decode, 0
+    decode, at = DECODER.raw_decode, 0
     while at < len(block):
         value, end = decode(block, at)
         yield line, value
@@ -113,7 +128,7 @@ class _Window:
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._text, self._at, self._end = stream, "", 0, 0
         self._held_from: int | None = None
-        self._decoder = json.JSONDecoder()
+        self._decoder = DECODER
         self.line = 1
 
     def next_character(self) -> str:

@@ -51,6 +51,7 @@ class Prepared:
     judged: judging.Judgement
     reasons: Counter
     cleaning: Counter
+    unused: dict[str, dict[str, float]]  # column -> share of rows that have it, mean length
     spool: BinaryIO
     workers: int
 
@@ -91,6 +92,7 @@ def prepare(settings: Data, folder: Path | None = None, system_prompt: str = "")
     plan = ConversionPlan(settings, system_prompt, mapping, shapes)
     spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
     columns, reasons, cleaning, rows = RowColumns(), Counter(), Counter(), Counter()
+    unused, lengths = Counter(), Counter()
     order = {source.name: place for place, source in enumerate(found)}
     items = (block for source in found for block in blocks.cut(source))
     workers = worker_count(settings, found)
@@ -100,6 +102,8 @@ def prepare(settings: Data, folder: Path | None = None, system_prompt: str = "")
         spool.writelines(map(numbered_rows, done.lines, done.columns.row))
         reasons.update(done.reasons)
         cleaning.update(done.cleaning)
+        unused.update(done.unused)
+        lengths.update(done.unused_length)
         rows[name] += done.rows
         _require_good(settings, reasons, len(columns.row), at_end=False)
     _require_good(settings, reasons, len(columns.row), at_end=True)
@@ -108,7 +112,12 @@ def prepare(settings: Data, folder: Path | None = None, system_prompt: str = "")
     )
     judged = judging.judge(columns, roles[np.frombuffer(columns.file, np.uint16)], settings)
     told = [_told(source, shapes[source.name], rows[source.name]) for source in found]
-    prepared = Prepared(settings, told, columns, judged, reasons, cleaning, spool, workers)
+    total = max(len(columns.row), 1)
+    spare = {
+        column: {"filled": round(count / total, 4), "characters": round(lengths[column] / count)}
+        for column, count in unused.most_common()
+    }
+    prepared = Prepared(settings, told, columns, judged, reasons, cleaning, spare, spool, workers)
     _require_train(prepared)
     return prepared
 
@@ -126,9 +135,10 @@ def _number(done: Converted, file: int, before: int) -> None:
 def _all_sources(settings: Data) -> list[SourceFile]:
     """The input's files, then those given for validation and test; names are told apart."""
     given = {"validation": settings.validation_input, "test": settings.test_input}
-    found = sources.find(settings.input, settings.input_format)
+    found = sources.find(settings.input, settings.input_format, encoding=settings.encoding)
     for split, path in given.items():
-        found += sources.find(path, settings.input_format, split) if path else []
+        if path:
+            found += sources.find(path, settings.input_format, split, settings.encoding)
     twice = {name for name, count in Counter(one.name for one in found).items() if count > 1}
     return [one.called(f"{one.split}:{one.name}") if one.name in twice else one for one in found]
 

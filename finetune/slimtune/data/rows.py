@@ -114,7 +114,7 @@ def no_usable_column(file: Path, sample: Sequence[RawRow], shapes: Sequence[str]
     return InputError(
         f"{file}: no usable row",
         f"{reason}; columns found: {', '.join(found) or '(none)'}",
-        _list_within(file, sample) or suggestion(found, shapes),
+        _list_within(file, sample) or suggestion(sample),
     )
 
 

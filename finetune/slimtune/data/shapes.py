@@ -5,6 +5,8 @@ under the names that the shapes know; where none fits, the closest are suggested
 """
 
 import difflib
+import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -15,26 +17,52 @@ from slimtune.data.turns import BadRow, Message, as_text, exchange, listed_turns
 
 RawRow = Mapping[str, Any]
 
-QUESTION = ("question", "questions", "query", "问题", "提问")
-ANSWER = ("answer", "answers", "response", "回答", "答案")
+_BETWEEN = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')  # commas outside quotes
+_NUMBER = re.compile(r"[-+\d.,:/ %$€¥年月日]+")  # dates and amounts too
+
+# Names of one and the same column, the most usual first: a row's first that is not empty counts.
+INSTRUCTION = ("instruction", "指令")
+INPUT = ("input", "context", "passage", "background", "输入", "上下文", "背景", "材料")
+OUTPUT = ("output", "response", "target", "输出", "回复")
+QUESTION = ("question", "questions", "query", "问题", "提问", "问", "标准问", "客户提问", "input")
+ANSWER = (
+    "answer",
+    "answers",
+    "response",
+    "reply",
+    "target",
+    "回答",
+    "答案",
+    "答",
+    "标准答",
+    "回复",
+)
+CONTEXT = ("context", "passage", "background", "上下文", "背景", "材料")
 COMPLETION = ("completion", "response")
 
 
 def alpaca(row: RawRow) -> list[Message]:
     """`instruction`, `output`; optional `input`, `system`, `history`: earlier [user, answer].
 
-    Where `input` and `output` are lists, they are the two sides of one conversation.
+    What the instruction is about may be called `context` (Dolly). Where `input` and `output` are
+    lists, they are the two sides of one conversation.
     """
     if isinstance(row.get("input"), list) and isinstance(row.get("output"), list):
         return _two_sides(row)
-    instruction, extra = _text(row, "instruction"), _text(row, "input", required=False)
-    question = f"{instruction}\n\n{extra}" if extra else instruction
-    return [*_system(row), *_history(row), *exchange(question, _text(row, "output"))]
+    question = _with(_text(row, *INSTRUCTION), _text(row, *INPUT, required=False))
+    return [*_system(row), *_history(row), *exchange(question, _text(row, *OUTPUT))]
 
 
 def qa(row: RawRow) -> list[Message]:
-    """A `question` and its `answer`, under the spellings of `QUESTION` and `ANSWER`."""
-    question, answer = _text(row, *QUESTION), _text(row, *ANSWER)
+    """A `question` and its `answer`, under the spellings of `QUESTION` and `ANSWER`.
+
+    A passage that the question is about (`CONTEXT`) follows it, as Alpaca's input does: without it
+    the model would learn to answer from nothing.
+    """
+    # Beside an instruction, an input is what that is about; alone (Firefly) it is what is asked.
+    names = QUESTION[:-1] if "instruction" in row else QUESTION
+    question = _with(_text(row, *names), _text(row, *CONTEXT, required=False))
+    answer = _text(row, *ANSWER)
     return [*_system(row), *_history(row), *exchange(question, answer)]
 
 
@@ -60,6 +88,35 @@ SHAPES: dict[str, Callable[[RawRow], list[Message]]] = bind("shapes", globals())
 COLUMNS: dict[str, list[str]] = facts("shapes", "columns")
 
 
+_SPELLINGS = {
+    "instruction": INSTRUCTION,
+    "input": INPUT,
+    "output": OUTPUT,
+    "question": QUESTION,
+    "answer": ANSWER,
+    "context": CONTEXT,
+    "completion": COMPLETION,
+}
+# Shape -> what it reads, each under all of its names.
+PARTS: dict[str, list[tuple[str, ...]]] = {
+    name: [_SPELLINGS.get(part, (part,)) for part in parts]
+    for name, parts in facts("shapes", "reads").items()
+}
+_TOLD = ("id", "source", "references", "extract", "instruction", "input", "output")
+
+
+def unused(name: str, row: RawRow, group_column: str) -> Iterator[tuple[str, int]]:
+    """(column, length of its text) of what a row of this shape holds and nothing reads."""
+    used = {group_column}
+    for names in PARTS[name]:
+        used.add(next((one for one in names if row.get(one) not in (None, "")), ""))
+    if isinstance(row.get("source"), Mapping):  # prepared before: its other columns are kept
+        used.update(_TOLD)
+    for column, value in row.items():
+        if column not in used and value not in (None, "", [], {}):
+            yield str(column), len(str(value))
+
+
 def detect(rows: Sequence[RawRow]) -> str | None:
     """The shape most of `rows` have, the first in `SHAPES` on a tie; None if no row fits any."""
     fitting = {name: sum(has_columns(name, row) for row in rows) for name in SHAPES}
@@ -75,9 +132,14 @@ def has_columns(name: str, row: RawRow) -> bool:
         return False
 
 
+def _with(question: str, about: str) -> str:
+    return f"{question}\n\n{about}" if about else question
+
+
 def _text(row: RawRow, *names: str, required: bool = True) -> str:
     """The trimmed text of the first of `names` that the row has; numbers count as text."""
-    name = next((name for name in names if row.get(name) is not None), None)
+    name = next((name for name in names if row.get(name) not in (None, "")), None)
+    name = name or next((name for name in names if row.get(name) is not None), None)
     if name is None:
         if required:
             raise BadRow(f'no "{names[0]}"')
@@ -112,17 +174,23 @@ def _two_sides(row: RawRow) -> list[Message]:
     return [*_system(row), *_history(row), *turns]
 
 
-_ANSWERS = ("output", *ANSWER, *COMPLETION)
-KNOWN = ("instruction", "input", "output", "system", "history", "prompt", "completion")
-KNOWN += ("messages", "conversations", "instances", *QUESTION, *ANSWER)
+_ANSWERS = tuple(dict.fromkeys((*OUTPUT, *ANSWER, *COMPLETION)))
+KNOWN = tuple(
+    dict.fromkeys(name for parts in PARTS.values() for names in parts for name in names)
+) + ("instances",)
 
 
 def parse_mapping(words: str) -> dict[str, str]:
-    """{column of the file: name the shapes know} from "question=Questions,answer=Answers"."""
+    """{column of the file: name the shapes know} from "question=Questions,answer=Answers".
+
+    A column with a comma in its name stands in double quotes: `question="ask, please"`.
+    """
     mapping = {}
-    for word in filter(None, (word.strip() for word in words.split(","))):
+    for word in filter(None, (word.strip() for word in _BETWEEN.split(words))):
         known, found, column = word.partition("=")
-        known = _plain(known)
+        known, column = _plain(known), column.strip()
+        if len(column) > 1 and column[0] == column[-1] == '"':
+            column = column[1:-1]
         if not found or not column.strip() or known not in KNOWN:
             near = difflib.get_close_matches(known, KNOWN, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(KNOWN)}"
@@ -167,13 +235,29 @@ def unfolded(row: RawRow) -> Iterator[tuple[RawRow, list[str]]]:
     `instances` (self-instruct) holds {"input", "output"} pairs: one row for each input. An answer
     that is a list of texts holds several accepted ones: the first is trained on, all are returned.
     """
-    for one in _instances(row):
+    for one in _instances(_opened(row)):
         name = next((name for name in _ANSWERS if isinstance(one.get(name), list)), None)
         answers = one[name] if name else []
         if isinstance(one.get("input"), list) or not answers or not _texts(answers):
             yield one, []
         else:
             yield {**one, name: answers[0]}, list(answers) if len(answers) > 1 else []
+
+
+def _opened(row: RawRow) -> RawRow:
+    """The row itself where it lies in another object (`{"qa": {...}}`), SQuAD's answers as a list.
+
+    An object is opened only where the row has nothing else that a shape knows.
+    """
+    inner = [value for value in row.values() if isinstance(value, Mapping)]
+    if len(inner) == 1 and not any(name in KNOWN for name in row):
+        rest = {name: value for name, value in row.items() if value is not inner[0]}
+        if any(name in KNOWN for name in inner[0]):
+            row = rest | dict(inner[0])
+    answers = row.get("answers")
+    if isinstance(answers, Mapping) and isinstance(answers.get("text"), list):
+        row = {**row, "answers": list(dict.fromkeys(answers["text"]))}
+    return row
 
 
 def _instances(row: RawRow) -> Iterator[RawRow]:
@@ -201,26 +285,63 @@ def found_in(rows: Iterable[RawRow]) -> list[str]:
     return list(dict.fromkeys(str(key) for row in rows for key in row))
 
 
-def suggestion(found: Sequence[str], shapes: Sequence[str]) -> str:
-    """The flag that would make the file readable, from its own columns that sound alike."""
-    best: tuple[float, str] = (0.0, "")
-    for shape in shapes:
-        wanted = COLUMNS[shape]
-        pairs = [_closest(name, found) for name in wanted]
-        score = min(score for score, _ in pairs)
-        if score > best[0] and len({column for _, column in pairs}) == len(wanted):
-            words = (f"{name}={column}" for name, (_, column) in zip(wanted, pairs, strict=True))
-            best = (score, "--columns " + ",".join(words))
-    if best[0] >= 0.5:
-        return f"did you mean {best[1]}?"
-    first, second, *_ = [*found, "FIRST", "SECOND"]
-    return f"name the columns, for instance --columns question={first},answer={second}"
+# What people call the two columns that matter, in the order in which to believe it.
+_ASKED = (
+    "question",
+    "prompt",
+    "query",
+    "instruction",
+    "问题",
+    "提问",
+    "客户提问",
+    "标准问",
+    "指令",
+)
+_ASKED += ("问", "input", "text", "user", "request", "title")
+_REPLIED = ("answer", "reply", "response", "output", "target", "completion", "答案", "回答")
+_REPLIED += ("标准答", "回复", "答", "输出", "label", "category", "assistant")
 
 
-def _closest(name: str, found: Sequence[str]) -> tuple[float, str]:
-    def likeness(column: str) -> float:
-        plain = _plain(column).replace(" ", "_")
-        whole = difflib.SequenceMatcher(None, name, plain).ratio()
-        return max(whole, 0.9 if name in plain.split("_") else 0.0)
+def suggestion(rows: Sequence[RawRow]) -> str:
+    """The flag that makes the file readable, tried on `rows` and found to fit; else what lacks.
 
-    return max(((likeness(column), column) for column in found), default=(0.0, ""))
+    Names count first, then the texts themselves: the question stands before the answer. A column
+    of numbers is neither.
+    """
+    texts = [name for name in found_in(rows) if _is_text(name, rows)]
+    if len(texts) < 2:
+        have = f"only {texts[0]!r} holds text" if texts else "no column holds text"
+        return f"a row needs a question and an answer, and {have}: give a file that has both"
+    asked, replied = _named_like(_ASKED, texts), _named_like(_REPLIED, texts)
+    rest = [name for name in texts if name not in (asked, replied)]
+    asked = asked or rest.pop(0)
+    replied = replied or (rest[-1] if rest else "")
+    mapping = {_plain(asked): "question", _plain(replied): "answer"}
+    fitting = sum(has_columns("qa", renamed(row, mapping)) for row in rows)
+    words = f"question={_quoted(asked)},answer={_quoted(replied)}"
+    if not replied or 2 * fitting < len(rows):
+        return f"name the columns that hold question and answer: {', '.join(texts)}"
+    return f"did you mean --columns {shlex.quote(words)}?"
+
+
+def _is_text(column: str, rows: Sequence[RawRow]) -> bool:
+    values = [row[column] for row in rows if row.get(column) not in (None, "")]
+    texts = [value for value in values if isinstance(value, str) and not _NUMBER.fullmatch(value)]
+    return 2 * len(texts) > len(values)
+
+
+def _named_like(names: Sequence[str], columns: Sequence[str]) -> str:
+    """The column with the first of `names` in its own: as a whole, as a word, or within Chinese."""
+    for name in names:
+        for column in columns:
+            plain = _plain(column)
+            words = re.split(r"[^a-z]+", plain)
+            if plain == name or name in words or f"{name}s" in words:
+                return column
+            if not name.isascii() and name in plain:
+                return column
+    return ""
+
+
+def _quoted(column: str) -> str:
+    return f'"{column}"' if "," in column or '"' in column else column

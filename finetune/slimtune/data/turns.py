@@ -4,22 +4,33 @@ First a turn's text and role, and the order that a model can learn; then the cle
 which gives back what it was given where there is nothing to clean.
 """
 
+import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Message = dict[str, str]
+Message = dict[str, Any]  # "role", "content"; "weight": 0 where an answer is not learned
 
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can hold one; UTF-8 cannot
 ROLES = {
-    **dict.fromkeys(("user", "human", "prompter", "customer", "question", "用户"), "user"),
+    **dict.fromkeys(("user", "usr", "human", "prompter", "customer", "question", "q"), "user"),
+    **dict.fromkeys(("instruction", "用户", "问", "客户", "学生"), "user"),
     **dict.fromkeys(
-        ("assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "ai", "answer", "助手"),
+        ("assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "ai", "answer", "a", "output"),
         "assistant",
     ),
+    **dict.fromkeys(("助手", "机器人", "答", "客服", "老师"), "assistant"),
     **dict.fromkeys(("bing", "bard", "claude", "gemini"), "assistant"),
-    "system": "system",
+    **dict.fromkeys(("system", "developer", "系统"), "system"),
 }
+# What a spreadsheet or a program leaves where there was nothing to say.
+PLACEHOLDERS = frozenset(
+    ("nan", "NaN", "None", "NULL", "null", "N/A", "n/a", "#N/A", "<NA>", "NaT", "无")
+    + ("#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NUM!")
+)
+# Parts of a turn that no template of ours writes: what follows from them would be learned alone.
+_UNWRITTEN = ("tool_calls", "function_call", "reasoning_content", "reasoning")
 
 
 class BadRow(ValueError):
@@ -27,15 +38,33 @@ class BadRow(ValueError):
 
 
 def as_text(value: Any, name: str) -> str:
-    """The value as trimmed text with plain line ends; BadRow if it is neither text nor a number."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise BadRow(f'"{name}" is not text')
-    text = str(value).strip()
+    """The value as trimmed text with plain line ends.
+
+    A number, true or false is the text of it, an integer without the `.0` that a missing value
+    elsewhere in its column has given it. Raises BadRow for what is none of these.
+    """
+    text = _spelled(value, name).strip()
     if "\r" in text:  # Windows' line ends: a prompt typed elsewhere would have other tokens
         text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\0" in text:
+        raise BadRow(f'"{name}" holds a NUL byte')
     if not text.isascii() and _HALF_CHARACTER.search(text):
         raise BadRow(f'"{name}" holds half a character (a lone surrogate)')
     return text
+
+
+def _spelled(value: Any, name: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise BadRow(f'"{name}" is not a finite number')
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else str(value)
+    if isinstance(value, int):
+        return str(value)
+    raise BadRow(f'"{name}" is not text')
 
 
 def turn(role: str, text: Any) -> Message:
@@ -52,22 +81,54 @@ def exchange(question: Any, answer: Any) -> list[Message]:
 def listed_turns(row: Mapping[str, Any], column: str) -> list[Message]:
     """The turns of a list column; role and text under OpenAI's or ShareGPT's names.
 
-    A system message without words is none.
+    The list may be JSON in a text, as a CSV holds it. A system message without words is none.
     """
-    turns = row.get(column)
+    turns = _unpacked(row.get(column))
     if not isinstance(turns, list) or not all(isinstance(one, dict) for one in turns):
         raise BadRow(f'no "{column}" list')
     listed = [_listed_turn(one) for one in turns]
     return [one for one in listed if one]
 
 
+def _unpacked(turns: Any) -> Any:
+    if not isinstance(turns, str) or not turns.lstrip().startswith("["):
+        return turns
+    try:
+        return json.loads(turns)
+    except ValueError:
+        return None
+
+
 def _listed_turn(listed: Mapping[str, Any]) -> Message | None:
+    unwritten = next((name for name in _UNWRITTEN if listed.get(name)), None)
+    if unwritten:
+        raise BadRow(f'a turn has "{unwritten}", which no template writes')
     name = str(listed.get("from", listed.get("role")))
-    role = ROLES.get(name.strip().lower())
+    role = ROLES.get(name.strip(" :：").lower())
     if role is None:
         raise BadRow(f"unknown role {name[:40]!r}")
-    text = listed.get("value", listed.get("content", ""))
-    return None if role == "system" and text in (None, "") else turn(role, text)
+    text = _joined(listed.get("value", listed.get("content", "")))
+    if role == "system" and text in (None, ""):
+        return None
+    said = turn(role, text)
+    if role == "assistant" and listed.get("weight") == 0:
+        said["weight"] = 0  # OpenAI's sign of an answer that is not to be learned
+    return said
+
+
+def _joined(content: Any) -> Any:
+    """The texts of a content that is a list of parts; BadRow for a part that is no text."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        if isinstance(part, dict) and part.get("type") == "text":
+            part = part.get("text")
+        if not isinstance(part, str):
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise BadRow(f"a turn has a part that is no text: {str(kind)[:40]!r}")
+        texts.append(part)
+    return "".join(texts)
 
 
 def trimmed(turns: Sequence[Message]) -> list[Message]:

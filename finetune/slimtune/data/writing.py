@@ -66,7 +66,7 @@ def write_outputs(
     A split without rows gets no file. Raises InputError where `fit` refuses a row or leaves none
     to train on.
     """
-    account = Account(sources=prepared.sources, cleaning=prepared.cleaning)
+    account = Account(sources=prepared.sources, cleaning=prepared.cleaning, unused=prepared.unused)
     account.reasons["rejected"] = prepared.reasons
     with ExitStack() as stack:
         out = _Files(folder, name, stack)

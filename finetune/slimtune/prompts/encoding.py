@@ -62,11 +62,14 @@ def encode_whole(tokenizer: Tokenizer, messages: Sequence[ChatMessage], template
     ids: list[int] = []
     labels: list[int] = []
     fresh_ids = _ids(tokenizer, [text for text, _ in parts])
+    weights = [one.get("weight", 1) for one in messages if one["role"] == "assistant"]
+    answers = iter(weights)
     for (_, supervised), fresh in zip(parts, fresh_ids, strict=True):
         if supervised:
             _require_end(tokenizer, fresh)
+        learned = supervised and next(answers) != 0
         ids += fresh
-        labels += fresh if supervised else [IGNORED] * len(fresh)
+        labels += fresh if learned else [IGNORED] * len(fresh)
     return Encoded(input_ids=ids, labels=labels)
 
 

@@ -304,12 +304,13 @@ def test_columns_are_mapped_and_suggested(tmp_path):
     file = saved(tmp_path, rows)
     out = Output(file, columns="question=the questions, answer=Reply")
     assert [row["messages"][0]["content"] for row in out.rows].count("q3") == 1
-    with pytest.raises(InputError, match="columns found:  The  Questions, Reply, n"):
+    with pytest.raises(InputError, match="columns found:  The  Questions, reply, n"):
         prepare(Data(input=file))
     near = saved(tmp_path, [{"my_question": "a", "the answer text": "b"}], "near.jsonl")
     with pytest.raises(InputError) as caught:
         prepare(Data(input=near))
-    assert "did you mean --columns question=my_question,answer=the answer text" in str(caught.value)
+    suggested = "--columns 'question=my_question,answer=the answer text'"
+    assert f"did you mean {suggested}?" in str(caught.value)
     with pytest.raises(SettingsError, match="did you mean question"):
         prepare(Data(input=file, columns="qestion=Reply"))
 
@@ -342,7 +343,7 @@ def test_read_rows_takes_plain_rows_and_names_the_bad_line(tmp_path):
         ("alpaca_zh_demo.json", "alpaca", 1000, 8),
         ("identity.json", "alpaca", 91, 0),
         ("gsm8k_train.jsonl", "qa", 7473, 0),
-        ("huatuo_llama_data.json", "alpaca", 8658, 0),
+        ("huatuo_llama_data.json", "alpaca", 8658, 1),  # one answer is only "无"
         ("fastchat_sharegpt_dummy.json", "sharegpt", 500, 0),
         ("self_instruct_seed_tasks.jsonl", "alpaca", 175, 0),
         ("chinese_vicuna_chat_sample.jsonl", "alpaca", 3, 0),
