@@ -1,0 +1,306 @@
+"""Situations that people report, one by one: the rows as they meant them, or words that help.
+
+Each stands for a kind of fault; those of ../shared/cases run where that folder is there.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slimtune.config.data import Data
+from slimtune.console import SlimTuneError
+from slimtune.data.preparation import Prepared, prepare
+
+SHARED = Path(__file__).parents[3] / "shared" / "cases" / "data"
+
+
+def prepared(file: Path, **settings: Any) -> Prepared:
+    """All usable rows of a file in the training split."""
+    return prepare(Data(input=file, validation_ratio=0, test_ratio=0, **settings))
+
+
+def pairs(file: Path, **settings: Any) -> list[tuple[str, str]]:
+    """(last question, last answer) of each kept row."""
+    rows = prepared(file, **settings).rows("train")
+    return [(row["messages"][-2]["content"], row["messages"][-1]["content"]) for row in rows]
+
+
+def refusal(file: Path, **settings: Any) -> str:
+    with pytest.raises(SlimTuneError) as caught:
+        prepared(file, **settings)
+    assert caught.value.exit_code in (2, 3)
+    return str(caught.value)
+
+
+def write(folder: Path, content: str | bytes, name: str = "rows") -> Path:
+    file = folder / name
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    return file
+
+
+def lines(*rows: Any) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+# --- values that are no text --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_not_a_number_is_nothing(tmp_path, word) -> None:
+    rows = '[{"instruction": "a", "input": %s, "output": "b"}, {"instruction": %s, "output": "c"},'
+    file = write(tmp_path, rows % (word, word) + '{"instruction": "d", "output": "e"}]')
+    assert pairs(file) == [("a", "b"), ("d", "e")]
+
+
+def test_whole_numbers_lose_the_point_that_a_gap_gave_them(tmp_path) -> None:
+    file = write(tmp_path, lines({"question": "how many?", "answer": 2.0}, {"question": "x"}))
+    assert pairs(file) == [("how many?", "2")]
+    file = write(
+        tmp_path, lines({"question": "a?", "answer": 2.5}, {"question": "b?", "answer": 7})
+    )
+    assert pairs(file) == [("a?", "2.5"), ("b?", "7")]
+
+
+def test_true_and_false_are_answers(tmp_path) -> None:
+    file = write(tmp_path, lines({"question": "a?", "answer": True}))
+    assert pairs(file) == [("a?", "true")]
+
+
+@pytest.mark.parametrize("word", ["nan", "None", "NULL", "N/A", "#N/A", "#REF!", "无"])
+def test_what_stands_for_no_value_is_no_answer(tmp_path, word) -> None:
+    table = f"question,answer\nq1,{word}\nq2,so\nq3,it is {word}\n"
+    found = prepared(write(tmp_path, table))
+    assert len(found.rows("train")) == 2 and list(found.reasons.values()) == [1]
+    assert len(pairs(tmp_path / "rows", placeholders="keep")) == 3
+
+
+# --- nothing is dropped without a word ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["context", "passage", "background", "背景"])
+def test_the_passage_of_a_question_reaches_the_prompt(tmp_path, name) -> None:
+    file = write(tmp_path, lines({name: "Ada did it.", "question": "Who?", "answer": "Ada"}))
+    assert pairs(file) == [("Who?\n\nAda did it.", "Ada")]
+
+
+def test_columns_that_nothing_reads_are_named(tmp_path) -> None:
+    table = "question,answer,note,more\na,b,long text,\nc,d,other,x\n"
+    found = prepared(write(tmp_path, table))
+    assert found.unused == {
+        "note": {"filled": 1.0, "characters": 7},
+        "more": {"filled": 0.5, "characters": 1},
+    }
+
+
+def test_an_answer_of_weight_0_is_kept_and_marked(tmp_path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]
+    turns += [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "weight": 1}]
+    found = prepared(write(tmp_path, lines({"messages": turns}, {"messages": turns[:2]})))
+    (row,) = found.rows("train")
+    assert [one.get("weight") for one in row["messages"]] == [None, 0, None, None]
+    assert list(found.reasons) == ["every answer has weight 0: nothing is to be learned"]
+
+
+@pytest.mark.parametrize("name", ["tool_calls", "function_call", "reasoning_content"])
+def test_what_no_template_writes_costs_its_row(tmp_path, name) -> None:
+    said = {"role": "assistant", "content": "b", name: [{"name": "f"}]}
+    asked, plain = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    found = prepared(
+        write(tmp_path, lines({"messages": [asked, said]}, {"messages": [asked, plain]}))
+    )
+    assert list(found.reasons) == [f'a turn has "{name}", which no template writes']
+
+
+def test_tools_of_a_row_cost_it(tmp_path) -> None:
+    row = {"question": "a", "answer": "b"}
+    found = prepared(write(tmp_path, lines(row, row | {"question": "c", "tools": [{"name": "f"}]})))
+    assert list(found.reasons) == ['"tools" stand in the row, which no template writes']
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_a_stray_quote_swallows_nothing(tmp_path, delimiter) -> None:
+    cells = [f"Item {n}?,It is {n}" for n in range(6)]
+    cells[1], cells[4] = 'Item 1?,"Yes', 'Item 4?,No"'
+    table = "\n".join(["question,answer", *cells]).replace(",", delimiter) + "\n"
+    found = prepared(write(tmp_path, table))
+    assert found.counts()["train"] + found.reasons.total() == 6
+    kept = {row["messages"][0]["content"] for row in found.rows("train")}
+    assert kept >= {"Item 0?", "Item 2?", "Item 3?", "Item 5?"}
+
+
+def test_a_text_over_several_lines_stays_one(tmp_path) -> None:
+    table = 'question,answer\na,"one, two,\nthree"\nb,"four\n\nfive, six"\n'
+    assert pairs(write(tmp_path, table)) == [("a", "one, two,\nthree"), ("b", "four\n\nfive, six")]
+
+
+def test_a_header_that_stands_twice(tmp_path) -> None:
+    said = refusal(write(tmp_path, "question,answer,answer\na,b,c\n"))
+    assert "'answer' twice" in said and "columns 2 and 3" in said
+    found = prepared(write(tmp_path, '{"question": "a", "answer": "b", "answer": "c"}\n' * 1
+                           + lines({"question": "d", "answer": "e"})))  # fmt: skip
+    assert list(found.reasons) == ['"answer" stands twice in the row']
+
+
+def test_files_put_one_behind_the_other(tmp_path) -> None:
+    table = "\ufeffquestion,answer\na,b\n"
+    found = prepared(write(tmp_path, table + table.replace("a,b", "c,d")))
+    assert len(found.rows("train")) == 2
+    assert list(found.reasons) == ["the header once more: files put one behind the other"]
+    glued = (
+        lines({"question": "a", "answer": "b"}) + "\ufeff" + lines({"question": "c", "answer": "d"})
+    )
+    assert pairs(write(tmp_path, glued)) == [("a", "b"), ("c", "d")]
+
+
+@pytest.mark.parametrize(
+    "above", ["sep=;\n", "Our questions 2024;;\n", "Our questions;;\n;;\n", "\n", "SEP=;\r\n"]
+)
+def test_what_stands_above_a_header(tmp_path, above) -> None:
+    file = write(tmp_path, above + "question;answer;n\na;b, c;1\nd;e;2\n")
+    assert pairs(file) == [("a", "b, c"), ("d", "e")]
+
+
+def test_blank_rows_of_a_spreadsheet_are_no_rows(tmp_path) -> None:
+    found = prepared(write(tmp_path, "question,answer\na,b\n" + ",\n" * 40))
+    assert found.counts()["train"] == 1 and not found.reasons
+
+
+def test_one_nul_byte_costs_its_row(tmp_path) -> None:
+    found = prepared(write(tmp_path, "question,answer\na,b\nc\0d,e\nf,g\n"))
+    assert found.counts()["train"] == 2 and list(found.reasons) == ['"question" holds a NUL byte']
+
+
+def test_objects_glued_together(tmp_path) -> None:
+    one = '{"question": "a", "answer": "b"}'
+    assert len(pairs(write(tmp_path, one + one.replace('"a"', '"c"') + "\n"))) == 2
+    assert pairs(write(tmp_path, one + ",\n" + one.replace('"a"', '"c"') + ",\n"))[1][0] == "c"
+
+
+@pytest.mark.parametrize("orient", ["columns", "list", "split", "index", "records"])
+def test_a_data_frame_in_any_orientation(tmp_path, orient) -> None:
+    import pandas
+
+    frame = pandas.DataFrame({"question": ["a", "c"], "answer": ["b", "d"]})
+    value = frame.to_dict(orient) if orient == "list" else json.loads(frame.to_json(orient=orient))
+    assert pairs(write(tmp_path, json.dumps(value))) == [("a", "b"), ("c", "d")]
+
+
+# --- encodings ----------------------------------------------------------------------------------
+
+TEXTS = {
+    "gb18030": ("这个产品的保修期是多久？", "我们的产品保修一年，请您放心购买。"),
+    "big5": ("這個產品的保固期是多久？", "我們的產品保固一年，請您放心購買。"),
+    "shift_jis": ("この製品の保証期間はどのくらいですか？", "保証期間は一年です。"),
+    "euc_kr": ("이 제품의 보증 기간은 얼마나 됩니까?", "보증 기간은 일 년입니다."),
+    "cp1252": ("Wie lange währt die Gewähr für dieses Gerät?", "Für drei Jahre; fünf für Öfen."),
+}
+
+
+@pytest.mark.parametrize("encoding", TEXTS)
+@pytest.mark.parametrize("rows", [2, 300])
+def test_an_encoding_is_told_by_its_text(tmp_path, encoding, rows) -> None:
+    asked, answered = TEXTS[encoding]
+    table = "question,answer\n" + "".join(f"{n} {asked},{answered} {n}\n" for n in range(rows))
+    found = prepared(write(tmp_path, table.encode(encoding)))
+    assert found.sources[0]["encoding"]
+    assert found.rows("train")[0]["messages"][0]["content"] == f"0 {asked}"
+
+
+def test_the_user_may_name_the_encoding(tmp_path) -> None:
+    file = write(tmp_path, "question,answer\nопрос,ответ\n".encode("koi8-r"))
+    assert pairs(file, encoding="koi8-r") == [("опрос", "ответ")]
+    assert "unknown" in refusal(file, encoding="klingon")
+
+
+# --- shapes of others ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"指令": "a", "输入": "", "输出": "b"},
+        {"instruction": "a", "context": "", "response": "b", "category": "c"},
+        {"kind": "k", "input": "a", "target": "b"},
+        {"qa": {"question": "a", "answer": "b"}},
+        {"question": "a", "answers": {"text": ["b", "b"], "answer_start": [0, 1]}},
+        {"标准问": "a", "标准答": "b"},
+        {"messages": '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]'},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]},
+                      {"role": "assistant", "content": "b"}]},
+        {"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": "a"},
+                      {"role": "assistant", "content": "b"}]},
+        {"conversations": [{"from": "用户：", "value": "a"}, {"from": "客服", "value": "b"}]},
+    ],
+    ids=lambda row: " ".join(row),
+)  # fmt: skip
+def test_a_shape_that_others_write(tmp_path, row) -> None:
+    assert pairs(write(tmp_path, lines(row))) == [("a", "b")]
+
+
+# --- advice -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "flag"),
+    [
+        ("序号,用户说的,标准回答", "'question=用户说的,answer=标准回答'"),
+        ("id,text,category", "question=text,answer=category"),
+        ("n,Customer request,Our reply", "'question=Customer request,answer=Our reply'"),
+        ('n,"Ask, please","Tell, us"', """'question="Ask, please",answer="Tell, us"'"""),
+    ],
+)
+def test_advice_was_tried_and_works(tmp_path, header, flag) -> None:
+    rows = "".join(f'{n},"how is thing {n}?","thing {n} is well"\n' for n in range(20))
+    file = write(tmp_path, f"{header}\n{rows}")
+    assert f"--columns {flag}?" in refusal(file)
+    given = flag.strip("'")
+    assert pairs(file, columns=given)[3] == ("how is thing 3?", "thing 3 is well")
+
+
+def test_no_advice_where_there_is_none(tmp_path) -> None:
+    said = refusal(write(tmp_path, lines(*[{"text": f"a text {n}", "n": n} for n in range(9)])))
+    assert "only 'text' holds text" in said and "--columns" not in said
+
+
+def test_a_pointer_is_named_for_what_it_is(tmp_path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n"
+    assert "git lfs pull" in refusal(write(tmp_path, pointer))
+    assert "web page" in refusal(write(tmp_path, "<!DOCTYPE html><html></html>"))
+    assert ".xls" in refusal(write(tmp_path, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 600))
+
+
+# --- the files of ../shared/cases ---------------------------------------------------------------
+
+KEPT = {
+    "nan_input.json": 6, "context_qa.jsonl": 6, "weight.jsonl": 4, "sjis.csv": 20,
+    "nulbytes.csv": 2, "cat_bom.csv": 8, "dict_of_lists.json": 6, "parts.jsonl": 6,
+    "developer.jsonl": 6, "json_in_csv.csv": 6, "bools.jsonl": 6, "cn_cols.csv": 4,
+    "dolly.jsonl": 6, "sep_line.csv": 6, "title_row.csv": 6, "blank_rows.csv": 6, "hf_clone": 6,
+    "glued.jsonl": 6, "one_row.jsonl": 1, "swallow.csv": 8, "roles.jsonl": 11,
+}  # fmt: skip
+REFUSED = {
+    "dup_header.csv": "'answer' twice", "lfs.jsonl": "git lfs pull", "tools.jsonl": "tool_calls",
+    "cat_arrays.json": "cat_arrays.json:2",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared cases are not beside this checkout")
+class TestShared:
+    def test_every_case_has_its_expectation(self) -> None:
+        assert {file.name for file in SHARED.iterdir()} == {*KEPT, *REFUSED}
+
+    @pytest.mark.parametrize("name", KEPT)
+    def test_rows_as_a_person_reads_them(self, name) -> None:
+        found = prepared(SHARED / name)
+        assert found.counts()["train"] == KEPT[name]
+        told = json.dumps(found.rows("train"), ensure_ascii=False)
+        assert not any(word in told for word in ('"nan"', "\\u0000", "\ufffd"))
+
+    @pytest.mark.parametrize("name", REFUSED)
+    def test_a_refusal_names_its_cause(self, name) -> None:
+        assert REFUSED[name] in refusal(SHARED / name)
