@@ -262,6 +262,30 @@ def test_advice_was_tried_and_works(tmp_path, header, flag) -> None:
     assert pairs(file, columns=given)[3] == ("how is thing 3?", "thing 3 is well")
 
 
+@pytest.mark.parametrize("name", ["answer", "output"])
+def test_two_answers_of_each_row_are_asked_about(tmp_path, name) -> None:
+    asked = "question" if name == "answer" else "instruction"
+    rows = [{asked: f"q{n}", name: [f"good {n}", f"bad {n}"]} for n in range(3)]
+    file = write(tmp_path, lines(*rows))
+    assert "--several-answers" in refusal(file)
+    found = prepared(file, several_answers="first").rows("train")
+    assert not any("references" in row for row in found)
+    found = prepared(file, several_answers="accepted").rows("train")
+    assert found[0]["references"] == ["good 0", "bad 0"]
+
+
+def test_rows_of_which_none_is_usable_say_why(tmp_path) -> None:
+    rows = [{"question": "a", "answer": ""}, {"question": "", "answer": "b"}, {"question": "c"}]
+    said = refusal(write(tmp_path, lines(*rows)))
+    assert 'as qa: row 1: empty "answer"; row 2: empty "question"; row 3: no "answer"' in said
+
+
+def test_a_mapping_of_a_column_that_is_not_there(tmp_path) -> None:
+    file = write(tmp_path, "text,label\na,b\n")
+    said = refusal(file, columns="question=texts,answer=label")
+    assert "no such column" in said and "did you mean text?" in said
+
+
 def test_no_advice_where_there_is_none(tmp_path) -> None:
     said = refusal(write(tmp_path, lines(*[{"text": f"a text {n}", "n": n} for n in range(9)])))
     assert "only 'text' holds text" in said and "--columns" not in said

@@ -111,6 +111,11 @@ class Data(Section):
         "Answers that are only what stands for no value (nan, None, NULL, N/A, #REF!, 无): reject\n"
         "sets such rows aside, keep learns them; where None is a real answer, keep.",
     )
+    several_answers: Literal["ask", "accepted", "first"] = setting(
+        "ask",
+        "A list in place of an answer: accepted (all are right, the first is learned), first (the\n"
+        "others are not used: a preference's rejected one), ask stops where each list has two.",
+    )
     encoding: str = setting(
         "auto",
         "Encoding of text files: auto, or a name such as utf-8, gb18030, big5, shift_jis, euc_kr.",

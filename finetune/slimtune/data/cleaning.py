@@ -88,7 +88,7 @@ def convert_block(block: blocks.Block, plan: ConversionPlan) -> Converted:
             _reject(done, block, line, row.reason, row.text)
             continue
         nested = -1
-        for one, references in unfolded(renamed(row, plan.mapping)):
+        for one, references in unfolded(renamed(row, plan.mapping), plan.settings.several_answers):
             nested += 1
             try:
                 _keep(done, block, line, one, references, plan)

@@ -31,7 +31,16 @@ from slimtune.data.cleaning import (
     numbered_rows,
 )
 from slimtune.data.rows import SAMPLE, CanonicalRow, no_usable_column, shape_of_row
-from slimtune.data.shapes import SHAPES, RawRow, has_columns, parse_mapping, renamed, unfolded
+from slimtune.data.shapes import (
+    SHAPES,
+    RawRow,
+    has_columns,
+    parse_mapping,
+    renamed,
+    require_columns,
+    require_one_answer,
+    unfolded,
+)
 from slimtune.data.sources import SourceFile
 from slimtune.data.workers import spread
 
@@ -88,6 +97,11 @@ def prepare(settings: Data, folder: Path | None = None, system_prompt: str = "")
     """
     found = _all_sources(settings)
     mapping = parse_mapping(settings.columns)
+    heads = {source.name: _head(source) for source in found}
+    require_columns(mapping, heads)
+    for name, rows in heads.items():
+        named = [renamed(row, mapping) for row in rows]
+        require_one_answer(name, named, settings.several_answers)
     shapes = {source.name: _shape(source, settings, mapping) for source in found}
     plan = ConversionPlan(settings, system_prompt, mapping, shapes)
     spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
@@ -165,6 +179,13 @@ def _shape(source: SourceFile, settings: Data, mapping: dict[str, str]) -> str:
             "check that it is what --input-format says, or repair it",
         )
     raise no_usable_column(source.file, head, shapes)
+
+
+def _head(source: SourceFile) -> list[RawRow]:
+    """The first rows that can be parsed, under the file's own names."""
+    block = next(blocks.cut(source), None)
+    rows = (row for _, row in blocks.parse(block)) if block else ()
+    return list(islice((row for row in rows if not isinstance(row, blocks.BadLine)), SAMPLE))
 
 
 def _good_rows(

@@ -15,10 +15,20 @@ from typing import Any
 
 from slimtune.console import InputError
 from slimtune.data import blocks, sources
-from slimtune.data.shapes import SHAPES, RawRow, detect, found_in, renamed, suggestion, unfolded
+from slimtune.data.shapes import (
+    SHAPES,
+    RawRow,
+    detect,
+    found_in,
+    has_parts,
+    renamed,
+    suggestion,
+    unfolded,
+)
 from slimtune.data.similarity import keys_of
 from slimtune.data.turns import BadRow, Message, require_order, without_special_tokens
 
+_TOLD_ROWS = 3
 SAMPLE = 100  # rows looked at to tell the shape of a file
 _KEPT = ("instruction", "input", "output", "extract")
 
@@ -109,12 +119,18 @@ def shape_of_row(file: Path, sample: Sequence[RawRow]) -> str:
 
 def no_usable_column(file: Path, sample: Sequence[RawRow], shapes: Sequence[str]) -> InputError:
     """What to tell about a file of which no row fits any of `shapes`."""
-    reason = _first_reason(sample, shapes[-1]) if len(shapes) == 1 else "no shape fits"
     found = found_in(islice(sample, SAMPLE))
+    there = [shape for shape in shapes if has_parts(shape, found)]
+    if there:  # the columns are right: it is what they hold
+        reasons = _first_reasons(sample, there[0])
+        cure = "fill what is missing, or check --format-type and --columns"
+    else:
+        reasons = _first_reasons(sample[:1], shapes[0]) if len(shapes) == 1 else "no shape fits"
+        cure = _list_within(file, sample) or suggestion(sample)
     return InputError(
         f"{file}: no usable row",
-        f"{reason}; columns found: {', '.join(found) or '(none)'}",
-        _list_within(file, sample) or suggestion(sample),
+        f"{reasons}; columns found: {', '.join(found) or '(none)'}",
+        cure,
     )
 
 
@@ -130,13 +146,15 @@ def _list_within(file: Path, sample: Sequence[RawRow]) -> str:
     return name and f"take out the list of rows: jq '.\"{name}\"' {file.name} > rows.json"
 
 
-def _first_reason(sample: Sequence[RawRow], shape: str) -> str:
-    try:
-        for row in sample[:1]:
+def _first_reasons(sample: Sequence[RawRow], shape: str) -> str:
+    """Why the first rows are none, each by its number: `as qa: row 1: empty "answer"`."""
+    reasons = []
+    for number, row in enumerate(sample[:_TOLD_ROWS], start=1):
+        try:
             SHAPES[shape](row)
-    except BadRow as bad:
-        return f"as {shape}: {bad}"
-    return f"as {shape}: nothing usable"
+        except BadRow as bad:
+            reasons.append(f"row {number}: {bad}")
+    return f"as {shape}: {'; '.join(reasons) or 'nothing usable'}"
 
 
 def read_raw_rows(file: Path, input_format: str = "auto") -> Iterator[tuple[int, dict[str, Any]]]:

@@ -117,6 +117,41 @@ def unused(name: str, row: RawRow, group_column: str) -> Iterator[tuple[str, int
             yield str(column), len(str(value))
 
 
+def has_parts(name: str, columns: Sequence[str]) -> bool:
+    """Whether there is a column for each part that this shape cannot do without."""
+    needed = [names for names in PARTS[name] if set(names) & set(COLUMNS[name])]
+    return all(any(one in columns for one in names) for names in needed)
+
+
+def require_columns(mapping: Mapping[str, str], heads: Mapping[str, Sequence[RawRow]]) -> None:
+    """SettingsError for a column of --columns that no file has; `heads` are their first rows."""
+    found = dict.fromkeys(name for rows in heads.values() for name in found_in(rows))
+    plain = {_plain(name) for name in found}
+    for column, known in mapping.items():
+        if column not in plain:
+            near = difflib.get_close_matches(column, plain, n=1)
+            raise SettingsError(
+                f"data.columns: {known}={column}: no such column",
+                f"found are {', '.join(found) or 'none'}",
+                f"did you mean {near[0]}?" if near else "name one of them",
+            )
+
+
+def require_one_answer(name: str, rows: Sequence[RawRow], several: str) -> None:
+    """SettingsError where every list of answers has two: accepted ones, or a preferred and a
+    rejected one? Only the user knows; the rejected one must not count as right."""
+    lists = [
+        row[column] for row in rows for column in _ANSWERS if isinstance(row.get(column), list)
+    ]
+    pairs = lists and all(len(one) == 2 and _texts(one) for one in lists)
+    if several == "ask" and pairs and len(lists) > 1:
+        raise SettingsError(
+            f"{name}: every row has a list of two answers",
+            "they may both be right, or the second may be the rejected one of a preference",
+            "say it: --several-answers accepted, or --several-answers first",
+        )
+
+
 def detect(rows: Sequence[RawRow]) -> str | None:
     """The shape most of `rows` have, the first in `SHAPES` on a tie; None if no row fits any."""
     fitting = {name: sum(has_columns(name, row) for row in rows) for name in SHAPES}
@@ -229,7 +264,7 @@ def _plain(column: Any) -> str:
     return " ".join(str(column).split()).lower()
 
 
-def unfolded(row: RawRow) -> Iterator[tuple[RawRow, list[str]]]:
+def unfolded(row: RawRow, several: str = "accepted") -> Iterator[tuple[RawRow, list[str]]]:
     """The conversations nested in one row, each as a row of its own with its accepted answers.
 
     `instances` (self-instruct) holds {"input", "output"} pairs: one row for each input. An answer
@@ -241,7 +276,8 @@ def unfolded(row: RawRow) -> Iterator[tuple[RawRow, list[str]]]:
         if isinstance(one.get("input"), list) or not answers or not _texts(answers):
             yield one, []
         else:
-            yield {**one, name: answers[0]}, list(answers) if len(answers) > 1 else []
+            accepted = list(answers) if len(answers) > 1 and several != "first" else []
+            yield {**one, name: answers[0]}, accepted
 
 
 def _opened(row: RawRow) -> RawRow:

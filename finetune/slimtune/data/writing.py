@@ -81,9 +81,24 @@ def write_outputs(
             f"{account.reasons['too_long'].total()} rows are longer than the limit",
             "raise --max-length (or, if --long-rows is drop, choose truncate_prompt)",
         )
+    _require_short(account, prepared)
     numbers = report_numbers(account, batch_size)
     data_report.write_data_report(numbers, folder, name, language)
     return numbers
+
+
+def _require_short(account: Account, prepared: Prepared) -> None:
+    """InputError where rows that are too long, with the rejected ones, are more than allowed."""
+    too_long, rejected = (account.reasons[kind].total() for kind in ("too_long", "rejected"))
+    limit, rows = prepared.settings.max_bad_rows, account.rows_in
+    allowed = limit if limit >= 1 else limit * rows
+    if too_long and too_long + rejected > allowed:
+        raise InputError(
+            f"{prepared.settings.input}: {too_long} of {rows} rows are longer than --max-length",
+            f"--max-bad-rows allows {allowed:.0f} rows to be left out ({rejected} others are)",
+            "raise --max-length, choose a model whose tokenizer needs fewer tokens for this "
+            "language, or raise --max-bad-rows",
+        )
 
 
 class _Files:
