@@ -140,9 +140,10 @@ def require_columns(mapping: Mapping[str, str], heads: Mapping[str, Sequence[Raw
 def require_one_answer(name: str, rows: Sequence[RawRow], several: str) -> None:
     """SettingsError where every list of answers has two: accepted ones, or a preferred and a
     rejected one? Only the user knows; the rejected one must not count as right."""
-    lists = [
-        row[column] for row in rows for column in _ANSWERS if isinstance(row.get(column), list)
-    ]
+    lists = []
+    for row in rows:
+        if not isinstance(row.get("input"), list):  # else they are a conversation's two sides
+            lists += [row[column] for column in _ANSWERS if isinstance(row.get(column), list)]
     pairs = lists and all(len(one) == 2 and _texts(one) for one in lists)
     if several == "ask" and pairs and len(lists) > 1:
         raise SettingsError(

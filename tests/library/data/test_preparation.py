@@ -319,7 +319,7 @@ def test_refusals(tmp_path):
     texts = saved(tmp_path, [{"text": "a", "label": "b"}])
     with pytest.raises(InputError, match="columns found: text, label"):
         prepare(Data(input=texts))
-    with pytest.raises(InputError, match='as qa: no "question"; columns found: instruction'):
+    with pytest.raises(InputError, match='as qa: row 1: no "question"; columns found: instruction'):
         prepare(Data(input=saved(tmp_path, [alpaca_row(1)]), format_type="qa"))
     with pytest.raises(InputError, match="no row left to train on"):
         prepare(Data(input=saved(tmp_path, [alpaca_row(1)]), test_rows=5))
