@@ -48,25 +48,10 @@ def main(config: Config) -> None:
             config.evaluation.language,
         )
         stage.metrics.update(numbers)
-    files = writing.output_names(data.output_name)
-    left_out = str(numbers["rows_in"] - numbers["kept"])
-    if numbers["too_long"]:
-        limit = config.training.max_length
-        left_out += f", of them {numbers['too_long']} too long for --max-length {limit}"
-    left_over = [
-        f"{column} ({one['filled']:.0%} filled, {one['characters']} characters)"
-        for column, one in numbers["unused_columns"].items()
-    ]
-    unread = {"columns not used": ", ".join(left_over)} if left_over else {}
-    long_rows = {f"long rows {how}": rows for how, rows in numbers["long_rows"].items()}
-    long_rows.pop("long rows whole", None)
     wrote(
         train,
-        data.output_dir / files["report"],
-        numbers=numbers["splits"]
-        | {f"left out (see {files['rejected']})": left_out}
-        | unread
-        | long_rows,
+        data.output_dir / writing.output_names(data.output_name)["report"],
+        numbers=writing.closing_numbers(numbers, data.output_name, config.training.max_length),
         next=f"python finetune/train_lora.py --train-data {near(train)}",
     )
 

@@ -12,6 +12,7 @@ import pytest
 from slimtune.config.data import Data
 from slimtune.console import SlimTuneError
 from slimtune.data.preparation import Prepared, prepare
+from slimtune.data.writing import closing_numbers, write_outputs
 
 SHARED = Path(__file__).parents[3] / "shared" / "cases" / "data"
 
@@ -92,6 +93,17 @@ def test_columns_that_nothing_reads_are_named(tmp_path) -> None:
         "note": {"filled": 1.0, "characters": 7},
         "more": {"filled": 0.5, "characters": 1},
     }
+
+
+@pytest.mark.parametrize(("language", "title"), [("en", "not used"), ("zh", "没有用到的列")])
+def test_the_report_and_the_last_lines_name_them_too(tmp_path, language, title) -> None:
+    found = prepared(write(tmp_path, "question,answer,note\na,b,long text\n"))
+    (tmp_path / "out").mkdir()
+    numbers = write_outputs(found, tmp_path / "out", "train", language=language)
+    report = (tmp_path / "out/data_report.md").read_text("utf-8")
+    assert title in report and "| note | 100.0% | 9 |" in report
+    closing = closing_numbers(numbers, "train", 512)
+    assert closing["columns not used"] == "note (100% filled, 9 characters)"
 
 
 def test_an_answer_of_weight_0_is_kept_and_marked(tmp_path) -> None:

@@ -17,7 +17,7 @@ _FILE = Path(__file__).with_suffix(".yaml")
 # Facts that every entry of a catalogue must state beside its help.
 _FACTS = {
     "criteria": {"calibrated"},
-    "shapes": {"columns"},
+    "shapes": {"columns", "reads"},
     "sample_kinds": {"file"},
     "templates": {"stops"},
     "twins": {"stops"},

@@ -106,15 +106,13 @@ class Data(Section):
         "true puts a space into texts that a tokenizer would read as control tokens (<s>, [INST],\n"
         "<|im_end|>), which would end a turn early; false leaves them.",
     )
-    placeholders: Literal["reject", "keep"] = setting(
+    placeholders: Literal[names("placeholders")] = choice(
         "reject",
-        "Answers that are only what stands for no value (nan, None, NULL, N/A, #REF!, 无): reject\n"
-        "sets such rows aside, keep learns them; where None is a real answer, keep.",
+        "Answers that are only what stands for no value: nan, None, NULL, N/A, #REF!, 无.",
+        "placeholders",
     )
-    several_answers: Literal["ask", "accepted", "first"] = setting(
-        "ask",
-        "A list in place of an answer: accepted (all are right, the first is learned), first (the\n"
-        "others are not used: a preference's rejected one), ask stops where each list has two.",
+    several_answers: Literal[names("several_answers")] = choice(
+        "ask", "What a list in place of an answer means.", "several_answers"
     )
     encoding: str = setting(
         "auto",

@@ -1,7 +1,7 @@
 """The second pass: every line of the spool goes where its fate sends it, and is counted."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
@@ -85,6 +85,23 @@ def write_outputs(
     numbers = report_numbers(account, batch_size)
     data_report.write_data_report(numbers, folder, name, language)
     return numbers
+
+
+def closing_numbers(numbers: Mapping[str, Any], name: str, max_length: int) -> dict[str, Any]:
+    """What a preparation says at its end: splits, what was left out, what was not used."""
+    left_out = str(numbers["rows_in"] - numbers["kept"])
+    if numbers["too_long"]:
+        left_out += f", of them {numbers['too_long']} too long for --max-length {max_length}"
+    told = numbers["splits"] | {f"left out (see {output_names(name)['rejected']})": left_out}
+    unused = [
+        f"{column} ({one['filled']:.0%} filled, {one['characters']} characters)"
+        for column, one in numbers["unused_columns"].items()
+    ]
+    if unused:
+        told["columns not used"] = ", ".join(unused)
+    shortened = {f"long rows {how}": rows for how, rows in numbers["long_rows"].items()}
+    shortened.pop("long rows whole", None)
+    return told | shortened
 
 
 def _require_short(account: Account, prepared: Prepared) -> None:

@@ -39,6 +39,7 @@ def data_report_text(numbers: Mapping[str, Any], before: str = "", language: str
         f"{words.splits}\n\n{_shares(words.conversations, splits, words)}",
         f"{words.languages}\n\n{_shares(words.rows, languages, words)}",
         *_reasons(numbers["reasons"], words),
+        *_unused(numbers["unused_columns"], words),
         *_cleaning(numbers["cleaning"], words),
         *_tokens(numbers, words),
         words.aside.format(file=f"{before}{REJECTED}"),
@@ -94,6 +95,17 @@ def _reasons(reasons: Mapping[str, int], words: DataWords) -> list[str]:
     if more:
         sections.append(words.more_reasons.format(count=more, file=JSON))
     return sections
+
+
+def _unused(columns: Mapping[str, Mapping[str, float]], words: DataWords) -> list[str]:
+    """Columns that no shape reads, with how full and how long they are."""
+    if not columns:
+        return []
+    cells = [
+        [plain(name), f"{one['filled']:.1%}", f"{one['characters']:,}"]
+        for name, one in columns.items()
+    ]
+    return [f"{words.unused}\n\n{markdown_table(words.unused_columns, cells)}"]
 
 
 def _cleaning(cleaning: Mapping[str, int], words: DataWords) -> list[str]:

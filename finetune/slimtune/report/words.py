@@ -26,6 +26,8 @@ class DataWords:
     reasons: str
     more_reasons: str
     cleaning: str
+    unused: str
+    unused_columns: list[str]
     tokens: str
     long_rows: str
     total: str

@@ -100,7 +100,7 @@ def _empty_answer(line: Line, number: int) -> Line:
 
 
 def _answer_that_is_no_text(line: Line, number: int) -> Line:
-    _turns(line)[1]["content"] = ({"text": "4"}, None, True, ["4"])[number % 4]
+    _turns(line)[1]["content"] = ({"text": "4"}, None, [{"type": "image"}], [4])[number % 4]
     return line
 
 

@@ -36,6 +36,8 @@ SETTINGS = {
     "data.format_type": ("shapes", {"auto"}),
     "data.input_format": ("file_formats", {"auto"}),
     "data.duplicates": ("duplicates", set()),
+    "data.placeholders": ("placeholders", set()),
+    "data.several_answers": ("several_answers", set()),
     "data.long_rows": ("long_rows", set()),
     "sample.kind": ("sample_kinds", {"all"}),
     "model.prompt_template": ("templates", {"tokenizer"}),
@@ -195,6 +197,8 @@ def test_a_template_has_jinja_a_go_twin_and_stops_that_it_writes() -> None:
         ("sparsity_patterns", "pruning/sparsity.py"),
         ("long_rows", "prompts/long_rows.py"),
         ("duplicates", "data/judging.py"),
+        ("placeholders", "data/cleaning.py"),
+        ("several_answers", "data/shapes.py"),
         ("quantizations", "models/loading.py"),
     ],
 )

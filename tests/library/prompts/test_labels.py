@@ -95,3 +95,16 @@ def test_the_whole_decodes_to_the_text(tokenizer, template, messages):
     ids = prompts.encode(tokenizer, messages, template)["input_ids"]
     decoded = tokenizer.decode(ids, skip_special_tokens=False)
     assert re.sub("(</?s>) ?", r"\1", decoded) == re.sub("(</?s>) ?", r"\1", text)
+
+
+def test_an_answer_of_weight_0_is_read_and_not_learned(tokenizer, template) -> None:
+    """The prompt's ids stay as they are; of three answers only those with another weight count."""
+    marked = [dict(turn) for turn in TURNS]
+    marked[1]["weight"], marked[3]["weight"] = 0, 1
+    plain, weighed = (prompts.encode(tokenizer, turns, template) for turns in (TURNS, marked))
+    assert weighed["input_ids"] == plain["input_ids"]
+    learned = [label for label in plain["labels"] if label != prompts.IGNORED]
+    first = prompts.encode(tokenizer, TURNS[:2], template)["labels"]
+    unlearned = sum(label != prompts.IGNORED for label in first)
+    kept = [label for label in weighed["labels"] if label != prompts.IGNORED]
+    assert kept == learned[unlearned:]
