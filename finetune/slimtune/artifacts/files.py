@@ -10,6 +10,7 @@ Names that a file from outside mentions are plain names inside its own folder or
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -51,8 +52,19 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Indented JSON that people read too; a NaN is a ValueError, for JSON has none."""
-    write_text(file, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Indented JSON that people read too; NaN and infinity, which JSON has not, become null."""
+    content = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(file, content + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return value
 
 
 def read_json(file: Path, cure: str = COPY_AGAIN, *, optional: bool = False) -> dict[str, Any]:
@@ -115,6 +127,19 @@ def as_sealed(file: Path, sealed: Mapping[str, Any]) -> bool:
     if not file.is_file() or file.stat().st_size != sealed["bytes"]:
         return False
     return sha256(file) == sealed["sha256"]
+
+
+def are_sealed(files: object) -> bool:
+    """Whether this is what `seal` returns: plain names, each with a sum and a size."""
+    if not isinstance(files, dict):
+        return False
+    return all(is_plain(name) and _is_sum(entry) for name, entry in files.items())
+
+
+def _is_sum(entry: object) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    return isinstance(entry.get("sha256"), str) and isinstance(entry.get("bytes"), int)
 
 
 def is_plain(name: object) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from slimtune.artifacts.files import is_plain, json_or_none, seal
+from slimtune.artifacts.files import are_sealed, is_plain, json_or_none, seal
 from slimtune.config import Config
 from slimtune.machine.process import peak_memory
 
@@ -92,19 +92,13 @@ def _is_ours(run: dict[str, Any]) -> bool:
     told &= run["started"].isprintable() and len(run["inputs"]) <= _MOST_INPUTS
     inputs = all(isinstance(one, dict) and _is_input(one) for one in run["inputs"])
     sections = all(isinstance(section, dict) for section in run["settings"].values())
-    files = all(is_plain(name) and _is_sealed(entry) for name, entry in run["files"].items())
+    files = are_sealed(run["files"])
     return bool(run["command"] and words and told and inputs and sections and files)
 
 
 def _is_input(one: dict[str, Any]) -> bool:
     path, run_id = one.get("path"), one.get("run_id")
     return isinstance(path, str) and "\0" not in path and isinstance(run_id, str | None)
-
-
-def _is_sealed(entry: object) -> bool:
-    if not isinstance(entry, dict):
-        return False
-    return isinstance(entry.get("sha256"), str) and isinstance(entry.get("bytes"), int)
 
 
 def run_of(path: Path) -> dict[str, Any] | None:

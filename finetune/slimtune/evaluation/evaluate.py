@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slimtune.artifacts import finish_files, lineage, refuse_finished_files, run_of, stage_files
-from slimtune.artifacts.files import clear
+from slimtune.artifacts.files import clear, write_text
 from slimtune.config import Config
 from slimtune.console import SettingsError, near
 from slimtune.data.rows import beside
@@ -86,8 +86,8 @@ def compare_models(config: Config) -> tuple[list[str], list[list[str]], list[str
         runs = lineage(*map(Path, inputs)) | {stage.name: stage.record()}
         adapter, language = config.evaluation.lora_model, config.evaluation.language
         report, page = training_report.reports(metrics, runs, adapter, language)
-        (stage.folder / REPORT).write_text(report, encoding="utf-8")
-        (stage.folder / PAGE).write_text(page, encoding="utf-8")
+        write_text(stage.folder / REPORT, report)
+        write_text(stage.folder / PAGE, page)
     shutil.rmtree(kept, ignore_errors=True)
     headers, lines = outputs.comparison_table(found)
     return headers, lines, [sentence(one) for one in found.cautions], _next(chosen)

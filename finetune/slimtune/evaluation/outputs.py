@@ -1,12 +1,12 @@
 """A comparison as a CSV for people, a JSON for programs, and a table for the console."""
 
 import csv
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from slimtune.artifacts.files import write_json
 from slimtune.evaluation.comparison import Comparison
 from slimtune.report.measure_table import MEASURES, value_of
 
@@ -32,7 +32,7 @@ def write_answers_csv(comparison: Comparison, file: Path) -> None:
 def write_metrics(comparison: Comparison, file: Path) -> None:
     """Settings, measures, cautions and the worst samples: all that the reports need."""
     content = metrics_of(comparison)
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(file, content)
 
 
 def metrics_of(comparison: Comparison) -> dict[str, Any]:

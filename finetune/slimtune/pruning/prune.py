@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from slimtune.artifacts import stage_folder
+from slimtune.artifacts.files import write_text
 from slimtune.config import Config
 from slimtune.console import size
 from slimtune.machine.process import large_blocks_returned
@@ -91,7 +92,7 @@ def prune_model(config: Config, model: str, final: Path) -> PruneReport:
         shutil.rmtree(scratch, ignore_errors=True)
         said = calibration.source if calibration else "none"
         report = PruneReport(before, after, said, proven)
-        (stage.folder / CARD).write_text(card(report, model), encoding="utf-8")
+        write_text(stage.folder / CARD, card(report, model))
         stage.metrics.update(_metrics(report))
     return report
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from slimtune.artifacts.files import write_text
 from slimtune.config import Config
 from slimtune.console import decoration, near
 
@@ -101,7 +102,7 @@ def write_model_card(
         data=_table("data", data),
         settings=_table("setting", chosen),
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", text)
 
 
 def _report(config: Config) -> dict[str, Any]:

@@ -9,9 +9,7 @@ made under: settings, rows, base. Another run is not continued.
 """
 
 import logging
-import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +20,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerState
 
-from slimtune.artifacts import sha256
-from slimtune.artifacts.files import is_plain, json_or_none, write_json
+from slimtune.artifacts.files import (
+    are_sealed,
+    broken,
+    clear,
+    flush,
+    json_or_none,
+    seal,
+    write_json,
+)
 from slimtune.console import ResourceError, SettingsError, first_process, near, size
 from slimtune.training import sharding
 
@@ -113,26 +118,12 @@ def load_weights(model: PreTrainedModel | PeftModel, checkpoint: Path) -> None:
 
 
 def _seal(partial: Path, final: Path, facts: dict[str, Any]) -> None:
-    files = [file for file in sorted(partial.rglob("*")) if file.is_file()]
-    sums = {file.relative_to(partial).as_posix(): sha256(file) for file in files}
-    for file in files:
-        _flush(file)
-    write_json(partial / CHECKPOINT_MANIFEST, facts | {"files": sums})
-    _flush(partial)
-    shutil.rmtree(final, ignore_errors=True)  # a broken one that a resumed run has passed over
+    files = seal(partial, without=CHECKPOINT_MANIFEST)
+    write_json(partial / CHECKPOINT_MANIFEST, facts | {"files": files})
+    flush(partial)
+    clear(final)  # a broken one that a resumed run has passed over
     partial.rename(final)
-    _flush(final.parent)
-
-
-def _flush(path: Path) -> None:
-    """The contents of a file, or the names in a folder, onto the disk."""
-    if path.is_file():
-        with path.open("r+b") as file:
-            os.fsync(file.fileno())
-    elif sys.platform != "win32":  # which has no way to flush a folder
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+    flush(final.parent)
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:
@@ -155,29 +146,26 @@ def to_resume(folder: Path, conditions: Mapping[str, str]) -> Path | None:
     rows, base) that is not what it was when the checkpoint was made.
     """
     for checkpoint in reversed(found(folder)):
-        broken = _broken_file(checkpoint)
-        if broken is None:
+        fault = _fault(checkpoint)
+        if fault is None:
             _require_same(folder, conditions)
             _log.info("resuming from %s", near(checkpoint))
             return checkpoint
-        _log.warning("%s: not whole (%s), passed over", near(checkpoint), broken)
+        _log.warning("%s: not whole (%s), passed over", near(checkpoint), fault)
     _log.info("nothing to resume in %s: starting at step 0", near(folder))
     return None
 
 
-def _broken_file(checkpoint: Path) -> str | None:
+def _fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint: the first file that is not as it was written."""
     manifest = json_or_none(checkpoint / CHECKPOINT_MANIFEST)
-    if manifest is None or not isinstance(manifest.get("files"), dict):
+    if manifest is None:
         return f"{CHECKPOINT_MANIFEST} is missing or unreadable"
-    if _OPTIMIZER not in manifest["files"]:
-        return "written by an earlier version"
-    for name, expected in manifest["files"].items():
-        if not is_plain(name):
-            return f"{CHECKPOINT_MANIFEST} names {name!r}, no file of this folder"
-        if not (checkpoint / name).is_file() or sha256(checkpoint / name) != expected:
-            return f"{name} is missing or damaged"
-    return None
+    files = manifest.get("files")
+    if not are_sealed(files) or _OPTIMIZER not in files:
+        return f"{CHECKPOINT_MANIFEST} is not what this version of SlimTune writes"
+    changed = broken(checkpoint, files)
+    return None if changed is None else f"{changed} is missing or damaged"
 
 
 def finished(checkpoint: Path) -> bool:

@@ -9,9 +9,7 @@ with the checksum of every part comes last.
 """
 
 import hashlib
-import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from slimtune.artifacts.files import is_plain, json_or_none
+from slimtune.artifacts.files import are_sealed, broken, json_or_none, replacing, seal, write_json
 from slimtune.console import InputError, near
 from slimtune.machine import onednn
 from slimtune.prompts import IGNORED
@@ -92,13 +90,11 @@ def is_complete(folder: Path) -> bool:
     if not (folder / CACHE_MANIFEST).is_file():
         return False
     manifest = json_or_none(folder / CACHE_MANIFEST) or {}
-    if not isinstance(manifest.get("sha256"), dict) or "key" not in manifest:
-        raise _damaged(folder, f"{CACHE_MANIFEST} is not what SlimTune writes")
-    for name, checksum in manifest["sha256"].items():
-        if not is_plain(name):
-            raise _damaged(folder, f"{CACHE_MANIFEST} names {name!r}, no file of this folder")
-        if not (folder / name).is_file() or _sha256(folder / name) != checksum:
-            raise _damaged(folder, f"{name} has changed since it was written")
+    if not are_sealed(manifest.get("files")) or "key" not in manifest:
+        raise _damaged(folder, f"{CACHE_MANIFEST} is not what this version of SlimTune writes")
+    changed = broken(folder, manifest["files"])
+    if changed is not None:
+        raise _damaged(folder, f"{changed} has changed since it was written")
     if manifest["key"] != folder.name:
         raise _damaged(folder, f"it was made for {manifest['key']}: other rows or another teacher")
     return True
@@ -127,12 +123,11 @@ def write_cache(
         some = samples[first : first + SAMPLES_A_PART]
         _write_part(part_file(folder, part), teacher, some, top_k, temperature)
         _log.info("teacher: %d of %d samples", first + len(some), len(samples))
-    checksums = {part_file(folder, p).name: _sha256(part_file(folder, p)) for p in parts}
     about = {"key": folder.name, "top_k": top_k, "temperature": temperature}
-    manifest = json.dumps(about | {"samples": len(samples), "sha256": checksums}, indent=2)
-    _replace(
-        folder / CACHE_MANIFEST, lambda file: file.write_text(manifest + "\n", encoding="utf-8")
-    )
+    sealed = seal(folder, without=CACHE_MANIFEST)
+    # A part that a killed run was writing may lie there still: it belongs to nothing.
+    files = {name: sealed[name] for name in sealed if name.endswith(".safetensors")}
+    write_json(folder / CACHE_MANIFEST, about | {"samples": len(samples), "files": files})
 
 
 @onednn.onednn_products()
@@ -158,7 +153,8 @@ def _write_part(
         "log_probabilities": logs,
         "starts": starts,
     }
-    _replace(file, lambda partial: save_file(tensors, partial))
+    with replacing(file) as partial:
+        save_file(tensors, partial)
 
 
 @torch.no_grad()
@@ -213,17 +209,6 @@ def _id_type(vocabulary: int) -> torch.dtype:
     return torch.uint16 if vocabulary <= 1 << 16 else torch.int32
 
 
-def _replace(file: Path, write_to: Callable[[Path], Any]) -> None:
-    """`file` is there whole or not at all."""
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)  # through a link, another file would be written
-    try:
-        write_to(partial)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _readable(file: Path) -> bool:
     """A file of fewer bytes than its header promises does not open."""
     try:
@@ -231,11 +216,6 @@ def _readable(file: Path) -> bool:
             return True
     except (OSError, SafetensorError):
         return False
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _damaged(folder: Path, why: str) -> InputError:

@@ -256,6 +256,11 @@ def test_the_attack_fails_in_every_script(script, project, settings, merged, row
         assert files_under(home) == before
 
 
+def test_json_never_holds_a_bare_nan(tmp_path) -> None:
+    files.write_json(tmp_path / "m.json", {"a": float("nan"), "b": [1.5, (float("inf"),)]})
+    assert json.loads((tmp_path / "m.json").read_text()) == {"a": None, "b": [1.5, [None]]}
+
+
 def test_what_is_sealed_is_what_was_written(tmp_path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/a").write_text("a")
