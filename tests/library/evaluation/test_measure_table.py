@@ -42,7 +42,7 @@ def outcome(label: str, right: int) -> Outcome:
     """A model that answers the first `right` questions correctly."""
     texts = [asked.reference for asked in QUESTIONS[:right]]
     texts += ["不知道"] * (len(QUESTIONS) - right)
-    generations = [Generation(text, 3, True) for text in texts]
+    generations = [Generation(text, [1, 2, 3], True) for text in texts]
     losses = [AnswerLoss(4.0 + 90 / right, 4, 2)] * len(QUESTIONS)
     cost = Cost(12_345, 67_890_000, 0.1, 1234.0, 99.0, 30.0, 500_000_000)
     return Outcome(Candidate(label, label), generations, losses, Asked("same", ()), cost)
