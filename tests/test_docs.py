@@ -119,3 +119,16 @@ def test_a_yaml_block_of_the_readme_is_a_settings_file(tmp_path: Path) -> None:
     assert config.training.learning_rate == 2e-4
     assert config.training.activation_checkpointing
     assert config.model.base_model == "meta-llama/Llama-2-7b-chat-hf"
+
+
+def test_the_map_has_every_room() -> None:
+    """CONTRIBUTING.md: a line for each room, and the files that its recipes name."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    library = ROOT / "finetune/slimtune"
+    rooms = {folder.name for folder in library.iterdir() if (folder / "__init__.py").exists()}
+    mapped = set(re.findall(r"^\| `(\w+)` \|", text, re.M))
+    assert rooms <= mapped, rooms - mapped
+    named = re.findall(r"`((?:\w+/)+\w+\.(?:py|yaml))`", text)
+    assert len(named) > 6
+    for name in named:
+        assert (library / name).is_file() or (ROOT / name).is_file(), name
