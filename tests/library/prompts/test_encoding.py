@@ -70,11 +70,8 @@ def test_bos_exactly_once_a_turn(sentencepiece_tokenizer):
         assert ids[0] == 1
         return ids.count(1)
 
-    assert {name: count(name) for name in prompts.template_names()} == {
-        "llama2": 2,
-        "alpaca": 1,
-        "chatml": 1,
-    }
+    for name in prompts.template_names():
+        assert count(name) == (2 if name == "llama2" else 1), name
 
 
 def test_bos_is_added_where_a_foreign_template_forgets_it(sentencepiece_tokenizer):

@@ -28,7 +28,7 @@ EXPECTED = {
 }
 
 
-def test_the_three_templates_ship():
+def test_every_template_has_its_exact_text_here():
     assert prompts.template_names() == sorted(EXPECTED)
 
 
