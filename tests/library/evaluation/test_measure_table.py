@@ -1,6 +1,7 @@
 """The table of measures against what is computed, and against every place that shows it."""
 
 import csv
+import inspect
 import json
 import re
 from dataclasses import fields
@@ -123,3 +124,11 @@ def test_no_entry_is_written_twice():
     """YAML keeps the last of two equal keys without a word."""
     text = Path(measures.__file__).parents[1].joinpath("report/measures.yaml").read_text("utf-8")
     assert len(re.findall(r"^\w+:$", text, re.M)) == len(safe_load(text))
+
+
+def test_a_function_that_looks_like_a_measure_has_an_entry() -> None:
+    """(prediction, reference, pattern) is how the table calls a measure of answers."""
+    called = ["prediction", "reference", "pattern"]
+    for name, function in vars(measures).items():
+        if inspect.isfunction(function) and list(inspect.signature(function).parameters) == called:
+            assert name in MEASURES, f"{name} has no entry in report/measures.yaml"
