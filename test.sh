@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Installs what the tests need into .venv (or $VENV) and runs them all.
-#   bash test.sh                    everything
+# Installs what the tests need into .venv (or $VENV) and runs them all, in a process for each core.
+#   bash test.sh                    everything; the ten slowest are named at the end
 #   bash test.sh -m "not slow"      arguments go to pytest
+#   bash test.sh -n 0 --pdb FILE    in one process, to look into a failure
+#   SHUFFLE_SEED=1 bash test.sh     in a random order, the same for the same number
 set -euo pipefail
 cd "$(dirname "$0")"
 venv=${VENV:-.venv}
@@ -9,4 +11,5 @@ venv=${VENV:-.venv}
 "$venv/bin/python" -m pip install -q -r requirements.txt -r tests/requirements.txt
 "$venv/bin/ruff" check --quiet .
 "$venv/bin/ruff" format --check --quiet .
-exec "$venv/bin/python" -m pytest "$@"
+# A file stays in one process, so that what its tests share is built once.
+exec "$venv/bin/python" -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10 "$@"

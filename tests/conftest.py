@@ -2,16 +2,25 @@
 
     config.yaml  base/  raw.json  ->  rows/  ->  tuned/lora_adapter  ->  tuned/merged_model  -> ...
 
-Tests only read it and write into folders of their own.
+Tests only read it and write into folders of their own. Every test process has one: nothing is
+shared between them, so any part of the suite runs alone, in any order and in any number of
+processes (hermetic.py holds the tests to that).
 """
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from running import succeeds
-from tiny_folders import write_tiny_llama
 from tiny_rows import TOLD, raw_rows
+
+pytest_plugins = ["hermetic"]
+
+# Before torch is imported: the processes share the cores, and threads besides them only wait for
+# each other. Child processes inherit it. Nothing here imports torch: the process that only hands
+# out tests does without.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Paths are relative to the file, so nothing of the repository's own data/ and models/ is touched.
 SETTINGS = """\
@@ -38,6 +47,8 @@ def project(tmp_path_factory) -> Path:
     (folder / "config.yaml").write_text(SETTINGS, encoding="utf-8")
     (folder / "raw.json").write_text(json.dumps(raw_rows(), ensure_ascii=False), "utf-8")
     (folder / "text.txt").write_text("\n".join(TOLD.values()) + "\n", encoding="utf-8")
+    from tiny_folders import write_tiny_llama
+
     write_tiny_llama(folder / "base", hidden=64)
     return folder
 

@@ -3,6 +3,7 @@
 import importlib
 import io
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -65,18 +66,30 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     return set(done.stdout.splitlines()[-1].split())
 
 
-def killed(when: Callable[[], bool], script: str, *arguments: object) -> None:
-    """Run a script in a process of its own and `kill -9` it at the moment `when` says so."""
+def killed(place: str, when: Callable[..., bool], script: str, *arguments: object) -> None:
+    """Run a script in a process of its own that dies of `kill -9` as it begins a call of `place`.
+
+    `place` is a function's full name, and of its calls it is the first whose arguments `when` says
+    yes to. The process waits for no clock: however busy the machine is, it dies at that moment.
+    """
     child = os.fork()
     if child == 0:
         try:
-            run(script, *arguments)
+            with patch(place, _deadly(pkgutil.resolve_name(place), when)):
+                run(script, *arguments)
         finally:
             os._exit(0)
-    while not when():
-        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before it could be killed"
-    os.kill(child, signal.SIGKILL)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    end = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert end == -signal.SIGKILL, f"it never came to the call of {place}: exit {end}"
+
+
+def _deadly(function: Callable[..., object], when: Callable[..., bool]) -> Callable[..., object]:
+    def called(*arguments: object, **named: object) -> object:
+        if when(*arguments, **named):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **named)
+
+    return called
 
 
 def succeeds(script: str, *arguments: object, stdin: str = "") -> Ran:

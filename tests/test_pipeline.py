@@ -73,17 +73,17 @@ def project(request, tmp_path_factory) -> Path:
     settings = ("--config", folder / "config.yaml")
     raw = first_rows(name, folder)
     succeeds("prepare_data", *settings, "--input", raw, "--format-type", format_type)
-    succeeds("train_lora", *settings)
-    succeeds("evaluate_model", *settings, "--merge")
-    succeeds("model_pruning", *settings)
-    succeeds("knowledge_distillation", *settings)
-    succeeds("train_pruned_distilled", *settings)
-    for quantization in TYPES:
-        succeeds("convert_to_gguf", *settings, "--quantization", quantization)
     chosen = ",".join(str(folder / model) for model in MODELS)
     with pytest.MonkeyPatch.context() as patched:
-        # A child process for each of the seven models would take two seconds each.
+        # A child process for each of the models compared would import torch again, each time.
         patched.setattr(comparison, "_in_child", comparison._here)
+        succeeds("train_lora", *settings)
+        succeeds("evaluate_model", *settings, "--merge")
+        succeeds("model_pruning", *settings)
+        succeeds("knowledge_distillation", *settings)
+        succeeds("train_pruned_distilled", *settings)
+        for quantization in TYPES:
+            succeeds("convert_to_gguf", *settings, "--quantization", quantization)
         succeeds("evaluate_model", *settings, "--models", chosen)
     return folder
 

@@ -3,18 +3,15 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from running import files_under, succeeds
+from running import files_under, killed, succeeds
 
 from slimtune.evaluation import comparison
 from slimtune.inference import generation, kept_answers
 
-pytestmark = pytest.mark.slow  # a whole run in a process of its own
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -27,29 +24,6 @@ def in_process(monkeypatch) -> None:
 def words(settings, adapter) -> tuple:
     """A comparison in batches of one row, so that there is something to interrupt."""
     return "evaluate_model", *settings, "--token-budget", "32", "--output"
-
-
-# Kills itself in the middle of writing line number `lines`. Not a fork: torch's threads forbid it.
-_KILLED = """\
-import os, signal, sys
-lines, words = int(sys.argv[1]), sys.argv[2:]
-import torch
-torch.set_num_threads(1)
-from running import run
-from slimtune.evaluation import comparison
-from slimtune.inference import kept_answers
-from slimtune.inference import kept_answers as predictions
-comparison._in_child = comparison._here
-keep, written = kept_answers.Predictions._keep, iter(range(1, lines + 1))
-def keep_or_die(self, name, value):
-    if next(written) == lines:
-        with self.file.open("a", encoding="ascii") as handle:
-            handle.write('\\n{"Generation:half a li')
-        os.kill(os.getpid(), signal.SIGKILL)
-    keep(self, name, value)
-kept_answers.Predictions._keep = keep_or_die
-sys.exit(run(*words).err)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +41,19 @@ def everything(count) -> int:
 def interrupted(words, everything, tmp_path_factory) -> Path:
     """The folder of a run that was killed with -9 at 60 %."""
     folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, "-c", _KILLED, round(0.6 * everything), *words, folder / "r.csv"]
-    done = subprocess.run(
-        [str(word) for word in command],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    lines = iter(range(1, everything + 1))
+
+    def in_the_middle_of_a_line(kept: kept_answers.Predictions, *_: object) -> bool:
+        if next(lines) < round(0.6 * everything):
+            return False
+        with kept.file.open("a", encoding="ascii") as handle:
+            handle.write('\n{"Generation:half a li')
+        return True
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(comparison, "_in_child", comparison._here)
+        keep = "slimtune.inference.kept_answers.Predictions._keep"
+        killed(keep, in_the_middle_of_a_line, *words, folder / "r.csv")
     return folder
 
 

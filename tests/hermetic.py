@@ -1,0 +1,106 @@
+"""Tests in any order and any number of processes: what goes first, and that none leaves a trace.
+
+    bash test.sh                    a process a core, the files with the most work first
+    SHUFFLE_SEED=1 bash test.sh     files, and the tests in each, in a random order
+
+A test that changes the process for those after it fails itself, by `leaves_no_trace`.
+"""
+
+import gc
+import logging
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+import psutil
+import pytest
+
+_SLOW, _OTHER = 10.0, 0.2  # seconds that a test marked slow takes, and one that is not
+_MEMORY = 2_500_000_000  # bytes that a process holds at most, its children included
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first: one that came last would leave the other processes idle."""
+    files = [list(tests) for _, tests in groupby(items, key=lambda item: item.path)]
+    seed = os.environ.get("SHUFFLE_SEED")
+    if seed is None:
+        files.sort(key=_seconds, reverse=True)
+    else:
+        chance = random.Random(seed)
+        chance.shuffle(files)
+        for tests in files:
+            chance.shuffle(tests)
+    items[:] = [test for tests in files for test in tests]
+
+
+def pytest_collection_finish() -> None:
+    """Takes what is imported by now out of the garbage collector, which would search it again and
+    again: a third of a second each time with torch and transformers in memory.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """How many processes `-n auto` means: one a core, and no more than there is memory for."""
+    cores = len(psutil.Process().cpu_affinity() or ()) if psutil.LINUX else psutil.cpu_count()
+    return max(1, min(cores, psutil.virtual_memory().available // _MEMORY))
+
+
+def _seconds(tests: list[pytest.Item]) -> float:
+    """What the tests of a file will take, by their marks."""
+    slow = sum(1 for test in tests if test.get_closest_marker("slow"))
+    return _SLOW * slow + _OTHER * (len(tests) - slow)
+
+
+@pytest.fixture(autouse=True)
+def leaves_no_trace() -> Iterator[None]:
+    """Fails a test after which the process is not what it was before."""
+    before = {name: look() for name, look in _LOOKS.items()}
+    yield
+    after = {name: look() for name, look in _LOOKS.items()}
+    if not before["torch"]:  # the test imported it
+        before["torch"] = after["torch"]
+    changed = {name: (before[name], after[name]) for name in _LOOKS if after[name] != before[name]}
+    assert not changed, f"the test left behind (before, after): {changed}"
+
+
+def _environment() -> dict[str, str]:
+    return {name: text for name, text in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+
+
+def _handlers() -> list[object]:
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+def _left_out() -> set[str]:
+    """Packages that can no longer be imported: leave_out_unused is for the one run of a process."""
+    return {name for name, module in list(sys.modules.items()) if module is None}
+
+
+def _log() -> tuple[int, list[logging.Handler]]:
+    log = logging.getLogger("slimtune")
+    return log.level, list(log.handlers)
+
+
+def _torch() -> tuple[object, ...]:
+    """Of new tensors the dtype, and how many threads compute; none where torch is still to come."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return ()
+    return torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+
+
+_LOOKS: dict[str, Callable[[], object]] = {
+    "environment": _environment,
+    "working directory": Path.cwd,
+    "signal handlers": _handlers,
+    "left out packages": _left_out,
+    "torch": _torch,
+    "log": _log,
+}
