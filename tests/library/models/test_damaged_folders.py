@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from running import refused
 
+from slimtune.evaluation import comparison
+
 FILES = (
     "config.json",
     "generation_config.json",
@@ -72,6 +74,12 @@ def empty(file: Path) -> None:
 
 
 DAMAGES = (cut, no_json, no_text, a_list, empty)
+
+
+@pytest.fixture(autouse=True)
+def in_process(monkeypatch) -> None:
+    """Candidates without a child process each, which would take seconds."""
+    monkeypatch.setattr(comparison, "_in_child", comparison._here)
 
 
 @pytest.fixture

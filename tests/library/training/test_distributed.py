@@ -1,12 +1,13 @@
 """Several processes learn what one process learns from the same effective batch."""
 
 import json
-import os
 import re
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -22,7 +23,8 @@ from slimtune.config import Config
 from slimtune.training import prechecks
 
 ROOT = Path(__file__).resolve().parents[3]
-LAUNCH = ROOT / "finetune" / "launch"
+SCRIPTS, JOBS = ROOT / "finetune", ROOT / "tests" / "jobs_of_a_rank.py"
+LAUNCH = SCRIPTS / "launch"
 
 
 def losses(adapter: Path) -> list[tuple[int, float]]:
@@ -35,103 +37,56 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-def started(launch: str, script: Path | str, *words: object) -> subprocess.Popen[str]:
-    """A script under `accelerate launch` with two processes on CPUs, through gloo."""
+def started(launch: str, *jobs: list[object], folder: Path) -> subprocess.Popen[bytes]:
+    """Jobs under one `accelerate launch` with two processes on CPUs, through gloo."""
+    folder.mkdir(exist_ok=True)
+    lines = [[str(word) for word in job] for job in jobs]
+    (folder / "jobs.json").write_text(json.dumps(lines), encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = (sys.executable, "-m", "accelerate.commands.launch")
-    file = script if isinstance(script, Path) else ROOT / "finetune" / f"{script}.py"
-    return subprocess.Popen(
-        [
-            *(*command, "--config_file", str(LAUNCH / f"{launch}.yaml")),
-            *("--main_process_port", str(port), str(file), *map(str, words)),
-        ],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", LAUNCH / f"{launch}.yaml", "--main_process_port", str(port)]
+    with (folder / "launch.err").open("w") as said:
+        return subprocess.Popen([*command, JOBS, folder], stdout=said, stderr=said)
 
 
-def on_two_processes(launch: str, script: Path | str, *words: object) -> tuple[str, str]:
-    """What a started script says on stdout and stderr; it must end well."""
-    launched = started(launch, script, *words)
-    out, err = launched.communicate(timeout=300)
-    assert launched.returncode == 0, err
-    return out, err
+def on_two_processes(launch: str, *jobs: list[object], folder: Path) -> None:
+    """Jobs that must end well; `said` tells what each of them had to say."""
+    launched = started(launch, *jobs, folder=folder)
+    try:
+        code = launched.wait(timeout=600)
+    except BaseException:
+        end(launched)
+        raise
+    texts = [file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.err"))]
+    assert code == 0, "\n".join(texts)
 
 
-def rows_of_steps(rows: Path, tmp_path: Path, steps: int) -> tuple[object, ...]:
+def end(launched: subprocess.Popen[bytes]) -> None:
+    """`kill -9` to the two processes, and wait for the one that has started them."""
+    for process in psutil.Process(launched.pid).children(recursive=True):
+        process.kill()
+    launched.wait()
+
+
+def said(folder: Path, job: int, kind: str) -> str:
+    """What both processes said on `out` or `err` during one job."""
+    return "".join((folder / f"{job}.{rank}.{kind}").read_text("utf-8") for rank in (0, 1))
+
+
+def rows_of_steps(rows: Path, few: Path, steps: int) -> tuple[object, ...]:
     """Words for as many full steps of eight rows, four for each of two processes."""
-    few = tmp_path / "few.jsonl"
     lines = (rows / "train_train.jsonl").read_text(encoding="utf-8").splitlines()
     few.write_text("\n".join(lines[: 8 * steps]), encoding="utf-8")
     validation = rows / "train_validation.jsonl"
     return "--train-data", few, "--val-data", validation, "--batch-size", 4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launch", ["ddp_cpu", "fsdp_cpu"])
-def test_two_processes_distil_as_one_does(launch, settings, rows, pruned, tmp_path) -> None:
-    words = [*settings, *rows_of_steps(rows, tmp_path, 3), "--text-data", "null", "--epochs", 2]
-    one, two = tmp_path / "one", tmp_path / "two"
-    script = "knowledge_distillation"
-    alone = ("--output-dir", one, "--cache-dir", tmp_path / "said_to_one")
-    succeeds(script, *words, *alone, "--gradient-accumulation-steps", 2)
-    together = ("--output-dir", two, "--cache-dir", tmp_path / "said_to_two")
-    on_two_processes(launch, script, *words, *together)
+def same_losses(two: Path, one: Path) -> None:
     ours, theirs = losses(two), losses(one)
     assert [step for step, _ in ours] == [step for step, _ in theirs]
     assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], abs=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launch", ["ddp_cpu", "fsdp_cpu"])
-def test_two_processes_give_the_losses_of_one(launch, project, settings, rows, tmp_path) -> None:
-    words = [*settings, *rows_of_steps(rows, tmp_path, 7), "--epochs", 2]
-    one, two = tmp_path / "one", tmp_path / "two"
-    succeeds(
-        "train_lora", *words, "--output-dir", one, "--gradient-accumulation-steps", 2, "--seed", 42
-    )
-    out, err = on_two_processes(launch, "train_lora", *words, "--output-dir", two)
-    ours, theirs = losses(two / "lora_adapter"), losses(one / "lora_adapter")
-    assert [step for step, _ in ours] == [step for step, _ in theirs]
-    assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], abs=1e-5)
-    assert theirs[0][1] - theirs[-1][1] > 0.5
-    assert out.count("wrote  ") == 1
-    assert err.count("a row, learned is") == 2  # two rows, said by one process
-    assert sorted(path.name for path in two.glob("[!.]*")) == ["lora_adapter"]
-    learned = weights(one / "lora_adapter")
-    torch.testing.assert_close(weights(two / "lora_adapter"), learned, atol=1e-5, rtol=1e-4)
-    base = AutoModelForCausalLM.from_pretrained(project / "base")
-    PeftModel.from_pretrained(base, two / "lora_adapter")
-
-
-@pytest.mark.slow
-def test_all_weights_in_parts_survive_a_kill(settings, rows, tmp_path) -> None:
-    """Moments and weights are put together for a checkpoint, and shared out again after it."""
-    words = [*settings, *rows_of_steps(rows, tmp_path, 3), "--epochs", 3]
-    words += ["--method", "full", "--learning-rate", 1e-3]
-    one, two = tmp_path / "one", tmp_path / "two"
-    succeeds("train_lora", *words, "--output-dir", one, "--gradient-accumulation-steps", 2)
-    launched = started("fsdp_cpu", "train_lora", *words, "--output-dir", two)
-    while not (two / "checkpoints" / "checkpoint-4").is_dir():
-        assert launched.poll() is None, launched.stderr.read()
-        time.sleep(0.01)
-    for process in psutil.Process(launched.pid).children(recursive=True):
-        process.kill()
-    launched.communicate()
-    assert not (two / "full_model").exists()
-    _, err = on_two_processes("fsdp_cpu", "train_lora", *words, "--output-dir", two, "--resume")
-    assert "resuming from" in err and "step 4/9" not in err
-    ours, theirs = losses(two / "full_model"), losses(one / "full_model")
-    assert [step for step, _ in ours] == [step for step, _ in theirs]
-    assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], abs=1e-5)
-    # Of bf16 numbers the last bit: the base is stored in it.
-    torch.testing.assert_close(
-        weights(two / "full_model"), weights(one / "full_model"), atol=0, rtol=8e-3
-    )
 
 
 SHARE = """
@@ -144,15 +99,6 @@ model = loading.load_model(sys.argv[1], training_compute(Config().model))
 here = sum(part.to_local().numel() for part in model.parameters())
 print("share", here / model.num_parameters())
 """
-
-
-@pytest.mark.slow
-def test_each_process_holds_half_of_the_weights(project, tmp_path) -> None:
-    script = tmp_path / "share.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT / 'finetune')!r})\n{SHARE}")
-    out, _ = on_two_processes("fsdp_cpu", script, project / "base")
-    assert re.findall(r"share (.*)", out) == ["0.5", "0.5"]
-
 
 LET_GO = """
 import gc, sys, weakref
@@ -174,14 +120,101 @@ print("freed", kept() is None)
 """
 
 
+@pytest.fixture(scope="module")
+def trained(project, settings, rows, pruned, tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of what two processes made under a launch file: adapter, student, and what the
+    two programs above said under FSDP. One process has made `alone`.
+    """
+    folder = tmp_path_factory.mktemp("distributed")
+    few = [*settings, *rows_of_steps(rows, folder / "three.jsonl", 3), "--text-data", "null"]
+    several = [*settings, *rows_of_steps(rows, folder / "seven.jsonl", 7)]
+
+    def jobs(where: Path) -> list[list[object]]:
+        distil = [*few, "--epochs", 2, "--cache-dir", where / "cache"]
+        return [
+            [SCRIPTS / "train_lora.py", *several, "--epochs", 2, "--output-dir", where],
+            [SCRIPTS / "knowledge_distillation.py", *distil, "--output-dir", where / "student"],
+        ]
+
+    for script, *words in jobs(folder / "alone"):
+        succeeds(script.stem, *words, "--gradient-accumulation-steps", 2)
+
+    @cache
+    def under(launch: str) -> Path:
+        where, programs = folder / launch, []
+        where.mkdir()
+        if launch == "fsdp_cpu":
+            for name, text in (("share", SHARE), ("let_go", LET_GO)):
+                (where / f"{name}.py").write_text(text, encoding="utf-8")
+                programs.append([where / f"{name}.py", project / "base", where / "checkpoints"])
+        on_two_processes(launch, *jobs(where / "made"), *programs, folder=where)
+        return where
+
+    return under
+
+
+LAUNCHES = pytest.mark.parametrize("launch", ["ddp_cpu", "fsdp_cpu"])
+
+
 @pytest.mark.slow
-def test_a_base_in_parts_leaves_memory_after_training(project, tmp_path) -> None:
+@LAUNCHES
+def test_two_processes_distil_as_one_does(launch, trained) -> None:
+    folder = trained(launch)
+    same_losses(folder / "made/student", folder.parent / "alone/student")
+
+
+@pytest.mark.slow
+@LAUNCHES
+def test_two_processes_give_the_losses_of_one(launch, trained, project) -> None:
+    folder = trained(launch)
+    two, one = folder / "made/lora_adapter", folder.parent / "alone/lora_adapter"
+    same_losses(two, one)
+    assert losses(one)[0][1] - losses(one)[-1][1] > 0.5
+    assert said(folder, 0, "out").count("wrote  ") == 1
+    assert said(folder, 0, "err").count("a row, learned is") == 2  # two rows, said by one process
+    assert sorted(path.name for path in two.parent.glob("[!.]*")) == [
+        "cache",
+        "lora_adapter",
+        "student",
+    ]
+    torch.testing.assert_close(weights(two), weights(one), atol=1e-5, rtol=1e-4)
+    base = AutoModelForCausalLM.from_pretrained(project / "base")
+    PeftModel.from_pretrained(base, two)
+
+
+@pytest.mark.slow
+def test_all_weights_in_parts_survive_a_kill(settings, rows, tmp_path) -> None:
+    """Moments and weights are put together for a checkpoint, and shared out again after it."""
+    words = [*settings, *rows_of_steps(rows, tmp_path / "few.jsonl", 3), "--epochs", 3]
+    words += ["--method", "full", "--learning-rate", 1e-3]
+    one, two = tmp_path / "one", tmp_path / "two"
+    succeeds("train_lora", *words, "--output-dir", one, "--gradient-accumulation-steps", 2)
+    job = [SCRIPTS / "train_lora.py", *words, "--output-dir", two]
+    launched = started("fsdp_cpu", job, folder=tmp_path / "first")
+    while not (two / "checkpoints" / "checkpoint-4").is_dir():
+        assert launched.poll() is None, said(tmp_path / "first", 0, "err")
+        time.sleep(0.01)
+    end(launched)
+    assert not (two / "full_model").exists()
+    on_two_processes("fsdp_cpu", [*job, "--resume"], folder=tmp_path / "second")
+    told = said(tmp_path / "second", 0, "err")
+    assert "resuming from" in told and "step 4/9" not in told
+    same_losses(two / "full_model", one / "full_model")
+    # Of bf16 numbers the last bit: the base is stored in it.
+    torch.testing.assert_close(
+        weights(two / "full_model"), weights(one / "full_model"), atol=0, rtol=8e-3
+    )
+
+
+@pytest.mark.slow
+def test_each_process_holds_half_of_the_weights(trained) -> None:
+    assert re.findall(r"share (.*)", said(trained("fsdp_cpu"), 2, "out")) == ["0.5", "0.5"]
+
+
+@pytest.mark.slow
+def test_a_base_in_parts_leaves_memory_after_training(trained) -> None:
     """Hooks on the adapters hold the Trainer, and nothing frees a tensor's hooks but the tensor."""
-    script = tmp_path / "let_go.py"
-    roots = [str(ROOT / "finetune"), str(ROOT / "tests")]
-    script.write_text(f"import sys\nsys.path[:0] = {roots!r}\n{LET_GO}")
-    out, _ = on_two_processes("fsdp_cpu", script, project / "base", tmp_path / "checkpoints")
-    assert re.findall(r"freed (.*)", out) == ["True", "True"]
+    assert re.findall(r"freed (.*)", said(trained("fsdp_cpu"), 3, "out")) == ["True", "True"]
 
 
 def test_only_the_first_process_locks_and_writes(tmp_path, monkeypatch) -> None:

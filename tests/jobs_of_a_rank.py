@@ -1,0 +1,45 @@
+"""One process of `accelerate launch`: does several jobs one after another, as one start of it.
+
+    accelerate launch ... tests/jobs_of_a_rank.py FOLDER
+
+FOLDER/jobs.json lists the command lines, each a Python file and its words. What job 0 says in the
+process of rank 1 is in FOLDER/0.1.out and FOLDER/0.1.err. Importing torch and transformers takes
+four seconds of each process, and most jobs here take one.
+"""
+
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def do(job: list[str], said: Path) -> None:
+    """Run one Python file; its output goes into `said`.out and `said`.err."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for number, kind in ((1, "out"), (2, "err")):
+        with said.with_name(f"{said.name}.{kind}").open("w") as file:
+            os.dup2(file.fileno(), number)
+    sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")  # all but the first rank close theirs
+    sys.argv = job
+    try:
+        runpy.run_path(job[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
+    finally:
+        sys.stdout.flush()
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    sys.path[:0] = [str(ROOT / "finetune"), str(ROOT / "tests")]
+    for number, job in enumerate(json.loads((folder / "jobs.json").read_text(encoding="utf-8"))):
+        do(job, folder / f"{number}.{os.environ['RANK']}")
+
+
+if __name__ == "__main__":
+    main()
