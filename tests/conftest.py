@@ -59,6 +59,14 @@ def settings(project) -> tuple[str, Path]:
     return "--config", project / "config.yaml"
 
 
+@pytest.fixture
+def in_process(monkeypatch) -> None:
+    """Candidates of a comparison without a child process each, which would import torch again."""
+    from slimtune.evaluation import comparison
+
+    monkeypatch.setattr(comparison, "_in_child", comparison._here)
+
+
 @pytest.fixture(scope="session")
 def rows(project, settings) -> Path:
     succeeds("prepare_data", *settings)

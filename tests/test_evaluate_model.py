@@ -16,12 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from slimtune.evaluation import comparison
 
 
-@pytest.fixture
-def in_process(monkeypatch) -> None:
-    """Candidates without a child process each, which would take seconds."""
-    monkeypatch.setattr(comparison, "_in_child", comparison._here)
-
-
 def table_of(file: Path) -> list[dict[str, str]]:
     assert file.read_bytes().startswith(b"\xef\xbb\xbf")
     with file.open(encoding="utf-8-sig", newline="") as stream:

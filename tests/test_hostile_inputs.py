@@ -11,6 +11,8 @@ from running import files_under, refused, run, succeeds
 from slimtune.artifacts import require
 from slimtune.data import writing
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 
 @pytest.fixture
 def came(tmp_path: Path) -> Path:

@@ -127,6 +127,7 @@ def test_four_bits_train_on_a_cpu(settings, adapter, tmp_path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_all_weights_learn_into_an_ordinary_model_folder(settings, rows, project, tmp_path) -> None:
     words = ("--method", "full", "--learning-rate", "2e-3", "--output-dir", tmp_path)
     ran = succeeds("train_lora", *settings, *words)

@@ -12,6 +12,7 @@ from tiny_folders import swap_two_tokens, write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimtune.console import size
+from slimtune.evaluation import comparison
 from slimtune.training import lora
 
 # The comparison takes most of the time; one run with it is enough.
@@ -21,7 +22,10 @@ STAGES = ("pruned", "teacher_cache", "distilled", "lora_adapter", "final")
 
 @pytest.fixture(scope="module")
 def small(project, settings, merged) -> Path:
-    succeeds("train_pruned_distilled", *settings)
+    with pytest.MonkeyPatch.context() as patched:
+        # A child process for each of the models compared would import torch again, each time.
+        patched.setattr(comparison, "_in_child", comparison._here)
+        succeeds("train_pruned_distilled", *settings)
     return project / "small"
 
 

@@ -11,13 +11,7 @@ from running import files_under, killed, succeeds
 from slimtune.evaluation import comparison
 from slimtune.inference import generation, kept_answers
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch) -> None:
-    """Candidates without a child process each, which would take seconds."""
-    monkeypatch.setattr(comparison, "_in_child", comparison._here)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from running import refused
 
-from slimtune.evaluation import comparison
-
+pytestmark = pytest.mark.usefixtures("in_process")
 FILES = (
     "config.json",
     "generation_config.json",
@@ -74,12 +73,6 @@ def empty(file: Path) -> None:
 
 
 DAMAGES = (cut, no_json, no_text, a_list, empty)
-
-
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch) -> None:
-    """Candidates without a child process each, which would take seconds."""
-    monkeypatch.setattr(comparison, "_in_child", comparison._here)
 
 
 @pytest.fixture
