@@ -9,10 +9,11 @@ processes (hermetic.py holds the tests to that).
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import succeeds
+from running import compared_here, succeeds
 from tiny_rows import TOLD, raw_rows
 
 pytest_plugins = ["hermetic"]
@@ -60,11 +61,10 @@ def settings(project) -> tuple[str, Path]:
 
 
 @pytest.fixture
-def in_process(monkeypatch) -> None:
-    """Candidates of a comparison without a child process each, which would import torch again."""
-    from slimtune.evaluation import comparison
-
-    monkeypatch.setattr(comparison, "_in_child", comparison._here)
+def in_process() -> Iterator[None]:
+    """Models compared without a child process each."""
+    with compared_here():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,21 @@ def run(script: str, *arguments: object, stdin: str = "") -> Ran:
     return Ran(int(code), out.getvalue(), err.getvalue())
 
 
+@contextmanager
+def compared_here() -> Iterator[None]:
+    """Within, a comparison asks its models in this process and times each once.
+
+    A child process for each model would import torch again, four seconds, and a speed is the
+    median of fifteen runs: both have tests of their own.
+    """
+    from slimtune.evaluation import comparison
+    from slimtune.inference import generation
+
+    here = patch.object(comparison, "_in_child", comparison._here)
+    with here, patch.object(generation, "SPEED_RUNS", 1):
+        yield
+
+
 def imported_by(script: str, *arguments: object) -> set[str]:
     """The modules in memory at the end of a script that ran in a process of its own."""
     file = importlib.import_module(script).__file__

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import succeeds
+from running import compared_here, succeeds
 from transformers import AutoModelForCausalLM
 
 from slimtune import prompts
-from slimtune.evaluation import comparison
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.models import tokenizers
 
@@ -74,9 +73,7 @@ def project(request, tmp_path_factory) -> Path:
     raw = first_rows(name, folder)
     succeeds("prepare_data", *settings, "--input", raw, "--format-type", format_type)
     chosen = ",".join(str(folder / model) for model in MODELS)
-    with pytest.MonkeyPatch.context() as patched:
-        # A child process for each of the models compared would import torch again, each time.
-        patched.setattr(comparison, "_in_child", comparison._here)
+    with compared_here():
         succeeds("train_lora", *settings)
         succeeds("evaluate_model", *settings, "--merge")
         succeeds("model_pruning", *settings)

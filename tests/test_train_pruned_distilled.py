@@ -6,13 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import another_run_writing, files_under, leaves_nothing, refused, run, succeeds
+from running import (
+    another_run_writing,
+    compared_here,
+    files_under,
+    leaves_nothing,
+    refused,
+    run,
+    succeeds,
+)
 from safetensors.torch import load_file
 from tiny_folders import swap_two_tokens, write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimtune.console import size
-from slimtune.evaluation import comparison
 from slimtune.training import lora
 
 # The comparison takes most of the time; one run with it is enough.
@@ -22,9 +29,7 @@ STAGES = ("pruned", "teacher_cache", "distilled", "lora_adapter", "final")
 
 @pytest.fixture(scope="module")
 def small(project, settings, merged) -> Path:
-    with pytest.MonkeyPatch.context() as patched:
-        # A child process for each of the models compared would import torch again, each time.
-        patched.setattr(comparison, "_in_child", comparison._here)
+    with compared_here():
         succeeds("train_pruned_distilled", *settings)
     return project / "small"
 

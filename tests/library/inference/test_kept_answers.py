@@ -6,9 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from running import files_under, killed, succeeds
+from running import compared_here, files_under, killed, succeeds
 
-from slimtune.evaluation import comparison
 from slimtune.inference import generation, kept_answers
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
@@ -44,8 +43,7 @@ def interrupted(words, everything, tmp_path_factory) -> Path:
             handle.write('\n{"Generation:half a li')
         return True
 
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(comparison, "_in_child", comparison._here)
+    with compared_here():
         keep = "slimtune.inference.kept_answers.Predictions._keep"
         killed(keep, in_the_middle_of_a_line, *words, folder / "r.csv")
     return folder
