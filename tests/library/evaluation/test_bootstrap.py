@@ -34,7 +34,7 @@ def alarms(draw, trials: int = 300) -> float:
     random_ = np.random.default_rng(7)
     found = 0
     for trial in range(trials):
-        one, other = (mean(draw(random_), seed=trial) for _ in range(2))
+        one, other = (mean(draw(random_), resamples=400, seed=trial) for _ in range(2))
         found += verdict(one, other) != "no clear change"
     return found / trials
 

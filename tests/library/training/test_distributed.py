@@ -121,9 +121,34 @@ print("freed", kept() is None)
 
 
 @pytest.fixture(scope="module")
-def trained(project, settings, rows, pruned, tmp_path_factory) -> Callable[[str], Path]:
-    """The folder of what two processes made under a launch file: adapter, student, and what the
-    two programs above said under FSDP. One process has made `alone`.
+def full_run(settings, rows, tmp_path_factory) -> list[object]:
+    """The command line of a run that trains all weights, without its output folder."""
+    few = rows_of_steps(rows, tmp_path_factory.mktemp("full") / "few.jsonl", 3)
+    full = ["--epochs", 3, "--method", "full", "--learning-rate", 1e-3]
+    return [SCRIPTS / "train_lora.py", *settings, *few, *full]
+
+
+@pytest.fixture(scope="module")
+def killed_run(full_run, tmp_path_factory) -> Path:
+    """The output folder of a run in parts that was killed after the checkpoint of step 4 of 9."""
+    folder = tmp_path_factory.mktemp("killed")
+    job = [*full_run, "--output-dir", folder / "made"]
+    launched = started("fsdp_cpu", job, folder=folder)
+    while not (folder / "made" / "checkpoints" / "checkpoint-4").is_dir():
+        assert launched.poll() is None, said(folder, 0, "err")
+        time.sleep(0.01)
+    end(launched)
+    assert not (folder / "made" / "full_model").exists()
+    return folder / "made"
+
+
+@pytest.fixture(scope="module")
+def trained(
+    project, settings, rows, pruned, full_run, killed_run, tmp_path_factory
+) -> Callable[[str], Path]:
+    """The folder of what two processes made under a launch file: adapter and student. Under FSDP
+    they also ran the two programs above and went on with the killed run. One process has made
+    `alone`.
     """
     folder = tmp_path_factory.mktemp("distributed")
     few = [*settings, *rows_of_steps(rows, folder / "three.jsonl", 3), "--text-data", "null"]
@@ -147,6 +172,7 @@ def trained(project, settings, rows, pruned, tmp_path_factory) -> Callable[[str]
             for name, text in (("share", SHARE), ("let_go", LET_GO)):
                 (where / f"{name}.py").write_text(text, encoding="utf-8")
                 programs.append([where / f"{name}.py", project / "base", where / "checkpoints"])
+            programs.append([*full_run, "--output-dir", killed_run, "--resume"])
         on_two_processes(launch, *jobs(where / "made"), *programs, folder=where)
         return where
 
@@ -183,27 +209,17 @@ def test_two_processes_give_the_losses_of_one(launch, trained, project) -> None:
 
 
 @pytest.mark.slow
-def test_all_weights_in_parts_survive_a_kill(settings, rows, tmp_path) -> None:
+def test_all_weights_in_parts_survive_a_kill(trained, full_run, killed_run, tmp_path) -> None:
     """Moments and weights are put together for a checkpoint, and shared out again after it."""
-    words = [*settings, *rows_of_steps(rows, tmp_path / "few.jsonl", 3), "--epochs", 3]
-    words += ["--method", "full", "--learning-rate", 1e-3]
-    one, two = tmp_path / "one", tmp_path / "two"
-    succeeds("train_lora", *words, "--output-dir", one, "--gradient-accumulation-steps", 2)
-    job = [SCRIPTS / "train_lora.py", *words, "--output-dir", two]
-    launched = started("fsdp_cpu", job, folder=tmp_path / "first")
-    while not (two / "checkpoints" / "checkpoint-4").is_dir():
-        assert launched.poll() is None, said(tmp_path / "first", 0, "err")
-        time.sleep(0.01)
-    end(launched)
-    assert not (two / "full_model").exists()
-    on_two_processes("fsdp_cpu", [*job, "--resume"], folder=tmp_path / "second")
-    told = said(tmp_path / "second", 0, "err")
+    told = said(trained("fsdp_cpu"), 4, "err")
     assert "resuming from" in told and "step 4/9" not in told
-    same_losses(two / "full_model", one / "full_model")
+    _, *words = full_run
+    alone = ("--output-dir", tmp_path, "--gradient-accumulation-steps", 2)
+    succeeds("train_lora", *words, *alone)
+    two, one = killed_run / "full_model", tmp_path / "full_model"
+    same_losses(two, one)
     # Of bf16 numbers the last bit: the base is stored in it.
-    torch.testing.assert_close(
-        weights(two / "full_model"), weights(one / "full_model"), atol=0, rtol=8e-3
-    )
+    torch.testing.assert_close(weights(two), weights(one), atol=0, rtol=8e-3)
 
 
 @pytest.mark.slow
