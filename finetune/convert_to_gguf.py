@@ -40,7 +40,7 @@ def main(config: Config) -> None:
         try:
             plans = dict(zip(files, convert.plans_for(source, config), strict=True))
         except Unsupported as unknown:
-            hand_over(source.folder, files, unknown, config)
+            ask_llama_cpp(source.folder, files, unknown, config)
             return
         preflight.require_disk(plans)
         plan = plans[files[0]]
@@ -62,7 +62,7 @@ def main(config: Config) -> None:
     wrote(*filter(None, [*files, modelfile]), numbers=numbers, next=following)
 
 
-def hand_over(model: Path, files: list[Path], unknown: Exception, config: Config) -> None:
+def ask_llama_cpp(model: Path, files: list[Path], unknown: Exception, config: Config) -> None:
     """An architecture that only llama.cpp's own converter knows; LLAMA_CPP_DIR names it."""
     from slimtune.export import llama_tools
 

@@ -26,7 +26,7 @@ def main(config: Config) -> None:
     elif config.evaluation.interactive:
         chat(config)
     else:
-        compare(config)
+        show_comparison(config)
 
 
 def merge(config: Config) -> None:
@@ -60,7 +60,7 @@ def chat(config: Config) -> None:
     conversation.hold_chat(candidates.candidates_of(config), config)
 
 
-def compare(config: Config) -> None:
+def show_comparison(config: Config) -> None:
     """One table, one CSV, one report: every model on the same rows, the first the baseline."""
     from slimtune.evaluation import evaluate
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from slimtune.config.data import Data
 from slimtune.data import blocks, similarity, splits
+from slimtune.data.columns import renamed
 from slimtune.data.rows import alpaca_fields, canonical
-from slimtune.data.shapes import SHAPES, RawRow, renamed, unfolded, unused
+from slimtune.data.shapes import SHAPES, RawRow, unfolded, unused
 from slimtune.data.similarity import keys_of, language
 from slimtune.data.turns import (
     PLACEHOLDERS,

@@ -13,7 +13,7 @@ from slimtune.data.cleaning import RowColumns
 
 # Codes of `Fates.kind`, the place in this tuple; "" is kept, the others are account.KINDS.
 FATES = ("", "rejected", "duplicate", "near_duplicate", "leak")
-_KEPT, REJECTED, DUPLICATE, NEAR_DUPLICATE, LEAK = range(5)
+_KEPT, _REJECTED, DUPLICATE, NEAR_DUPLICATE, LEAK = range(5)
 BY_HASH = 255  # a role: the row's split is not given by its file
 
 
@@ -36,7 +36,7 @@ def judge(columns: RowColumns, roles: np.ndarray, settings: Data) -> Judgement:
     `roles` says of each row which split its file was given for, BY_HASH for none.
     """
     usable = np.frombuffer(columns.usable, np.uint8).astype(bool)
-    kind = np.where(usable, _KEPT, REJECTED).astype(np.uint8)
+    kind = np.where(usable, _KEPT, _REJECTED).astype(np.uint8)
     first = np.arange(len(kind))
     if settings.duplicates != "keep":
         _mark_repeated(kind, first, columns, roles, settings.duplicates)

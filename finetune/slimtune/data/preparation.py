@@ -30,17 +30,9 @@ from slimtune.data.cleaning import (
     convert_block,
     numbered_rows,
 )
+from slimtune.data.columns import parse_mapping, renamed, require_columns
 from slimtune.data.rows import SAMPLE, CanonicalRow, no_usable_column, shape_of_row
-from slimtune.data.shapes import (
-    SHAPES,
-    RawRow,
-    has_columns,
-    parse_mapping,
-    renamed,
-    require_columns,
-    require_one_answer,
-    unfolded,
-)
+from slimtune.data.shapes import SHAPES, RawRow, has_columns, require_one_answer, unfolded
 from slimtune.data.sources import SourceFile
 from slimtune.data.workers import spread
 

@@ -15,16 +15,8 @@ from typing import Any
 
 from slimtune.console import InputError
 from slimtune.data import blocks, sources
-from slimtune.data.shapes import (
-    SHAPES,
-    RawRow,
-    detect,
-    found_in,
-    has_parts,
-    renamed,
-    suggestion,
-    unfolded,
-)
+from slimtune.data.columns import found_in, renamed, suggestion
+from slimtune.data.shapes import SHAPES, RawRow, detect, has_parts, unfolded
 from slimtune.data.similarity import keys_of
 from slimtune.data.turns import BadRow, Message, require_order, without_special_tokens
 

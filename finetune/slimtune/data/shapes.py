@@ -1,14 +1,10 @@
 """The shapes that rows come in: Alpaca, messages, question and answer, and so on.
 
-A new shape is one function here and one entry of config/catalogues.yaml. A file's columns are taken
-under the names that the shapes know; where none fits, the closest are suggested.
+A new shape is one function here and one entry of config/catalogues.yaml. Each of its columns may
+have several names; what a row holds beyond them is told as not used.
 """
 
-import difflib
-import re
-import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from slimtune.config.catalogues import bind, facts
@@ -17,15 +13,22 @@ from slimtune.data.turns import BadRow, Message, as_text, exchange, listed_turns
 
 RawRow = Mapping[str, Any]
 
-_BETWEEN = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')  # commas outside quotes
-_NUMBER = re.compile(r"[-+\d.,:/ %$€¥年月日]+")  # dates and amounts too
-
 # Names of one and the same column, the most usual first: a row's first that is not empty counts.
-INSTRUCTION = ("instruction", "指令")
-INPUT = ("input", "context", "passage", "background", "输入", "上下文", "背景", "材料")
-OUTPUT = ("output", "response", "target", "输出", "回复")
-QUESTION = ("question", "questions", "query", "问题", "提问", "问", "标准问", "客户提问", "input")
-ANSWER = (
+INSTRUCTION_NAMES = ("instruction", "指令")
+INPUT_NAMES = ("input", "context", "passage", "background", "输入", "上下文", "背景", "材料")
+OUTPUT_NAMES = ("output", "response", "target", "输出", "回复")
+QUESTION_NAMES = (
+    "question",
+    "questions",
+    "query",
+    "问题",
+    "提问",
+    "问",
+    "标准问",
+    "客户提问",
+    "input",
+)
+ANSWER_NAMES = (
     "answer",
     "answers",
     "response",
@@ -37,8 +40,8 @@ ANSWER = (
     "标准答",
     "回复",
 )
-CONTEXT = ("context", "passage", "background", "上下文", "背景", "材料")
-COMPLETION = ("completion", "response")
+CONTEXT_NAMES = ("context", "passage", "background", "上下文", "背景", "材料")
+COMPLETION_NAMES = ("completion", "response")
 
 
 def alpaca(row: RawRow) -> list[Message]:
@@ -49,20 +52,20 @@ def alpaca(row: RawRow) -> list[Message]:
     """
     if isinstance(row.get("input"), list) and isinstance(row.get("output"), list):
         return _two_sides(row)
-    question = _with(_text(row, *INSTRUCTION), _text(row, *INPUT, required=False))
-    return [*_system(row), *_history(row), *exchange(question, _text(row, *OUTPUT))]
+    question = _with(_text(row, *INSTRUCTION_NAMES), _text(row, *INPUT_NAMES, required=False))
+    return [*_system(row), *_history(row), *exchange(question, _text(row, *OUTPUT_NAMES))]
 
 
 def qa(row: RawRow) -> list[Message]:
-    """A `question` and its `answer`, under the spellings of `QUESTION` and `ANSWER`.
+    """A `question` and its `answer`, under the spellings of `QUESTION_NAMES` and `ANSWER_NAMES`.
 
-    A passage that the question is about (`CONTEXT`) follows it, as Alpaca's input does: without it
-    the model would learn to answer from nothing.
+    A passage that the question is about (`CONTEXT_NAMES`) follows it, as Alpaca's input does:
+    without it the model would learn to answer from nothing.
     """
     # Beside an instruction, an input is what that is about; alone (Firefly) it is what is asked.
-    names = QUESTION[:-1] if "instruction" in row else QUESTION
-    question = _with(_text(row, *names), _text(row, *CONTEXT, required=False))
-    answer = _text(row, *ANSWER)
+    names = QUESTION_NAMES[:-1] if "instruction" in row else QUESTION_NAMES
+    question = _with(_text(row, *names), _text(row, *CONTEXT_NAMES, required=False))
+    answer = _text(row, *ANSWER_NAMES)
     return [*_system(row), *_history(row), *exchange(question, answer)]
 
 
@@ -80,7 +83,7 @@ def prompt_completion(row: RawRow) -> list[Message]:
     """A `prompt` and its `completion`: two texts, or two lists of {"role", "content"}."""
     if isinstance(row.get("prompt"), list):
         return [*listed_turns(row, "prompt"), *listed_turns(row, "completion")]
-    return [*_system(row), *exchange(_text(row, "prompt"), _text(row, *COMPLETION))]
+    return [*_system(row), *exchange(_text(row, "prompt"), _text(row, *COMPLETION_NAMES))]
 
 
 SHAPES: dict[str, Callable[[RawRow], list[Message]]] = bind("shapes", globals())
@@ -89,16 +92,16 @@ COLUMNS: dict[str, list[str]] = facts("shapes", "columns")
 
 
 _SPELLINGS = {
-    "instruction": INSTRUCTION,
-    "input": INPUT,
-    "output": OUTPUT,
-    "question": QUESTION,
-    "answer": ANSWER,
-    "context": CONTEXT,
-    "completion": COMPLETION,
+    "instruction": INSTRUCTION_NAMES,
+    "input": INPUT_NAMES,
+    "output": OUTPUT_NAMES,
+    "question": QUESTION_NAMES,
+    "answer": ANSWER_NAMES,
+    "context": CONTEXT_NAMES,
+    "completion": COMPLETION_NAMES,
 }
 # Shape -> what it reads, each under all of its names.
-PARTS: dict[str, list[tuple[str, ...]]] = {
+ROW_PARTS: dict[str, list[tuple[str, ...]]] = {
     name: [_SPELLINGS.get(part, (part,)) for part in parts]
     for name, parts in facts("shapes", "reads").items()
 }
@@ -108,7 +111,7 @@ _TOLD = ("id", "source", "references", "extract", "instruction", "input", "outpu
 def unused(name: str, row: RawRow, group_column: str) -> Iterator[tuple[str, int]]:
     """(column, length of its text) of what a row of this shape holds and nothing reads."""
     used = {group_column}
-    for names in PARTS[name]:
+    for names in ROW_PARTS[name]:
         used.add(next((one for one in names if row.get(one) not in (None, "")), ""))
     if isinstance(row.get("source"), Mapping):  # prepared before: its other columns are kept
         used.update(_TOLD)
@@ -119,22 +122,8 @@ def unused(name: str, row: RawRow, group_column: str) -> Iterator[tuple[str, int
 
 def has_parts(name: str, columns: Sequence[str]) -> bool:
     """Whether there is a column for each part that this shape cannot do without."""
-    needed = [names for names in PARTS[name] if set(names) & set(COLUMNS[name])]
+    needed = [names for names in ROW_PARTS[name] if set(names) & set(COLUMNS[name])]
     return all(any(one in columns for one in names) for names in needed)
-
-
-def require_columns(mapping: Mapping[str, str], heads: Mapping[str, Sequence[RawRow]]) -> None:
-    """SettingsError for a column of --columns that no file has; `heads` are their first rows."""
-    found = dict.fromkeys(name for rows in heads.values() for name in found_in(rows))
-    plain = {_plain(name) for name in found}
-    for column, known in mapping.items():
-        if column not in plain:
-            near = difflib.get_close_matches(column, plain, n=1)
-            raise SettingsError(
-                f"data.columns: {known}={column}: no such column",
-                f"found are {', '.join(found) or 'none'}",
-                f"did you mean {near[0]}?" if near else "name one of them",
-            )
 
 
 def require_one_answer(name: str, rows: Sequence[RawRow], several: str) -> None:
@@ -210,59 +199,10 @@ def _two_sides(row: RawRow) -> list[Message]:
     return [*_system(row), *_history(row), *turns]
 
 
-_ANSWERS = tuple(dict.fromkeys((*OUTPUT, *ANSWER, *COMPLETION)))
+_ANSWERS = tuple(dict.fromkeys((*OUTPUT_NAMES, *ANSWER_NAMES, *COMPLETION_NAMES)))
 KNOWN = tuple(
-    dict.fromkeys(name for parts in PARTS.values() for names in parts for name in names)
+    dict.fromkeys(name for parts in ROW_PARTS.values() for names in parts for name in names)
 ) + ("instances",)
-
-
-def parse_mapping(words: str) -> dict[str, str]:
-    """{column of the file: name the shapes know} from "question=Questions,answer=Answers".
-
-    A column with a comma in its name stands in double quotes: `question="ask, please"`.
-    """
-    mapping = {}
-    for word in filter(None, (word.strip() for word in _BETWEEN.split(words))):
-        known, found, column = word.partition("=")
-        known, column = _plain(known), column.strip()
-        if len(column) > 1 and column[0] == column[-1] == '"':
-            column = column[1:-1]
-        if not found or not column.strip() or known not in KNOWN:
-            near = difflib.get_close_matches(known, KNOWN, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(KNOWN)}"
-            raise SettingsError(
-                f"columns: {word!r} is no name=column",
-                f"the name must be one that a row's shape uses; {hint}",
-                "for instance --columns question=Questions,answer=Answers",
-            )
-        mapping[_plain(column)] = known
-    return mapping
-
-
-def renamed(row: RawRow, mapping: Mapping[str, str]) -> RawRow:
-    """The row with forgiven headers (case, spaces) and mapped columns under their known names."""
-    columns = tuple(row)
-    names = _names(columns, tuple(mapping.items()))
-    return row if names == columns else dict(zip(names, row.values(), strict=True))
-
-
-@lru_cache(maxsize=256)
-def _names(columns: tuple[str, ...], mapping: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    """A column mapped by the user wins, then one spelled exactly, then one that is forgiven."""
-    mapped = dict(mapping)
-    taken = {mapped[_plain(column)] for column in columns if _plain(column) in mapped}
-    taken |= {column for column in columns if column in KNOWN}
-    names: list[str] = []
-    for column in columns:
-        plain = _plain(column)
-        forgiven = plain if plain in KNOWN and plain not in taken else column
-        name = mapped.get(plain, forgiven)
-        names.append(column if name in names else name)
-    return tuple(names)
-
-
-def _plain(column: Any) -> str:
-    return " ".join(str(column).split()).lower()
 
 
 def unfolded(row: RawRow, several: str = "accepted") -> Iterator[tuple[RawRow, list[str]]]:
@@ -315,70 +255,3 @@ def _instances(row: RawRow) -> Iterator[RawRow]:
 
 def _texts(answers: Sequence[Any]) -> bool:
     return all(isinstance(answer, str) for answer in answers)
-
-
-def found_in(rows: Iterable[RawRow]) -> list[str]:
-    """The column names of `rows`, in the order they first appear."""
-    return list(dict.fromkeys(str(key) for row in rows for key in row))
-
-
-# What people call the two columns that matter, in the order in which to believe it.
-_ASKED = (
-    "question",
-    "prompt",
-    "query",
-    "instruction",
-    "问题",
-    "提问",
-    "客户提问",
-    "标准问",
-    "指令",
-)
-_ASKED += ("问", "input", "text", "user", "request", "title")
-_REPLIED = ("answer", "reply", "response", "output", "target", "completion", "答案", "回答")
-_REPLIED += ("标准答", "回复", "答", "输出", "label", "category", "assistant")
-
-
-def suggestion(rows: Sequence[RawRow]) -> str:
-    """The flag that makes the file readable, tried on `rows` and found to fit; else what lacks.
-
-    Names count first, then the texts themselves: the question stands before the answer. A column
-    of numbers is neither.
-    """
-    texts = [name for name in found_in(rows) if _is_text(name, rows)]
-    if len(texts) < 2:
-        have = f"only {texts[0]!r} holds text" if texts else "no column holds text"
-        return f"a row needs a question and an answer, and {have}: give a file that has both"
-    asked, replied = _named_like(_ASKED, texts), _named_like(_REPLIED, texts)
-    rest = [name for name in texts if name not in (asked, replied)]
-    asked = asked or rest.pop(0)
-    replied = replied or (rest[-1] if rest else "")
-    mapping = {_plain(asked): "question", _plain(replied): "answer"}
-    fitting = sum(has_columns("qa", renamed(row, mapping)) for row in rows)
-    words = f"question={_quoted(asked)},answer={_quoted(replied)}"
-    if not replied or 2 * fitting < len(rows):
-        return f"name the columns that hold question and answer: {', '.join(texts)}"
-    return f"did you mean --columns {shlex.quote(words)}?"
-
-
-def _is_text(column: str, rows: Sequence[RawRow]) -> bool:
-    values = [row[column] for row in rows if row.get(column) not in (None, "")]
-    texts = [value for value in values if isinstance(value, str) and not _NUMBER.fullmatch(value)]
-    return 2 * len(texts) > len(values)
-
-
-def _named_like(names: Sequence[str], columns: Sequence[str]) -> str:
-    """The column with the first of `names` in its own: as a whole, as a word, or within Chinese."""
-    for name in names:
-        for column in columns:
-            plain = _plain(column)
-            words = re.split(r"[^a-z]+", plain)
-            if plain == name or name in words or f"{name}s" in words:
-                return column
-            if not name.isascii() and name in plain:
-                return column
-    return ""
-
-
-def _quoted(column: str) -> str:
-    return f'"{column}"' if "," in column or '"' in column else column

@@ -128,5 +128,3 @@ def _no_imatrix(file: Path, why: str) -> InputError:
 
 
 _log = logging.getLogger(__name__)
-
-OUTPUT = "output.weight"

@@ -2,15 +2,14 @@
 
 import pytest
 
+from slimtune.data.columns import parse_mapping, renamed
 from slimtune.data.shapes import (
     SHAPES,
     alpaca,
     detect,
     messages,
-    parse_mapping,
     prompt_completion,
     qa,
-    renamed,
     sharegpt,
     unfolded,
 )

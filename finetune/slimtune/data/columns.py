@@ -1,0 +1,144 @@
+"""A file's columns under the names that the shapes know: mapped, forgiven, or suggested."""
+
+import difflib
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from slimtune.console import SettingsError
+from slimtune.data.shapes import KNOWN, RawRow, has_columns
+
+_BETWEEN = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')  # commas outside quotes
+_NUMBER = re.compile(r"[-+\d.,:/ %$€¥年月日]+")  # dates and amounts too
+
+
+def parse_mapping(words: str) -> dict[str, str]:
+    """{column of the file: name the shapes know} from "question=Questions,answer=Answers".
+
+    A column with a comma in its name stands in double quotes: `question="ask, please"`.
+    """
+    mapping = {}
+    for word in filter(None, (word.strip() for word in _BETWEEN.split(words))):
+        known, found, column = word.partition("=")
+        known, column = _plain(known), column.strip()
+        if len(column) > 1 and column[0] == column[-1] == '"':
+            column = column[1:-1]
+        if not found or not column.strip() or known not in KNOWN:
+            near = difflib.get_close_matches(known, KNOWN, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(KNOWN)}"
+            raise SettingsError(
+                f"columns: {word!r} is no name=column",
+                f"the name must be one that a row's shape uses; {hint}",
+                "for instance --columns question=Questions,answer=Answers",
+            )
+        mapping[_plain(column)] = known
+    return mapping
+
+
+def renamed(row: RawRow, mapping: Mapping[str, str]) -> RawRow:
+    """The row with forgiven headers (case, spaces) and mapped columns under their known names."""
+    columns = tuple(row)
+    names = _names(columns, tuple(mapping.items()))
+    return row if names == columns else dict(zip(names, row.values(), strict=True))
+
+
+@lru_cache(maxsize=256)
+def _names(columns: tuple[str, ...], mapping: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """A column mapped by the user wins, then one spelled exactly, then one that is forgiven."""
+    mapped = dict(mapping)
+    taken = {mapped[_plain(column)] for column in columns if _plain(column) in mapped}
+    taken |= {column for column in columns if column in KNOWN}
+    names: list[str] = []
+    for column in columns:
+        plain = _plain(column)
+        forgiven = plain if plain in KNOWN and plain not in taken else column
+        name = mapped.get(plain, forgiven)
+        names.append(column if name in names else name)
+    return tuple(names)
+
+
+def _plain(column: Any) -> str:
+    return " ".join(str(column).split()).lower()
+
+
+def require_columns(mapping: Mapping[str, str], heads: Mapping[str, Sequence[RawRow]]) -> None:
+    """SettingsError for a column of --columns that no file has; `heads` are their first rows."""
+    found = dict.fromkeys(name for rows in heads.values() for name in found_in(rows))
+    plain = {_plain(name) for name in found}
+    for column, known in mapping.items():
+        if column not in plain:
+            near = difflib.get_close_matches(column, plain, n=1)
+            raise SettingsError(
+                f"data.columns: {known}={column}: no such column",
+                f"found are {', '.join(found) or 'none'}",
+                f"did you mean {near[0]}?" if near else "name one of them",
+            )
+
+
+def found_in(rows: Iterable[RawRow]) -> list[str]:
+    """The column names of `rows`, in the order they first appear."""
+    return list(dict.fromkeys(str(key) for row in rows for key in row))
+
+
+# What people call the two columns that matter, in the order in which to believe it.
+_ASKED = (
+    "question",
+    "prompt",
+    "query",
+    "instruction",
+    "问题",
+    "提问",
+    "客户提问",
+    "标准问",
+    "指令",
+)
+_ASKED += ("问", "input", "text", "user", "request", "title")
+_REPLIED = ("answer", "reply", "response", "output", "target", "completion", "答案", "回答")
+_REPLIED += ("标准答", "回复", "答", "输出", "label", "category", "assistant")
+
+
+def suggestion(rows: Sequence[RawRow]) -> str:
+    """The flag that makes the file readable, tried on `rows` and found to fit; else what lacks.
+
+    Names count first, then the texts themselves: the question stands before the answer. A column
+    of numbers is neither.
+    """
+    texts = [name for name in found_in(rows) if _is_text(name, rows)]
+    if len(texts) < 2:
+        have = f"only {texts[0]!r} holds text" if texts else "no column holds text"
+        return f"a row needs a question and an answer, and {have}: give a file that has both"
+    asked, replied = _named_like(_ASKED, texts), _named_like(_REPLIED, texts)
+    rest = [name for name in texts if name not in (asked, replied)]
+    asked = asked or rest.pop(0)
+    replied = replied or (rest[-1] if rest else "")
+    mapping = {_plain(asked): "question", _plain(replied): "answer"}
+    fitting = sum(has_columns("qa", renamed(row, mapping)) for row in rows)
+    words = f"question={_quoted(asked)},answer={_quoted(replied)}"
+    if not replied or 2 * fitting < len(rows):
+        return f"name the columns that hold question and answer: {', '.join(texts)}"
+    return f"did you mean --columns {shlex.quote(words)}?"
+
+
+def _is_text(column: str, rows: Sequence[RawRow]) -> bool:
+    values = [row[column] for row in rows if row.get(column) not in (None, "")]
+    texts = [value for value in values if isinstance(value, str) and not _NUMBER.fullmatch(value)]
+    return 2 * len(texts) > len(values)
+
+
+def _named_like(names: Sequence[str], columns: Sequence[str]) -> str:
+    """The column with the first of `names` in its own: as a whole, as a word, or within Chinese."""
+    for name in names:
+        for column in columns:
+            plain = _plain(column)
+            words = re.split(r"[^a-z]+", plain)
+            if plain == name or name in words or f"{name}s" in words:
+                return column
+            if not name.isascii() and name in plain:
+                return column
+    return ""
+
+
+def _quoted(column: str) -> str:
+    return f'"{column}"' if "," in column or '"' in column else column
