@@ -55,7 +55,8 @@ def compared_here() -> Iterator[None]:
     """Within, a comparison asks its models in this process and times each once.
 
     A child process for each model would import torch again, four seconds, and a speed is the
-    median of fifteen runs: both have tests of their own.
+    median of fifteen runs. tests/library/evaluation/test_comparison.py and
+    test_each_model_has_a_process_of_its_own do it as users do.
     """
     from slimtune.evaluation import comparison
     from slimtune.inference import generation
