@@ -92,7 +92,8 @@ def killed(place: str, when: Callable[..., bool], script: str, *arguments: objec
     if child == 0:
         try:
             with patch(place, _deadly(pkgutil.resolve_name(place), when)):
-                run(script, *arguments)
+                ran = run(script, *arguments)
+            os.write(2, f"exit {ran.code}\n{ran.err}".encode())  # it should not have come here
         finally:
             os._exit(0)
     end = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
