@@ -91,6 +91,11 @@ def killed(place: str, when: Callable[..., bool], script: str, *arguments: objec
     child = os.fork()
     if child == 0:
         try:
+            # torch makes its pool of threads again at the first call after a fork, and two of the
+            # threads in which transformers loads weights may both be first: "Invalid thread pool!".
+            import torch  # not above: the process that hands out the tests needs none
+
+            torch.set_num_threads(torch.get_num_threads())
             with patch(place, _deadly(pkgutil.resolve_name(place), when)):
                 ran = run(script, *arguments)
             os.write(2, f"exit {ran.code}\n{ran.err}".encode())  # it should not have come here
