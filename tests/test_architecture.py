@@ -186,3 +186,34 @@ def test_remote_code_pickles_and_shells_are_never_used() -> None:
     for danger in ("trust_remote_code=True", "yaml.load(", "pickle.load", "shell=True"):
         assert danger not in SOURCE, danger
     assert not re.search(r"torch\.load\((?![^)]*weights_only=True)", SOURCE)
+
+
+# Files of under 60 lines, each with its reason; an `__init__` that only says what its room is needs
+# none.
+SHORT = {
+    "config/fields.py": "what every section is made of; sections and Config both import it",
+    "export/proof/__init__.py": "read before the work, without torch",
+    "pruning/depth.py": "one of the four axes, a file each",
+    "pruning/refit.py": "one formula",
+    "report/markdown.py": "text from outside made inert, for every page and card",
+    "settings/__main__.py": "the entry point of python -m slimtune.settings",
+    "settings/written.py": "the schema as files; nothing of it belongs to flags or reading",
+}
+
+
+def test_a_short_file_has_a_reason() -> None:
+    short = set()
+    for file in library_files():
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        does = [node for node in tree.body if not isinstance(node, ast.Expr | ast.ImportFrom)]
+        exports = file.name == "__init__.py" and all(isinstance(one, ast.Assign) for one in does)
+        if file.read_text(encoding="utf-8").count("\n") < 60 and does and not exports:
+            short.add(file.relative_to(LIBRARY).as_posix())
+    assert short == set(SHORT)
+
+
+def test_no_file_name_stands_in_two_rooms() -> None:
+    names = [
+        file.name for file in library_files() if file.name not in ("__init__.py", "__main__.py")
+    ]
+    assert len(names) == len(set(names))
