@@ -174,7 +174,7 @@ def test_loraplus_is_pefts_own_on_padded_rows(tmp_path: Path) -> None:
 
 
 def test_noise_on_single_rows_is_transformers_own(tmp_path: Path, monkeypatch) -> None:
-    """Its NEFTune reckons with the length of a whole row, which is right for one sample alone."""
+    """Its NEFTune counts with the length of a whole row, which is right for one sample alone."""
     # Blank tokens would draw from the generator as well.
     monkeypatch.setattr(onednn, "onednn_is_faster", lambda: False)
     samples, alone = tiny_samples(10), {"per_device_train_batch_size": 1, "seed": 3}
