@@ -227,6 +227,7 @@ def test_the_user_may_name_the_encoding(tmp_path) -> None:
     file = write(tmp_path, "question,answer\nопрос,ответ\n".encode("koi8-r"))
     assert pairs(file, encoding="koi8-r") == [("опрос", "ответ")]
     assert "unknown" in refusal(file, encoding="klingon")
+    assert "unknown" in refusal(file, encoding="rot13")
 
 
 # --- shapes of others ---------------------------------------------------------------------------
@@ -308,6 +309,29 @@ def test_a_pointer_is_named_for_what_it_is(tmp_path) -> None:
     assert "git lfs pull" in refusal(write(tmp_path, pointer))
     assert "web page" in refusal(write(tmp_path, "<!DOCTYPE html><html></html>"))
     assert ".xls" in refusal(write(tmp_path, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 600))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"columns": ["question", "answer"], "data": 5}',
+        '{"columns": ["question", "answer"], "index": [0], "data": [5]}',
+        '{"question": {"0": "a"}, "answer": {}}',
+        '{"question": "a", "answers": {"text": [[1], [2]]}}',
+        '{"question": "a", "answers": {"text": []}}',
+        "[" * 100_000,
+        '{"question": ' * 100_000,
+        '[{"question": "a", "answer": %s}]' % ("9" * 6000),
+        '{"question": "a", "answer": %s}' % ("9" * 6000),
+        "sep=\n a,b\n",
+        ",,\n,,\n",
+        'messages\n"[1,2"\n',
+    ],
+    ids=lambda content: content[:30],
+)
+def test_what_nobody_can_read_is_bad_input(tmp_path, content) -> None:
+    """Exit 3 with words, never a bug of ours."""
+    assert "cannot be read" in (said := refusal(write(tmp_path, content))) or "no usable" in said
 
 
 # --- the files of ../shared/cases ---------------------------------------------------------------

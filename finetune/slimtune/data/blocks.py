@@ -100,8 +100,14 @@ def _objects_of(text: str) -> Iterator[dict[str, Any] | BadLine]:
             yield _object(row)
             at = _GLUE.match(text, end).end()
     except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        yield BadLine(text[at:], f"not valid JSON: {reason}")
+        yield BadLine(text[at:], f"not valid JSON: {_fault(error)}")
+
+
+def _fault(error: ValueError | RecursionError) -> str:
+    """What a decoder stopped at; Python reads no number of more than 4,300 digits."""
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number without end"
 
 
 def _cut_columns(stream: TextIO, source: SourceFile) -> Iterator[Block]:
@@ -118,6 +124,12 @@ def _cut_array(stream: TextIO, source: SourceFile) -> Iterator[Block]:
         raise InputError(
             f"{source.file}:{broken.line}: cannot be read", broken.reason, broken.cure
         ) from broken
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{source.file}: cannot be read",
+            f"not valid JSON: {_fault(error)}",
+            "write one object a line (JSON Lines): then only such rows are set aside",
+        ) from error
 
 
 def _parse_array(block: Block) -> Iterator[NumberedRow]:

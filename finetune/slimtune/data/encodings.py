@@ -129,6 +129,7 @@ def _named(file: Path, name: str) -> str:
     """The user's word for it, checked; SettingsError for a name that Python does not know."""
     try:
         known = codecs.lookup(name).name
+        "".encode(known)  # a LookupError for rot13 and its like, which are no encodings of text
     except LookupError:
         raise SettingsError(
             f"data.encoding: {name!r}: unknown",

@@ -232,8 +232,9 @@ def _opened(row: RawRow) -> RawRow:
         if any(name in KNOWN for name in inner[0]):
             row = rest | dict(inner[0])
     answers = row.get("answers")
-    if isinstance(answers, Mapping) and isinstance(answers.get("text"), list):
-        row = {**row, "answers": list(dict.fromkeys(answers["text"]))}
+    texts = answers.get("text") if isinstance(answers, Mapping) else None
+    if isinstance(texts, list) and _texts(texts):
+        row = {**row, "answers": list(dict.fromkeys(texts))}
     return row
 
 

@@ -203,7 +203,11 @@ def table_rows(value: dict[str, Any]) -> list[dict[str, Any]] | None:
     {"columns": [...], "data": [[value, ...], ...]}.
     """
     if {"columns", "data"} <= value.keys() <= {"columns", "data", "index"}:
-        return [dict(zip(value["columns"], cells, strict=False)) for cells in value["data"]]
+        names, data = value["columns"], value["data"]
+        listed = isinstance(names, list) and isinstance(data, list)
+        if not listed or not all(isinstance(cells, list) for cells in data):
+            return None
+        return [dict(zip(map(str, names), cells, strict=False)) for cells in data]
     cells = list(value.values())
     lists = len(cells) > 1 and all(isinstance(one, list) for one in cells)
     if lists and _is_named(value) and len(set(map(len, cells))) == 1 and not _holds_turns(cells):
