@@ -70,6 +70,18 @@ def leaves_no_trace() -> Iterator[None]:
     assert not changed, f"the test left behind (before, after): {changed}"
 
 
+@pytest.fixture
+def signals_as_in_a_terminal() -> Iterator[None]:
+    """Ctrl-C and SIGTERM as a program in the foreground begins with them, however the tests were
+    started: a shell starts its background jobs with Ctrl-C ignored, a service may do anything.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def _environment() -> dict[str, str]:
     return {name: text for name, text in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
 

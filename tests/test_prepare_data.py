@@ -3,20 +3,25 @@
 import csv
 import json
 import os
-import random
-import subprocess
-import sys
-import time
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
-from running import another_run_writing, files_under, leaves_nothing, refused, run, succeeds
+from running import (
+    another_run_writing,
+    files_under,
+    killed,
+    leaves_nothing,
+    refused,
+    run,
+    succeeds,
+)
 from tiny_rows import raw_rows
 
 from slimtune.artifacts import require, sha256
 from slimtune.console import InputError
 
-FINETUNE = Path(__file__).parents[1] / "finetune"
 SPLITS = ("train", "validation", "test")
 
 
@@ -183,42 +188,56 @@ def test_given_files_and_mapped_columns(settings, tmp_path) -> None:
     assert [Path(one["path"]).name for one in run["inputs"]] == ["raw.csv", "test.jsonl"]
 
 
-@pytest.mark.slow
-def test_killed_at_any_moment_leaves_nothing_or_the_old_output(settings, tmp_path) -> None:
-    """Real processes, killed with SIGKILL at random moments, first runs and overwriting ones."""
-    raw = write_raw(tmp_path / "raw.json", raw_rows(4000))
-    out = tmp_path / "out"
-    words = [sys.executable, FINETUNE / "prepare_data.py", *settings, "--base-model"]
-    words += [tmp_path / "none", "--input", raw, "--output-dir", out, "--workers", "2"]
-    flags = ("--overwrite", "--seed")
-    timed = time.monotonic()
-    subprocess.run([*map(str, words), *flags, "0"], check=True, capture_output=True)
-    seconds = time.monotonic() - timed
-    for name in (out, tmp_path / "first"):
-        words[words.index("--output-dir") + 1] = name
-        for seed in "1234":
-            old = finished_files(name)
-            moment = seconds * random.Random(f"{name.name} {seed}").uniform(0.3, 1.0)
-            killed_after(moment, [*map(str, words), *flags, seed])
-            if (name / "train.ready").exists():  # all was finished: the next run moves it
-                subprocess.run([*map(str, words), "--seed", seed], capture_output=True)
-            found = finished_files(name)
-            if found != old:  # all of the new output has its place
-                record = json.loads(found["train_run.json"])
-                assert record["settings"]["data"]["seed"] == int(seed)
-                assert set(record["files"]) == set(found) - {"train_run.json"}
-                assert all(sha256(name / k) == v["sha256"] for k, v in record["files"].items())
+def from_ready(source: Path, target: Path) -> bool:
+    """Whether a finished file gets its own name."""
+    return Path(source).parent.suffix == ".ready"
+
+
+def nth(number: int, of: Callable[..., bool] = lambda *_, **__: True) -> Callable[..., bool]:
+    """Says yes to the call of this number, of those that `of` says yes to."""
+    calls = count(1)
+    return lambda *given, **named: of(*given, **named) and next(calls) == number
+
+
+MOMENTS = {
+    "workers convert": ("slimtune.data.preparation.numbered_rows", nth(150)),
+    "rows are written": ("slimtune.data.writing._put", nth(100)),
+    "the report is written": ("slimtune.report.data_report.write_data_report", nth(1)),
+    "the record is written": ("slimtune.artifacts.stages.write_json", nth(1)),
+    "all is ready": ("slimtune.artifacts.stages.install", nth(1)),
+    "files move": ("os.replace", nth(3, from_ready)),
+}
+
+
+@pytest.mark.parametrize("overwrite", [False, True], ids=["a first run", "an overwriting run"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_at_any_moment_leaves_nothing_or_the_old_output(
+    moment, overwrite, settings, tmp_path
+) -> None:
+    """`kill -9` where the run itself says how far it is, its two workers alive or gone."""
+    raw, out = write_raw(tmp_path / "raw.json", raw_rows(100)), tmp_path / "out"
+    words = ("prepare_data", *settings, "--base-model", tmp_path / "none", "--input", raw)
+    words += ("--output-dir", out, "--workers", 2)
+    if overwrite:
+        succeeds(*words, "--seed", 1)
+    old = finished_files(out)
+    killed(*MOMENTS[moment], *words, "--overwrite", "--seed", 2)
+    if (out / "train.ready").exists():  # all was finished: the next run moves it
+        assert moment in ("all is ready", "files move")
+        run(*words, "--seed", 2)
+        found = finished_files(out)
+        record = json.loads(found["train_run.json"])
+        assert record["settings"]["data"]["seed"] == 2
+        assert set(record["files"]) == set(found) - {"train_run.json"}
+        assert all(sha256(out / k) == v["sha256"] for k, v in record["files"].items())
+    else:
+        assert finished_files(out) == old
+        succeeds(*words, "--overwrite", "--seed", 3)
+    assert not list(out.glob("*.partial"))
 
 
 def finished_files(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in files_under(folder).items() if ".partial/" not in name}
-
-
-def killed_after(seconds: float, command: list[str]) -> None:
-    """Run a command and end it with SIGKILL after so long."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        time.sleep(seconds)
-        process.kill()
 
 
 def test_killed_while_files_get_their_names_is_finished_by_the_next(

@@ -47,9 +47,15 @@ class Interruption(TrainerCallback):
     def listening(self) -> Iterator[None]:
         """Within, the first Ctrl-C or SIGTERM is a request; a second Ctrl-C ends the run at once.
 
-        A second SIGTERM changes nothing: launchers pass Ctrl-C on as both.
+        A second SIGTERM changes nothing: launchers pass Ctrl-C on as both. What the run was started
+        to ignore (a script's background jobs ignore Ctrl-C) it goes on ignoring: that Ctrl-C was
+        meant for the program in the foreground.
         """
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = [
+            number
+            for number in (signal.SIGINT, signal.SIGTERM)
+            if signal.getsignal(number) is not signal.SIG_IGN
+        ]
         before = [signal.signal(number, self._ask) for number in numbers]
         try:
             yield

@@ -3,24 +3,23 @@
 import json
 import math
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
-from running import files_under, leaves_nothing, refused, run, succeeds
+from running import files_under, killed, leaves_nothing, refused, run, succeeds
 from safetensors.torch import load_file, save_file
 from tiny_folders import SHARED, TEXT, write_tiny_llama
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from slimtune.export.proof import proving
+from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.models import tokenizers
 from slimtune.models.weights import copy_companions
 
@@ -162,37 +161,19 @@ def test_headers_are_checked_before_torch_is_imported(good, words, tmp_path) -> 
         assert not {"torch", "transformers"} & imported
 
 
-def child_of_this_process() -> int | None:
-    """The process that runs llama.cpp."""
-    main = os.getpid()  # also the thread that starts children
-    for child in Path(f"/proc/{main}/task/{main}/children").read_text().split():
-        if b"serve(" in Path(f"/proc/{child}/cmdline").read_bytes():
-            return int(child)
-    return None
-
-
 @contextmanager
 def signalled_child(number: int) -> Iterator[None]:
-    """Sends a signal to the process that runs llama.cpp as soon as there is one."""
-    done = threading.Event()
+    """Sends a signal to the process that runs llama.cpp when the model is loaded and asked."""
+    ask = LlamaCpp.tokenize
 
-    def watch() -> None:
-        while not done.is_set():
-            if child := child_of_this_process():
-                os.kill(child, number)
-                return
-            time.sleep(0.001)
+    def signalled(model: LlamaCpp, *text: str, **options: bool) -> list[int]:
+        os.kill(model.process, number)
+        return ask(model, *text, **options)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
+    with patch.object(LlamaCpp, "tokenize", signalled):
         yield
-    finally:
-        done.set()
-        watcher.join()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="finds the child through /proc")
 @pytest.mark.parametrize(
     ("number", "code", "sentence"),
     [
@@ -205,8 +186,9 @@ def signalled_child(number: int) -> Iterator[None]:
 def test_a_verification_that_crashes_or_hangs(
     number, code, sentence, good, words, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(proving, "_PATIENCE", 1.0)
-    with signalled_child(number):
+    with signalled_child(number), monkeypatch.context() as patched:
+        if number == signal.SIGSTOP:  # who is dead is found out at once, however busy the machine
+            patched.setattr(proving, "_PATIENCE", 1.0)
         error = refused(code, sentence, "convert_to_gguf", *words(good), "--create-modelfile")
     assert "kept as out/m-F16.failed-proof.gguf" in error[2]
     assert list(files_under(tmp_path / "out")) == ["m-F16.failed-proof.gguf"]
@@ -271,20 +253,21 @@ def test_a_full_disk(moment, good, words, tmp_path) -> None:
     assert not [line for line in done.stderr.splitlines() if line.startswith("m-F16")]
 
 
-@pytest.mark.slow
+MOMENTS = {
+    "the header is written": "slimtune.export.gguf_writer._write_tensors",
+    "tensors are written": "slimtune.export.gguf_writer._write_chunk",
+    "the file is whole": "slimtune.export.proof.proving.prove",
+    "the record is written": "slimtune.artifacts.stages.write_json",
+}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
-def test_killed_in_the_middle(good, words, tmp_path) -> None:
-    random.seed(5)
-    command = [sys.executable, SCRIPT, *map(str, words(good))]
-    for _ in range(4):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not list(tmp_path.glob("out/*.partial/*")):
-            time.sleep(0.005)
-        time.sleep(random.random())
-        process.kill()
-        assert process.wait() == -9
-        assert not list(tmp_path.glob("out/*.gguf")) and not list(tmp_path.glob("out/*.json"))
-    succeeds("convert_to_gguf", *words(good))
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_in_the_middle(moment, good, words, tmp_path) -> None:
+    killed(MOMENTS[moment], lambda *_, **__: True, "convert_to_gguf", *words(good))
+    assert list(tmp_path.glob("out/*.partial/*.gguf"))
+    assert not list(tmp_path.glob("out/*.gguf")) and not list(tmp_path.glob("out/*.json"))
+    succeeds("convert_to_gguf", *words(good), "--verify", "off")
     assert list(files_under(tmp_path / "out")) == ["m-F16.gguf", "m-F16_run.json"]
     assert not list(tmp_path.glob("out/*.partial"))
     assert run("convert_to_gguf", *words(good)).code == 2

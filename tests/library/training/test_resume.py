@@ -90,7 +90,7 @@ def test_killed_between_two_saves(words, whole, tmp_path) -> None:
 
 
 @pytest.fixture
-def stopped(words, tmp_path, monkeypatch) -> Path:
+def stopped(words, tmp_path, monkeypatch, signals_as_in_a_terminal) -> Path:
     """The folder of a run that was asked to stop in step 5, between two saves."""
 
     def ask(trainer: object, *_: object, **__: object) -> object:
@@ -170,31 +170,41 @@ def test_other_settings_and_rows_are_refused_by_name(words, rows, stopped, tmp_p
     assert "checkpoint-5" in saves(stopped)
 
 
-def test_sigterm_is_a_request_too() -> None:
+def test_sigterm_is_a_request_too(signals_as_in_a_terminal) -> None:
     from slimtune.training.callbacks import Interruption
 
-    interruption, before = Interruption(), signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        with interruption.listening():
-            signal.raise_signal(signal.SIGTERM)
-            assert interruption.asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    interruption = Interruption()
+    with interruption.listening():
+        signal.raise_signal(signal.SIGTERM)
+        assert interruption.asked
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_second_ctrl_c_ends_at_once() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_a_run_was_started_to_ignore_does_not_stop_it(
+    number, signals_as_in_a_terminal
+) -> None:
+    """Ctrl-C reaches a script's background jobs, too, and they begin with it ignored."""
     from slimtune.training.callbacks import Interruption
 
-    # Not always Python's own: a shell's background jobs begin with Ctrl-C ignored.
-    interruption, before = Interruption(), signal.getsignal(signal.SIGINT)
+    signal.signal(number, signal.SIG_IGN)
+    interruption = Interruption()
+    with interruption.listening():
+        signal.raise_signal(number)
+    assert not interruption.asked and signal.getsignal(number) is signal.SIG_IGN
+
+
+def test_a_second_ctrl_c_ends_at_once(signals_as_in_a_terminal) -> None:
+    from slimtune.training.callbacks import Interruption
+
+    interruption = Interruption()
     with pytest.raises(KeyboardInterrupt), interruption.listening():
         # Not os.kill, which may hand it to another thread: then it is heard some time later.
         signal.raise_signal(signal.SIGINT)
         assert interruption.asked
         signal.raise_signal(signal.SIGTERM)  # launchers pass both on
         signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_no_room_for_checkpoints_is_found_out_before_the_first_step(
