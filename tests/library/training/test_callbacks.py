@@ -4,29 +4,34 @@ import os
 import pty
 import re
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import Mock, patch
 
 import pytest
 from running import refused, succeeds
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from slimtune.training import callbacks
 from slimtune.training.callbacks import ProgressShown
+
+RICHS_CLOCK = "rich.console.monotonic"
 
 
 def watched(folder: Path) -> None:
-    """Four steps as the Trainer would announce them."""
+    """Four steps as the Trainer would announce them, one every 300 ms by a clock of their own."""
     shown = ProgressShown(lambda: 5000)
     state, control = TrainerState(max_steps=8), TrainerControl()
     args = TrainingArguments(output_dir=str(folder), use_cpu=True, report_to=[])
-    shown.on_train_begin(args, state, control)
-    for state.global_step in range(1, 5):
-        time.sleep(0.3)
-        shown.on_log(args, state, control, {"loss": 1.2345, "learning_rate": 1e-3})
-        shown.on_step_end(args, state, control)
-    shown.on_log(args, state, control, {"eval_loss": 0.9876})
-    shown.on_train_end(args, state, control)
+    clock = Mock(return_value=100.0)
+    with patch.object(callbacks, "time", Mock(monotonic=clock)), patch(RICHS_CLOCK, clock):
+        shown.on_train_begin(args, state, control)
+        for state.global_step in range(1, 5):
+            clock.return_value += 0.3
+            shown.on_log(args, state, control, {"loss": 1.2345, "learning_rate": 1e-3})
+            shown.on_step_end(args, state, control)
+        shown.on_log(args, state, control, {"eval_loss": 0.9876})
+        shown.on_train_end(args, state, control)
 
 
 def test_a_terminal_shows_one_bar_with_loss_speed_memory_and_time_left(tmp_path: Path) -> None:
@@ -47,7 +52,7 @@ def test_a_terminal_shows_one_bar_with_loss_speed_memory_and_time_left(tmp_path:
     os.waitpid(child, 0)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode())
     last = [line for line in re.split(r"[\r\n]+", text) if "4/8" in line][-1]
-    assert re.search(r"loss 1\.2345 +\d+ tokens/s +[\d.]+ [KMG]B +0:00:0\d", last), last
+    assert re.search(r"loss 1\.2345 +4167 tokens/s +[\d.]+ [KMG]B +0:00:02", last), last
     assert "step 4/8  validation loss 0.9876" in text
 
 
@@ -55,7 +60,7 @@ def test_without_a_terminal_it_is_lines(tmp_path: Path, caplog) -> None:
     caplog.set_level("INFO", "slimtune")
     watched(tmp_path)
     line = next(line for line in caplog.messages if line.startswith("step 4/8"))
-    assert re.search(r"loss 1\.2345 .* tokens/s .* [KMG]B +0:00:0\d left", line), line
+    assert re.search(r"loss 1\.2345 .* 4167 tokens/s .* [KMG]B +0:00:01 left", line), line
 
 
 def test_a_missing_report_package_is_found_out_before_any_work(

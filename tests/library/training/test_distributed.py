@@ -5,7 +5,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -51,8 +50,8 @@ def started(launch: str, *jobs: list[object], folder: Path) -> subprocess.Popen[
         return subprocess.Popen([*command, JOBS, folder], stdout=said, stderr=said)
 
 
-def on_two_processes(launch: str, *jobs: list[object], folder: Path) -> None:
-    """Jobs that must end well; `said` tells what each of them had to say."""
+def on_two_processes(launch: str, *jobs: list[object], folder: Path, ends: int = 0) -> None:
+    """Jobs of which the launcher must end so; `said` tells what each of them had to say."""
     launched = started(launch, *jobs, folder=folder)
     try:
         code = launched.wait(timeout=600)
@@ -60,7 +59,7 @@ def on_two_processes(launch: str, *jobs: list[object], folder: Path) -> None:
         end(launched)
         raise
     texts = [file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.err"))]
-    assert code == 0, "\n".join(texts)
+    assert code == ends, "\n".join(texts)
 
 
 def end(launched: subprocess.Popen[bytes]) -> None:
@@ -119,6 +118,22 @@ gc.collect()
 print("freed", kept() is None)
 """
 
+# A script whose first process dies of `kill -9` as it begins the step after the fourth: whoever
+# looked from outside for a checkpoint could come too late.
+DIES = """
+import os, runpy, signal, sys
+from slimtune.training.trainer import SlimTrainer
+
+def dies(trainer, *arguments, **named):
+    if os.environ["RANK"] == "0" and trainer.state.global_step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(trainer, *arguments, **named)
+
+step, SlimTrainer.training_step = SlimTrainer.training_step, dies
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 @pytest.fixture(scope="module")
 def full_run(settings, rows, tmp_path_factory) -> list[object]:
@@ -132,12 +147,10 @@ def full_run(settings, rows, tmp_path_factory) -> list[object]:
 def killed_run(full_run, tmp_path_factory) -> Path:
     """The output folder of a run in parts that was killed after the checkpoint of step 4 of 9."""
     folder = tmp_path_factory.mktemp("killed")
-    job = [*full_run, "--output-dir", folder / "made"]
-    launched = started("fsdp_cpu", job, folder=folder)
-    while not (folder / "made" / "checkpoints" / "checkpoint-4").is_dir():
-        assert launched.poll() is None, said(folder, 0, "err")
-        time.sleep(0.01)
-    end(launched)
+    (folder / "dies.py").write_text(DIES, encoding="utf-8")
+    job = [folder / "dies.py", *full_run, "--output-dir", folder / "made"]
+    on_two_processes("fsdp_cpu", job, folder=folder, ends=1)
+    assert (folder / "made" / "checkpoints" / "checkpoint-4").is_dir(), said(folder, 0, "err")
     assert not (folder / "made" / "full_model").exists()
     return folder / "made"
 
