@@ -13,9 +13,10 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import spm_cases
 from running import files_under, killed, leaves_nothing, refused, run, succeeds
 from safetensors.torch import load_file, save_file
-from tiny_folders import SHARED, TEXT, write_tiny_llama
+from tiny_folders import TEXT, write_tiny_llama
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from slimtune.export.proof import proving
@@ -136,16 +137,16 @@ def test_one_of_several_ends_may_be_the_tokenizers(good, words, tmp_path) -> Non
     succeeds("convert_to_gguf", *words(tmp_path / "model"))
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/llama2-tokenizer")
-def test_32001_tokens_against_32000_rows(words, tmp_path) -> None:
+@pytest.mark.parametrize("name", spm_cases.NAMES)
+def test_one_token_more_than_rows(name, words, tmp_path) -> None:
     """`add_special_tokens({"pad_token": ...})` without resizing: the field's first complaint."""
-    model = write_tiny_llama(tmp_path / "m", hidden=64, vocab_size=32000, num_hidden_layers=1)
-    tokenizer = tokenizers.load_tokenizer(SHARED / "llama2-tokenizer")
+    tokenizer = tokenizers.load_tokenizer(spm_cases.cases(name).folder)
+    rows = len(tokenizer)
+    model = write_tiny_llama(tmp_path / "m", hidden=64, vocab_size=rows, num_hidden_layers=1)
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     tokenizers.save_tokenizer(tokenizer, model)
-    error = refused(
-        3, "has 32001 tokens, the embedding 32000 rows", "convert_to_gguf", *words(model)
-    )
+    said = f"has {rows + 1} tokens, the embedding {rows} rows"
+    error = refused(3, said, "convert_to_gguf", *words(model))
     assert "token was added" in error[1] and leaves_nothing(tmp_path / "out")
 
 

@@ -5,8 +5,9 @@ import shutil
 
 import gguf
 import pytest
+import spm_cases
 from safetensors.torch import load_file, save_file
-from tiny_folders import SHARED, write_tiny_llama
+from tiny_folders import write_tiny_llama
 
 from slimtune import prompts
 from slimtune.console import InputError, QualityError
@@ -147,15 +148,14 @@ def test_biases_are_written_and_ordered_too(tmp_path):
     assert prove(folder, "F32", tmp_path, compared=2).agreement > 0.9
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/llama2-tokenizer")
-def test_llama_2s_tokenizer_gives_llama_cpps_ids_from_the_file(tmp_path):
-    folder = write_tiny_llama(tmp_path, hidden=64, vocab_size=32000, num_hidden_layers=1)
-    tokenizers.save_tokenizer(tokenizers.load_tokenizer(SHARED / "llama2-tokenizer"), folder)
+@pytest.mark.parametrize("name", spm_cases.NAMES)
+def test_llama_cpp_gives_the_same_ids_from_the_file(name, tmp_path):
+    cases = spm_cases.cases(name)
+    tokenizer = tokenizers.load_tokenizer(cases.folder)
+    shape = {"hidden": 64, "vocab_size": len(tokenizer), "num_hidden_layers": 1}
+    folder = write_tiny_llama(tmp_path, **shape)
+    tokenizers.save_tokenizer(tokenizer, folder)
     write_gguf(folder, tmp_path / "model.gguf", "Q8_0")
-    cases = SHARED / "llama-spm-cases"
-    texts = (cases / "cases.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
-    wanted = [line.split() for line in (cases / "cases.out").read_text().splitlines()]
     with llama_cpp.LlamaCpp(tmp_path / "model.gguf", context=64, threads=1) as model:
-        found = [model.tokenize(text, add_special=False) for text in texts]
-    pairs = zip(found, wanted, strict=False)
-    assert sum(ids == [int(i) for i in line] for ids, line in pairs) == 46
+        for text, ids in cases:
+            assert model.tokenize(text, add_special=False) == ids, repr(text)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+import spm_cases
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from slimtune.console import InputError
 from slimtune.models import tokenizers
 
-SHARED = Path(__file__).parents[4] / "shared" / "data"
 WORLD = [
     "Once upon a time there was a small house.",
     "def area(r):\n    return 3.14 * r ** 2",
@@ -64,18 +64,15 @@ def test_bos_once_and_special_tokens_are_parsed(folder):
     assert tokenizer("</s><s>", add_special_tokens=False).input_ids == [2, 1]
 
 
-def test_llama_cpp_reference_cases():
-    cases, model = SHARED / "llama-spm-cases", SHARED / "llama2-tokenizer"
-    if not cases.is_dir() or not model.is_dir():
-        pytest.skip("needs ../shared/data/llama-spm-cases and llama2-tokenizer")
-    tokenizer = tokenizers.load_tokenizer(model)
-    text = (cases / "cases.inp").read_text(encoding="utf-8")
-    inputs = text.split("\n__ggml_vocab_test__\n")[:46]
-    expected = (cases / "cases.out").read_text(encoding="utf-8").split("\n")[:46]
-    got = [tokenizer(case, add_special_tokens=False).input_ids for case in inputs]
-    assert len(got) == 46 and got == [[int(i) for i in line.split()] for line in expected]
-    assert [tokenizer.decode(ids) for ids in got] == inputs
-    assert tokenizer("<s>[INST]", add_special_tokens=False).input_ids[:2] == [1, 518]
+@pytest.mark.parametrize("name", spm_cases.NAMES)
+def test_texts_that_tokenizers_get_wrong(name):
+    cases = spm_cases.cases(name)
+    tokenizer = tokenizers.load_tokenizer(cases.folder)
+    for text, ids in cases:
+        assert tokenizer(text, add_special_tokens=False).input_ids == ids, repr(text)
+        assert tokenizer.decode(ids) == text
+    first = tokenizer("[INST]", add_special_tokens=False).input_ids[0]
+    assert tokenizer("<s>[INST]", add_special_tokens=False).input_ids[:2] == [1, first]
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral"])

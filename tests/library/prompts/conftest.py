@@ -1,13 +1,13 @@
-"""Two tiny tokenizers: a SentencePiece BPE (as Llama-2 has) and a byte-level BPE (as Qwen has)."""
-
-from pathlib import Path
+"""Tokenizers: two tiny ones (SentencePiece, as Llama-2 has; bytes, as Qwen has) and larger ones."""
 
 import pytest
 import sentencepiece
+from originals import DATA
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from slimtune.models import tokenizers
+from slimtune.sample.parts import WEIGHTS
 
 TEXT = [
     "Below is an instruction that describes a task. Write a response.",
@@ -54,8 +54,11 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
+def sample_tokenizer() -> PreTrainedTokenizerFast:
+    """The sample's own: 1,024 pieces of a bilingual world."""
+    return tokenizers.load_tokenizer(WEIGHTS / "base")
+
+
+@pytest.fixture(scope="session")
 def llama2_tokenizer() -> PreTrainedTokenizerFast:
-    folder = Path(__file__).parents[4] / "shared" / "data" / "llama2-tokenizer"
-    if not folder.is_dir():
-        pytest.skip("needs ../shared/data/llama2-tokenizer")
-    return tokenizers.load_tokenizer(folder)
+    return tokenizers.load_tokenizer(DATA / "llama2-tokenizer")

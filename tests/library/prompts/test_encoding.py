@@ -1,6 +1,8 @@
 """Ids and labels: exactly the answers and their EOS are learned, on the ids llama.cpp makes."""
 
 import pytest
+import sentencepiece
+from originals import originals
 
 from slimtune import prompts
 from slimtune.console import SettingsError
@@ -15,7 +17,10 @@ TURNS = [
 CONVERSATIONS = [TURNS, [SYSTEM, *TURNS], TURNS[:2], [SYSTEM, *TURNS[:2]]]
 
 
-@pytest.fixture(params=["sentencepiece_tokenizer", "byte_level_tokenizer", "llama2_tokenizer"])
+LLAMAS = ["sample_tokenizer", *originals("llama2-tokenizer", "llama2_tokenizer")]
+
+
+@pytest.fixture(params=["byte_level_tokenizer", *LLAMAS])
 def tokenizer(request):
     return request.getfixturevalue(request.param)
 
@@ -80,20 +85,18 @@ def test_bos_is_added_where_a_foreign_template_forgets_it(sentencepiece_tokenize
     assert ids[0] == 1 and ids.count(1) == 1
 
 
-def test_llama2_ids_equal_metas_reference(llama2_tokenizer):
+@pytest.mark.parametrize("name", LLAMAS)
+def test_llama2_ids_equal_metas_reference(name, request):
     """Meta's generation.py: each turn encoded by SentencePiece alone, with BOS and EOS."""
-    import sentencepiece
-
-    model = sentencepiece.SentencePieceProcessor(
-        model_file=llama2_tokenizer.init_kwargs["vocab_file"]
-    )
+    tokenizer = request.getfixturevalue(name)
+    model = sentencepiece.SentencePieceProcessor(model_file=tokenizer.init_kwargs["vocab_file"])
     system = f"<<SYS>>\n{SYSTEM['content']}\n<</SYS>>\n\n"
     first = f"[INST] {system}{TURNS[0]['content']} [/INST] {TURNS[1]['content']} "
     second = f"[INST] {TURNS[2]['content']} [/INST] {TURNS[3]['content']} "
     expected = [i for turn in (first, second) for i in (1, *model.encode(turn), 2)]
-    encoded = prompts.encode(llama2_tokenizer, [SYSTEM, *TURNS], prompts.template("llama2"))
+    encoded = prompts.encode(tokenizer, [SYSTEM, *TURNS], prompts.template("llama2"))
     assert encoded["input_ids"] == expected
-    assert expected[:2] == [1, 518]
+    assert tokenizer.convert_ids_to_tokens(expected[1]).startswith("▁")  # 518, not 29961
 
 
 @pytest.mark.parametrize("messages", CONVERSATIONS)

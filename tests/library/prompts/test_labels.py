@@ -4,6 +4,7 @@ import re
 
 import pytest
 import sentencepiece
+from originals import originals
 
 from slimtune import prompts
 
@@ -31,7 +32,7 @@ OWN = (
 )
 
 
-@pytest.fixture(params=["sentencepiece_tokenizer", "llama2_tokenizer"])
+@pytest.fixture(params=["sample_tokenizer", *originals("llama2-tokenizer", "llama2_tokenizer")])
 def tokenizer(request):
     return request.getfixturevalue(request.param)
 
