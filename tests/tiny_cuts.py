@@ -11,6 +11,7 @@ from transformers import (
     MistralConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3Config,
 )
 
 from slimtune.pruning.calibration import batches_of
@@ -21,12 +22,20 @@ SIZES = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
     "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 128,
 }  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8, "rope_theta": 1e4,
+}  # fmt: skip
 FAMILIES = {
     "llama": (LlamaConfig, {}),
     "tied": (LlamaConfig, {"tie_word_embeddings": True}),
     "biased": (LlamaConfig, {"mlp_bias": True, "attention_bias": True}),
     "mistral": (MistralConfig, {"sliding_window": None, "head_dim": 16}),
     "qwen2": (Qwen2Config, {}),
+    # As Qwen3-0.6B: heads * head size is twice the hidden size; biases are ours.
+    "qwen3": (Qwen3Config, {"head_dim": 16, "tie_word_embeddings": True}),
+    "qwen3, biased": (Qwen3Config, {"head_dim": 16, "attention_bias": True}),
+    "llama3.2": (LlamaConfig, {"tie_word_embeddings": True, "rope_parameters": LLAMA3}),
 }
 
 

@@ -9,6 +9,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from slimtune.prompts import IGNORED
@@ -25,11 +27,27 @@ SHAPE = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8,
+    "rope_theta": 1e4,
+}
 FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
     "llama_tied": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True}),
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None, "head_dim": 8}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    # As Qwen3-0.6B: heads * head size is twice the hidden size, norms of queries and keys, tied.
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16, "tie_word_embeddings": True}),
+    # As Llama-3.2: tied, and positions scaled; rows of samples are longer than 8 positions.
+    "llama3.2": (
+        LlamaConfig,
+        LlamaForCausalLM,
+        {"tie_word_embeddings": True, "rope_parameters": LLAMA3},
+    ),
 }
 
 
@@ -37,7 +55,11 @@ def tiny_model(family: str = "llama", attention: str | None = None) -> PreTraine
     config_class, model_class, extra = FAMILIES[family]
     torch.manual_seed(1)
     config = config_class(**SHAPE, **extra, attn_implementation=attention or register())
-    return model_class(config)
+    model = model_class(config)
+    for name, values in model.named_parameters():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            torch.nn.init.normal_(values, mean=1.0, std=0.3)  # ones would say nothing
+    return model
 
 
 def tiny_samples(count: int, seed: int = 0) -> list[Sample]:

@@ -8,7 +8,7 @@ frequency, where it is Llama-3's.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import gguf
@@ -104,6 +104,7 @@ class Architecture:
     shape: ModelShape
     context: int
     epsilon: float
+    head_size_named: bool
     rope: Rope = field(repr=False)
 
     @property
@@ -140,14 +141,24 @@ def read_architecture(folder: Path, config: dict) -> Architecture:
 
 
 def _from_config(config: dict) -> Architecture:
-    shape, context = ModelShape.of(config), config["max_position_embeddings"]
+    shape, context = _shape_of(config), config["max_position_embeddings"]
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     return Architecture(
         shape=shape,
         context=min(context, window or context),
         epsilon=config["rms_norm_eps"],
+        head_size_named=bool(shape.family.gguf_sizes or config.get("head_dim")),
         rope=read_rope(config),
     )
+
+
+def _shape_of(config: dict) -> ModelShape:
+    """The sizes, and as the family the one as which llama.cpp reads a model that was cut."""
+    shape = ModelShape.of(config)
+    other = shape.family.gguf_undivided
+    if other is None or shape.heads * shape.head_dim == shape.hidden:
+        return shape
+    return replace(shape, family=FAMILIES[other])
 
 
 def write_architecture(writer: gguf.GGUFWriter, architecture: Architecture) -> None:
@@ -161,9 +172,10 @@ def write_architecture(writer: gguf.GGUFWriter, architecture: Architecture) -> N
     writer.add_head_count_kv(shape.kv_heads)
     write_rope(writer, architecture.rope)
     writer.add_layer_norm_rms_eps(architecture.epsilon)
-    if shape.family.head_sizes_in_gguf:
+    if architecture.head_size_named:
         writer.add_key_length(shape.head_dim)
         writer.add_value_length(shape.head_dim)
+    if shape.family.gguf_sizes:
         writer.add_vocab_size(shape.vocabulary)
         writer.add_rope_dimension_count(shape.head_dim)
 
@@ -180,6 +192,22 @@ def _require_supported(folder: Path, config: dict) -> None:
     scaling = unknown_rope(config)
     if scaling is not None:
         raise unsupported(folder, f"it uses {scaling}")
+    _require_known_to_llama_cpp(folder, config)
+
+
+def _require_known_to_llama_cpp(folder: Path, config: dict) -> None:
+    """What transformers' class of a family can hold and llama.cpp's graph of it does not read."""
+    shape = _shape_of(config)
+    beyond = sorted(shape.bias.difference(shape.family.gguf_biases))
+    missing = f"a bias in {beyond[0]}" if beyond else None
+    if rope_kind(config) == "llama3" and not shape.family.gguf_factors:
+        missing = "Llama-3's position scaling"
+    if missing:
+        raise InputError(
+            f"{folder}: a {shape.family.title} with {missing}",
+            f"llama.cpp's graph of {shape.family.title} does not read it, and no GGUF can hold it",
+            "use the folder itself with transformers, or begin with another base",
+        )
 
 
 def quantised(folder: Path, why: str) -> InputError:

@@ -59,7 +59,7 @@ _BY_PATH = {part.path: part for part in PARTS.values()}
 
 LINEARS = tuple(name for name, part in PARTS.items() if len(part.axes) == 2)
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-# What a true key of config.json gives a bias, in any family.
+# What a true key of config.json gives a bias, in the families that read the key.
 _BIAS_KEYS = {"attention_bias": ATTENTION, "mlp_bias": ("gate_proj", "up_proj", "down_proj")}
 
 
@@ -68,13 +68,19 @@ class Family:
     """In what a family differs: `model_type` and class of transformers, llama.cpp's name, ...
 
     biases: the parts that have one whatever config.json says.
+    bias_keys: the keys of config.json by which its class gives biases to more of them.
     norms: the parts of a layer that are norms.
+    head_dim: a head's size where config.json names none; None: hidden size / heads.
     rotary: which values of a head llama.cpp turns together, neighbours 2i and 2i+1 (interleaved)
         or i and i + d/2 as transformers does (half).
-    head_sizes_in_gguf: whether llama.cpp's converter writes head size and vocabulary; for the
-        others it leaves them to be derived.
+    gguf_sizes: whether llama.cpp's converter always writes a head's size and the vocabulary's; for
+        the others it leaves the latter out, and the former where config.json has no head_dim.
+    gguf_biases: the parts whose bias llama.cpp's graph reads.
+    gguf_factors: whether its graph reads divisors of the frequencies (Llama-3's position scaling).
     undivided: the family under which a model is saved whose heads do not divide its hidden size,
         where the family's own class of transformers refuses such heads.
+    gguf_undivided: the family as which llama.cpp reads a model whose heads together are not as wide
+        as its hidden size, where its graph of this family wants them to be.
     """
 
     title: str
@@ -82,20 +88,61 @@ class Family:
     model_class: str
     gguf: str
     rotary: Rotary
-    head_sizes_in_gguf: bool
+    gguf_sizes: bool
+    gguf_biases: tuple[str, ...]
+    gguf_factors: bool
     biases: tuple[str, ...] = ()
+    bias_keys: tuple[str, ...] = ()
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    head_dim: int | None = None
     undivided: str | None = None
+    gguf_undivided: str | None = None
 
 
+_QKV = ("q_proj", "k_proj", "v_proj")
+# By llama.cpp's name: its graph (src/models), its converter's keys (conversion), both of 2026.
+_AS_LLAMA = {
+    "gguf": "llama",
+    "rotary": "interleaved",
+    "gguf_sizes": True,
+    "gguf_biases": LINEARS,
+    "gguf_factors": True,
+}
+_AS_QWEN = {
+    "rotary": "half",
+    "gguf_sizes": False,
+    "gguf_biases": _QKV,
+    "gguf_factors": False,
+}
 _LLAMA = Family(
-    "Llama", "llama", "LlamaForCausalLM", "llama", "interleaved", True, undivided="mistral"
+    "Llama",
+    "llama",
+    "LlamaForCausalLM",
+    **_AS_LLAMA,
+    bias_keys=("attention_bias", "mlp_bias"),
+    undivided="mistral",
 )
-_MISTRAL = Family("Mistral", "mistral", "MistralForCausalLM", "llama", "interleaved", True)
+_MISTRAL = Family("Mistral", "mistral", "MistralForCausalLM", **_AS_LLAMA)
 _QWEN2 = Family(
-    "Qwen2", "qwen2", "Qwen2ForCausalLM", "qwen2", "half", False, ("q_proj", "k_proj", "v_proj")
+    "Qwen2",
+    "qwen2",
+    "Qwen2ForCausalLM",
+    "qwen2",
+    **_AS_QWEN,
+    biases=_QKV,
+    gguf_undivided="llama",
 )
-FAMILIES = {family.model_type: family for family in (_LLAMA, _MISTRAL, _QWEN2)}
+_QWEN3 = Family(
+    "Qwen3",
+    "qwen3",
+    "Qwen3ForCausalLM",
+    "qwen3",
+    **_AS_QWEN,
+    bias_keys=("attention_bias",),
+    norms=("input_layernorm", "q_norm", "k_norm", "post_attention_layernorm"),
+    head_dim=128,
+)
+FAMILIES = {family.model_type: family for family in (_LLAMA, _MISTRAL, _QWEN2, _QWEN3)}
 
 
 def families_in_words(joined: Literal["and", "or"] = "and") -> str:
@@ -129,9 +176,9 @@ class ModelShape:
         """The sizes of a config.json; KeyError for one that it lacks."""
         heads, family = config["num_attention_heads"], family_of(config)
         bias = set(family.biases)
-        for key, parts in _BIAS_KEYS.items():
+        for key in family.bias_keys:
             if config.get(key):
-                bias.update(parts)
+                bias.update(_BIAS_KEYS[key])
         return cls(
             vocabulary=config["vocab_size"],
             hidden=config["hidden_size"],
@@ -139,7 +186,7 @@ class ModelShape:
             layers=config["num_hidden_layers"],
             heads=heads,
             kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            head_dim=config.get("head_dim") or family.head_dim or config["hidden_size"] // heads,
             tied=bool(config.get("tie_word_embeddings")),
             bias=frozenset(bias),
             family=family,

@@ -12,8 +12,10 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     MistralConfig,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
 )
 
 from slimtune import prompts
@@ -120,51 +122,84 @@ def byte_level(folder: Path, digits: str, bos: str | None, eos: str) -> int:
     return len(tokenizer)
 
 
-FAMILIES = {
-    "qwen2": (Qwen2Config, {}, r"\p{{N}}", None, "<|im_end|>"),
-    "qwen2, tied": (Qwen2Config, {"tie_word_embeddings": True}, r"\p{{N}}", None, "<|im_end|>"),
-    "llama3": (
-        LlamaConfig,
-        {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 500000.0,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 32,
-            }
-        },
-        r"\p{{N}}{{1,3}}",
-        "<|begin_of_text|>",
-        "<|eot_id|>",
-    ),
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
 }
+TIED = {"tie_word_embeddings": True}
+# Class, settings, how many digits are a piece, BOS, EOS.
+_QWEN = (r"\p{{N}}", None, "<|im_end|>")
+_LLAMA3 = (r"\p{{N}}{{1,3}}", "<|begin_of_text|>", "<|eot_id|>")
+FAMILIES = {
+    "qwen2": (Qwen2Config, {}, *_QWEN),
+    "qwen2, tied": (Qwen2Config, TIED, *_QWEN),
+    # As 0.6B to 4B: heads * head size is not the hidden size.
+    "qwen3": (Qwen3Config, TIED | {"head_dim": 32}, *_QWEN),
+    "llama3": (LlamaConfig, {"rope_parameters": LLAMA3}, *_LLAMA3),
+    "llama3.2": (LlamaConfig, TIED | {"rope_parameters": LLAMA3 | {"factor": 32.0}}, *_LLAMA3),
+}
+
+
+def random_model(folder: Path, family: str, **changes) -> None:
+    """Saved with its tokenizer; biases and the norms of queries and keys are drawn, too.
+
+    All numbers are those of float16, so that F16 is exact but for llama.cpp's cache.
+    """
+    torch.manual_seed(0)
+    config_class, extra, digits, bos, eos = FAMILIES[family]
+    size = byte_level(folder, digits.format(), bos, eos)
+    ids = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    end = next(token["id"] for token in ids if token["content"] == eos)
+    settings = SHAPE | extra | changes
+    config: PretrainedConfig = config_class(
+        **settings, vocab_size=size, eos_token_id=end, bos_token_id=None
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    for name, values in model.named_parameters():
+        if name.endswith(".bias"):
+            torch.nn.init.normal_(values)
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            torch.nn.init.normal_(values, mean=1.0, std=0.3)
+    model.half().float().save_pretrained(folder)
+
+
+def require_proven(folder: Path, kind: str) -> None:
+    """The script's own proof, on rows with digits, code, Chinese and an emoji."""
+    Path("config.yaml").write_text("gguf: {model_name: m, output_dir: out}\n")
+    words = ["--config", "config.yaml", "--model-path", folder, "--quantization", kind]
+    succeeds("convert_to_gguf", *words, "--create-modelfile")
+    proof = json.loads(Path(f"out/m-{kind}_run.json").read_text())["metrics"]["proof"]
+    assert proof["prompts"] == proof["rows"] == 5
+    assert proof["agreement"] > 0.9
+    assert proof["nll_gguf"] == pytest.approx(proof["nll_reference"], abs=5e-3)
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_random_model_of_another_family(family, kind, tmp_path, monkeypatch) -> None:
-    """The script's own proof, on rows with digits, code, Chinese and an emoji."""
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    config_class, extra, digits, bos, eos = FAMILIES[family]
-    folder = tmp_path / "model"
-    size = byte_level(folder, digits.format(), bos, eos)
-    ids = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
-    end = next(token["id"] for token in ids if token["content"] == eos)
-    config = config_class(**SHAPE, **extra, vocab_size=size, eos_token_id=end, bos_token_id=None)
-    model = AutoModelForCausalLM.from_config(config)
-    for name, values in model.named_parameters():
-        if name.endswith(".bias"):
-            torch.nn.init.normal_(values)
-    model.save_pretrained(folder)
-    (tmp_path / "config.yaml").write_text("gguf: {model_name: m, output_dir: out}\n")
-    words = ["--config", "config.yaml", "--model-path", folder, "--quantization", kind]
-    succeeds("convert_to_gguf", *words, "--create-modelfile")
-    proof = json.loads((tmp_path / f"out/m-{kind}_run.json").read_text())["metrics"]["proof"]
-    assert proof["prompts"] == proof["rows"] == 5
-    assert proof["agreement"] > 0.9
-    assert proof["nll_gguf"] == pytest.approx(proof["nll_reference"], abs=5e-3)
+    random_model(tmp_path / "model", family)
+    require_proven(tmp_path / "model", kind)
+    *_, bos, eos = FAMILIES[family]
     modelfile = (tmp_path / "Modelfile").read_text(encoding="utf-8")
     assert f'$eos := "{eos}"' in modelfile and f'$bos := "{bos or ""}"' in modelfile
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama3.2"])
+def test_a_model_cut_on_every_axis(family, tmp_path, monkeypatch) -> None:
+    """Layers, hidden channels, neurons and KV groups: llama.cpp reads what is left."""
+    monkeypatch.chdir(tmp_path)
+    shape = {"num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 4}
+    random_model(tmp_path / "model", family, **shape)
+    words = ["--model-path", tmp_path / "model", "--output-dir", tmp_path / "pruned"]
+    words += ["--layer-ratio", 0.34, "--hidden-ratio", 0.5, "--ffn-ratio", 0.34]
+    words += ["--kv-group-ratio", 0.25, "--calibration", "self"]
+    succeeds("model_pruning", *words, "--calibration-rows", 10, "--calibration-length", 16)
+    config = json.loads((tmp_path / "pruned/config.json").read_text())
+    left = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_key_value_heads")
+    assert [config[name] for name in left] == [2, 32, 64, 3]
+    require_proven(tmp_path / "pruned", "F32")

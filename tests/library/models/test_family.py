@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
+from slimtune.console import InputError
 from slimtune.export.architecture import Architecture, read_architecture
 from slimtune.export.tensors import gguf_name, map_tensors, row_order
 from slimtune.models.family import (
     FAMILIES,
     PARTS,
-    Family,
     ModelShape,
     axes_of,
     families_in_words,
@@ -30,17 +30,11 @@ CONFIGS = {
     "biased": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
     "mistral": MistralConfig(**SIZES, head_dim=16, sliding_window=None),
     "qwen2": Qwen2Config(**SIZES),
+    "qwen3": Qwen3Config(**SIZES, head_dim=16),  # heads * head size is not the hidden size
+    "qwen3, tied": Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True),
 }
-# A family that is not here yet, as its only entry: norms of queries and keys, no biases.
-QWEN3 = Family(
-    title="Qwen3",
-    model_type="qwen3",
-    model_class="Qwen3ForCausalLM",
-    gguf="qwen3",
-    rotary="half",
-    head_sizes_in_gguf=True,
-    norms=("input_layernorm", "q_norm", "k_norm", "post_attention_layernorm"),
-)
+CLASSES = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config,
+           "qwen3": Qwen3Config}  # fmt: skip
 
 
 def require_the_model_s_own(config) -> ModelShape:
@@ -87,21 +81,34 @@ def test_what_a_model_does_not_have_has_no_name() -> None:
     assert axes_of("model.layers.0.self_attn.rotary_emb.inv_freq") is None
 
 
-def test_texts_that_list_families_follow_the_table(monkeypatch, tmp_path) -> None:
-    assert families_in_words() == "Llama, Mistral and Qwen2"
-    monkeypatch.setitem(FAMILIES, "qwen3", QWEN3)
-    assert families_in_words("or") == "Llama, Mistral, Qwen2 or Qwen3"
+def test_texts_that_list_families_follow_the_table(monkeypatch) -> None:
+    assert families_in_words() == "Llama, Mistral, Qwen2 and Qwen3"
+    monkeypatch.delitem(FAMILIES, "qwen2")
+    assert families_in_words("or") == "Llama, Mistral or Qwen3"
 
 
-def test_a_family_that_differs_in_norms_and_biases_is_one_entry(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_key_gives_biases_only_where_the_class_reads_it(name: str) -> None:
+    """Mistral and Qwen2 pass over attention_bias, Qwen3 over mlp_bias; Llama reads both."""
+    require_the_model_s_own(CLASSES[name](**SIZES, attention_bias=True, mlp_bias=True))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_head_size_that_config_json_does_not_name_is_the_class_s_own(name: str) -> None:
+    config = CLASSES[name](**SIZES).to_dict()
+    config.pop("head_dim", None)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(CLASSES[name](**SIZES))
+    assert ModelShape.of(config).head_dim == model.model.layers[0].self_attn.head_dim
+
+
+def test_norms_of_queries_and_keys_go_through_pruning_and_export(tmp_path) -> None:
     """Count, tensors, pruning axes, GGUF shapes and head order of Qwen3, from one entry."""
-    config = Qwen3Config(**SIZES, head_dim=16)
+    config = CONFIGS["qwen3"]
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    monkeypatch.setitem(FAMILIES, "qwen3", QWEN3)
-    shape = require_the_model_s_own(config)
-    require_llama_cpp_s_own_names(shape)
     checkpoint = Checkpoint(tmp_path)
+    shape = ModelShape.of(checkpoint.config)
     assert prunable_shape(checkpoint) == shape
     assert axes_of("model.layers.1.self_attn.k_norm.weight") == ("head",)
     architecture: Architecture = read_architecture(tmp_path, checkpoint.config)
@@ -110,3 +117,25 @@ def test_a_family_that_differs_in_norms_and_biases_is_one_entry(tmp_path, monkey
     assert mapped["blk.1.attn_k_norm.weight"] == "model.layers.1.self_attn.k_norm.weight"
     assert gguf_name(architecture, "model.norm.weight") == "output_norm.weight"
     assert row_order(architecture, "blk.0.attn_q.weight") is None
+
+
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (Qwen2Config(**SIZES, rope_parameters=LLAMA3), "Llama-3's position scaling"),
+        (Qwen3Config(**SIZES, head_dim=16, rope_parameters=LLAMA3), "Llama-3's position scaling"),
+        (Qwen3Config(**SIZES, head_dim=16, attention_bias=True), "a bias in o_proj"),
+    ],
+)
+def test_what_llama_cpps_graph_of_a_family_does_not_read_is_refused(tmp_path, config, words):
+    """It would load no such file, or (without the divisors) answer as another model."""
+    with pytest.raises(InputError, match=words):
+        read_architecture(tmp_path, config.to_dict())
+    read_architecture(tmp_path, LlamaConfig(**SIZES, rope_parameters=LLAMA3).to_dict())
+    read_architecture(tmp_path, LlamaConfig(**SIZES, attention_bias=True).to_dict())

@@ -139,7 +139,12 @@ def test_families(tmp_path: Path, family: str, accumulation: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "adapter"), [*(("llama", name) for name in ADAPTERS), ("llama_tied", "embeddings")]
+    ("family", "adapter"),
+    [
+        *(("llama", name) for name in ADAPTERS),
+        ("llama_tied", "embeddings"),
+        *(("qwen3", name) for name in ("DoRA", "head", "embeddings")),
+    ],
 )
 def test_adapters(tmp_path: Path, family: str, adapter: str) -> None:
     require_equal(tmp_path, lambda how: tiny_model(family, how), ADAPTERS[adapter], 3)
@@ -193,7 +198,7 @@ def test_noise_on_single_rows_is_transformers_own(tmp_path: Path, monkeypatch) -
     assert ours != pytest.approx(without, abs=1e-3)
 
 
-@pytest.mark.parametrize("family", ["llama", "llama_tied", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "llama_tied", "qwen2", "qwen3", "llama3.2"])
 def test_all_weights(tmp_path: Path, family: str) -> None:
     # Slowly: the gradient of a key's bias is rounding alone, and Adam makes full steps of it.
     require_equal(tmp_path, lambda how: tiny_model(family, how), accumulation=3, learning_rate=1e-3)
