@@ -8,6 +8,8 @@ Where the Trainer has no public door for that, its private members are used: tho
 each with the reason why, and no others.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from accelerate.utils import send_to_device
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
@@ -84,6 +87,17 @@ class SlimTrainer(Trainer):
         if self.loraplus_ratio > 1 and self.optimizer is None:
             self.optimizer = loraplus(self.model, self.args, self.loraplus_ratio)
         return super().create_optimizer(model)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LambdaLR:
+        # A run that is all warm-up never comes to its rate, and polynomial divides by what is left.
+        rising = min(self.args.get_warmup_steps(num_training_steps), num_training_steps - 1)
+        self.args.warmup_steps = rising
+        schedule = super().create_scheduler(num_training_steps, optimizer)
+        if min(schedule.get_last_lr()) == 0:
+            self.lr_scheduler = risen(schedule, rising)
+        return self.lr_scheduler
 
     def loss_of(self, batch: dict[str, Any], positions: torch.Tensor) -> losses.Loss:
         """The loss of a batch at `positions` (indices into its row of tokens)."""
@@ -232,6 +246,19 @@ class SlimTrainer(Trainer):
         checkpoints.find_best(self.state, self._folder)
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         checkpoints.load_weights(self.model, Path(best) if best else checkpoint)
+
+
+def risen(schedule: LambdaLR, steps: int) -> LambdaLR:
+    """The schedule with (k + 1) / (steps + 1) of the rate in step k of its warm-up, k from 0.
+
+    transformers has k / steps there: the first step of every run changes nothing, and a run of one
+    step nothing at all. What comes after the warm-up stays as it is.
+    """
+
+    def rate(after: Callable[[int], float], k: int) -> float:
+        return (k + 1) / (steps + 1) if k < steps else after(k)
+
+    return LambdaLR(schedule.optimizer, [partial(rate, one) for one in schedule.lr_lambdas])
 
 
 def loraplus(model: PeftModel, chosen: TrainingArguments, ratio: float) -> torch.optim.Optimizer:

@@ -9,6 +9,7 @@ from tiny_models import tiny_model, tiny_samples
 from transformers import TrainingArguments
 
 from slimtune.config import Lora, Training
+from slimtune.config.catalogues import names
 from slimtune.console import ResourceError
 from slimtune.training import callbacks, fitting, lora
 from slimtune.training.batches import collate
@@ -99,6 +100,51 @@ def test_a_schedule_ends_where_it_should(schedule, last, tmp_path, monkeypatch) 
     )
     rate = made[0].param_groups[0]["lr"] / 1e-2
     assert rate == pytest.approx(last, abs=0.02) if last is not None else 0 < rate < 1
+
+
+@pytest.fixture(scope="module")
+def idle() -> torch.nn.Module:
+    """A model whose weights no test changes."""
+    return adapted()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 40])
+@pytest.mark.parametrize("ratio", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize("schedule", names("lr_schedulers"))
+def test_no_step_is_without_effect(idle, schedule, ratio, steps, tmp_path) -> None:
+    """However short the run: the warm-up rises to the rate asked for, and none stands still."""
+    settings = Training(lr_scheduler=schedule, warmup_ratio=ratio)
+    arguments = fitting.training_arguments(idle, settings, tmp_path, steps, False)
+    for name, value in fitting.optimizer_arguments(settings, steps).items():
+        setattr(arguments, name, value)
+    arguments.learning_rate = 1e-2
+    trainer = SlimTrainer(idle, arguments, train_dataset=tiny_samples(4), loraplus_ratio=4)
+    trainer.create_optimizer_and_scheduler(steps)
+    rates = []
+    for _ in range(steps):
+        rates.append([group["lr"] for group in trainer.optimizer.param_groups])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    lowest = [min(group) for group in zip(*rates, strict=True)]
+    assert min(lowest) > 0, rates
+    assert max(map(max, rates)) <= 4 * 1e-2 * (1 + 1e-9)
+    if schedule == "constant" or ratio == 0:
+        assert rates[0] == pytest.approx([group["initial_lr"] for group in groups(trainer)])
+    else:
+        rising = min(steps - 1, math.ceil(steps * min(ratio, 0.999)))
+        first = [rate[0] for rate in rates[:rising]]
+        assert first == pytest.approx([1e-2 * (k + 1) / (rising + 1) for k in range(rising)])
+
+
+def groups(trainer: SlimTrainer) -> list[dict]:
+    return trainer.optimizer.param_groups
+
+
+def test_a_run_of_one_step_learns(tmp_path) -> None:
+    model, samples = adapted(), tiny_samples(4)
+    fit(model, samples, [], Training(epochs=1, batch_size=4, learning_rate=1e-2), tmp_path / "c")
+    moved = [p.detach().abs().max() for name, p in model.named_parameters() if "lora_B" in name]
+    assert all(largest > 0 for largest in moved)
 
 
 def test_without_bitsandbytes_the_cure_is_one_line(monkeypatch) -> None:
