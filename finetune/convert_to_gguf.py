@@ -13,7 +13,7 @@ writes  OUTPUT_DIR/NAME-TYPE.gguf for each type of --quantization; with --create
 
 from pathlib import Path
 
-from slimtune.artifacts import finish_files, refuse_finished_files, require
+from slimtune.artifacts import finish_files, refuse_finished_files, refuse_inputs, require
 from slimtune.config import Config
 from slimtune.console import near, would_write, wrote
 
@@ -31,6 +31,7 @@ def main(config: Config) -> None:
         require(needed)
     for file in files:
         manifest, written = convert.manifest_of(file), convert.written_with(file, config)
+        refuse_inputs([*written, manifest], convert.read_by(config))
         finish_files(manifest, config, written)
         refuse_finished_files(manifest, config, written)
     if modelfile:

@@ -13,7 +13,9 @@ writes  evaluation_results.csv; evaluation_results_metrics.json, report.html and
         beside it; with --merge the merged model
 """
 
-from slimtune.artifacts import refuse_finished, require
+from pathlib import Path
+
+from slimtune.artifacts import refuse_finished, refuse_inputs, require
 from slimtune.config import Config
 from slimtune.console import near, note, size, table, would_write, wrote
 
@@ -35,8 +37,9 @@ def merge(config: Config) -> None:
     from slimtune.models.folders import local_folder
 
     base, adapter = config.model.base_model, config.evaluation.lora_model
+    final = config.evaluation.merged_dir or Path(adapter or base).with_name("merged_model")
+    refuse_inputs([final], [base, adapter])
     pair = merging.require_adapter_of(local_folder(base), adapter)
-    final = config.evaluation.merged_dir or adapter.with_name("merged_model")
     refuse_finished(final, config)
     if config.options.dry_run:
         would_write(final, estimates={"on disk": size(pair.bytes), "memory": pair.memory_words})

@@ -11,7 +11,7 @@ writes  CACHE_DIR (what the teacher said; it is never in memory with the student
         OUTPUT_DIR with the student, metrics.jsonl and loss.png
 """
 
-from slimtune.artifacts import refuse_finished, require
+from slimtune.artifacts import refuse_finished, refuse_inputs, require
 from slimtune.config import Config
 from slimtune.console import near, would_write, wrote
 
@@ -24,6 +24,9 @@ def main(config: Config) -> None:
 
     student, final = config.distillation.student_model, config.distillation.output_dir
     checkpoints = final.with_name(f"{final.name}_checkpoints")
+    settings, rows = config.distillation, [config.training.train_data, config.training.val_data]
+    read = [student, settings.teacher_model, settings.text_data, *rows]
+    refuse_inputs([final, checkpoints], read)
     refuse_finished(final, config)
     prechecks.precheck(config, checkpoints)
     require(config.distillation.teacher_model)

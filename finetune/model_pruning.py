@@ -9,7 +9,7 @@ reads   a model folder, one layer at a time; prepared rows to calibrate with
 writes  OUTPUT_DIR, an ordinary smaller model that loads, trains and converts like any other
 """
 
-from slimtune.artifacts import refuse_finished, require
+from slimtune.artifacts import refuse_finished, refuse_inputs, require
 from slimtune.config import Config
 from slimtune.console import near, table, would_write, wrote
 
@@ -19,6 +19,7 @@ def main(config: Config) -> None:
     from slimtune.pruning.sparsity import NOTICE
 
     model, final = config.pruning.model_path, config.pruning.output_dir
+    refuse_inputs([final], [model, config.training.train_data])
     refuse_finished(final, config)
     require(model)
     if config.options.dry_run:

@@ -14,7 +14,13 @@ writes  NAME_train.jsonl, NAME_validation.jsonl, NAME_test.jsonl (none for an em
 from functools import partial
 from pathlib import Path
 
-from slimtune.artifacts import finish_files, refuse_finished_files, require, stage_files
+from slimtune.artifacts import (
+    finish_files,
+    refuse_finished_files,
+    refuse_inputs,
+    require,
+    stage_files,
+)
 from slimtune.config import Config
 from slimtune.console import SlimTuneError, near, note, would_write, wrote
 
@@ -28,6 +34,7 @@ def main(config: Config) -> None:
     for path in inputs:
         require(path)
     outputs = [data.output_dir / name for name in writing.output_files(data.output_name)]
+    refuse_inputs([*outputs, manifest], inputs)
     finish_files(manifest, config, outputs)
     refuse_finished_files(manifest, config, outputs)
     train = outputs[0]

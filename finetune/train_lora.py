@@ -12,7 +12,7 @@ reads   the base model, prepared rows
 writes  OUTPUT_DIR/lora_adapter (or full_model) with metrics.jsonl and loss.png; checkpoints
 """
 
-from slimtune.artifacts import refuse_finished, require
+from slimtune.artifacts import refuse_finished, refuse_inputs, require
 from slimtune.config import Config
 from slimtune.console import near, would_write, wrote
 
@@ -25,6 +25,8 @@ def main(config: Config) -> None:
     base, whole = config.model.base_model, config.lora.method == "full"
     final = config.lora.output_dir / ("full_model" if whole else "lora_adapter")
     checkpoints = config.lora.output_dir / "checkpoints"
+    rows = [config.training.train_data, config.training.val_data]
+    refuse_inputs([final, checkpoints], [base, *rows])
     refuse_finished(final, config)
     prechecks.precheck(config, checkpoints)
     lora.require_choices(config)

@@ -12,7 +12,7 @@ writes  OUTPUT_DIR/pruned, /teacher_cache, /distilled, /lora_adapter, /final: th
 
 from functools import partial
 
-from slimtune.artifacts import require, run_of
+from slimtune.artifacts import refuse_inputs, require, run_of
 from slimtune.artifacts.combined_run import links_in, run_stages, stages_to_run
 from slimtune.config import Config
 from slimtune.console import decoration, near, table, would_write, wrote
@@ -31,6 +31,9 @@ def main(config: Config) -> None:
     from slimtune.training.distillation_stage import ask_teacher, plan_distillation, student
 
     base, out = config.model.base_model, config.pruned_distilled.output_dir
+    teacher, text_data = config.distillation.teacher_model, config.distillation.text_data
+    rows = [config.training.train_data, config.training.val_data, config.evaluation.test_data]
+    refuse_inputs([out], [base, teacher, text_data, *rows])
     links = links_in(out)
     pruned, asked, distilled, adapter, final, table_file = (one.output for one in links.values())
     compared = evaluate.settings_for(config, [pruned, distilled, final], table_file)
@@ -40,7 +43,7 @@ def main(config: Config) -> None:
     todo = stages_to_run(links, chosen, config, COMMAND)
     stopped, stopped_student = out / "checkpoints", out / "distilled_checkpoints"
     prechecks.precheck(config, stopped, stopped_student)
-    for needed in (base, config.distillation.teacher_model, config.training.train_data):
+    for needed in (base, teacher, config.training.train_data):
         require(needed)
     # Before the first stage, dry or not: this finds the mistakes in the settings of the last one.
     dataset = read_dataset(base, config.model.prompt_template, config.training)

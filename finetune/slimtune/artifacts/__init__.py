@@ -12,6 +12,7 @@ from slimtune.artifacts.stages import (
     finish_files,
     refuse_finished,
     refuse_finished_files,
+    refuse_inputs,
     stage_files,
     stage_folder,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "lineage",
     "refuse_finished",
     "refuse_finished_files",
+    "refuse_inputs",
     "require",
     "run_of",
     "sha256",

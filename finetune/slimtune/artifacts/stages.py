@@ -55,8 +55,10 @@ def stage_folder(
     """A folder written whole or not at all; `keep_partial` leaves a stopped run to --resume.
 
     Of several processes the first one owns it; what the others write is thrown away.
-    Raises LockedError when another run writes it, SettingsError when it is finished already.
+    Raises LockedError when another run writes it, SettingsError when it is finished already or one
+    of `inputs`.
     """
+    refuse_inputs([final], inputs)
     if not first_process():
         with TemporaryDirectory() as scratch:
             yield Stage(name, Path(scratch), config, inputs)
@@ -91,8 +93,9 @@ def stage_files(
 
     `outputs` are those that the stage may write. They are complete in NAME.partial, then NAME.ready
     is its name and the run has happened: what is killed while the files move out of it is finished
-    by the next run of the same output. Raises what `refuse_finished_files` does.
+    by the next run of the same output. Raises what `refuse_finished_files` and `refuse_inputs` do.
     """
+    refuse_inputs([*outputs, manifest], inputs)
     with _lock(manifest):
         _finish(manifest, outputs)
         refuse_finished_files(manifest, config, outputs)
@@ -132,6 +135,25 @@ def finish_files(manifest: Path, config: Config, outputs: Sequence[Path]) -> Non
 def _finish(manifest: Path, outputs: Sequence[Path]) -> None:
     if finish(manifest, outputs):
         note(f"{near(manifest)}: its run had been stopped at its very end and is finished now")
+
+
+def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[Path | str | None]) -> None:
+    """Raise SettingsError where an output is an input, lies in one or holds one, however named.
+
+    `--overwrite` would clear it, and the run lose what it reads.
+    """
+    # A name that is no path of anything may be a Hub id.
+    files = [one for one in inputs if one and (isinstance(one, Path) or os.path.lexists(one))]
+    read = {one: Path(one).resolve() for one in files}
+    for output in outputs:
+        written = output.resolve()
+        for named, real in read.items():
+            if written.is_relative_to(real) or real.is_relative_to(written):
+                raise SettingsError(
+                    f"{near(output)}: the run reads {near(named)} and would write over it",
+                    "an output must not be an input, lie in one or hold one, under any name",
+                    "choose another output, or give a copy as input",
+                )
 
 
 def refuse_finished(final: Path, config: Config) -> None:

@@ -5,7 +5,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from slimtune.artifacts import finish_files, lineage, refuse_finished_files, run_of, stage_files
+from slimtune.artifacts import (
+    finish_files,
+    lineage,
+    refuse_finished_files,
+    refuse_inputs,
+    run_of,
+    stage_files,
+)
 from slimtune.artifacts.files import clear, write_text
 from slimtune.config import Config
 from slimtune.console import SettingsError, near
@@ -121,7 +128,10 @@ def finish_stopped(config: Config) -> None:
 
 
 def _refuse(config: Config) -> None:
-    """Raise SettingsError where finished files of this name, or another's reports, are there."""
+    """Raise SettingsError where finished files of this name, another's reports or inputs are."""
+    settings = config.evaluation
+    read = [config.model.base_model, settings.lora_model, settings.test_data, *settings.models]
+    refuse_inputs([*_all_written(config), _manifest(config)], read)
     finish_stopped(config)
     refuse_finished_files(_manifest(config), config, _all_written(config))
     output = config.evaluation.output

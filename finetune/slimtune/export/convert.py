@@ -33,8 +33,21 @@ def manifest_of(file: Path) -> Path:
 
 
 def written_with(file: Path, config: Config) -> list[Path]:
-    """The file and what may be written beside it: with the first of several, the importance."""
-    return [file, file.with_name(f"{config.gguf.model_name}.imatrix.gguf")]
+    """The file and what may be written beside it: with the first of several, the importance.
+
+    One that is read instead is not written, and stays.
+    """
+    importance = file.with_name(f"{config.gguf.model_name}.imatrix.gguf")
+    given = config.gguf.imatrix
+    is_read = isinstance(given, Path) and given.resolve() == importance.resolve()
+    return [file] if is_read else [file, importance]
+
+
+def read_by(config: Config) -> list[Path | str | None]:
+    """What a conversion reads, by name."""
+    gguf, rows = config.gguf, [config.training.train_data, config.evaluation.test_data]
+    importance = gguf.imatrix if isinstance(gguf.imatrix, Path) else None
+    return [gguf.model_path, gguf.lora_model, importance, *rows]
 
 
 def plans_for(source: ModelSource, config: Config) -> list[GgufPlan]:

@@ -17,6 +17,7 @@ from slimtune.artifacts import (
     finish_files,
     refuse_finished,
     refuse_finished_files,
+    refuse_inputs,
     run_of,
     stage_files,
     stage_folder,
@@ -62,6 +63,7 @@ def missing(config: Config) -> list[Part]:
     Raises SettingsError where a part was made with other settings, and where all are there.
     """
     parts = _wanted(config)
+    refuse_inputs([parts[-1].output], parts[0].outputs)  # the models' record names the rows
     found = [part for part in parts if _is_finished(part, config)]
     if len(found) == len(parts):
         _refuse(parts[0], config)
