@@ -25,6 +25,7 @@ from slimtune.console import InputError, near
 Sealed = dict[str, dict[str, Any]]  # name below the folder -> {"sha256": hexadecimal, "bytes": int}
 
 COPY_AGAIN = "copy it again from where it came from"
+_POINTER = b"version https://git-lfs"  # github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 
 
 @contextmanager
@@ -79,11 +80,25 @@ def read_json(file: Path, cure: str = COPY_AGAIN, *, optional: bool = False) -> 
     except FileNotFoundError:
         raise InputError(f"{near(file)}: missing", f"looked for {file}", cure) from None
     except (ValueError, RecursionError) as error:  # no UTF-8 is a ValueError as well
+        require_fetched(file)
         raise InputError(f"{near(file)}: not valid JSON", _first_line(error), cure) from None
     if not isinstance(value, dict):
         found = f"a {type(value).__name__} where names with values are needed"
         raise InputError(f"{near(file)}: not what it should hold", found, cure)
     return value
+
+
+def require_fetched(file: Path) -> None:
+    """InputError for a Git LFS pointer: three lines of text in place of data, weights or a
+    tokenizer, where a repository was cloned without its large files."""
+    with file.open("rb") as handle:
+        if handle.read(len(_POINTER)) != _POINTER:
+            return
+    raise InputError(
+        f"{near(file)}: a Git LFS pointer, not the file itself",
+        f"git left {file.stat().st_size} bytes of text that name it in its place",
+        f"Git LFS pointer: git lfs pull (in {near(file.parent)}), or download the file itself",
+    )
 
 
 def json_or_none(file: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from slimtune.artifacts.files import require_fetched
 from slimtune.config.catalogues import names
 from slimtune.console import InputError, SettingsError
 from slimtune.data.encodings import (
@@ -39,7 +40,6 @@ _NO_ROWS = {
     b"\xd0\xcf\x11\xe0": ("an old Excel workbook (.xls)", "save the sheet as CSV UTF-8"),
     b"<!doctype html": ("a web page", "download the file itself, not the page that shows it"),
     b"<html": ("a web page", "download the file itself, not the page that shows it"),
-    b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "git lfs pull"),
     b"%pdf": ("a PDF", "copy its questions and answers into a table, saved as CSV UTF-8"),
 }
 _UNDER_A_KEY = re.compile(r'\{\s*"([^"\\]*)"\s*:\s*\[\s*\{')
@@ -133,6 +133,7 @@ def recognise(
     encoding: str = "auto",
 ) -> SourceFile:
     """What the content of one file says about how to read it."""
+    require_fetched(file)
     with file.open("rb") as stream:
         magic = stream.read(4)
     if input_format == "parquet" or (input_format == "auto" and magic == b"PAR1"):

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import gguf
 import numpy as np
 
+from slimtune.artifacts.files import require_fetched
 from slimtune.console import InputError
 
 _SUM, _COUNT = ".in_sum2", ".counts"
@@ -52,6 +53,7 @@ class Importance:
 def read_imatrix(file: Path) -> Importance:
     """Raises InputError for a file that is no importance matrix, or holds values not finite."""
     try:
+        require_fetched(file)
         with file.open("rb") as stream:
             is_gguf = stream.read(4) == b"GGUF"
         importance = _from_gguf(file) if is_gguf else _from_dat(file)

@@ -21,6 +21,7 @@ import gguf
 from gguf import TokenType
 from sentencepiece import SentencePieceProcessor
 
+from slimtune.artifacts.files import require_fetched
 from slimtune.console import InputError
 from slimtune.export.architecture import Unsupported
 from slimtune.models.json_files import read_model_json, require_kinds
@@ -125,6 +126,7 @@ def _processor(folder: Path) -> SentencePieceProcessor:
             "a GGUF needs the scores of the SentencePiece model; tokenizer.json does not hold them",
             f"copy {MODEL_FILE} from the base model into this folder",
         )
+    require_fetched(file)
     try:
         return SentencePieceProcessor(model_file=str(file))
     except RuntimeError as error:

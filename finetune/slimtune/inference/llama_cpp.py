@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from slimtune.artifacts.files import require_fetched
 from slimtune.console import InputError, ResourceError, SlimTuneError
 from slimtune.inference.answers import Generation, Speed, TokenLosses
 from slimtune.inference.llama_context import LlamaContext, Prompt
@@ -43,6 +44,7 @@ def require_gguf(file: Path) -> None:
     with file.open("rb") as handle:
         magic = handle.read(4)
     if magic != _MAGIC:
+        require_fetched(file)
         raise InputError(
             f"{file}: not a GGUF file",
             f"it begins with {magic!r} instead of {_MAGIC!r}",

@@ -14,7 +14,7 @@ from pathlib import Path
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-from slimtune.artifacts.files import inside
+from slimtune.artifacts.files import inside, require_fetched
 from slimtune.console import InputError, ResourceError, SlimTuneError
 from slimtune.models import json_files
 from slimtune.models.json_files import read_model_json
@@ -86,6 +86,7 @@ def read_template(folder: Path) -> str | None:
     file = folder / "chat_template.jinja"
     if not file.is_file():
         return None
+    require_fetched(file)
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

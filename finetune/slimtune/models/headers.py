@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from slimtune.artifacts.files import require_fetched
 from slimtune.console import InputError
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         prefix = handle.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
         if 8 + length > size:
+            require_fetched(file)
             raise damaged(file, "it ends inside its header")
         try:
             header = json.loads(handle.read(length))

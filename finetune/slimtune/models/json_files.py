@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from slimtune.artifacts.files import read_json
+from slimtune.artifacts.files import read_json, require_fetched
 from slimtune.console import InputError
 
 Check = Callable[[Any], bool]
@@ -144,6 +144,7 @@ def require_whole(file: Path) -> None:
         stream.seek(max(0, file.stat().st_size - 64))
         end = stream.read().rstrip()[-1:]
     if (start, end) != (b"{", b"}"):
+        require_fetched(file)
         raise InputError(
             f"{file}: not a whole JSON object",
             f"it begins with {start.decode('ascii', 'replace')!r} and ends with "

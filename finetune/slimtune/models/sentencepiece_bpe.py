@@ -11,6 +11,8 @@ from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
+from slimtune.artifacts.files import require_fetched
+
 SPACE = "\u2581"
 _BPE = 2
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
@@ -18,6 +20,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 
 def read_sentencepiece(model_file: Path) -> sentencepiece_model_pb2.ModelProto | None:
     """The parsed model, or None for the other kinds under this name (tiktoken, Unigram)."""
+    require_fetched(model_file)
     proto = sentencepiece_model_pb2.ModelProto()
     try:
         proto.ParseFromString(model_file.read_bytes())
