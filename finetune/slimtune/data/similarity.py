@@ -11,7 +11,8 @@ threshold: at 0.8, 21 bands of 6. Source: Broder, "On the resemblance and contai
 documents", 1997; one byte of each hash: Li and König, "b-Bit Minwise Hashing", 2010.
 
 Before that stand the keys by which equal rows find each other (8 bytes each), the normalised text
-(case, width, spacing and punctuation forgiven), and the language of a text.
+(case, width, spacing and punctuation forgiven; of a question also greetings and thanks), and the
+language of a text.
 """
 
 import hashlib
@@ -103,12 +104,14 @@ class Keys:
     exact: int
     near: int
     question: int
-    asked: bytes  # the skeleton of all that the user asks
+    asked: bytes  # the skeleton of all that the user asks, greetings and thanks aside
     said: list[bytes]  # the skeleton of each turn; what the system says, every row may share
 
 
 def keys_of(messages: Sequence[Message]) -> Keys:
-    """Texts are compared turn by turn, roles included; the question is all of the user's turns."""
+    """Texts are compared turn by turn, roles included; the question is all of the user's turns,
+    without the courtesies around them: "您好，怎么退货？谢谢" asks what "怎么退货" asks.
+    """
     exact = hashlib.sha256()
     bones: list[bytes] = []
     asked: list[bytes] = []
@@ -121,7 +124,8 @@ def keys_of(messages: Sequence[Message]) -> Keys:
         if role != "system":
             said.append(bare)
         if role == "user":
-            asked.append(bare)
+            core = without_courtesies(text)
+            asked.append(bare if core == text else skeleton(core))
     question = b"\n".join(asked)
     digest = exact.digest()
     return Keys(
@@ -164,6 +168,37 @@ def skeleton(text: str) -> bytes:
 
 def _narrow(text: str) -> str:
     return _FORGIVEN_WIDE.sub("", unicodedata.normalize("NFKC", text).casefold())
+
+
+# Around a question, not in it. Chinese ones stand without a mark too ("怎么退货谢谢"); English ones
+# need a word's end before the question and a mark after it ("What is the Thai for thanks?").
+_GREETING = re.compile(
+    r"(?:[\W_]*(?:(?:客服)?[您你]好(?:[啊呀]|(?![吗么嘛]))|[早晚]上好|[上中下]午好|哈[喽啰罗]|嗨|在[吗么](?=\W)"
+    r"|亲(?=\W)|请问(?:一?下)?|打扰(?:一下|了)|(?:麻烦|我?想(?:请|要)?)问(?:一?下)|问一下"
+    r"|(?:hi|hello|hey|greetings|excuse me|good (?:morning|afternoon|evening|day))\b"
+    r"(?: there| team| all| everyone\b)?))+[\W_]*",
+    re.IGNORECASE,
+)
+_THANKS = re.compile(
+    r"(?:[\W_]*(?:(?:非常)?(?:谢谢|多谢|感谢)|拜托了?|辛苦了|麻烦了)[您你了啦哈呀啊]*"
+    r"|[^\w\s]\s*(?:(?:many )?thanks|thank you|thx|please|kind regards|best regards)\b"
+    r"(?: (?:very much|so much|a lot|in advance|for your help))?)+[\W_]*$",
+    re.IGNORECASE,
+)
+_THANKED = ("谢", "拜托", "辛苦", "麻烦", "than", "thx", "plea", "rega")  # most texts have none
+_LONGEST_THANKS = 48  # characters of a text's end that are looked at
+
+
+def without_courtesies(text: str) -> str:
+    """The text without the greeting before it and the thanks after it; whole if it is only that."""
+    greeting = _GREETING.match(text)
+    start = greeting.end() if greeting else 0
+    end = text[-_LONGEST_THANKS:].lower()
+    thanks = None
+    if any(word in end for word in _THANKED):
+        thanks = _THANKS.search(text, max(len(text) - _LONGEST_THANKS, start))
+    core = text[start : thanks.start() if thanks else len(text)]
+    return core if any(map(str.isalnum, core)) else text
 
 
 def language(text: str) -> str:

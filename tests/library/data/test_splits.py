@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slimtune.data.judging import first_equal
-from slimtune.data.similarity import keys_of, language, skeleton
+from slimtune.data.similarity import keys_of, language, skeleton, without_courtesies
 from slimtune.data.splits import Shares, assign, position
 
 
@@ -45,6 +45,33 @@ def test_the_question_forgives_case_width_and_spacing_and_leaves_the_answer_out(
 
     assert key("What is  12 + 3？") == key("what is\n１２ + 3?", "other answer")
     assert key("What is 12 + 3?") != key("What is 12 + 4?")
+
+
+@pytest.mark.parametrize(
+    ("text", "core"),
+    [
+        ("您好，怎么退货？谢谢", "怎么退货"),
+        ("怎么退货谢谢", "怎么退货"),
+        ("你好请问怎么退货", "怎么退货"),
+        ("亲，在吗？我想问一下怎么退货？非常感谢您！", "怎么退货"),
+        ("Hello there! How do I return it? Thank you very much.", "How do I return it"),
+        ("HI, how do I return it, please?", "how do I return it"),
+        *((text, text) for text in ("你好吗", "你好！", "谢谢", "亲子装怎么退", "在吗啡的作用下")),
+        *((text, text) for text in ("History of hi", "What is the Thai for thanks?", "Hi!", "")),
+        *((text, text) for text in ("谢谢怎么说", "hi_there what", "Is it called Thanksgiving")),
+    ],
+)
+def test_courtesies_go_and_what_only_looks_like_one_stays(text, core):
+    assert without_courtesies(text) == core
+
+
+def test_a_courtesy_makes_no_other_question():
+    def keys(question):
+        return keys_of([{"role": "user", "content": question}])
+
+    bare, polite = keys("怎么退货？"), keys("您好，怎么退货？谢谢")
+    assert (bare.question, bare.asked) == (polite.question, polite.asked)
+    assert bare.near != polite.near and bare.exact != polite.exact  # another row all the same
 
 
 def test_skeleton_keeps_what_changes_the_meaning():
