@@ -21,8 +21,10 @@ from slimtune.console import near, note, size, table, would_write, wrote
 
 
 def main(config: Config) -> None:
+    only_talk = config.evaluation.interactive and config.evaluation.models
     for model in filter(None, [config.model.base_model, config.evaluation.lora_model]):
-        require(model)
+        if not only_talk:
+            require(model)
     if config.evaluation.merge:
         merge(config)
     elif config.evaluation.interactive:
@@ -60,7 +62,7 @@ def chat(config: Config) -> None:
     from slimtune.chat import conversation
     from slimtune.evaluation import candidates
 
-    conversation.hold_chat(candidates.candidates_of(config), config)
+    conversation.hold_chat(candidates.partners_of(config), config)
 
 
 def show_comparison(config: Config) -> None:

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from running import another_run_writing, files_under, leaves_nothing, refused, succeeds
 from tiny_folders import write_tiny_llama
+from tiny_ggufs import put_into_ollama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimtune.evaluation import comparison
@@ -218,6 +219,27 @@ def test_a_chat_with_a_gguf_ends_with_its_input(settings, gguf) -> None:
     ran = succeeds("evaluate_model", *settings, *flags, stdin="And the dogs, at 99 o'clock?\n")
     assert "12 dogs ran over the hill." in ran.out
     assert "chatting with tiny-F16" in ran.err
+
+
+def test_a_chat_with_a_gguf_needs_nothing_else(project, settings, gguf, tmp_path) -> None:
+    """No base, no adapter, no record of ours: the file's own vocabulary and template do."""
+    alone = tmp_path / "downloaded.gguf"
+    shutil.copyfile(gguf, alone)
+    nowhere = ("--base-model", "./no-base", "--lora-model", "./no-adapter")
+    flags = ("--interactive", "--models", alone, *nowhere)
+    ran = succeeds("evaluate_model", *settings, *flags, stdin="And the dogs, at 99 o'clock?\n")
+    assert "12 dogs ran over the hill." in ran.out
+    assert "chatting with downloaded" in ran.err
+    for label in ("base", "fine-tuned"):
+        assert f"{label}: left out of this chat, " in ran.err
+
+
+def test_a_chat_with_a_model_in_ollamas_store(settings, gguf, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(put_into_ollama(tmp_path / "store", "tiny:1", gguf)))
+    flags = ("--interactive", "--models", "ollama:tiny:1", "--lora-model", "null")
+    ran = succeeds("evaluate_model", *settings, *flags, stdin="And the dogs, at 99 o'clock?\n")
+    assert "12 dogs ran over the hill." in ran.out
+    assert "chatting with tiny-1" in ran.err
 
 
 @pytest.mark.parametrize(

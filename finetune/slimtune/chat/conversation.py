@@ -40,11 +40,10 @@ def hold_chat(chosen: Sequence[Candidate], config: Config) -> None:
 
 def _partners(chosen: Sequence[Candidate], config: Config) -> list[Partner]:
     """Each is asked in its own template: a talk is no comparison."""
-    otherwise = candidates.comparison_template(config)
     return [
         Partner(
             label=one.label,
-            template=template_of(one) or otherwise,
+            template=template_of(one) or candidates.comparison_template(config),
             load=partial(open_engine, one, config.model, _CONTEXT),
         )
         for one in chosen

@@ -17,7 +17,8 @@ class Evaluation(Section):
         "Adapter to put on the base model; null: none.",
     )
     models: list[ModelReference] = setting(
-        [], "More models to compare: folders, Hub ids or .gguf files, separated by commas."
+        [],
+        "More models to compare: folders, Hub ids, .gguf files or ollama:NAME, separated by commas.",
     )
     test_data: Path | None = setting(
         None,

@@ -9,13 +9,15 @@ from typing import Any
 from slimtune import prompts
 from slimtune.artifacts import require, run_of
 from slimtune.config import Config
-from slimtune.console import InputError, near
+from slimtune.console import InputError, near, note
 from slimtune.data.rows import beside, read_rows
 from slimtune.evaluation.measures import PATTERNS
 from slimtune.inference.answers import Candidate
-from slimtune.inference.llama_cpp import require_gguf
+from slimtune.inference.gguf_tokenizer import tokens_of
 from slimtune.models.adapters import Adapter
-from slimtune.models.folders import local_folder
+from slimtune.models.folders import is_hub_id, local_folder
+from slimtune.models.gguf_header import is_gguf, read_gguf
+from slimtune.models.ollama_store import blob_of, is_ollama, plain_name
 from slimtune.models.weights import Checkpoint
 
 _ADAPTER_FILE = "adapter_config.json"
@@ -28,16 +30,47 @@ def candidates_of(config: Config) -> list[Candidate]:
 
     Raises InputError for any that cannot be loaded, before the first takes its time.
     """
-    base, adapter = config.model.base_model, config.evaluation.lora_model
-    found = [Candidate("base", base)]
-    if adapter:
-        found.append(Candidate("fine-tuned", base, adapter=str(adapter)))
-    for model in config.evaluation.models:
-        require(model)
-        found.append(_candidate(model, base))
+    found = [*_base_and_adapter(config), *_named(config)]
     for one in found:
         _require_whole(one)
     return _told_apart(found)
+
+
+def partners_of(config: Config) -> list[Candidate]:
+    """The same for a chat: where models are named, base and adapter may be missing.
+
+    They are left out then, and that is said: who has one GGUF file needs nothing else to talk.
+    """
+    if not config.evaluation.models:
+        return candidates_of(config)
+    found: list[Candidate] = []
+    for one in _base_and_adapter(config):
+        missing = next((part for part in (one.reference, one.adapter) if _is_missing(part)), None)
+        if missing:
+            note(f"{one.label}: left out of this chat, {near(missing)} is not there")
+        else:
+            found.append(one)
+    found += _named(config)
+    for one in found:
+        if not is_hub_id(one.reference):  # nobody need load that one
+            _require_whole(one)
+    return _told_apart(found)
+
+
+def _base_and_adapter(config: Config) -> list[Candidate]:
+    base, adapter = config.model.base_model, config.evaluation.lora_model
+    found = [Candidate("base", base)]
+    return [*found, Candidate("fine-tuned", base, adapter=str(adapter))] if adapter else found
+
+
+def _named(config: Config) -> list[Candidate]:
+    for model in config.evaluation.models:
+        require(model)
+    return [_candidate(model, config.model.base_model) for model in config.evaluation.models]
+
+
+def _is_missing(part: str | None) -> bool:
+    return part is not None and not is_hub_id(part) and not os.path.isdir(part)
 
 
 def _told_apart(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -56,7 +89,7 @@ def _longer(candidate: Candidate) -> str:
 
 def _require_whole(candidate: Candidate) -> None:
     if candidate.kind == "gguf":
-        require_gguf(Path(candidate.reference))
+        tokens_of(read_gguf(Path(candidate.reference)))
         return
     checkpoint = Checkpoint(local_folder(candidate.reference))
     if candidate.adapter:
@@ -64,17 +97,19 @@ def _require_whole(candidate: Candidate) -> None:
 
 
 def _candidate(model: str, base: str) -> Candidate:
+    if is_ollama(model):
+        return Candidate(plain_name(model), str(blob_of(model)))
     path = Path(model)
     label = path.parent.name if path.name in _ROLES else path.name.removesuffix("_model")
     if (path / _ADAPTER_FILE).is_file():
         return Candidate(label, base, adapter=model)
-    if path.suffix == ".gguf":
-        return Candidate(path.stem, model, tokenizer=_made_from(path) or base)
+    if is_gguf(model):
+        return Candidate(path.stem, model, tokenizer=_made_from(path))
     return Candidate(label, model)
 
 
 def _made_from(gguf: Path) -> str | None:
-    """The model folder that a GGUF of ours was made from."""
+    """The model folder that a GGUF of ours was made from; None for one that others made."""
     run = run_of(gguf)
     inputs = run["inputs"] if run else []
     folder = inputs[0]["path"] if inputs else None
@@ -89,8 +124,9 @@ def paths(candidates: Sequence[Candidate]) -> list[str]:
 
 def comparison_template(config: Config) -> str:
     """The jinja source for models that bring no template of their own."""
-    own = local_folder(config.model.base_model) / _TEMPLATE_FILE
-    text = own.read_text(encoding="utf-8") if own.is_file() else None
+    base = config.model.base_model
+    own = None if _is_missing(base) else local_folder(base) / _TEMPLATE_FILE
+    text = own.read_text(encoding="utf-8") if own and own.is_file() else None
     return prompts.resolve_template(config.model.prompt_template, text)
 
 

@@ -23,7 +23,8 @@ def cautions(
         names = {"label": outcome.candidate.label, "first": first.candidate.label}
         troubles = [*_of_base(outcome), *_of_answers(measured, settings["rows"])]
         if outcome is not first:
-            troubles = [*_against_first(outcome, first), *troubles]
+            own = outcome.candidate.label in settings["own_templates"]
+            troubles = [*_against_first(outcome, first, own), *troubles]
         found += [names | caution for caution in troubles]
     return found
 
@@ -55,9 +56,9 @@ def _of_answers(measured: dict[str, Any], rows: int) -> Iterator[Caution]:
             yield {"kind": kind, "count": measured[name], "rows": rows}
 
 
-def _against_first(outcome: Outcome, first: Outcome) -> Iterator[Caution]:
+def _against_first(outcome: Outcome, first: Outcome, own_template: bool) -> Iterator[Caution]:
     if outcome.asked.digest != first.asked.digest:
-        yield {"kind": "tokenizer"}
+        yield {"kind": "own_template" if own_template else "tokenizer"}
     ours, theirs = ([answer.text for answer in one.generations] for one in (outcome, first))
     if ours != theirs:
         return

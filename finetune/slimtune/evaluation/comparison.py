@@ -91,6 +91,9 @@ def compare(
         "max_new_tokens": job.max_new_tokens,
         "extract": evaluation.extract,
         "signatures": signatures(questions),
+        "own_templates": [
+            one.label for one in candidates if fairness.asked_differently(one, template, questions)
+        ],
         **job.computed,
         **fairness.count_leaked(questions, trained_on),
     }
@@ -120,7 +123,8 @@ def _outcomes(
     outcomes: list[Outcome] = []
     for candidate in candidates:
         first = outcomes[0].asked if outcomes else None
-        outcomes.append(run(candidate, replace(job, first=first)))
+        asked_with = fairness.asked_with(candidate, job.template)
+        outcomes.append(run(candidate, replace(job, first=first, template=asked_with)))
     return outcomes
 
 

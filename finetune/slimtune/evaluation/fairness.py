@@ -15,6 +15,7 @@ from slimtune.data.similarity import keys_of
 from slimtune.inference.answers import Asked, Candidate, Question
 from slimtune.models.adapters import Adapter
 from slimtune.models.folders import weight_files
+from slimtune.models.gguf_header import read_gguf
 from slimtune.prompts import render
 
 TEMPLATE_NAME = "chat_template.jinja"
@@ -23,6 +24,8 @@ _TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 def template_of(candidate: Candidate) -> str | None:
     """The chat template that lies with a candidate, its adapter first; None without one."""
+    if candidate.foreign:
+        return read_gguf(Path(candidate.reference)).template
     for folder in (candidate.adapter, candidate.tokenizer, candidate.reference):
         file = Path(folder or "") / TEMPLATE_NAME
         if folder and file.is_file():
@@ -36,18 +39,34 @@ def common_template(
     """The one template that all candidates are asked with: their own, or `otherwise`.
 
     The bare base of a compared adapter has no say: it is asked as the adapter was trained, whatever
-    its own chat template is. Raises SettingsError for two candidates whose templates show a row
-    differently.
+    its own chat template is. Nor has a GGUF that others made (see `asked_with`). Raises
+    SettingsError for two candidates whose templates show a row differently.
     """
     bases = {one.reference for one in candidates if one.adapter}
     found: list[tuple[Candidate, str]] = []
     for one in candidates:
-        own = template_of(one)
+        own = None if one.foreign else template_of(one)
         if own is not None and (one.adapter or one.reference not in bases):
             found.append((one, own))
     for one, own in found[1:]:
         _require_equal(found[0], (one, own), questions)
     return found[0][1] if found else otherwise
+
+
+def asked_with(candidate: Candidate, common: str) -> str:
+    """The template that a candidate is asked with: a GGUF that others made with its own.
+
+    It serves with that one and with no other; the models of a run of ours share one.
+    """
+    return (template_of(candidate) or common) if candidate.foreign else common
+
+
+def asked_differently(candidate: Candidate, common: str, questions: Sequence[Question]) -> bool:
+    """Whether any row is shown to it otherwise than to the models of `common`."""
+    own = asked_with(candidate, common)
+    if own == common:
+        return False
+    return list(_shown(own, questions)) != list(_shown(common, questions))
 
 
 def require_same_cut(label: str, asked: Asked, first: Asked) -> None:

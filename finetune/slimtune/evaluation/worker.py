@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from gguf import GGUFReader
 from transformers.utils import logging as transformers_logging
 
 from slimtune.evaluation.fairness import require_same_cut
@@ -18,6 +17,7 @@ from slimtune.inference.kept_answers import Predictions
 from slimtune.machine.process import peak_memory
 from slimtune.models.adapters import ADAPTER_WEIGHTS, Adapter
 from slimtune.models.folders import local_folder, weight_files
+from slimtune.models.gguf_header import read_gguf
 from slimtune.models.weights import Checkpoint
 from slimtune.prompts import Encoded, encode, encode_prompt
 
@@ -100,8 +100,8 @@ def _losses(
 def _footprint(candidate: Candidate) -> tuple[int, int]:
     """(parameters, bytes of weights on disk), an adapter's included."""
     if candidate.kind == "gguf":
-        tensors = GGUFReader(candidate.reference).tensors
-        return sum(int(t.n_elements) for t in tensors), Path(candidate.reference).stat().st_size
+        file = Path(candidate.reference)
+        return read_gguf(file).parameters, file.stat().st_size
     folder = local_folder(candidate.reference)
     parameters = Checkpoint(folder).parameters
     files = weight_files(folder)

@@ -11,16 +11,18 @@ from typing import Any, Literal, NamedTuple
 
 from slimtune.config.training import ModelSection
 from slimtune.console import InputError
+from slimtune.models.gguf_header import is_gguf
 
 TOKEN_BUDGET = 8192  # of a batch: prompts and answers together
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to evaluate: a folder, Hub id or .gguf file, with an adapter on top if one is given.
+    """A model to evaluate: a folder, Hub id or GGUF file, with an adapter on top if one is given.
 
-    `tokenizer` is the model folder a GGUF was made from: it encodes the prompts, and the report
-    compares the two. Without it llama.cpp's own tokenizer does.
+    `tokenizer` is the model folder that a GGUF of ours was made from: it encodes the prompts, and
+    the report compares the two. One that others made has none, and is asked with its own vocabulary
+    and its own chat template.
     """
 
     label: str
@@ -29,8 +31,13 @@ class Candidate:
     tokenizer: str | None = None
 
     @property
+    def foreign(self) -> bool:
+        """Whether it is a GGUF that others made."""
+        return self.kind == "gguf" and self.tokenizer is None
+
+    @property
     def kind(self) -> Literal["gguf", "adapter", "model"]:
-        if Path(self.reference).suffix == ".gguf":
+        if is_gguf(self.reference):
             return "gguf"
         return "adapter" if self.adapter else "model"
 

@@ -1,8 +1,9 @@
 """One face for a transformers model and a GGUF in llama.cpp: answer, score, stream, time.
 
 A GGUF has three layers: `LlamaContext` computes, in a process that llama.cpp may abort; `LlamaCpp`
-is our end of the pipe to that process; `LlamaCppEngine` adds the tokenizer of the model that the
-file was made from, so that prompts, answers and losses are those of a transformers model.
+is our end of the pipe to that process; `LlamaCppEngine` adds a tokenizer: of the model that the
+file was made from, so that prompts, answers and losses are those of a transformers model, or the
+file's own where others made it.
 """
 
 import logging
@@ -14,7 +15,6 @@ from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from slimtune.console import SettingsError
 from slimtune.inference import generation
 from slimtune.inference.answers import (
     TOKEN_BUDGET,
@@ -25,16 +25,19 @@ from slimtune.inference.answers import (
     TokenLosses,
 )
 from slimtune.inference.batching import unfinished
-from slimtune.inference.llama_cpp import LlamaCpp, require_gguf
+from slimtune.inference.gguf_tokenizer import GgufTokenizer
+from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.inference.token_losses import token_losses
 from slimtune.models import loading, tokenizers
 from slimtune.models.compute import Compute, ComputeSettings
 from slimtune.models.folders import local_folder
+from slimtune.models.gguf_header import read_gguf
 from slimtune.prompts import IGNORED, Encoded
 
 _log = logging.getLogger(__name__)
 
 Rows = Collection[int]
+PromptTokenizer = PreTrainedTokenizerFast | GgufTokenizer
 
 _SPEED_TOKENS = 32
 _LARGE = 10**9  # bytes of a GGUF from which many caches side by side would fill a laptop
@@ -47,7 +50,7 @@ class Engine(Protocol):
     out, and the figures of the others do not depend on it.
     """
 
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: PromptTokenizer
     process: int  # the id of the one that holds the model
     context: int  # the longest conversation it can follow, in tokens
 
@@ -108,9 +111,9 @@ class TransformersEngine:
 
 
 class LlamaCppEngine:
-    """A .gguf file in llama.cpp; `tokenizer` is that of the model it was made from."""
+    """A GGUF file in llama.cpp; `tokenizer` is that of the model it was made from, or its own."""
 
-    def __init__(self, model: LlamaCpp, tokenizer: PreTrainedTokenizerFast, slots: int) -> None:
+    def __init__(self, model: LlamaCpp, tokenizer: PromptTokenizer, slots: int) -> None:
         self.model, self.tokenizer, self.slots = model, tokenizer, slots
         self.process, self.context = model.process, model.context
 
@@ -137,6 +140,8 @@ class LlamaCppEngine:
 
     def _as_transformers_writes(self, answer: Generation) -> Generation:
         """llama.cpp writes broken UTF-8 otherwise than transformers does."""
+        if isinstance(self.tokenizer, GgufTokenizer):
+            return answer
         text = self.tokenizer.decode(answer.ids, skip_special_tokens=True)
         return replace(answer, text=text.strip())
 
@@ -172,22 +177,24 @@ def open_engine(
     `numbers` are the settings that say where a folder is computed, and in what numbers; llama.cpp
     makes a choice of its own.
 
-    Raises what loading raises (InputError, ResourceError), and SettingsError for a GGUF without
-    the folder whose tokenizer encodes its prompts.
+    Raises what loading raises: InputError, ResourceError.
     """
     if candidate.kind == "gguf":
-        tokenizer = tokenizers.load_tokenizer(_tokenizer_folder(candidate))
-        require_gguf(Path(candidate.reference))
-        most = 4 if Path(candidate.reference).stat().st_size > _LARGE else 16
-        room = context + _SPEED_TOKENS + 1
-        slots = max(min(most, token_budget // room), 1)
-        return LlamaCppEngine(
-            LlamaCpp(candidate.reference, context=room, slots=slots), tokenizer, slots
-        )
+        return _open_gguf(candidate, context + _SPEED_TOKENS + 1, token_budget)
     adapter = Path(candidate.adapter) if candidate.adapter else None
     model = loading.load_model(candidate.reference, Compute.of(numbers), adapter=adapter)
     tokenizer = tokenizers.load_tokenizer(local_folder(candidate.reference))
     return TransformersEngine(model, tokenizer, token_budget)
+
+
+def _open_gguf(candidate: Candidate, room: int, token_budget: int) -> LlamaCppEngine:
+    file = Path(candidate.reference)
+    header = read_gguf(file)  # what does not add up is told here: llama.cpp might abort
+    tokenizer = tokenizers.load_tokenizer(candidate.tokenizer) if candidate.tokenizer else None
+    most = 4 if file.stat().st_size > _LARGE else 16
+    slots = max(min(most, token_budget // room), 1)
+    model = LlamaCpp(file, context=room, slots=slots)
+    return LlamaCppEngine(model, tokenizer or GgufTokenizer(model, header), slots)
 
 
 def _first_label(labels: Sequence[int]) -> int:
@@ -200,14 +207,4 @@ def _supervised(losses: TokenLosses, labels: Sequence[int]) -> TokenLosses:
     places = [place for place, label in enumerate(labels) if label != IGNORED]
     return TokenLosses(
         [losses.nats[place] for place in places], [losses.hits[place] for place in places]
-    )
-
-
-def _tokenizer_folder(candidate: Candidate) -> str:
-    if candidate.tokenizer:
-        return candidate.tokenizer
-    raise SettingsError(
-        f"{candidate.reference}: whose prompts should this GGUF get?",
-        "it is compared on the token ids of the model it was made from, and that is not known",
-        "name the folder of that model as well",
     )

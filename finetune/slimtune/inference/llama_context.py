@@ -5,7 +5,6 @@ Nothing here imports torch, which would cost that child seconds and memory.
 """
 
 import codecs
-import ctypes
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,10 +15,7 @@ import numpy as np
 
 from slimtune.console import InputError, ResourceError
 from slimtune.inference.answers import Generation, Speed, TokenLosses
-from slimtune.inference.llama_library import LOG_CALLBACK, library
-
-_ERROR_LEVEL = 4
-
+from slimtune.inference.llama_vocabulary import LlamaVocabulary
 
 Prompt = Sequence[int]
 Entry = tuple[int, int, int, bool]  # slot, position, token, whether its logits are wanted
@@ -39,38 +35,17 @@ class _Answer:
     )
 
 
-class LlamaContext:
+class LlamaContext(LlamaVocabulary):
     """`slots` sequences of `context` tokens each (0: as many as the model knows), f16 cache."""
 
     def __init__(self, gguf: Path, context: int, slots: int, threads: int) -> None:
-        self.gguf, self.slots = gguf, slots
-        self.lib = library()
-        self.errors: list[str] = []
-        self._callback = LOG_CALLBACK(self._remember)  # ctypes does not keep it alive
-        self.lib.llama_log_set(self._callback, None)
-        self.lib.llama_backend_init()
-        self.model = self._load()
-        self.vocabulary = self.lib.llama_model_get_vocab(self.model)
-        self.size = self.lib.llama_vocab_n_tokens(self.vocabulary)
+        super().__init__(gguf, whole=True)
+        self.slots = slots
         self.handle = self._new_context(context, threads)
         self.context = self.lib.llama_n_ctx_seq(self.handle)
         self.room = self.lib.llama_n_batch(self.handle)
         self.memory = self.lib.llama_get_memory(self.handle)
         self.batch = self.lib.llama_batch_init(self.room, 0, 1)
-
-    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        """`add_special`: BOS first where the file says so; `parse_special`: `</s>` is EOS."""
-        data = text.encode()
-        ids = (ctypes.c_int32 * (len(data) + 8))()
-        count = self.lib.llama_tokenize(
-            self.vocabulary, data, len(data), ids, len(ids), add_special, parse_special
-        )
-        return list(ids[:count])
-
-    def piece(self, token: int) -> bytes:
-        buffer = ctypes.create_string_buffer(1024)
-        size = self.lib.llama_token_to_piece(self.vocabulary, token, buffer, len(buffer), 0, False)
-        return buffer.raw[: max(size, 0)]
 
     def generate(
         self, prompts: Sequence[Prompt], max_new_tokens: int
@@ -199,17 +174,6 @@ class LlamaContext:
                 "shorten the prompt or raise the context",
             )
 
-    def _load(self) -> int:
-        parameters = self.lib.llama_model_default_params()
-        model = self.lib.llama_model_load_from_file(str(self.gguf).encode(), parameters)
-        if not model:
-            raise InputError(
-                f"{self.gguf}: llama.cpp cannot load this file",
-                self._last_error("it gives no reason"),
-                "convert the model again with convert_to_gguf.py",
-            )
-        return model
-
     def _new_context(self, context: int, threads: int) -> int:
         parameters = self.lib.llama_context_default_params()
         context = context or self.lib.llama_model_n_ctx_train(self.model)
@@ -224,13 +188,6 @@ class LlamaContext:
             )
         self.lib.llama_set_n_threads(handle, threads, threads)
         return handle
-
-    def _remember(self, level: int, text: bytes, _: int | None) -> None:
-        if level == _ERROR_LEVEL:
-            self.errors.append(text.decode("utf-8", "replace").strip())
-
-    def _last_error(self, otherwise: str) -> str:
-        return self.errors[0].replace("\n", " ") if self.errors else otherwise
 
 
 def _text(answer: _Answer) -> str:

@@ -21,35 +21,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from slimtune.artifacts.files import require_fetched
 from slimtune.console import InputError, ResourceError, SlimTuneError
 from slimtune.inference.answers import Generation, Speed, TokenLosses
 from slimtune.inference.llama_context import LlamaContext, Prompt
 from slimtune.inference.llama_library import library
+from slimtune.inference.llama_vocabulary import LlamaVocabulary
+from slimtune.models.gguf_header import require_gguf
 
 _log = logging.getLogger(__name__)
 
-_MAGIC = b"GGUF"
 _GOODBYE_SECONDS = 3.0
-
-
-def require_gguf(file: Path) -> None:
-    """Raises InputError if `file` is missing or does not begin like a GGUF file."""
-    if not file.is_file():
-        raise InputError(
-            f"{file}: no such file",
-            f"looked for {file.absolute()}",
-            "check the path, or run python finetune/convert_to_gguf.py first",
-        )
-    with file.open("rb") as handle:
-        magic = handle.read(4)
-    if magic != _MAGIC:
-        require_fetched(file)
-        raise InputError(
-            f"{file}: not a GGUF file",
-            f"it begins with {magic!r} instead of {_MAGIC!r}",
-            "give the .gguf file that convert_to_gguf.py wrote",
-        )
 
 
 def default_threads() -> int:
@@ -64,6 +45,7 @@ def default_threads() -> int:
 class LlamaCpp:
     """A GGUF ready to answer: `slots` prompts at once, `context` tokens each (0: the model's own).
 
+    With no slots only its vocabulary is loaded: it tokenizes, and no more.
     Raises InputError for a file that is missing, no GGUF or damaged; ResourceError where xllamacpp
     is missing, memory does not suffice, or the child says nothing for `patience` seconds. Use it in
     a `with` block.
@@ -229,7 +211,7 @@ def serve(handle: int) -> None:
     pipe, code = Connection(handle), 1
     try:
         _, arguments = pipe.recv()
-        engine = LlamaContext(*arguments)
+        engine = _load(*arguments)
         _answer(pipe, iter([engine.context]))
         while True:
             verb, arguments = pipe.recv()
@@ -244,6 +226,10 @@ def serve(handle: int) -> None:
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+def _load(gguf: Path, context: int, slots: int, threads: int) -> LlamaVocabulary:
+    return LlamaContext(gguf, context, slots, threads) if slots else LlamaVocabulary(gguf)
 
 
 def _answer(pipe: Connection, parts: Iterator[object]) -> None:

@@ -72,6 +72,10 @@ _SIGNATURES = {
 # n_ctx, n_batch, n_ubatch, n_seq_max as the library fills them in: proof that these four still come
 # first.
 _CONTEXT_DEFAULTS = (512, 2048, 512, 1)
+# llama_model_params as the library fills it in: n_gpu_layers and split_mode at 16, and at 72
+# vocab_only, check_tensors, use_extra_bufts, no_host, no_alloc.
+_MODEL_DEFAULTS = {16: b"\xff\xff\xff\xff\x01\0\0\0", 72: b"\0\0\1\0\0"}
+_VOCABULARY_ONLY = 72
 
 
 @cache
@@ -91,6 +95,17 @@ def library() -> ctypes.CDLL:
     if tuple(loaded.llama_context_default_params().head) != _CONTEXT_DEFAULTS:
         raise _unusable("its parameter structure differs from the tested version's")
     return loaded
+
+
+def vocabulary_only(parameters: Parameters) -> None:
+    """Has llama_model_load_from_file leave out the weights.
+
+    In a structure of another version than the tested one nothing is changed: the whole file is
+    loaded then, which costs time and memory only.
+    """
+    filled = bytes(parameters)
+    if all(filled[at : at + len(known)] == known for at, known in _MODEL_DEFAULTS.items()):
+        ctypes.memset(ctypes.addressof(parameters) + _VOCABULARY_ONLY, 1, 1)
 
 
 def shared_object() -> Path:

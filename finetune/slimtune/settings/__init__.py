@@ -159,7 +159,10 @@ def _absolute(value: Any, field: FieldInfo, folder: Path) -> Any:
 
 
 def _model(reference: str, folder: Path) -> str:
-    """An existing folder or file, or what can be no Hub id, is a path; the rest is a Hub id."""
+    """An existing folder or file, or what can be no Hub id, is a path; the rest is a Hub id, or a
+    name of Ollama's."""
+    if reference.startswith("ollama:"):
+        return reference
     path = folder / Path(reference).expanduser()
     known_roots = ("models/", "data/", "finetune/", "./", "../")
     if path.exists() or not _HUB_ID.match(reference) or reference.startswith(known_roots):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 from peft import LoraConfig, get_peft_model
+from tiny_bpe import write_bpe_llama
 from tiny_folders import swap_two_tokens, write_tiny_llama
 
 from slimtune import prompts
@@ -234,9 +235,55 @@ def test_a_gguf_answers_like_the_model_it_was_made_from(base, rows, tmp_path, co
     assert 1e6 < second["cost"]["peak_memory_bytes"] < 1e9
 
 
-def test_a_gguf_without_its_tokenizer_is_refused(rows, tmp_path):
-    with pytest.raises(SettingsError, match="whose prompts"):
-        compared([Candidate("g", str(tmp_path / "x.gguf"))], rows)
+def foreign_gguf(folder: Path, file: Path) -> Candidate:
+    """A file without a record of where it came from, as from the net."""
+    from slimtune.export.gguf_writer import write_gguf
+
+    write_gguf(folder, file, "F32")
+    return Candidate(file.stem, str(file))
+
+
+def test_a_gguf_that_others_made_is_asked_with_its_own_vocabulary(base, rows, tmp_path):
+    """Fed with the base's ids it would be worth nothing; with its own it is what its folder is."""
+    chatml = write_tiny_llama(tmp_path / "chatml", template="chatml")
+    other = write_bpe_llama(tmp_path / "other")
+    gguf = foreign_gguf(other, tmp_path / "gguf.gguf")
+    folder = Candidate("folder", str(other))
+    found = compared([Candidate("base", str(chatml)), folder, gguf], rows)
+    own, ours = found.outcomes[1:]
+    assert [one.ids for one in ours.generations] == [one.ids for one in own.generations]
+    assert [one.text for one in ours.generations] == [one.text for one in own.generations]
+    assert ours.asked.digest == own.asked.digest != found.outcomes[0].asked.digest
+    assert "perplexity" not in {k for k, v in found.measures[2].items() if v is not None}
+    bits = [one["bits_per_byte"]["score"] for one in found.measures]
+    assert bits[2] == pytest.approx(bits[1], rel=1e-3) and bits[2] != bits[0]
+    assert {"kind": "tokenizer", "label": "gguf", "first": "base"} in found.cautions
+
+
+def test_a_gguf_of_the_same_vocabulary_needs_no_caution(base, rows, tmp_path):
+    gguf = foreign_gguf(base, tmp_path / "gguf.gguf")
+    found = compared([Candidate("base", str(base)), gguf], rows)
+    ids = [[answer.ids for answer in outcome.generations] for outcome in found.outcomes]
+    assert ids[0] == ids[1]
+    assert found.outcomes[0].asked == found.outcomes[1].asked
+    assert found.settings["own_templates"] == []
+    assert {"tokenizer", "own_template"} & {one["kind"] for one in found.cautions} == set()
+
+
+def test_a_gguf_that_others_made_is_asked_with_its_own_template(base, rows, tmp_path):
+    other = write_tiny_llama(tmp_path / "other", template="alpaca")
+    gguf = foreign_gguf(other, tmp_path / "gguf.gguf")
+    alone = compared([Candidate("other", str(other))], rows)
+    found = compared([Candidate("base", str(base)), gguf], rows)
+    own, ours = alone.outcomes[-1], found.outcomes[-1]
+    assert own.asked == ours.asked != found.outcomes[0].asked
+    nats = [[one.nats for one in each.losses] for each in (own, ours)]
+    assert nats[0] == pytest.approx(nats[1], rel=1e-2)
+    assert found.settings["own_templates"] == ["gguf"]
+    (caution,) = [one for one in found.cautions if one["kind"] == "own_template"]
+    assert "its own prompt template" in sentence(caution)
+    assert found.measures[1]["perplexity"] is None
+    assert found.measures[1]["bits_per_byte"] is not None
 
 
 def test_two_models_of_one_name_are_refused(base, rows):

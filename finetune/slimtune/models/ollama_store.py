@@ -1,0 +1,111 @@
+"""Ollama's local store: which file of it holds the weights of a model that is known by a name.
+
+A manifest (`manifests/HOST/NAMESPACE/MODEL/TAG`, JSON) lists the layers of a model; the weights are
+the layer of the type below, a GGUF file under `blobs/sha256-…`. Nothing asks a server.
+Layout: https://github.com/ollama/ollama/blob/main/server/modelpath.go
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from slimtune.artifacts.files import is_plain, read_json
+from slimtune.console import InputError, SettingsError, near
+
+PREFIX = "ollama:"
+_WEIGHTS = "application/vnd.ollama.image.model"
+_ADAPTER = "application/vnd.ollama.image.adapter"
+_HOST, _NAMESPACE, _TAG = "registry.ollama.ai", "library", "latest"
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
+_PULL_AGAIN = "pull it again with `ollama pull`, or give the .gguf file itself"
+
+
+def is_ollama(reference: str) -> bool:
+    return reference.startswith(PREFIX)
+
+
+def plain_name(reference: str) -> str:
+    """A name for folders and labels: `ollama:qwen3:0.6b` is qwen3-0.6b."""
+    return re.sub(r"[:/]", "-", reference.removeprefix(PREFIX))
+
+
+def blob_of(reference: str) -> Path:
+    """The GGUF file of `ollama:[HOST/][NAMESPACE/]MODEL[:TAG]`.
+
+    Raises SettingsError for what is no name of Ollama's, InputError where no store has the model,
+    its manifest is damaged, or it is a base with an adapter on top.
+    """
+    parts = _parts(reference)
+    for store in stores():
+        manifest = store.joinpath("manifests", *parts)
+        if manifest.is_file():
+            return _weights(store, manifest, reference)
+    places = ", ".join(str(store) for store in stores())
+    there = sorted(set(_models()))
+    shown = f"there are {', '.join(there[:8])}" if there else "it has no models"
+    raise InputError(
+        f"{reference}: not in Ollama's store",
+        f"looked in {places}; {shown}",
+        f"`ollama pull {reference.removeprefix(PREFIX)}`, or set OLLAMA_MODELS to the store",
+    )
+
+
+def stores() -> list[Path]:
+    """OLLAMA_MODELS where it is set; else the user's store, then the one of the Linux service."""
+    if own := os.environ.get("OLLAMA_MODELS"):
+        return [Path(own).expanduser()]
+    return [Path.home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]
+
+
+def _parts(reference: str) -> tuple[str, str, str, str]:
+    """Host, namespace, model and tag, with Ollama's own defaults."""
+    *where, last = reference.removeprefix(PREFIX).split("/")
+    model, colon, tag = last.partition(":")
+    host, namespace = [_HOST, _NAMESPACE, *where][-2:] if len(where) != 1 else (_HOST, where[0])
+    parts = (host, namespace, model, tag if colon else _TAG)
+    names = [*parts[1:], *host.split(":", 1)]
+    if len(where) > 2 or not all(_PART.fullmatch(part) and is_plain(part) for part in names):
+        raise SettingsError(
+            f"{reference}: no name of a model in Ollama",
+            "a name is MODEL, MODEL:TAG or USER/MODEL:TAG",
+            f"`ollama list` shows the names; write for example {PREFIX}llama3.2:1b",
+        )
+    return parts
+
+
+def _weights(store: Path, manifest: Path, reference: str) -> Path:
+    layers = read_json(manifest, _PULL_AGAIN).get("layers")
+    layers = [one for one in layers if isinstance(one, dict)] if isinstance(layers, list) else []
+    if any(one.get("mediaType") == _ADAPTER for one in layers):
+        raise InputError(
+            f"{reference}: a base with an adapter on top",
+            "Ollama joins the two when it loads them; the file of weights alone is another model",
+            "merge them with the tools that made the adapter, and give the merged model",
+        )
+    weights = [_digest(one) for one in layers if one.get("mediaType") == _WEIGHTS]
+    if len(weights) != 1 or weights[0] is None:
+        found = f"it names {len(weights)} files of weights" if weights else "it names no weights"
+        raise InputError(f"{near(manifest)}: no manifest that can be used", found, _PULL_AGAIN)
+    blob = store / "blobs" / f"sha256-{weights[0]}"
+    if not blob.is_file():
+        raise InputError(f"{reference}: its weights are missing", f"looked for {blob}", _PULL_AGAIN)
+    return blob
+
+
+def _digest(layer: dict[str, Any]) -> str | None:
+    found = _DIGEST.fullmatch(str(layer.get("digest")))
+    return found[1] if found else None
+
+
+def _models() -> Iterator[str]:
+    """The names in the stores, as `ollama list` says them."""
+    for store in stores():
+        for manifest in (store / "manifests").glob("*/*/*/*"):
+            host, namespace, model, tag = manifest.parts[-4:]
+            shown = "/".join(
+                part for part, usual in ((host, _HOST), (namespace, _NAMESPACE)) if part != usual
+            )
+            yield f"{shown}/{model}:{tag}" if shown else f"{model}:{tag}"
