@@ -18,7 +18,7 @@ class Evaluation(Section):
     )
     models: list[ModelReference] = setting(
         [],
-        "More models to compare: folders, Hub ids, .gguf files or ollama:NAME, separated by commas.",
+        "More to compare: folders, Hub ids, .gguf files or ollama:NAME, separated by commas.",
     )
     test_data: Path | None = setting(
         None,

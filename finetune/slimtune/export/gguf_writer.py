@@ -215,11 +215,16 @@ def _read_rows(plan: GgufPlan, chunk: _Chunk) -> np.ndarray:
     return rows.reshape(-1, len(order), rows.shape[1])[:, order].reshape(rows.shape)
 
 
+def largest_value(rows: np.ndarray, kind: Type) -> tuple[float, float]:
+    """The largest magnitude among `rows`, and the largest that the type holds."""
+    limit = np.finfo(np.float32).max if kind in _WIDE else _FLOAT16_MAX
+    return max(rows.max(), -rows.min()), limit
+
+
 def _encoded(plan: GgufPlan, chunk: _Chunk, rows: np.ndarray) -> np.ndarray:
     """The bytes of rows in their type; InputError for values that it cannot hold."""
     kind = plan.choices[chunk.tensor].type
-    largest = max(rows.max(), -rows.min())
-    limit = np.finfo(np.float32).max if kind in _WIDE else _FLOAT16_MAX
+    largest, limit = largest_value(rows, kind)
     if not largest <= limit:  # also true for NaN
         raise InputError(
             f"{plan.checkpoint.folder}: {plan.source[chunk.tensor]} holds {largest} in rows "

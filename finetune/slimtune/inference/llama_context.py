@@ -36,12 +36,19 @@ class _Answer:
 
 
 class LlamaContext(LlamaVocabulary):
-    """`slots` sequences of `context` tokens each (0: as many as the model knows), f16 cache."""
+    """`slots` sequences of `context` tokens each (0: as many as the model knows), f16 cache.
 
-    def __init__(self, gguf: Path, context: int, slots: int, threads: int) -> None:
+    `adapter` is the GGUF of a LoRA adapter, put on the model at its own scale.
+    """
+
+    def __init__(
+        self, gguf: Path, context: int, slots: int, threads: int, adapter: Path | None = None
+    ) -> None:
         super().__init__(gguf, whole=True)
         self.slots = slots
         self.handle = self._new_context(context, threads)
+        if adapter is not None:
+            self._put_on(adapter)
         self.context = self.lib.llama_n_ctx_seq(self.handle)
         self.room = self.lib.llama_n_batch(self.handle)
         self.memory = self.lib.llama_get_memory(self.handle)
@@ -172,6 +179,19 @@ class LlamaContext(LlamaVocabulary):
                 f"{self.gguf}: a prompt of {tokens} tokens",
                 f"the context holds 1 to {self.context} tokens",
                 "shorten the prompt or raise the context",
+            )
+
+    def _put_on(self, adapter: Path) -> None:
+        found = self.lib.llama_adapter_lora_init(self.model, str(adapter).encode())
+        one = (ctypes.c_void_p * 1)(found)
+        if not found or self.lib.llama_set_adapters_lora(
+            self.handle, one, 1, (ctypes.c_float * 1)(1.0)
+        ):
+            raise InputError(
+                f"{adapter}: llama.cpp cannot put this adapter on {self.gguf}",
+                self._last_error("it gives no reason"),
+                "give the base that the adapter was trained on, or write the adapter again with "
+                "convert_to_gguf.py --lora-as adapter",
             )
 
     def _new_context(self, context: int, threads: int) -> int:

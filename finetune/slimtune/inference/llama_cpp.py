@@ -45,7 +45,7 @@ def default_threads() -> int:
 class LlamaCpp:
     """A GGUF ready to answer: `slots` prompts at once, `context` tokens each (0: the model's own).
 
-    With no slots only its vocabulary is loaded: it tokenizes, and no more.
+    With no slots only its vocabulary is loaded: it tokenizes, and no more. `adapter` is the GGUF of a LoRA adapter, put on the model while it runs.
     Raises InputError for a file that is missing, no GGUF or damaged; ResourceError where xllamacpp
     is missing, memory does not suffice, or the child says nothing for `patience` seconds. Use it in
     a `with` block.
@@ -55,6 +55,7 @@ class LlamaCpp:
         self,
         gguf: Path | str,
         *,
+        adapter: Path | None = None,
         context: int = 2048,
         slots: int = 1,
         threads: int | None = None,
@@ -62,6 +63,8 @@ class LlamaCpp:
     ) -> None:
         self.gguf, self.patience = Path(gguf), patience
         require_gguf(self.gguf)
+        if adapter is not None:
+            require_gguf(adapter)
         library()  # a missing wheel is better told here than by a child
         # What the child says as it dies; open as long as the child lives.
         self._words = tempfile.TemporaryFile("w+b")  # noqa: SIM115
@@ -70,7 +73,7 @@ class LlamaCpp:
         self._child = _start(theirs, self._words)
         theirs.close()
         try:
-            load = (self.gguf, context, slots, threads or default_threads())
+            load = (self.gguf, context, slots, threads or default_threads(), adapter)
             self.context: int = self._ask("load", *load)
         except BaseException:
             self.close()

@@ -51,6 +51,11 @@ _SIGNATURES = {
     "llama_context_default_params": (Parameters, []),
     "llama_model_load_from_file": (_POINTER, [_TEXT, Parameters]),
     "llama_init_from_model": (_POINTER, [_POINTER, Parameters]),
+    "llama_adapter_lora_init": (_POINTER, [_POINTER, _TEXT]),
+    "llama_set_adapters_lora": (
+        _INT,
+        [_POINTER, ctypes.POINTER(_POINTER), ctypes.c_size_t, ctypes.POINTER(ctypes.c_float)],
+    ),
     "llama_set_n_threads": (None, [_POINTER, _INT, _INT]),
     "llama_n_ctx_seq": (ctypes.c_uint32, [_POINTER]),
     "llama_n_batch": (ctypes.c_uint32, [_POINTER]),

@@ -38,6 +38,10 @@ class Pair:
     transposed: bool = False
     magnitude: TensorInfo | None = None
 
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
     def fits(self, shape: RowsShape | None) -> RowsShape | None:
         """None if a weight of this shape is theirs, else the shape they need."""
         needed = (self.b.shape[0], self.a.shape[1])
