@@ -5,6 +5,7 @@ Nothing here imports torch, which would cost that child seconds and memory.
 """
 
 import codecs
+import ctypes
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence

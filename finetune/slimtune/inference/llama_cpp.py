@@ -45,7 +45,9 @@ def default_threads() -> int:
 class LlamaCpp:
     """A GGUF ready to answer: `slots` prompts at once, `context` tokens each (0: the model's own).
 
-    With no slots only its vocabulary is loaded: it tokenizes, and no more. `adapter` is the GGUF of a LoRA adapter, put on the model while it runs.
+    With no slots only its vocabulary is loaded: it tokenizes, and no more. `adapter` is the GGUF of
+    a LoRA adapter, put on the model while it runs.
+
     Raises InputError for a file that is missing, no GGUF or damaged; ResourceError where xllamacpp
     is missing, memory does not suffice, or the child says nothing for `patience` seconds. Use it in
     a `with` block.
@@ -231,8 +233,12 @@ def serve(handle: int) -> None:
         os._exit(code)
 
 
-def _load(gguf: Path, context: int, slots: int, threads: int) -> LlamaVocabulary:
-    return LlamaContext(gguf, context, slots, threads) if slots else LlamaVocabulary(gguf)
+def _load(
+    gguf: Path, context: int, slots: int, threads: int, adapter: Path | None
+) -> LlamaVocabulary:
+    if not slots:
+        return LlamaVocabulary(gguf)
+    return LlamaContext(gguf, context, slots, threads, adapter)
 
 
 def _answer(pipe: Connection, parts: Iterator[object]) -> None:

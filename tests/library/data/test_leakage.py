@@ -2,12 +2,28 @@
 
 import random
 
-import pytest
 from prepared_rows import Output, saved
 
-THINGS = ("收货地址", "绑定手机", "登录密码", "发票抬头", "会员等级", "配送时间", "支付方式", "订单备注")
+THINGS = (
+    "收货地址",
+    "绑定手机",
+    "登录密码",
+    "发票抬头",
+    "会员等级",
+    "配送时间",
+    "支付方式",
+    "订单备注",
+)
 DEEDS = ("如何修改{}", "{}怎么查询", "哪里能看到{}", "{}可以取消吗", "为什么没有{}", "{}要多久生效")
-COURTESIES = ("您好，{}？", "{}谢谢", "请问{}，谢谢！", "{}?", "Hi, {}", "在吗？{}，麻烦了", "{}, thanks!")
+COURTESIES = (
+    "您好，{}？",
+    "{}谢谢",
+    "请问{}，谢谢！",
+    "{}?",
+    "Hi, {}",
+    "在吗？{}，麻烦了",
+    "{}, thanks!",
+)
 CORES = [deed.format(thing) for thing in THINGS for deed in DEEDS]
 
 
