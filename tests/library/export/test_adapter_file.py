@@ -110,7 +110,8 @@ def test_rows_that_q8_0_cannot_hold_fall_back_to_f16_and_are_named(llama, tmp_pa
 @pytest.mark.parametrize("family", FAMILIES)
 def test_llama_cpp_says_of_base_and_adapter_what_peft_says(llama, tmp_path, family):
     base = _base(family, llama, tmp_path / "base")
-    targets = EVERY if family == "llama_tied" else [*EVERY, "embed_tokens", "lm_head"]
+    tied = FAMILIES[family][2].get("tie_word_embeddings")
+    targets = EVERY if tied else [*EVERY, "embed_tokens", "lm_head"]
     adapter = trained(base, tmp_path / "adapter", r=4, lora_alpha=6, target_modules=targets)
     require_alone(Adapter(adapter), Checkpoint(base))
     write_gguf(base, tmp_path / "base.gguf", "F32")
