@@ -59,7 +59,9 @@ class Data(Section):
     validation_ratio: Share = setting(
         0.05, "Share of the rows kept for validation during training."
     )
-    test_ratio: Share = setting(0.1, "Share of the rows kept for the final test.")
+    test_ratio: Share = setting(
+        0.1, "Share of the rows kept for the final test; of 150 rows or more, 30 at least."
+    )
     validation_rows: Count = setting(
         0, "That many rows for validation instead of a share (0: the share decides)."
     )

@@ -63,6 +63,7 @@ class Account:
     languages: Counter = field(default_factory=Counter)
     cleaning: Counter = field(default_factory=Counter)  # {step: rows it changed or noticed}
     unused: dict[str, dict[str, float]] = field(default_factory=dict)  # columns that nothing reads
+    test_by_share: int | None = None  # rows that the share gives the test, where it got more
     long_rows: Counter = field(default_factory=Counter)  # {"whole" | "shortened" | "split": rows}
     tokens: array = field(default_factory=lambda: array("I"))  # of each conversation written
     supervised: array = field(default_factory=lambda: array("I"))  # of them, the same order
@@ -100,6 +101,7 @@ class Account:
             **{name: self.reasons[kind].total() for kind, name in ROW_KINDS.items()},
             "reasons": dict(self.reasons["rejected"].most_common()),
             "splits": {name: self.splits[name] for name in SPLITS},
+            **({} if self.test_by_share is None else {"test_by_share": self.test_by_share}),
             "languages": dict(self.languages.most_common()),
             "cleaning": dict(self.cleaning),
             "long_rows": dict(self.long_rows),

@@ -21,12 +21,16 @@ BY_HASH = 255  # a role: the row's split is not given by its file
 class Judgement:
     """Of each row: its kind, its split, the row that it repeats (itself if it repeats none), and
     how similar the two are where that is less than equal (0 where it is not asked).
+
+    `test_by_share` are the rows that the share alone would have given the test, where the floor
+    gave it more; None where it did not.
     """
 
     kind: np.ndarray
     split: np.ndarray
     first: np.ndarray
     similarity: np.ndarray
+    test_by_share: int | None = None
 
 
 def judge(columns: RowColumns, roles: np.ndarray, settings: Data) -> Judgement:
@@ -42,14 +46,15 @@ def judge(columns: RowColumns, roles: np.ndarray, settings: Data) -> Judgement:
         _mark_repeated(kind, first, columns, roles, settings.duplicates)
     split = roles.copy()
     hashed = (kind == _KEPT) & (roles == BY_HASH)
-    positions = np.frombuffer(columns.position, np.float64)
-    split[hashed] = splits.assign(positions[hashed], splits.split_bounds(settings))
+    positions = np.frombuffer(columns.position, np.float64)[hashed]
+    wanted = splits.split_bounds(settings)
+    split[hashed] = splits.assign(positions, wanted)
     if settings.drop_leaks:
         _mark_leaks(kind, split, np.frombuffer(columns.question, np.uint64))
     alike = np.zeros(len(kind) if settings.similarity else 0, np.float32)
     if settings.similarity:
         _mark_similar(kind, first, alike, split, columns, settings)
-    return Judgement(kind, split, first, alike)
+    return Judgement(kind, split, first, alike, splits.test_by_share(positions, wanted))
 
 
 def _mark_repeated(

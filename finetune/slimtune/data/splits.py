@@ -2,7 +2,8 @@
 
 Each row has a position in [0, 1), the first 53 bits of sha256(seed, key) / 2^53, where the key is
 its question or its group. Training takes the positions from 0 on, the test those up to 1,
-validation what lies between. Equal keys fall together, whatever other rows there are.
+validation what lies between. Equal keys fall together, whatever other rows there are. Few rows
+give the test more than their share: of 10 answers, 4 more or fewer right are chance.
 """
 
 import hashlib
@@ -13,6 +14,9 @@ import numpy as np
 from slimtune.config.data import Data
 
 TRAIN, VALIDATION, TEST = 0, 1, 2  # places in account.SPLITS
+FLOOR = 30  # rows that a share gives the test at least, where there are
+FLOOR_FROM = 150  # rows of which that is a fifth: fewer need them for training
+_FLOOR_AT_MOST = 3  # the floor takes no more than this part: few groups can be large ones
 
 
 def position(key: bytes, seed: int) -> float:
@@ -46,9 +50,12 @@ def assign(positions: np.ndarray, wanted: Shares) -> np.ndarray:
     """The split (TRAIN, VALIDATION, TEST) of each position.
 
     A count takes the rows nearest to 1, and all rows of the last question it touches. New rows
-    between them then push the farthest ones towards training, never the other way.
+    between them then push the farthest ones towards training, never the other way. So does the
+    floor of the test, until its share gives as many.
     """
     from_test = _bound(positions, 1.0, wanted.test, wanted.test_rows)
+    if test_by_share(positions, wanted) is not None:
+        from_test = _bound(positions, 1.0, 0, FLOOR)
     below = positions[positions < from_test]
     from_validation = _bound(below, from_test, wanted.validation, wanted.validation_rows)
     return np.where(
@@ -63,3 +70,12 @@ def _bound(positions: np.ndarray, end: float, share: float, rows: int) -> float:
     if rows >= len(positions):
         return 0.0
     return float(np.partition(positions, len(positions) - rows)[len(positions) - rows])
+
+
+def test_by_share(positions: np.ndarray, wanted: Shares) -> int | None:
+    """What the share gives the test where that is below the floor, and the floor is to be had."""
+    if wanted.test_rows or not wanted.test or len(positions) < FLOOR_FROM:
+        return None
+    by_share = int((positions >= 1.0 - wanted.test).sum())
+    raised = int((positions >= _bound(positions, 1.0, 0, FLOOR)).sum())
+    return by_share if by_share < FLOOR and raised * _FLOOR_AT_MOST <= len(positions) else None

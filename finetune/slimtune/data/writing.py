@@ -19,6 +19,7 @@ from slimtune.report import data_report
 UNLEARNED = -100  # the label of a token that is not learned
 _BATCH = 200  # rows that travel to a worker together
 _PIECES_LACK = ("instruction", "input", "output", "references")  # true of the whole row only
+_FEW = "its share is {test_by_share}, too few to tell anything; --test-rows gives another number"
 _LEAK = "its question is also in a split kept for judging"
 
 
@@ -67,6 +68,7 @@ def write_outputs(
     to train on.
     """
     account = Account(sources=prepared.sources, cleaning=prepared.cleaning, unused=prepared.unused)
+    account.test_by_share = prepared.judged.test_by_share
     account.reasons["rejected"] = prepared.reasons
     with ExitStack() as stack:
         out = _Files(folder, name, stack)
@@ -93,6 +95,8 @@ def closing_numbers(numbers: Mapping[str, Any], name: str, max_length: int) -> d
     if numbers["too_long"]:
         left_out += f", of them {numbers['too_long']} too long for --max-length {max_length}"
     told = numbers["splits"] | {f"left out (see {output_names(name)['rejected']})": left_out}
+    if "test_by_share" in numbers:
+        told["test"] = f"{told['test']} ({_FEW.format(**numbers)})"
     unused = [
         f"{column} ({one['filled']:.0%} filled, {one['characters']} characters)"
         for column, one in numbers["unused_columns"].items()

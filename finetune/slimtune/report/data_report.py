@@ -38,6 +38,7 @@ def data_report_text(numbers: Mapping[str, Any], before: str = "", language: str
         _shares(words.rows, account, words, numbers["rows_in"]),
         f"![{words.picture}]({before}{PICTURE})",
         f"{words.splits}\n\n{_shares(words.conversations, splits, words)}",
+        *_floor(numbers, words),
         f"{words.languages}\n\n{_shares(words.rows, languages, words)}",
         *_reasons(numbers["reasons"], words),
         *_unused(numbers["unused_columns"], words),
@@ -81,6 +82,13 @@ def _shares(
         [_word(name, words), f"{count:,}", f"{count / total:.1%}"] for name, count in counts.items()
     ]
     return markdown_table(["", head, words.share], cells)
+
+
+def _floor(numbers: Mapping[str, Any], words: DataWords) -> list[str]:
+    """That the test got more rows than its share, where it did."""
+    if "test_by_share" not in numbers:
+        return []
+    return [words.floor.format(rows=numbers["splits"]["test"], share=numbers["test_by_share"])]
 
 
 def _reasons(reasons: Mapping[str, int], words: DataWords) -> list[str]:

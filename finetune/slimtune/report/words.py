@@ -22,6 +22,7 @@ class DataWords:
     balance: str
     picture: str
     splits: str
+    floor: str
     languages: str
     reasons: str
     more_reasons: str

@@ -4,26 +4,14 @@ import random
 
 from prepared_rows import Output, saved
 
-THINGS = (
-    "收货地址",
-    "绑定手机",
-    "登录密码",
-    "发票抬头",
-    "会员等级",
-    "配送时间",
-    "支付方式",
-    "订单备注",
-)
+from slimtune.data import writing
+from slimtune.report import data_report
+
+THINGS = ("收货地址", "绑定手机", "登录密码", "发票抬头")
+THINGS += ("会员等级", "配送时间", "支付方式", "订单备注")
 DEEDS = ("如何修改{}", "{}怎么查询", "哪里能看到{}", "{}可以取消吗", "为什么没有{}", "{}要多久生效")
-COURTESIES = (
-    "您好，{}？",
-    "{}谢谢",
-    "请问{}，谢谢！",
-    "{}?",
-    "Hi, {}",
-    "在吗？{}，麻烦了",
-    "{}, thanks!",
-)
+COURTESIES = ("您好，{}？", "{}谢谢", "请问{}，谢谢！", "{}?")
+COURTESIES += ("Hi, {}", "在吗？{}，麻烦了", "{}, thanks!")
 CORES = [deed.format(thing) for thing in THINGS for deed in DEEDS]
 
 
@@ -58,3 +46,19 @@ def test_ten_polite_questions_of_a_given_test_file_leave_training(tmp_path):
     out = Output(raw, test_input=test, validation_ratio=0)
     assert len(out.splits["test"]) == 10 == out.numbers["leaks"]
     assert not cores(out.splits["train"]) & set(CORES[:10])
+
+
+def test_few_rows_give_the_test_its_floor_and_say_so(tmp_path):
+    rows = faq(["{}？"]) + faq(["再问{}"]) + faq(["另问{}"]) + faq(["三问{}"])
+    few = Output(saved(tmp_path, rows))
+    assert few.numbers["splits"]["test"] == 30
+    by_share = few.numbers["test_by_share"]
+    assert 0 < by_share < 30
+    told = writing.closing_numbers(few.numbers, "train", 512)["test"]
+    assert told.startswith(f"30 (its share is {by_share}") and "--test-rows" in told
+    said = {"en": f"where its share is {by_share}", "zh": f"只有 {by_share} 行"}
+    for language, words in said.items():
+        assert words in data_report.data_report_text(few.numbers, "", language)
+    chosen = Output(saved(tmp_path, faq(["{}？"])), test_rows=5)
+    assert "test_by_share" not in chosen.numbers and len(chosen.splits["test"]) == 5
+    assert writing.closing_numbers(chosen.numbers, "train", 512)["test"] == 5

@@ -32,6 +32,31 @@ def test_counts_are_exact_and_shares_of_zero_stay_empty():
     assert mixed[2] == 200 and 70 < mixed[1] < 130
 
 
+def positions_of(number: int, seed: int = 1) -> np.ndarray:
+    return np.array([position(b"%d" % i, seed) for i in range(number)])
+
+
+@pytest.mark.parametrize("number", [150, 200, 290])
+def test_few_rows_still_give_the_test_enough(number):
+    assert np.bincount(assign(positions_of(number), Shares(0.05, 0.05)))[2] == 30
+
+
+def test_the_floor_leaves_small_files_counts_and_no_test_alone():
+    def tested(number, *shares):
+        return int((assign(positions_of(number), Shares(*shares)) == 2).sum())
+
+    assert tested(149, 0, 0.05) < 15 and tested(1000, 0, 0.1) == 92 > 30
+    assert tested(200, 0, 0.05, 0, 12) == 12 and tested(200, 0.1, 0) == 0
+    two_groups = np.repeat([0.2, 0.95], [100, 100])
+    assert (assign(two_groups, Shares(0, 0.01)) == 2).sum() == 0  # not half of all rows
+
+
+def test_more_rows_take_from_the_floor_and_give_the_test_none_of_the_old_ones():
+    few = assign(positions_of(200), Shares(0.05, 0.05))
+    more = assign(positions_of(260), Shares(0.05, 0.05))[:200]
+    assert ((few == 2) | (more != 2)).all()
+
+
 def test_first_equal_is_the_first():
     keys = np.array([5, 3, 5, 7, 3, 5], np.uint64)
     assert first_equal(keys).tolist() == [0, 1, 0, 3, 1, 0]
