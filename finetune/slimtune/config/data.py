@@ -93,8 +93,18 @@ class Data(Section):
     similarity: float = setting(
         0.0,
         "Rows also count as near duplicates, or as leaks, from this similarity on (0.8: small\n"
-        "edits; shared runs of 5 characters, Jaccard, estimated within 0.1). It costs 128 bytes a\n"
-        "row. 0: off, for rows of one pattern, such as the sample's sums, are all alike.",
+        "edits; shared runs of 5 characters, 3 in Chinese; Jaccard, estimated within 0.1). It\n"
+        "costs 256 bytes a row. 0: off, for rows of one pattern, such as the sample's sums, are\n"
+        "all alike.",
+        ge=0,
+        le=1,
+    )
+    leak_similarity: float = setting(
+        0.0,
+        "The same for leaks alone: training rows go whose question is that similar to one in test\n"
+        "or validation. 0: as `similarity` says. The report always tells how many test questions\n"
+        "are 0.5 like a training question. Off, for 0.5 takes 7 % of banking77's training rows, 28 %\n"
+        "of FastChat's, 45 % of the sample's, and 0.8 finds next to nothing in any of them.",
         ge=0,
         le=1,
     )
@@ -151,4 +161,16 @@ class Data(Section):
     def _similarity_has_an_effect(self) -> "Data":
         if self.similarity and self.duplicates != "near" and not self.drop_leaks:
             raise ValueError("similarity needs duplicates: near, or drop_leaks: true")
+        if self.leak_similarity and not self.drop_leaks:
+            raise ValueError("leak_similarity needs drop_leaks: true")
         return self
+
+    @property
+    def similar_duplicates(self) -> float:
+        """From which similarity on rows of one split repeat each other; 0: none do."""
+        return self.similarity if self.duplicates == "near" else 0.0
+
+    @property
+    def similar_leaks(self) -> float:
+        """From which similarity on a training question leaks; 0: equal ones alone do."""
+        return (self.leak_similarity or self.similarity) if self.drop_leaks else 0.0

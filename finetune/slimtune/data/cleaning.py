@@ -46,9 +46,10 @@ class ConversionPlan:
 
 @dataclass
 class RowColumns:
-    """The rows in the order of the input, column by column: 44 bytes a row, whatever its text.
+    """The rows in the order of the input, column by column: 52 bytes a row, whatever its text.
 
-    Signatures are kept of usable rows alone, 128 bytes each, and only where similarity is asked.
+    Signatures are kept of usable rows alone, 128 bytes each, and only where similarity is asked:
+    `signatures` of whole conversations, `asked` of their questions.
     """
 
     usable: array = field(default_factory=lambda: array("B"))  # 0: rejected
@@ -59,8 +60,10 @@ class RowColumns:
     exact: array = field(default_factory=lambda: array("Q"))
     near: array = field(default_factory=lambda: array("Q"))
     question: array = field(default_factory=lambda: array("Q"))
+    answer: array = field(default_factory=lambda: array("Q"))
     position: array = field(default_factory=lambda: array("d"))
     signatures: array = field(default_factory=lambda: array("B"))
+    asked: array = field(default_factory=lambda: array("B"))
 
     def extend(self, more: "RowColumns") -> None:
         for name, column in vars(self).items():
@@ -141,9 +144,12 @@ def _keep(
     columns.exact.append(keys.exact)
     columns.near.append(keys.near)
     columns.question.append(keys.question)
+    columns.answer.append(keys.answer)
     columns.position.append(splits.position(key, settings.seed))
-    if settings.similarity:
+    if settings.similar_duplicates:
         columns.signatures.frombytes(similarity.signature(keys.said))
+    if settings.similar_leaks:
+        columns.asked.frombytes(similarity.signature([keys.asked]))
 
 
 def _require_told(row: RawRow) -> None:
@@ -188,7 +194,7 @@ def _reject(done: Converted, block: blocks.Block, line: int, reason: str, row: A
     done.reasons[reason] += 1
     done.lines.append(_line(set_aside(block.source.name, line, "rejected", reason, row)))
     for name, column in vars(done.columns).items():
-        if name not in ("file", "signatures"):
+        if name not in ("file", "signatures", "asked"):
             column.append({"row": done.rows, "line": line}.get(name, 0))
 
 

@@ -3,6 +3,7 @@
 Works on arrays of numbers, a few dozen bytes a row; the texts stay on disk.
 """
 
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +36,7 @@ class Judgement:
 
 def judge(columns: RowColumns, roles: np.ndarray, settings: Data) -> Judgement:
     """The fate of every row: repeated ones first, then the splits, then leaks between them, then
-    what is similar within a split (the first row stays) or between two (as with leaks).
+    what is similar: conversations within a split (the first stays), questions between two (a leak).
 
     `roles` says of each row which split its file was given for, BY_HASH for none.
     """
@@ -51,8 +52,9 @@ def judge(columns: RowColumns, roles: np.ndarray, settings: Data) -> Judgement:
     split[hashed] = splits.assign(positions, wanted)
     if settings.drop_leaks:
         _mark_leaks(kind, split, np.frombuffer(columns.question, np.uint64))
-    alike = np.zeros(len(kind) if settings.similarity else 0, np.float32)
-    if settings.similarity:
+    wide = settings.similar_duplicates or settings.similar_leaks
+    alike = np.zeros(len(kind) if wide else 0, np.float32)
+    if wide:
         _mark_similar(kind, first, alike, split, columns, settings)
     return Judgement(kind, split, first, alike, splits.test_by_share(positions, wanted))
 
@@ -105,8 +107,28 @@ def _mark_similar(
     columns: RowColumns,
     settings: Data,
 ) -> None:
+    """Within a split whole conversations count: the same question may have two good answers.
+    Between two the question does: a test row is known where its question is, however answered.
+    """
+    marks = (kind, first, alike, split)
+    if near := settings.similar_duplicates:
+        _mark_alike(*marks, columns, columns.signatures, near, NEAR_DUPLICATE)
+    if near := settings.similar_leaks:
+        _mark_alike(*marks, columns, columns.asked, near, LEAK)
+
+
+def _mark_alike(
+    kind: np.ndarray,
+    first: np.ndarray,
+    alike: np.ndarray,
+    split: np.ndarray,
+    columns: RowColumns,
+    signatures: array,
+    threshold: float,
+    mark: int,
+) -> None:
     """A row like one set aside in an earlier band goes too: chains of small edits are one text."""
-    signatures = np.frombuffer(columns.signatures, np.uint8).reshape(-1, similarity.SIGNATURE_SIZE)
+    signatures = np.frombuffer(signatures, np.uint8).reshape(-1, similarity.SIGNATURE_SIZE)
     of_row = np.cumsum(np.frombuffer(columns.usable, np.uint8), dtype=np.int64) - 1
     rows = np.flatnonzero(kind == _KEPT)
     rows = rows[np.argsort(-split[rows].astype(np.int8), kind="stable")]  # the test comes first
@@ -114,14 +136,14 @@ def _mark_similar(
     def settle(later: np.ndarray, earlier: np.ndarray) -> np.ndarray:
         later, earlier = rows[later], rows[earlier]
         within = split[later] == split[earlier]
-        wanted = np.where(within, settings.duplicates == "near", settings.drop_leaks)
         found = similarity.estimate_similarity(signatures, of_row[later], of_row[earlier])
-        near = wanted & (found >= settings.similarity)
+        near = (within == (mark == NEAR_DUPLICATE)) & (found >= threshold)
         gone = later[near]
-        kind[gone] = np.where(within[near], NEAR_DUPLICATE, LEAK)
+        kind[gone] = mark
         first[gone], alike[gone] = earlier[near], found[near]
-        return near
+        # Behind a training row come training rows alone, of which none can leak.
+        return near | ((mark == LEAK) & (split[earlier] == splits.TRAIN))
 
-    for keys in similarity.bands(signatures, settings.similarity):
+    for keys in similarity.bands(signatures, threshold):
         rows = rows[kind[rows] == _KEPT]
         similarity.compare_signatures(keys[of_row[rows]], settle)

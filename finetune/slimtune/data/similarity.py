@@ -1,7 +1,8 @@
 """Rows that say nearly the same: J(A, B) = |A & B| / |A | B| of their sets of shingles.
 
-A shingle is any 5 characters in a row of the normalised text. A row keeps the low byte of each of
-128 min-hashes: two rows agree in one with probability J + (1 - J) / 256, so that
+A shingle is any 5 characters in a row of the normalised text, 3 where it has Chinese (or other
+signs that stand for a syllable or a word: five of them are a whole question). A row keeps the low
+byte of each of 128 min-hashes: two rows agree in one with probability J + (1 - J) / 256, so that
 
     J ~ (m / 128 - 1 / 256) / (1 - 1 / 256)    for m bytes in common, a standard error below 0.045
 
@@ -27,7 +28,7 @@ from rensa import RMinHash
 from slimtune.data.turns import Message
 
 SIGNATURE_SIZE = 128  # bytes a row, and hashes
-_SHINGLE = 5
+_SHINGLE, _DENSE_SHINGLE = 5, 3
 _SEED = 42  # not the split's: another split judges the same rows alike
 _FOUND = 0.99
 _MOST_COMPARED = 64  # earlier rows of a band that a row is compared with; patterned rows have more
@@ -40,11 +41,16 @@ def signature(texts: Iterable[bytes]) -> bytes:
 
     A row at a time: the library's batches start threads, which no process may fork beside.
     """
-    text = b"\n".join(texts).decode("utf-8", "surrogatepass")
-    shingles = {text[at : at + _SHINGLE] for at in range(max(len(text) - _SHINGLE + 1, 1))}
     hashes = RMinHash(num_perm=SIGNATURE_SIZE, seed=_SEED)
-    hashes.update(sorted(shingles))
+    hashes.update(sorted(shingles(b"\n".join(texts))))
     return np.array(hashes.digest(), np.uint32).astype(np.uint8).tobytes()
+
+
+def shingles(skeleton: bytes) -> set[str]:
+    """The pieces by which a normalised text is compared; one even of an empty text."""
+    text = skeleton.decode("utf-8", "surrogatepass")
+    length = _SHINGLE if text.isascii() or not _DENSE.search(text) else _DENSE_SHINGLE
+    return {text[at : at + length] for at in range(max(len(text) - length + 1, 1))}
 
 
 def estimate_similarity(signatures: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -95,7 +101,8 @@ def compare_signatures(
 
 @dataclass(frozen=True)
 class Keys:
-    """Of one conversation: its id, the key of its exact text, of its skeleton, of its question.
+    """Of one conversation: its id, the key of its exact text, of its skeleton, of its question and
+    of its answers.
 
     Among ten million rows two different texts share a key of 64 bits with probability 3e-6.
     """
@@ -104,6 +111,7 @@ class Keys:
     exact: int
     near: int
     question: int
+    answer: int
     asked: bytes  # the skeleton of all that the user asks, greetings and thanks aside
     said: list[bytes]  # the skeleton of each turn; what the system says, every row may share
 
@@ -116,6 +124,7 @@ def keys_of(messages: Sequence[Message]) -> Keys:
     bones: list[bytes] = []
     asked: list[bytes] = []
     said: list[bytes] = []
+    answered: list[bytes] = []
     for message in messages:
         role, text = message["role"], message["content"]
         exact.update(f"{role}\n{text}\n\n".encode())
@@ -123,6 +132,8 @@ def keys_of(messages: Sequence[Message]) -> Keys:
         bones += (role.encode(), bare)
         if role != "system":
             said.append(bare)
+        if role == "assistant":
+            answered.append(bare)
         if role == "user":
             core = without_courtesies(text)
             asked.append(bare if core == text else skeleton(core))
@@ -133,6 +144,7 @@ def keys_of(messages: Sequence[Message]) -> Keys:
         exact=int.from_bytes(digest[:8]),
         near=_key(b"\n".join(bones)),
         question=_key(question),
+        answer=_key(b"\n".join(answered)),
         asked=question,
         said=said,
     )
@@ -143,6 +155,7 @@ def _key(text: bytes) -> int:
 
 
 _CJK = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
+_DENSE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]+")
 _ASCII_LETTER = re.compile(r"[A-Za-z]")
 # Marks of sentences, not of formulas: "12 - 3" is another question than "12 + 3".

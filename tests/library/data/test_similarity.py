@@ -26,7 +26,11 @@ def edited(text: str, chance: random.Random) -> str:
 
 
 def jaccard(one: str, two: str) -> float:
-    sets = [{text[at : at + 5] for at in range(max(len(text) - 4, 1))} for text in (one, two)]
+    wide = [3 if any("\u4e00" <= sign <= "\u9fff" for sign in text) else 5 for text in (one, two)]
+    sets = [
+        {text[at : at + n] for at in range(max(len(text) - n + 1, 1))}
+        for text, n in zip((one, two), wide, strict=True)
+    ]
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 
@@ -97,6 +101,20 @@ def test_training_rows_near_a_judging_row_are_leaks(tmp_path):
     assert Output(tmp_path / "raw.jsonl", **settings, drop_leaks=False).numbers["kept"] == 55
 
 
+def test_a_leak_is_told_by_its_question_and_a_repeat_by_all_that_is_said(tmp_path):
+    rows, edits = rows_and_edits(7)
+    chance = random.Random(8)
+    edits = [row | {"output": sentence(chance, 900)} for row in edits[:15]]
+    test = saved(tmp_path, edits, "test.jsonl")
+    settings = {"test_input": test, "validation_ratio": 0}
+    raw = saved(tmp_path, [*rows, rows[20] | {"output": sentence(chance, 900)}])
+    out = Output(raw, leak_similarity=0.6, **settings)
+    assert out.adds_up() and (out.numbers["leaks"], out.numbers["near_duplicates"]) == (15, 0)
+    assert Output(raw, **settings).numbers["leaks"] == 0
+    only_repeats = Output(raw, similarity=0.6, drop_leaks=False, **settings).numbers
+    assert (only_repeats["leaks"], only_repeats["near_duplicates"]) == (0, 0)
+
+
 @pytest.mark.parametrize("seed", [4, 5])
 def test_counts_add_up_and_workers_change_nothing(tmp_path, monkeypatch, seed):
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 2000)
@@ -129,3 +147,5 @@ def test_a_shared_system_prompt_makes_no_rows_alike(tmp_path):
 def test_a_similarity_without_effect_is_refused(tmp_path):
     with pytest.raises(ValidationError, match="similarity needs duplicates"):
         Data(similarity=0.9, duplicates="keep", drop_leaks=False)
+    with pytest.raises(ValidationError, match="leak_similarity needs drop_leaks"):
+        Data(leak_similarity=0.9, drop_leaks=False)
