@@ -177,6 +177,72 @@ def test_what_stands_above_a_header(tmp_path, above) -> None:
     assert pairs(file) == [("a", "b, c"), ("d", "e")]
 
 
+HEADLESS = [
+    "怎么退货？,请在七天内寄回。\n多久到账？,三天。\n",
+    '"How do I return it?","Send it back, within a week."\n"When is it paid?",In three days.\n',
+    "1,How do I return it?,Send it back.\n2,When is it paid?,In three days.\n",
+]
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+@pytest.mark.parametrize("table", HEADLESS)
+def test_a_table_without_a_header_loses_no_row_to_it(tmp_path, table, delimiter) -> None:
+    file = write(tmp_path, table if delimiter == "," else table.replace(",", "\t"))
+    said = refusal(file)
+    assert "no header: the first row looks like data" in said
+    given = said.split("--columns ")[1].rstrip("?").strip("'")
+    assert "column" in given
+    assert len(pairs(file, columns=given)) == 2
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Timestamp,What is your question?,Our reply.",
+        "How can we help?,Answer",
+        "2024,question,answer",
+    ],
+)
+def test_a_header_that_reads_like_a_sentence_is_one(tmp_path, header) -> None:
+    width = header.count(",")
+    row = ["2024-01-02"] * (width - 1) + ["how is it?", "It is well."]
+    file = write(tmp_path, header + "\n" + (",".join(row) + "\n") * 2)
+    names = [name for name in header.split(",")[width - 1 :]]
+    given = f'question="{names[0]}",answer="{names[1]}"'
+    assert pairs(file, columns=given) == [("how is it?", "It is well.")]
+
+
+@pytest.mark.parametrize("name", ["rows.xlsx", "rows"])
+def test_a_workbook_is_a_table(tmp_path, name) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in (
+        ["客服问答"],
+        [],
+        ["问题", "答案", "日期"],
+        ["a", 7, None],
+        [None],
+        ["c", "d", 0.5],
+    ):
+        book.active.append(row)
+    with (tmp_path / name).open("wb") as stream:
+        book.save(stream)
+    found = prepared(tmp_path / name)
+    assert [one["messages"][-1]["content"] for one in found.rows("train")] == ["7", "d"]
+    assert not found.reasons and found.sources[0]["format"] == "xlsx (sheet 'Sheet')"
+
+
+def test_a_workbook_without_a_header(tmp_path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in (["How?", "So."], ["Why?", "Because."]):
+        book.active.append(row)
+    book.save(tmp_path / "rows.xlsx")
+    assert "no header" in refusal(tmp_path / "rows.xlsx")
+    given = "question=column 1,answer=column 2"
+    assert pairs(tmp_path / "rows.xlsx", columns=given) == [("How?", "So."), ("Why?", "Because.")]
+
+
 def test_blank_rows_of_a_spreadsheet_are_no_rows(tmp_path) -> None:
     found = prepared(write(tmp_path, "question,answer\na,b\n" + ",\n" * 40))
     assert found.counts()["train"] == 1 and not found.reasons

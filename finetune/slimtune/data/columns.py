@@ -11,6 +11,7 @@ from slimtune.console import SettingsError
 from slimtune.data.shapes import KNOWN, RawRow, has_columns
 
 _BETWEEN = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')  # commas outside quotes
+NUMBERED = re.compile(r"column \d+")  # the name of a column that has none
 _NUMBER = re.compile(r"[-+\d.,:/ %$€¥年月日]+")  # dates and amounts too
 
 
@@ -97,6 +98,17 @@ _ASKED = (
 _ASKED += ("问", "input", "text", "user", "request", "title")
 _REPLIED = ("answer", "reply", "response", "output", "target", "completion", "答案", "回答")
 _REPLIED += ("标准答", "回复", "答", "输出", "label", "category", "assistant")
+_USUAL = frozenset((*KNOWN, *_ASKED, *_REPLIED))
+
+
+def maps_any(mapping: Mapping[str, str], columns: Iterable[str]) -> bool:
+    """Whether the user's mapping names one of `columns`."""
+    return any(_plain(column) in mapping for column in columns)
+
+
+def is_usual(column: str) -> bool:
+    """Whether it is a name that people give to a column."""
+    return _plain(column) in _USUAL
 
 
 def suggestion(rows: Sequence[RawRow]) -> str:
@@ -118,7 +130,12 @@ def suggestion(rows: Sequence[RawRow]) -> str:
     words = f"question={_quoted(asked)},answer={_quoted(replied)}"
     if not replied or 2 * fitting < len(rows):
         return f"name the columns that hold question and answer: {', '.join(texts)}"
-    return f"did you mean --columns {shlex.quote(words)}?"
+    by_place = not (_named_like(_ASKED, [asked]) or _named_like(_REPLIED, [replied]))
+    if by_place and not NUMBERED.fullmatch(asked):
+        hint = "put a header above the first line if that is a row itself; else, "
+    else:
+        hint = ""
+    return f"{hint}did you mean --columns {shlex.quote(words)}?"
 
 
 def _is_text(column: str, rows: Sequence[RawRow]) -> bool:

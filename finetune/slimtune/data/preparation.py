@@ -11,8 +11,8 @@ import os
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,7 +30,7 @@ from slimtune.data.cleaning import (
     convert_block,
     numbered_rows,
 )
-from slimtune.data.columns import parse_mapping, renamed, require_columns
+from slimtune.data.columns import maps_any, parse_mapping, renamed, require_columns
 from slimtune.data.rows import SAMPLE, CanonicalRow, no_usable_column, shape_of_row
 from slimtune.data.shapes import SHAPES, RawRow, has_columns, require_one_answer, unfolded
 from slimtune.data.sources import SourceFile
@@ -87,8 +87,8 @@ def prepare(settings: Data, folder: Path | None = None, system_prompt: str = "")
     Raises InputError for a file without usable rows and for more bad rows than allowed,
     SettingsError for unknown names.
     """
-    found = _all_sources(settings)
     mapping = parse_mapping(settings.columns)
+    found = [_headed(source, mapping) for source in _all_sources(settings)]
     heads = {source.name: _head(source) for source in found}
     require_columns(mapping, heads)
     for name, rows in heads.items():
@@ -126,6 +126,11 @@ def prepare(settings: Data, folder: Path | None = None, system_prompt: str = "")
     prepared = Prepared(settings, told, columns, judged, reasons, cleaning, spare, spool, workers)
     _require_train(prepared)
     return prepared
+
+
+def _headed(source: SourceFile, mapping: Mapping[str, str]) -> SourceFile:
+    """Where the user's mapping names a column of a first row that looked like data, it is none."""
+    return replace(source, headless=()) if maps_any(mapping, source.headless) else source
 
 
 def _named(block: blocks.Block, plan: ConversionPlan) -> tuple[str, Converted]:

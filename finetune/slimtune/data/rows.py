@@ -15,7 +15,7 @@ from typing import Any
 
 from slimtune.console import InputError
 from slimtune.data import blocks, sources
-from slimtune.data.columns import found_in, renamed, suggestion
+from slimtune.data.columns import NUMBERED, found_in, renamed, suggestion
 from slimtune.data.shapes import SHAPES, RawRow, detect, has_parts, unfolded
 from slimtune.data.similarity import keys_of
 from slimtune.data.turns import BadRow, Message, require_order, without_special_tokens
@@ -118,6 +118,8 @@ def no_usable_column(file: Path, sample: Sequence[RawRow], shapes: Sequence[str]
         cure = "fill what is missing, or check --format-type and --columns"
     else:
         reasons = _first_reasons(sample[:1], shapes[0]) if len(shapes) == 1 else "no shape fits"
+        if found and all(map(NUMBERED.fullmatch, found)):
+            reasons = "no header: the first row looks like data, so the columns are called by place"
         cure = _list_within(file, sample) or suggestion(sample)
     return InputError(
         f"{file}: no usable row",

@@ -4,79 +4,50 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from slimtune.artifacts.files import require_fetched
+from slimtune.artifacts.files import json_or_none, require_fetched
 from slimtune.config.catalogues import names
 from slimtune.console import InputError, SettingsError
-from slimtune.data.encodings import (
-    ENCODING_NAMES,
-    detect_encoding,
-    is_compressed,
-    open_bytes,
-    open_text,
-)
+from slimtune.data.columnar import ARROW, PARQUET
+from slimtune.data.delimited import table_form
+from slimtune.data.encodings import detect_encoding, is_compressed, open_bytes, open_text
 from slimtune.data.shapes import KNOWN
+from slimtune.data.source_file import BINARY, SourceFile
+from slimtune.data.workbooks import ZIP, workbook_form
 
 FILE_FORMATS = names("file_formats")
-_SUFFIXES = {"", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".gz"}
+_SUFFIXES = {
+    "",
+    ".json",
+    ".jsonl",
+    ".ndjson",
+    ".csv",
+    ".tsv",
+    ".txt",
+    ".parquet",
+    ".arrow",
+    ".xlsx",
+    ".gz",
+}
 _METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _CHUNK = 1 << 20
 _LOOKED_AT = 50  # lines, to tell JSON Lines with a broken first line from CSV
-_TOLD = {
-    "array": "json array",
-    "wrapped": "json array under a key",
-    "objects": "json objects one after another",
-    "columns": "one json object of columns (pandas)",
-}
 # What a file begins with that holds no rows, what it is, and what to do.
 _NO_ROWS = {
-    b"pk\x03\x04": (
-        "a zip archive or an Excel workbook",
-        "unpack it, or save the sheet as CSV UTF-8",
+    b"\xd0\xcf\x11\xe0": (
+        "an old Excel workbook (.xls), or one with a password",
+        "save it as .xlsx without a password, or the sheet as CSV UTF-8",
     ),
-    b"\xd0\xcf\x11\xe0": ("an old Excel workbook (.xls)", "save the sheet as CSV UTF-8"),
+    b"pk\x03\x04": ("a zip archive in a gzip archive", "unpack it"),
     b"<!doctype html": ("a web page", "download the file itself, not the page that shows it"),
     b"<html": ("a web page", "download the file itself, not the page that shows it"),
     b"%pdf": ("a PDF", "copy its questions and answers into a table, saved as CSV UTF-8"),
 }
 _UNDER_A_KEY = re.compile(r'\{\s*"([^"\\]*)"\s*:\s*\[\s*\{')
-_DELIMITERS = ",;\t|"
-_SEPARATOR_LINE = re.compile(r"sep=(.|\\t)", re.IGNORECASE)  # what Excel writes for itself
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One file: `name` is what rows say they come from; `format` is array, wrapped (an array under
-    a key), objects (one after another, over several lines each), jsonl, csv or parquet.
-
-    `split` is the split its rows are given to, "" if a hash decides.
-    """
-
-    file: Path
-    name: str
-    format: str
-    encoding: str = "utf-8"
-    delimiter: str = ","
-    compressed: bool = False
-    split: str = ""
-    above: int = 0  # lines of a table before its header
-    quoted: bool = True  # whether a quote opens a text; in many TSV files it is a sign like others
-
-    def called(self, name: str) -> "SourceFile":
-        return replace(self, name=name)
-
-    def told(self) -> dict[str, str]:
-        """What the report says of it."""
-        kind = _TOLD.get(self.format, self.format)
-        kind += f" ({self.delimiter!r})" if self.format == "csv" else ""
-        packed = ", gzip" if self.compressed else ""
-        encoding = "" if self.format == "parquet" else ENCODING_NAMES[self.encoding]
-        return {"file": self.name, "format": kind + packed, "encoding": encoding}
 
 
 def find(
@@ -115,6 +86,9 @@ def _in_folder(folder: Path, input_format: str, split: str, encoding: str) -> li
         if file.suffix.lower() not in _SUFFIXES or not file.stat().st_size:
             _log.warning("%s: passed over, no data file", file)
             continue
+        shards = _saved_shards(file.parent) if file.suffix == ".arrow" else None
+        if shards is not None and file.name not in shards:
+            continue  # what `datasets` keeps of a `map` or `filter`: the same rows again
         found.append(recognise(file, name, input_format, split, encoding))
     if not found:
         raise InputError(
@@ -123,6 +97,25 @@ def _in_folder(folder: Path, input_format: str, split: str, encoding: str) -> li
             "give a folder with rows, or one file",
         )
     return found
+
+
+def _saved_shards(folder: Path) -> list[str] | None:
+    """The .arrow files that `datasets` has saved in a folder, None where it has not; InputError
+    where one is missing."""
+    state = json_or_none(folder / "state.json") or {}
+    listed = state.get("_data_files")
+    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+        return None
+    names = [str(one.get("filename")) for one in listed]
+    present = {file.name for file in folder.iterdir()}
+    missing = next((name for name in names if name not in present), None)
+    if missing is not None:
+        raise InputError(
+            f"{folder}: {missing!r} is missing",
+            f"state.json lists {len(names)} files of rows",
+            "copy the folder again, whole",
+        )
+    return names
 
 
 def recognise(
@@ -134,20 +127,31 @@ def recognise(
 ) -> SourceFile:
     """What the content of one file says about how to read it."""
     require_fetched(file)
-    with file.open("rb") as stream:
-        magic = stream.read(4)
-    if input_format == "parquet" or (input_format == "auto" and magic == b"PAR1"):
-        return SourceFile(file, name, "parquet", split=split)
+    kind = _binary_format(file) if input_format == "auto" else input_format
+    if kind in BINARY:
+        form = workbook_form(file) if kind == _binary_format(file) == "xlsx" else {}
+        return SourceFile(file, name, kind, split=split, **form)
     _require_text(file)
     encoding = detect_encoding(file, encoding)
     start = _start(file, encoding)
     kind = _format_of(start) if input_format == "auto" else input_format
     if kind == "json":
         kind = "array" if start[0] == "[" else _form_of_objects(start)
-    table = _table(start, "\t" if kind == "tsv" else "") if kind in ("csv", "tsv") else {}
+    table = table_form(start, "\t" if kind == "tsv" else "") if kind in ("csv", "tsv") else {}
     kind = "csv" if kind == "tsv" else kind
     packed = is_compressed(file)
     return SourceFile(file, name, kind, encoding, compressed=packed, split=split, **table)
+
+
+def _binary_format(file: Path) -> str:
+    """parquet, arrow or xlsx by the first bytes, "" for what may be text."""
+    with file.open("rb") as stream:
+        start = stream.read(8)
+    if start.startswith(PARQUET):
+        return "parquet"
+    if start.startswith(ARROW):
+        return "arrow"
+    return "xlsx" if start.startswith(ZIP) else ""
 
 
 def _require_text(file: Path) -> None:
@@ -157,7 +161,7 @@ def _require_text(file: Path) -> None:
     for magic, (what, cure) in _NO_ROWS.items():
         if start.lstrip().lower().startswith(magic):
             raise InputError(
-                f"{file}: {what}", "rows are read from json, jsonl, csv, tsv and parquet", cure
+                f"{file}: {what}", f"rows are read from {', '.join(FILE_FORMATS)}", cure
             )
 
 
@@ -234,46 +238,3 @@ def _is_object(lines: list[str]) -> bool:
         return any(isinstance(json.loads(line), dict) for line in lines)
     except ValueError:
         return False
-
-
-def _table(start: str, delimiter: str) -> dict[str, Any]:
-    """How a table is to be read: its delimiter, the lines above its header, whether with quotes."""
-    lines = start.split("\n", _LOOKED_AT)[:_LOOKED_AT]
-    told = _SEPARATOR_LINE.fullmatch(lines[0].strip())
-    above = 1 if told else 0
-    if told:
-        delimiter = told[1].replace("\\t", "\t")
-    delimiter = delimiter or _delimiter(lines[above:])
-    widths = [_filled(line, delimiter) for line in lines[above:]]
-    # A title is one cell above a table of several.
-    while above < len(lines) - 1 and widths[0] < 2 <= max(widths, default=0):
-        above, widths = above + 1, widths[1:]
-    stray = delimiter == "\t" and _has_stray_quotes(lines[above:])
-    return {"delimiter": delimiter, "above": above, "quoted": not stray}
-
-
-def _has_stray_quotes(lines: Sequence[str]) -> bool:
-    """Whether every line of a TSV whose quotes do not balance is a whole row all the same.
-
-    Where they open texts over several lines, the first or the last of these lines has fewer tabs.
-    """
-    odd = [line for line in lines if line.count('"') % 2]
-    return bool(odd) and all(line.count("\t") == lines[0].count("\t") for line in odd)
-
-
-def _filled(line: str, delimiter: str) -> int:
-    """Cells with something in them."""
-    return sum(bool(cell.strip()) for cell in line.split(delimiter))
-
-
-def _delimiter(lines: Sequence[str]) -> str:
-    """The sign that parts most columns of the header; texts in quotes do not count.
-
-    The header is the first line with any of them: a title above it has none.
-    """
-    for line in lines:
-        outside = "".join(line.split('"')[::2])
-        best = max(_DELIMITERS, key=outside.count)
-        if outside.count(best):
-            return best
-    return _DELIMITERS[0]
