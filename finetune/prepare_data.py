@@ -1,4 +1,4 @@
-"""Turn raw rows (json, jsonl, csv, tsv, xlsx, parquet, arrow) into clean train, validation and test rows.
+"""Turn raw rows (json, jsonl, csv, tsv, xlsx, parquet, arrow) into train, validation and test rows.
 
     python finetune/prepare_data.py
     python finetune/prepare_data.py --input my.csv --format-type qa --output-name mine
