@@ -2,6 +2,7 @@
 
     python finetune/prepare_data.py
     python finetune/prepare_data.py --input my.csv --format-type qa --output-name mine
+    python finetune/prepare_data.py --input a.csv:2,b.jsonl:0.5 --output-name mixed
     python finetune/prepare_data.py --input data/raw_data.json --input-format json \\
         --format-type alpaca --output-dir data/finetune --output-name train
 
@@ -28,12 +29,12 @@ from slimtune.console import SlimTuneError, near, note, would_write, wrote
 def main(config: Config) -> None:
     from slimtune.data import preparation, writing
 
-    data = config.data
-    manifest = data.output_dir / f"{data.output_name}_run.json"
-    inputs = [path for path in (data.input, data.validation_input, data.test_input) if path]
+    data, name = config.data, config.data.output_name
+    manifest = data.output_dir / f"{name}_run.json"
+    inputs = data.inputs()
     for path in inputs:
         require(path)
-    outputs = [data.output_dir / name for name in writing.output_files(data.output_name)]
+    outputs = [data.output_dir / name for name in writing.output_files(name)]
     refuse_inputs([*outputs, manifest], inputs)
     finish_files(manifest, config, outputs)
     refuse_finished_files(manifest, config, outputs)
@@ -46,19 +47,13 @@ def main(config: Config) -> None:
     with stage_files("prepare_data", manifest, config, outputs=outputs, inputs=inputs) as stage:
         prepared = preparation.prepare(data, stage.folder, config.model.system_prompt)
         fit = length_limit(config)  # its libraries weigh more than the rows: not before the workers
-        numbers = writing.write_outputs(
-            prepared,
-            stage.folder,
-            data.output_name,
-            fit,
-            config.training.rows,
-            config.evaluation.language,
-        )
+        batch, language = config.training.rows, config.evaluation.language
+        numbers = writing.write_outputs(prepared, stage.folder, name, fit, batch, language)
         stage.metrics.update(numbers)
     wrote(
         train,
-        data.output_dir / writing.output_names(data.output_name)["report"],
-        numbers=writing.closing_numbers(numbers, data.output_name, config.training.max_length),
+        data.output_dir / writing.output_names(name)["report"],
+        numbers=writing.closing_numbers(numbers, name, config.training.max_length),
         next=f"python finetune/train_lora.py --train-data {near(train)}",
     )
 

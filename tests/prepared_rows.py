@@ -8,7 +8,7 @@ from slimtune.data import writing
 from slimtune.data.preparation import prepare
 
 SPLITS = ("train", "validation", "test")
-PARTS = ("kept", "rejected", "duplicates", "near_duplicates", "leaks", "too_long")
+PARTS = ("kept", "rejected", "duplicates", "near_duplicates", "leaks", "not_drawn", "too_long")
 
 
 def alpaca_row(i: int, **more) -> dict:

@@ -192,6 +192,8 @@ def test_remote_code_pickles_and_shells_are_never_used() -> None:
 # none.
 SHORT = {
     "config/fields.py": "what every section is made of; sections and Config both import it",
+    "config/inputs.py": "one setting's grammar, for settings, data and the script",
+    "data/mixing.py": "one formula",
     "export/proof/__init__.py": "read before the work, without torch",
     "pruning/depth.py": "one of the four axes, a file each",
     "pruning/refit.py": "one formula",

@@ -52,6 +52,23 @@ def questions(splits: dict[str, list[dict]]) -> list[str]:
     return [row["messages"][0]["content"] for rows in splits.values() for row in rows]
 
 
+def test_several_inputs_from_any_folder(tmp_path, monkeypatch, settings) -> None:
+    """Paths in a flag are relative to the working directory, each of them."""
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    write_raw(tmp_path / "a,1.csv", [{"question": f"q{n}", "answer": "a"} for n in range(9)])
+    write_raw(tmp_path / "b.jsonl", [{"prompt": f"p{n}", "completion": "c"} for n in range(8)])
+    words = ("--input", "../a,1.csv:2,../b.jsonl:0.5", "--test-ratio", "0")
+    ran = succeeds("prepare_data", *settings, *words, "--output-dir", "out")
+    rows = [row for rows in read(tmp_path / "sub/out").values() for row in rows]
+    assert len({row["id"] for row in rows}) == 9 + 4 < len(rows)
+    assert "a,1.csv × 2: " in ran.out and "b.jsonl × 0.5: 4" in ran.out
+    run = json.loads((tmp_path / "sub/out/train_run.json").read_text("utf-8"))
+    assert [Path(one["path"]).name for one in run["inputs"]] == ["a,1.csv", "b.jsonl"]
+    missing = ("--input", "../b.jsonl,none.csv", "--output-dir", "out2")
+    refused(3, "none.csv: not there", "prepare_data", *settings, *missing)
+
+
 def test_flags_only(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_raw(tmp_path / "raw.json", raw_rows())

@@ -6,7 +6,8 @@ from typing import Literal
 from pydantic import model_validator
 
 from slimtune.config.catalogues import names
-from slimtune.config.fields import Count, Positive, Section, Share, choice, setting
+from slimtune.config.fields import Count, Inputs, Positive, Section, Share, choice, setting
+from slimtune.config.inputs import split_inputs
 
 
 class SampleSection(Section):
@@ -36,8 +37,11 @@ class SampleSection(Section):
 class Data(Section):
     """Raw rows in, canonical train, validation and test rows out."""
 
-    input: Path = setting(
-        Path("data/raw_data.json"), "File with the raw rows, .gz or not, or a folder of such files."
+    input: Inputs = setting(
+        Path("data/raw_data.json"),
+        "File with the raw rows, .gz or not, or a folder of such files; several with commas, each\n"
+        "with a weight if need be: a.csv:2,b.jsonl:0.5 writes the rows of a.csv twice for\n"
+        "training and draws half of those of b.jsonl.",
     )
     input_format: Literal[("auto", *names("file_formats"))] = choice(
         "auto", "File format; auto looks at the content, not at the name.", "file_formats"
@@ -150,6 +154,11 @@ class Data(Section):
         "Processes that parse and clean, the output is the same; each takes about 80 MB. 0: one\n"
         "for each 64 MB of input, at most as many as there are cores, and at most 8.",
     )
+
+    def inputs(self) -> list[Path]:
+        """Every file and folder that is read."""
+        given = [path for path in (self.validation_input, self.test_input) if path]
+        return [one.path for one in split_inputs(self.input)] + given
 
     @model_validator(mode="after")
     def _leaves_rows_to_train_on(self) -> "Data":

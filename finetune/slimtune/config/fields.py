@@ -1,5 +1,6 @@
 """What every section of the schema is made of: a strict model, a field with its help, its types."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,6 +10,8 @@ from slimtune.config import catalogues
 ModelReference = Annotated[
     str, "model"
 ]  # a local folder (or .gguf file) or a Hub id: `settings` resolves it
+# One file or folder, or several with commas and weights (`inputs.py`): `settings` resolves each.
+Inputs = Annotated[Path, "inputs"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]

@@ -2,9 +2,10 @@
 
 Every row of the input ends in exactly one place, so that at any moment
 
-    rows_in = kept + rejected + duplicates + near_duplicates + leaks + too_long
+    rows_in = kept + rejected + duplicates + near_duplicates + leaks + not_drawn + too_long
 
-A kept row is written once, or in several pieces where a long conversation was split. At the end
+A kept row is written once, in several pieces where a long conversation was split, or as often as
+its file's weight says. At the end
 the account is summed up in plain numbers, which the data report tells: counts, and for tokens
 percentiles, shares, padding and a histogram.
 """
@@ -27,6 +28,7 @@ ROW_KINDS = {
     "duplicate": "duplicates",
     "near_duplicate": "near_duplicates",
     "leak": "leaks",
+    "not_drawn": "not_drawn",
     "too_long": "too_long",
 }
 
@@ -70,15 +72,21 @@ class Account:
     token_splits: array = field(default_factory=lambda: array("B"))  # its place in SPLITS
 
     def keep(
-        self, split: str, language: str, sizes: Sequence[TokenSize] = (), how: str = ""
+        self,
+        split: str,
+        language: str,
+        sizes: Sequence[TokenSize] = (),
+        how: str = "",
+        copies: int = 1,
     ) -> None:
-        """A row that was written to `split`, in as many pieces as it has sizes (1 if none)."""
+        """A row that was written to `split`, in as many pieces as it has sizes (1 if none), so
+        many times."""
         self.kept += 1
-        self.splits[split] += len(sizes) or 1
+        self.splits[split] += (len(sizes) or 1) * copies
         self.languages[language] += 1
         if how:
             self.long_rows[how] += 1
-        for size in sizes:
+        for size in (*sizes,) * copies:
             self.tokens.append(size.tokens)
             self.supervised.append(size.supervised)
             self.token_splits.append(SPLITS.index(split))

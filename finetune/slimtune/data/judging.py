@@ -4,6 +4,7 @@ Works on arrays of numbers, a few dozen bytes a row; the texts stay on disk.
 """
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,17 +12,19 @@ import numpy as np
 from slimtune.config.data import Data
 from slimtune.data import similarity, splits
 from slimtune.data.cleaning import RowColumns
+from slimtune.data.mixing import row_copies
 
 # Codes of `Fates.kind`, the place in this tuple; "" is kept, the others are account.KINDS.
-FATES = ("", "rejected", "duplicate", "near_duplicate", "leak")
-_KEPT, _REJECTED, DUPLICATE, NEAR_DUPLICATE, LEAK = range(5)
+FATES = ("", "rejected", "duplicate", "near_duplicate", "leak", "not_drawn")
+_KEPT, _REJECTED, DUPLICATE, NEAR_DUPLICATE, LEAK, NOT_DRAWN = range(6)
 BY_HASH = 255  # a role: the row's split is not given by its file
 
 
 @dataclass(frozen=True)
 class Judgement:
     """Of each row: its kind, its split, the row that it repeats (itself if it repeats none), and
-    how similar the two are where that is less than equal (0 where it is not asked).
+    how similar the two are where that is less than equal (0 where it is not asked), and how often
+    training sees it.
 
     `test_by_share` are the rows that the share alone would have given the test, where the floor
     gave it more; None where it did not.
@@ -31,20 +34,28 @@ class Judgement:
     split: np.ndarray
     first: np.ndarray
     similarity: np.ndarray
+    copies: np.ndarray
     test_by_share: int | None = None
 
 
-def judge(columns: RowColumns, roles: np.ndarray, settings: Data) -> Judgement:
-    """The fate of every row: repeated ones first, then the splits, then leaks between them, then
-    what is similar: conversations within a split (the first stays), questions between two (a leak).
+def judge(
+    columns: RowColumns, roles: np.ndarray, settings: Data, weights: Sequence[float] = ()
+) -> Judgement:
+    """The fate of every row: repeated ones first, then those that a file's weight does not draw,
+    then the splits, then leaks between them, then what is similar: conversations within a split
+    (the first stays), questions between two (a leak).
 
-    `roles` says of each row which split its file was given for, BY_HASH for none.
+    `roles` says of each row which split its file was given for, BY_HASH for none; `weights` are
+    those of the files.
     """
     usable = np.frombuffer(columns.usable, np.uint8).astype(bool)
     kind = np.where(usable, _KEPT, _REJECTED).astype(np.uint8)
     first = np.arange(len(kind))
     if settings.duplicates != "keep":
         _mark_repeated(kind, first, columns, roles, settings.duplicates)
+    exact, files = np.frombuffer(columns.exact, np.uint64), np.frombuffer(columns.file, np.uint16)
+    copies = row_copies(exact, files, kind == _KEPT, weights, settings.seed)
+    kind[(kind == _KEPT) & (copies == 0)] = NOT_DRAWN
     split = roles.copy()
     hashed = (kind == _KEPT) & (roles == BY_HASH)
     positions = np.frombuffer(columns.position, np.float64)[hashed]
@@ -56,7 +67,9 @@ def judge(columns: RowColumns, roles: np.ndarray, settings: Data) -> Judgement:
     alike = np.zeros(len(kind) if wide else 0, np.float32)
     if wide:
         _mark_similar(kind, first, alike, split, columns, settings)
-    return Judgement(kind, split, first, alike, splits.test_by_share(positions, wanted))
+    return Judgement(
+        kind, split, first, alike, copies, splits.test_by_share(positions, wanted)
+    )
 
 
 def _mark_repeated(

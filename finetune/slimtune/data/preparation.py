@@ -73,10 +73,11 @@ class Prepared:
 
     def counts(self) -> dict[str, int]:
         """Rows of each split and of each kind that is left out."""
-        kept = self.judged.split[self.judged.kind == 0]
-        return {name: int((kept == place).sum()) for place, name in enumerate(SPLITS)} | {
-            "left out": int((self.judged.kind != 0).sum())
-        }
+        kept = self.judged.kind == 0
+        of_split = self.judged.split
+        counts = {name: int((kept & (of_split == n)).sum()) for n, name in enumerate(SPLITS)}
+        copies = self.judged.copies[kept & (of_split == SPLITS.index("train"))]
+        return counts | {"train": int(copies.sum()), "left out": int((~kept).sum())}
 
 
 def prepare(settings: Data, folder: Path | None = None, system_prompt: str = "") -> Prepared:
@@ -116,8 +117,12 @@ def prepare(settings: Data, folder: Path | None = None, system_prompt: str = "")
     roles = np.array(
         [SPLITS.index(s.split) if s.split else judging.BY_HASH for s in found], np.uint8
     )
-    judged = judging.judge(columns, roles[np.frombuffer(columns.file, np.uint16)], settings)
-    told = [_told(source, shapes[source.name], rows[source.name]) for source in found]
+    of_row = roles[np.frombuffer(columns.file, np.uint16)]
+    judged = judging.judge(columns, of_row, settings, [source.weight for source in found])
+    told = [
+        _told(source, shapes[source.name], rows[source.name], mixed=len(found) > 1)
+        for source in found
+    ]
     total = max(len(columns.row), 1)
     spare = {
         column: {"filled": round(count / total, 4), "characters": round(lengths[column] / count)}
@@ -146,7 +151,7 @@ def _number(done: Converted, file: int, before: int) -> None:
 def _all_sources(settings: Data) -> list[SourceFile]:
     """The input's files, then those given for validation and test; names are told apart."""
     given = {"validation": settings.validation_input, "test": settings.test_input}
-    found = sources.find(settings.input, settings.input_format, encoding=settings.encoding)
+    found = sources.find_inputs(settings.input, settings.input_format, settings.encoding)
     for split, path in given.items():
         if path:
             found += sources.find(path, settings.input_format, split, settings.encoding)
@@ -210,8 +215,13 @@ def worker_count(settings: Data, found: Iterable[SourceFile]) -> int:
     return max(1, min(size // _WORKER_BYTES, os.cpu_count() or 1, _MOST_WORKERS))
 
 
-def _told(source: SourceFile, shape: str, rows: int) -> dict[str, Any]:
-    return {**source.told(), "shape": shape, "rows": rows}
+def _told(source: SourceFile, shape: str, rows: int, *, mixed: bool) -> dict[str, Any]:
+    told = {**source.told(), "shape": shape, "rows": rows}
+    if source.weight != 1:
+        told["weight"] = f"{source.weight:g}"
+    if mixed or source.weight != 1:
+        told["train_rows"] = 0  # counted when they are written
+    return told
 
 
 def _require_good(settings: Data, reasons: Counter, rows: int, *, at_end: bool) -> None:

@@ -36,6 +36,7 @@ class SourceFile:
     quoted: bool = True  # whether a quote opens a text; in many TSV files it is a sign like others
     headless: tuple[str, ...] = ()  # the first row of a table, where that is data and no header
     sheet: str = ""  # the one of a workbook that is read
+    weight: float = 1.0  # how often each of its rows is used
 
     def called(self, name: str) -> "SourceFile":
         return replace(self, name=name)

@@ -2,13 +2,17 @@
 
 import json
 import logging
+import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from slimtune.artifacts.files import json_or_none, require_fetched
 from slimtune.config.catalogues import names
+from slimtune.config.inputs import split_inputs
 from slimtune.console import InputError, SettingsError
 from slimtune.data.columnar import ARROW, PARQUET
 from slimtune.data.delimited import table_form
@@ -32,6 +36,7 @@ _SUFFIXES = {
     ".gz",
 }
 _METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_MOST_COPIES = 1000
 _CHUNK = 1 << 20
 _LOOKED_AT = 50  # lines, to tell JSON Lines with a broken first line from CSV
 # What a file begins with that holds no rows, what it is, and what to do.
@@ -48,6 +53,54 @@ _NO_ROWS = {
 _UNDER_A_KEY = re.compile(r'\{\s*"([^"\\]*)"\s*:\s*\[\s*\{')
 
 _log = logging.getLogger(__name__)
+
+
+def find_inputs(
+    written: Path | str, input_format: str = "auto", encoding: str = "auto"
+) -> list[SourceFile]:
+    """The sources of one input, or of several with commas and weights, in that order.
+
+    Raises what `find` raises, and SettingsError for a weight that means nothing or a file that
+    stands there twice.
+    """
+    inputs = split_inputs(written)
+    if not inputs:
+        raise SettingsError(
+            "data.input: empty", "a file or folder with rows is needed", "name it: --input FILE"
+        )
+    found: dict[Path, SourceFile] = {}
+    for one in inputs:
+        if not 0 < one.weight <= _MOST_COPIES:
+            raise SettingsError(
+                f"data.input: {one.path.name}:{one.weight:g}: no weight",
+                f"a weight is above 0 and at most {_MOST_COPIES}",
+                f"{one.path.name}:2 repeats the rows, {one.path.name}:0.5 draws half of them",
+            )
+        for source in find(one.path, input_format, encoding=encoding):
+            if source.file.resolve() in found:
+                raise SettingsError(
+                    f"data.input: {source.file} stands there twice",
+                    "its rows would all be duplicates of themselves",
+                    f"name it once; {source.file.name}:2 repeats its rows",
+                )
+            found[source.file.resolve()] = replace(source, weight=one.weight)
+    return _told_apart(list(found.values()))
+
+
+def _told_apart(found: list[SourceFile]) -> list[SourceFile]:
+    """Sources of one name get their folders before it, as many as part them."""
+    twice = {name for name, count in Counter(one.name for one in found).items() if count > 1}
+    if not twice:
+        return found
+    files = [one.file.resolve() for one in found]
+    try:
+        above = len(Path(os.path.commonpath([file.parent for file in files])).parts)
+    except ValueError:  # on different drives
+        above = 0
+    return [
+        one.called("/".join(file.parts[above:])) if one.name in twice else one
+        for one, file in zip(found, files, strict=True)
+    ]
 
 
 def find(

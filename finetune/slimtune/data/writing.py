@@ -97,6 +97,11 @@ def closing_numbers(numbers: Mapping[str, Any], name: str, max_length: int) -> d
     told = numbers["splits"] | {f"left out (see {output_names(name)['rejected']})": left_out}
     if "test_by_share" in numbers:
         told["test"] = f"{told['test']} ({_FEW.format(**numbers)})"
+    weighted = [one for one in numbers["sources"] if "weight" in one]
+    if weighted:
+        told["mixed for training"] = ", ".join(
+            f"{one['file']} × {one['weight']}: {one['train_rows']}" for one in weighted
+        )
     unused = [
         f"{column} ({one['filled']:.0%} filled, {one['characters']} characters)"
         for column, one in numbers["unused_columns"].items()
@@ -142,10 +147,13 @@ def _put(
     place: int, written: WrittenRows, prepared: Prepared, out: _Files, account: Account
 ) -> None:
     split = SPLITS[prepared.judged.split[place]]
-    out.of(split).writelines(written.lines)
-    account.keep(
-        split, TOLD_LANGUAGES[prepared.columns.language[place]], written.sizes, written.how
-    )
+    copies = int(prepared.judged.copies[place]) if split == "train" else 1
+    out.of(split).writelines(written.lines * copies)
+    language = TOLD_LANGUAGES[prepared.columns.language[place]]
+    account.keep(split, language, written.sizes, written.how, copies)
+    source = account.sources[prepared.columns.file[place]]
+    if split == "train" and "train_rows" in source:
+        source["train_rows"] += copies
 
 
 def _put_aside(
@@ -157,6 +165,7 @@ def _put_aside(
     account: Account,
 ) -> None:
     kind = "too_long" if written else judging.FATES[prepared.judged.kind[place]]
+    columns = prepared.columns
     first = int(prepared.judged.first[place])
     if kind == "rejected":  # its line says all, and its reason is counted
         out.rejected.write(line)
@@ -167,11 +176,14 @@ def _put_aside(
     elif kind == "leak":
         account.set_aside(kind, _LEAK)
         reason = _LEAK if first == place else _like(first, place, prepared)
+    elif kind == "not_drawn":
+        account.set_aside(kind, kind)
+        reason = f"not drawn: its file has weight {prepared.sources[columns.file[place]]['weight']}"
     else:
         account.set_aside(kind, kind)
         reason = _like(first, place, prepared)
     row = json.loads(line)
-    entry = set_aside(row["source"]["file"], prepared.columns.line[place], kind, reason, row)
+    entry = set_aside(row["source"]["file"], columns.line[place], kind, reason, row)
     out.rejected.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
 
 

@@ -70,7 +70,7 @@ def _sources(sources: Iterable[Mapping[str, Any]], words: DataWords) -> str:
     """A row a file, with every column that one of them has."""
     names = list(dict.fromkeys(name for source in sources for name in source))
     cells = [[plain(str(source.get(name, ""))) for name in names] for source in sources]
-    return markdown_table([plain(words.names.get(name, name)) for name in names], cells)
+    return markdown_table([_word(name, words) for name in names], cells)
 
 
 def _shares(

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from slimtune.config import Config, Options
+from slimtune.config.inputs import join_inputs, split_inputs
 from slimtune.console import SettingsError
 from slimtune.settings.flags import flags_of, is_list, read_flags, section_fields
 from slimtune.settings.yaml_file import Given, Mistake, SettingPath, WrittenSettings, read_yaml
@@ -149,6 +150,8 @@ def _resolve(config: Config, given: dict[SettingPath, Given], default_folder: Pa
 
 
 def _absolute(value: Any, field: FieldInfo, folder: Path) -> Any:
+    if "inputs" in field.metadata:
+        return join_inputs(split_inputs(value, folder))
     if isinstance(value, Path):
         return Path(folder / value.expanduser())
     if "model" in field.metadata:
