@@ -34,7 +34,7 @@ def main(config: Config) -> None:
     inputs = data.inputs()
     for path in inputs:
         require(path)
-    outputs = [data.output_dir / name for name in writing.output_files(name)]
+    outputs = [data.output_dir / file for file in writing.output_files(name)]
     refuse_inputs([*outputs, manifest], inputs)
     finish_files(manifest, config, outputs)
     refuse_finished_files(manifest, config, outputs)

@@ -93,7 +93,9 @@ def _require_whole(candidate: Candidate) -> None:
         return
     checkpoint = Checkpoint(local_folder(candidate.reference))
     if candidate.adapter:
-        Adapter(candidate.adapter).require_base(checkpoint)
+        adapter = Adapter(candidate.adapter)
+        adapter.require_base(checkpoint)
+        adapter.require_effect(checkpoint)
 
 
 def _candidate(model: str, base: str) -> Candidate:

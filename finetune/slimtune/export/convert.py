@@ -18,6 +18,7 @@ from slimtune.export.llama_tools import quantize_file
 from slimtune.export.modelfile import chosen
 from slimtune.export.plan import Encoding, GgufPlan, ModelSource
 from slimtune.export.proof import proof_rows
+from slimtune.models.merging import MergedCheckpoint
 
 _log = logging.getLogger(__name__)
 
@@ -84,9 +85,14 @@ def convert_and_prove(
     """Writes every file, proves each, and gives those that pass their names; the closing numbers.
 
     Raises what `write` raises, and what `prove` does for the first file that fails: it and none but
-    the ones that fail are left without their final names.
+    the ones that fail are left without their final names. Before that it raises QualityError for a
+    merge on the way that is not what base and adapter are under peft.
     """
     gguf = config.gguf
+    if isinstance(source.checkpoint, MergedCheckpoint) and gguf.verify != "off":
+        from slimtune.models.merge_proof import require_as_peft  # and torch, transformers, peft
+
+        require_as_peft(source.checkpoint, source.checkpoint)
     inputs = [path for path in (gguf.model_path, gguf.lora_model) if path]
     with ExitStack() as every:
         open_stages = {file: every.enter_context(ExitStack()) for file in plans}

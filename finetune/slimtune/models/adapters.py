@@ -7,23 +7,29 @@ arXiv:2106.09685; rank-stabilised scale alpha / sqrt(rank): arXiv:2312.03732. Do
 V = W + B @ A * scale. Sums are made in float32; the caller rounds once.
 """
 
+import math
+import re
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slimtune.models.headers import TensorInfo, read_tensor
-from slimtune.models.json_files import read_model_json
+import numpy as np
+
+from slimtune.console import InputError
+from slimtune.models.adapter_config import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    DEFAULT_ALPHA,
+    DEFAULT_RANK,
+    needs_peft,
+    read_adapter_config,
+)
+from slimtune.models.headers import TensorInfo, read_bytes, read_float32, read_header, read_tensor
+from slimtune.models.weights import EMBEDDING, OUTPUT, Checkpoint
 
 if TYPE_CHECKING:  # imported where a tensor is made: reading a folder's headers needs none
     import torch
-
-import math
-import re
-from functools import cached_property
-from pathlib import Path
-
-from slimtune.console import InputError
-from slimtune.models.headers import read_header
-from slimtune.models.weights import EMBEDDING, OUTPUT, Checkpoint
 
 RowsShape = tuple[int, ...]
 
@@ -66,6 +72,12 @@ class Pair:
             product = read_tensor(self.b, start, stop).float() @ read_tensor(self.a).float()
         return product * self.scale
 
+    @property
+    def acts(self) -> bool:
+        """Whether it may change its weight: B A is nothing where one of the two is zero."""
+        both = read_float32(self.b).any() and read_float32(self.a).any()
+        return bool(both) or self.magnitude is not None
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -89,16 +101,14 @@ class Tokens:
         return merged
 
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _A, _B, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 _EMBEDDING_A, _EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
 _TOKENS = ".token_adapter.trainable_tokens_delta"
 _WRAPPED = re.compile(r"\.(token_adapter\.)?base_layer(?=\.(weight|bias)$)")
-# Settings of peft whose merge needs more than a few rows of a weight, or is not LoRA's formula.
-_SPECIAL = ("lora_bias", "layer_replication", "target_parameters", "use_qalora", "use_bdlora",
-            "ensure_weight_tying")  # fmt: skip
+# Where the vocabulary grew, peft saves a module of modules_to_save three times: as it is, as this
+# copy of it, and as it was before training.
+_COPY = re.compile(r"\.(modules_to_save|original_module)(?=\.(weight|bias)$)")
 
 
 class Adapter:
@@ -106,17 +116,14 @@ class Adapter:
 
     By the base's weight name: `pairs` add to it, `replaced` stand in its place (modules_to_save, a
     resized vocabulary, biases), `tokens` replace single rows. `others` are tensors that are none of
-    these. Raises InputError for a folder that is no LoRA adapter, or one with transposed weights.
+    these. Raises InputError for a folder that is no LoRA adapter, one whose config is not
+    understood, and one with no tensors, empty ones, or ones that peft would not find.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        _require_adapter(self.folder)
-        self.tensors = read_header(self.folder / ADAPTER_WEIGHTS)
-
-    @cached_property
-    def config(self) -> dict:
-        return read_model_json(self.folder / ADAPTER_CONFIG)
+        self.config = read_adapter_config(self.folder)
+        self.tensors = _read_tensors(self.folder)
 
     @property
     def base(self) -> str:
@@ -135,24 +142,47 @@ class Adapter:
     @cached_property
     def replaced(self) -> dict[str, TensorInfo]:
         """Weights of which the adapter brings a copy of its own."""
-        found = {_WRAPPED.sub("", name): info for name, info in self.tensors.items()}
+        kept = {name: info for name, info in self.tensors.items() if not self.is_duplicate(name)}
+        found = {_WRAPPED.sub("", name): info for name, info in kept.items()}
         return {
             name.removeprefix(_PREFIX): info
             for name, info in found.items()
             if name.endswith((".weight", ".bias")) and ".lora_" not in name
         }
 
+    def is_duplicate(self, tensor: str) -> bool:
+        """Whether it is a copy, trained or not, of a module that is there under its own name.
+
+        A tied output layer has the trained rows of its embedding, saved twice.
+        """
+        if tensor == _PREFIX + OUTPUT.replace(".weight", _TOKENS):
+            tied = self.tensors.get(_PREFIX + EMBEDDING.replace(".weight", _TOKENS))
+            return bool(tied) and np.array_equal(read_bytes(tied), read_bytes(self.tensors[tensor]))
+        plain = _COPY.sub("", tensor)
+        return plain != tensor and plain in self.tensors
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Rows of the embedding it brings along; None where the base's own is used."""
+        return self.replaced[EMBEDDING].shape[0] if EMBEDDING in self.replaced else None
+
     @cached_property
     def tokens(self) -> dict[str, Tokens]:
         """Rows that were trained alone (trainable_token_indices)."""
-        indices = self.config.get("trainable_token_indices") or {}
-        return {
-            f"{m}.weight": Tokens(
-                tuple(indices[m.split(".")[-1]] if isinstance(indices, dict) else indices),
-                self.tensors[f"{_PREFIX}{m}{_TOKENS}"],
+        return {f"{m}.weight": self._trained_rows(m) for m in self._modules(_TOKENS)}
+
+    def _trained_rows(self, module: str) -> Tokens:
+        indices = self.config.get("trainable_token_indices") or []
+        if isinstance(indices, dict):  # a tied output layer has its embedding's
+            indices = indices.get(module.split(".")[-1], next(iter(indices.values())))
+        rows = self.tensors[f"{_PREFIX}{module}{_TOKENS}"]
+        if len(indices) != rows.shape[0]:
+            raise InputError(
+                f"{self.folder}: {rows.shape[0]} trained rows for {module}",
+                f"trainable_token_indices in {ADAPTER_CONFIG} names {len(indices)}",
+                "copy both files of the adapter again, from one and the same run",
             )
-            for m in self._modules(_TOKENS)
-        }
+        return Tokens(tuple(indices), rows)
 
     @cached_property
     def others(self) -> list[str]:
@@ -161,7 +191,7 @@ class Adapter:
         used = {f"{_PREFIX}{w.removesuffix('.weight')}{part}" for w in self.pairs for part in parts}
         used |= {f"{_PREFIX}{weight.removesuffix('.weight')}{_TOKENS}" for weight in self.tokens}
         replaced = {name for name in self.tensors if name.endswith((".weight", ".bias"))}
-        used |= {name for name in replaced if ".lora_" not in name}
+        used |= {name for name in replaced if ".lora_" not in name or self.is_duplicate(name)}
         return sorted(self.tensors.keys() - used)
 
     def streams(self, tied: bool) -> bool:
@@ -172,13 +202,17 @@ class Adapter:
         """
         columns = any(pair.transposed and pair.magnitude for pair in self.pairs.values())
         shared = tied and bool(self.tokens) and bool({EMBEDDING, OUTPUT} & self.pairs.keys())
-        return not (columns or shared or any(self.config.get(key) for key in _SPECIAL))
+        return not (columns or shared or needs_peft(self.config))
 
     def scale(self, module: str) -> float:
         """alpha / rank, or alpha / sqrt(rank) with use_rslora; patterns as peft reads them."""
-        rank = self._pattern("rank_pattern", module, self.config["r"])
-        alpha = self._pattern("alpha_pattern", module, self.config["lora_alpha"])
+        rank = self.rank(module)
+        alpha = self._pattern("alpha_pattern", module, self.config.get("lora_alpha", DEFAULT_ALPHA))
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def rank(self, module: str) -> int:
+        """What adapter_config.json says."""
+        return self._pattern("rank_pattern", module, self.config.get("r", DEFAULT_RANK))
 
     def _pattern(self, key: str, module: str, default: float) -> float:
         for pattern, value in (self.config.get(key) or {}).items():
@@ -195,12 +229,34 @@ class Adapter:
     def _pair(self, module: str, a: str, b: str, *, transposed: bool = False) -> Pair:
         name = _PREFIX + module
         magnitude = self.tensors.get(name + _MAGNITUDE)
+        ranks = self.tensors[name + a].shape[0], self.tensors[name + b].shape[-1]
+        if set(ranks) != {self.rank(module)}:
+            raise InputError(
+                f"{self.folder}: {module} has rank {' and '.join(map(str, sorted(set(ranks))))}",
+                f"{ADAPTER_CONFIG} says {self.rank(module)}, and the scale depends on it",
+                "copy both files of the adapter again, from one and the same run",
+            )
         return Pair(
             self.tensors[name + a],
             self.tensors[name + b],
             self.scale(module),
             transposed,
             magnitude,
+        )
+
+    def require_effect(self, base: Checkpoint) -> None:
+        """InputError for an adapter that leaves every weight of `base` as it is."""
+        if any(pair.acts for pair in self.pairs.values()) or needs_peft(self.config):
+            return
+        if self.tokens or any(_differs(base, name, info) for name, info in self.replaced.items()):
+            return
+        raise self.without_effect("every B or A in it is zero, and it brings no other weights")
+
+    def without_effect(self, why: str) -> InputError:
+        return InputError(
+            f"{self.folder}: this adapter changes nothing",
+            why,
+            "train it again, longer or with a higher learning rate; a stopped run: --resume",
         )
 
     def require_base(self, base: Checkpoint) -> None:
@@ -237,29 +293,39 @@ class Adapter:
             )
 
 
-def _require_adapter(folder: Path) -> None:
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise InputError(
-            f"{folder}: no LoRA adapter here",
-            f"{ADAPTER_CONFIG} is missing",
-            "give the lora_adapter folder that train_lora.py wrote",
-        )
-    config = read_model_json(folder / ADAPTER_CONFIG)
-    if config.get("peft_type") != "LORA":
-        raise InputError(
-            f"{folder}: an adapter of type {config.get('peft_type')}",
-            "SlimTune reads LoRA adapters",
-            "train with LoRA",
-        )
-    if config.get("fan_in_fan_out"):
-        raise InputError(
-            f"{folder}: fan_in_fan_out is set",
-            "its weights are stored transposed, as GPT-2's are; no Llama's are",
-            "train again without it",
-        )
+def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise InputError(
             f"{folder}: no LoRA weights here",
             f"{ADAPTER_WEIGHTS} is missing (pickled .bin weights are not read)",
             "run train_lora.py to the end, or copy the file again",
         )
+    tensors = read_header(folder / ADAPTER_WEIGHTS)
+    if not tensors:
+        raise InputError(
+            f"{folder}: {ADAPTER_WEIGHTS} holds no tensor",
+            "the adapter would change nothing",
+            "save it again where it was trained",
+        )
+    for name, info in tensors.items():
+        if 0 in info.shape:
+            raise InputError(
+                f"{folder}: {name} is empty, of shape {info.shape}",
+                "its parts lay on several GPUs (DeepSpeed ZeRO-3, FSDP) and were not gathered",
+                "save it again there, within deepspeed.zero.GatheredParameters, or with "
+                "zero_to_fp32.py",
+            )
+        if not name.startswith(_PREFIX):
+            raise InputError(
+                f"{folder}: {name} does not begin with {_PREFIX}",
+                "peft finds no place for such a tensor, and goes on without it",
+                f"put {_PREFIX} before the tensors' names, as peft's save_pretrained does",
+            )
+    return tensors
+
+
+def _differs(base: Checkpoint, name: str, info: TensorInfo) -> bool:
+    stored = base.tensors.get(name, base.tensors.get(EMBEDDING))
+    if stored is None or (stored.shape, stored.kind) != (info.shape, info.kind):
+        return True
+    return not np.array_equal(read_bytes(stored), read_bytes(info))

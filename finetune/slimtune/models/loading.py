@@ -47,7 +47,8 @@ def load_model(
     folder = local_folder(reference)
     checkpoint = Checkpoint(folder)
     if adapter is not None:
-        Adapter(adapter).require_base(checkpoint)
+        lora = Adapter(adapter)
+        lora.require_base(checkpoint)
     compute = compute or Compute.choose()
     if compute.quantized:
         require_bitsandbytes(KEPT[compute.quantization])
@@ -60,7 +61,12 @@ def load_model(
     model = _from_pretrained(folder, options)
     if compute.quantization == "nf4":
         _leave_unpacked(model)
-    return model if adapter is None else _with_adapter(model, adapter)
+    if adapter is None:
+        return model
+    # With bitsandbytes: two seconds that a plain model need not pay.
+    from slimtune.models.attaching import attach
+
+    return attach(model, lora)
 
 
 def save_model(
@@ -83,12 +89,6 @@ def _placed(compute: Compute) -> dict[str, object]:
         return {"device_map": {"": compute.device}}
     return_large_blocks()  # else lent weights leave holes larger than the model
     return {"distributed_config": DistributedConfig(fsdp_size=compute.shares)}
-
-
-def _with_adapter(model: PreTrainedModel, adapter: Path) -> "PeftModel":
-    from peft import PeftModel  # with bitsandbytes: two seconds that a plain model need not pay
-
-    return PeftModel.from_pretrained(model, str(adapter))
 
 
 def _quantized(compute: Compute) -> BitsAndBytesConfig:

@@ -47,6 +47,7 @@ class MergedCheckpoint(Checkpoint):
         self.lora = Adapter(adapter)
         self.require_full_precision("merge an adapter into")
         self.lora.require_base(self)
+        self.lora.require_effect(self)
         self.streams = self.lora.streams(self.tied)
         if self.streams:
             self.lora.require_used()
@@ -63,10 +64,12 @@ class MergedCheckpoint(Checkpoint):
         self._require_one_vocabulary()
 
     @cached_property
-    def changed(self) -> list[str]:
-        """Names of the weights that are not the base's own."""
-        touched = self.lora.pairs.keys() | self.lora.replaced.keys() | self.lora.tokens.keys()
-        return [name for name in self.tensors if name in touched]
+    def touched(self) -> list[str]:
+        """Names of the weights that the adapter may change: all that it names, or all there are."""
+        if not self.streams:
+            return list(self.tensors)
+        named = self.lora.pairs.keys() | self.lora.replaced.keys() | self.lora.tokens.keys()
+        return [name for name in self.tensors if name in named]
 
     @property
     def merged_config(self) -> dict:
@@ -81,13 +84,13 @@ class MergedCheckpoint(Checkpoint):
     def memory_words(self) -> str:
         """What a merge of the two needs."""
         if self.streams:
-            return "about 0.35 GB, whatever the size of the model"
+            return "about 0.6 GB, whatever the size of the model"
         return f"about {self.bytes / 1e9 + 0.5:.1f} GB: peft merges this kind, the model in memory"
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> "torch.Tensor":
         dtype = self.tensors[name].dtype
-        rows = read_tensor(self._stored[name], start, stop).to(dtype)
-        zeros = rows == 0 if self._keeps_zeros and name.endswith("proj.weight") else None
+        rows = self.read_unmerged(name, start, stop)
+        zeros = rows == 0 if self.keeps_zeros and name.endswith("proj.weight") else None
         for changes in (self.lora.pairs, self.lora.tokens):
             if name in changes:
                 rows = changes[name].merge(rows, start).to(dtype)
@@ -96,8 +99,12 @@ class MergedCheckpoint(Checkpoint):
         self._require_finite(rows, name)
         return rows
 
+    def read_unmerged(self, name: str, start: int = 0, stop: int | None = None) -> "torch.Tensor":
+        """The rows that the adapter adds to: the base's, or those it brings in their place."""
+        return read_tensor(self._stored[name], start, stop).to(self.tensors[name].dtype)
+
     @property
-    def _keeps_zeros(self) -> bool:
+    def keeps_zeros(self) -> bool:
         """A base pruned to zeros (model_pruning.py --sparsity) says so: a merge brings none back.
 
         The sum then differs from base + adapter at those weights; without it no zero is left.
@@ -196,24 +203,42 @@ def merge_adapter(base: Path, adapter: Path, output: Path) -> MergeReport:
     Tokenizer and chat template come from the adapter folder where it has them. Raises InputError
     for a quantised base, an adapter of another base, an adapter tensor that nothing uses, and
     weights that are not finite; QualityError where the model merged by peft does not answer as base
-    and adapter did.
+    and adapter did, and where a merged weight is not peft's own to the rounding of its type.
     """
     source = require_adapter_of(base, adapter)
+    # Imported here: transformers and peft alone weigh more than a streamed merge (170 MB).
     if source.streams:
         _stream(source, output)
+        from slimtune.models.merge_proof import require_as_peft
+
+        require_as_peft(source, Checkpoint(output))
     else:
-        # Imported here: transformers and peft alone weigh more than a streamed merge (170 MB).
         from slimtune.models.peft_merge import merge_in_memory
 
         merge_in_memory(source, source.lora, output)
     source.write_companions(output)
     merged = Checkpoint(output)
+    changed = [name for name in source.touched if _differs(Checkpoint(base), merged, name)]
+    if not changed:
+        raise source.lora.without_effect("no weight differs from the base's, rounded to its type")
     return MergeReport(
-        changed=len(source.changed),
+        changed=len(changed),
         tensors=len(merged.tensors),
         parameters=merged.parameters,
         bytes=merged.bytes,
         streamed=source.streams,
+    )
+
+
+def _differs(base: Checkpoint, merged: Checkpoint, name: str) -> bool:
+    """Whether any value is not the base's; an output layer written out was the embedding."""
+    stored = name if name in base.tensors else EMBEDDING
+    if name not in merged.tensors or base.shapes.get(stored) != merged.tensors[name].shape:
+        return True
+    pieces = merged.rows(name)
+    return any(
+        not rows.equal(base.read(stored, start, start + len(rows)).to(rows.dtype))
+        for start, rows in pieces
     )
 
 
