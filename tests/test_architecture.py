@@ -21,6 +21,7 @@ FILES = sorted(FINETUNE.rglob("*.py"))
 GROUND = {"config", "console", "settings", "artifacts", "machine", "script"}
 LIGHT = GROUND - {"machine"} | {"data", "prompts", "report"}
 ROOMS = {"models", "inference", "pruning", "training", "evaluation", "export", "chat", "sample"}
+ROOMS |= {"unpacking"}
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets"}
 # Each storey may use those below it.
 _GROUND = {"config", "console", "artifacts", "settings", "machine"}
@@ -32,7 +33,7 @@ MAY_USE = {
     "settings": {"config", "console"},
     "machine": {"config", "console"},
     "artifacts": {"config", "console", "machine"},
-    "script": {"config", "console", "machine", "settings"},
+    "script": {"config", "console", "machine", "settings", "unpacking"},
     "report": {"config", "console", "artifacts"},
     "data": {"config", "console", "artifacts", "report"},
     "prompts": {"console", "artifacts"},
@@ -43,6 +44,7 @@ MAY_USE = {
     "evaluation": _INFERENCE,
     "export": _INFERENCE,
     "chat": _INFERENCE | {"evaluation"},
+    "unpacking": _INFERENCE | {"export"},
     "sample": _MODELS,
 }
 
@@ -199,6 +201,8 @@ SHORT = {
     "pruning/refit.py": "one formula",
     "report/markdown.py": "text from outside made inert, for every page and card",
     "settings/__main__.py": "the entry point of python -m slimtune.settings",
+    "unpacking/references.py": "the one door of the room, which `script` opens",
+    "unpacking/vocabulary_check.py": "the question that decides, apart from what is asked about",
     "settings/written.py": "the schema as files; nothing of it belongs to flags or reading",
 }
 

@@ -5,7 +5,13 @@ from pathlib import Path
 import torch
 from tiny_folders import TEXT
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from slimtune import prompts
 from slimtune.models import tokenizers
@@ -19,6 +25,7 @@ SHAPE = {
     "max_position_embeddings": 256,
     "initializer_range": 0.3,
 }
+_CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
     r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -45,13 +52,12 @@ RULES = {
 
 
 def write_bpe_llama(
-    folder: Path, rule: str = "gpt-2", *, qwen: bool = False, bos: str | None = None, **config
+    folder: Path, rule: str = "gpt-2", *, family: str = "llama", bos: str | None = None, **config
 ) -> Path:
-    """A random Llama (or Qwen2, with biases) of 2 layers in float32, ChatML, digits in its text."""
+    """A random Llama, Qwen2 or Qwen3 of 2 layers in float32, ChatML, with digits in its text."""
     size = _write_tokenizer(folder, rule, bos)
     torch.manual_seed(0)
-    kind = Qwen2Config if qwen else LlamaConfig
-    made = kind(**SHAPE | config, vocab_size=size, eos_token_id=1, bos_token_id=None)
+    made = _CONFIGS[family](**SHAPE | config, vocab_size=size, eos_token_id=1, bos_token_id=None)
     model = AutoModelForCausalLM.from_config(made)
     for name, values in model.named_parameters():
         if name.endswith(".bias"):

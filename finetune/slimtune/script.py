@@ -13,7 +13,7 @@ from slimtune.config import Config
 from slimtune.console import ExitCode, ResourceError, SlimTuneError, first_process, start_logging
 from slimtune.machine.process import leave_out_unused
 from slimtune.machine.tricks import tricks_off
-from slimtune.settings import read_settings
+from slimtune.settings import model_references, read_settings
 
 # Before any Hugging Face import: no progress bars of theirs, no prompts, no thread warnings.
 _ENVIRONMENT = {
@@ -49,7 +49,9 @@ def _run(main: Callable[[Config], None], doc: str, arguments: list[str]) -> int:
         else:
             tricks_off()  # a name it does not know is refused before any work
             leave_out_unused(config)
-            main(config)
+            ready = _with_model_folders(config, script)
+            if ready is not None:
+                main(ready)
         return ExitCode.OK
     except KeyboardInterrupt as stopped:
         print("\n" + ": ".join(["interrupted", *map(str, stopped.args)]), file=sys.stderr)
@@ -60,6 +62,19 @@ def _run(main: Callable[[Config], None], doc: str, arguments: list[str]) -> int:
         known = error if isinstance(error, SlimTuneError) else _resources(error) or _bug(error)
         print(f"error: {known}", file=sys.stderr, flush=True)
         return known.exit_code
+
+
+def _with_model_folders(config: Config, script: str) -> Config | None:
+    """Every script takes a GGUF file for a model; what unpacks it is imported only then."""
+    if not any(map(_may_be_gguf, model_references(config, script).values())):
+        return config
+    from slimtune.unpacking.references import with_folders
+
+    return with_folders(config, script)
+
+
+def _may_be_gguf(reference: str) -> bool:
+    return reference.startswith("ollama:") or ".gguf" in reference or os.path.isfile(reference)
 
 
 def _resources(error: Exception) -> SlimTuneError | None:

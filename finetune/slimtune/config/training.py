@@ -16,8 +16,14 @@ class ModelSection(Section):
 
     base_model: ModelReference = setting(
         "models/sample/base",
-        "Folder or Hub id of the base model. The sample model runs on any laptop;\n"
-        "for the real thing write meta-llama/Llama-2-7b-chat-hf or a folder that holds it.",
+        "Folder or Hub id of the base model, a .gguf file, or ollama:NAME for a model of Ollama's\n"
+        "local store. The sample model runs on any laptop; for the real thing write\n"
+        "meta-llama/Llama-2-7b-chat-hf or a folder that holds it.",
+    )
+    unpacked_dir: Path = setting(
+        Path("models/unpacked"),
+        "Where a GGUF file that stands for a base model is unpacked, once, into a folder of its\n"
+        "name; from there on it is a folder.",
     )
     prompt_template: Literal[(*names("templates"), "tokenizer")] = choice(
         "llama2",

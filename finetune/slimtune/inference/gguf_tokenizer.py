@@ -63,6 +63,16 @@ def tokens_of(header: GgufHeader) -> GgufTokens:
     return GgufTokens(tokens, types or [TokenType.NORMAL] * len(tokens), **special)
 
 
+def put_first(model: "LlamaCpp", tokens: GgufTokens) -> int | None:
+    """The token that llama.cpp puts before every text; None where it puts none.
+
+    It may be one that the file does not name: with Llama-3's rule it puts token 11 then.
+    """
+    ids = model.tokenize("")
+    only_eos = ids == [tokens.eos] != [tokens.bos]
+    return ids[0] if ids and not only_eos else None
+
+
 @dataclass(frozen=True)
 class Ids:
     """What calling a tokenizer returns, as far as prompts are made of it."""
@@ -75,8 +85,10 @@ class GgufTokenizer:
 
     def __init__(self, model: "LlamaCpp", header: GgufHeader) -> None:
         self.model, known = model, tokens_of(header)
-        self.bos_token_id, self.eos_token_id = known.bos, known.eos
-        self.bos_token, self.eos_token = known.name(known.bos), known.name(known.eos)
+        first = put_first(model, known)
+        self.bos_token_id = known.bos if first is None else first
+        self.eos_token_id = known.eos
+        self.bos_token, self.eos_token = map(known.name, (self.bos_token_id, known.eos))
         self.added_tokens_decoder = known.added
         self.chat_template = header.template
         self.name_or_path = str(header.file)

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from slimtune.config import Config, Options
+from slimtune.config import SCRIPTS, Config, Options
 from slimtune.config.inputs import join_inputs, split_inputs
 from slimtune.console import SettingsError
 from slimtune.settings.flags import flags_of, is_list, read_flags, section_fields
@@ -147,6 +147,17 @@ def _resolve(config: Config, given: dict[SettingPath, Given], default_folder: Pa
             values[name] = _absolute(value, field, one.folder if one else default_folder)
         sections[section] = type(getattr(config, section)).model_construct(**values)
     return Config.model_construct(**sections)
+
+
+def model_references(config: Config, script: str) -> dict[SettingPath, str]:
+    """The settings that a script shows and that name one model: a folder, file, or name."""
+    shown = SCRIPTS[script]
+    return {
+        (section, name): getattr(getattr(config, section), name)
+        for section in Config.model_fields
+        for name, field in section_fields(section).items()
+        if "model" in field.metadata and (section in shown or f"{section}.{name}" in shown)
+    }
 
 
 def _absolute(value: Any, field: FieldInfo, folder: Path) -> Any:

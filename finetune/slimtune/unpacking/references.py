@@ -1,0 +1,39 @@
+"""Settings that name a GGUF where a model folder is needed, with the folder it is unpacked into."""
+
+from pathlib import Path
+
+from slimtune.config import Config
+from slimtune.models.gguf_header import is_gguf
+from slimtune.models.ollama_store import blob_of, is_ollama, plain_name
+from slimtune.settings import model_references
+from slimtune.unpacking.unpack import unpacked
+
+
+def with_folders(config: Config, script: str) -> Config | None:
+    """The settings of `script` with a folder for each GGUF file and each `ollama:NAME`.
+
+    None where a dry run ends with what would be unpacked. Raises what `unpacked` raises.
+    """
+    folders: dict[str, dict[str, str]] = {}
+    for (section, name), reference in model_references(config, script).items():
+        folder = _folder(reference, config)
+        if folder is None:
+            return None
+        if folder != reference:
+            folders.setdefault(section, {})[name] = folder
+    sections = {
+        section: getattr(config, section).model_copy(update=values)
+        for section, values in folders.items()
+    }
+    return config.model_copy(update=sections)
+
+
+def _folder(reference: str, config: Config) -> str | None:
+    if is_ollama(reference):
+        file, name = blob_of(reference), plain_name(reference)
+    elif is_gguf(reference):
+        file, name = Path(reference), Path(reference).name.removesuffix(".gguf")
+    else:
+        return reference
+    folder = unpacked(file, name, config)
+    return None if folder is None else str(folder)
