@@ -5,6 +5,7 @@ pass, measured once for each kind of training (the tests measure it again). All 
 all figures the worst case: every row as long as `max_length`.
 """
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,19 +13,24 @@ from typing import Literal
 import psutil
 
 from slimtune.config.catalogues import facts
-from slimtune.models.family import ModelShape
+from slimtune.models.family import Axis, ModelShape
 
 Workload = Literal["stream", "inference", "lora", "full"]
 
-# Bytes kept per token and layer = a * hidden + b * KV width + c * FFN, by what trains and by the
-# size of a number. 16-bit training of adapters keeps float32 copies: peft's adapters are float32.
-_ACTIVATIONS = {
-    ("lora", 4): (24, 8, 16),
-    ("lora", 2): (36, 4, 10),
-    ("full", 4): (32, 8, 16),
-    ("full", 2): (20, 4, 8),
+# Bytes kept per token and layer for each value along an axis, by what trains and by the size of a
+# number. 16-bit training of adapters keeps float32 copies: peft's adapters are float32.
+_ACTIVATIONS: dict[tuple[str, int], dict[Axis, int]] = {
+    ("lora", 4): {"hidden": 16, "query": 8, "kv": 8, "ffn": 16},
+    ("lora", 2): {"hidden": 28, "query": 8, "kv": 4, "ffn": 10},
+    ("full", 4): {"hidden": 24, "query": 8, "kv": 8, "ffn": 16},
+    ("full", 2): {"hidden": 16, "query": 4, "kv": 4, "ffn": 8},
 }
-_DROPOUT = {4: (40, 0, 4), 2: (24, 0, 4)}
+_DROPOUT: dict[int, dict[Axis, int]] = {
+    4: {"hidden": 32, "query": 8, "ffn": 4},
+    2: {"hidden": 20, "query": 4, "ffn": 4},
+}
+# For each value of a query or key that goes through a norm of its own.
+_NORMED = {("lora", 4): 4, ("lora", 2): 4, ("full", 4): 8, ("full", 2): 6}
 # nf4: half a byte, and one scale per 64 weights that is itself kept in 8 bits (arXiv:2305.14314).
 _QUANTIZED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 # Bytes an optimizer keeps for each trained weight.
@@ -157,11 +163,13 @@ def weight_bytes(shape: ModelShape, itemsize: int, quantization: str) -> int:
 
 def activation_bytes(shape: ModelShape, stage: Workload, itemsize: int, dropout: float) -> int:
     """What autograd keeps per token in one decoder layer."""
-    per_hidden, per_kv, per_ffn = _ACTIVATIONS[stage, itemsize]
+    kept = Counter(_ACTIVATIONS[stage, itemsize])
     if dropout and stage == "lora":
-        more = _DROPOUT[itemsize]
-        per_hidden, per_kv, per_ffn = per_hidden + more[0], per_kv + more[1], per_ffn + more[2]
-    return per_hidden * shape.hidden + per_kv * shape.kv_width + per_ffn * shape.ffn
+        kept.update(_DROPOUT[itemsize])
+    for norm, axis in (("q_norm", "query"), ("k_norm", "kv")):
+        if norm in shape.family.norms:
+            kept[axis] += _NORMED[stage, itemsize]
+    return sum(bytes_each * shape.sizes[axis] for axis, bytes_each in kept.items())
 
 
 def available_memory(device: str = "cpu") -> int:

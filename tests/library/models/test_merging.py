@@ -12,6 +12,7 @@ from transformers import (
     BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    Qwen3Config,
 )
 
 from slimtune.console import InputError
@@ -24,15 +25,16 @@ IDS = torch.arange(3, 15).reshape(2, 6)
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def world(folder, *, dtype=torch.bfloat16, tied=False, targets=LINEAR, **lora):
+def world(folder, *, dtype=torch.bfloat16, tied=False, targets=LINEAR, kind=LlamaConfig, **lora):
     """Paths of a base in two or more shards and of an adapter whose B is not zero."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+    config = kind(
+        vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=2, head_dim=16,
         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied,
     )  # fmt: skip
-    LlamaForCausalLM(config).to(dtype).save_pretrained(folder / "base", max_shard_size="60KB")
-    base = LlamaForCausalLM.from_pretrained(folder / "base", dtype=dtype)
+    base = AutoModelForCausalLM.from_config(config).to(dtype)
+    base.save_pretrained(folder / "base", max_shard_size="60KB")
+    base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=dtype)
     model = get_peft_model(base, LoraConfig(r=4, lora_alpha=12, target_modules=targets, **lora))
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -55,6 +57,8 @@ def by_peft(base, adapter, dtype):
         {},
         {"use_rslora": True},
         {"rank_pattern": {"q_proj": 8}, "alpha_pattern": {"layers.1.mlp.up_proj": 3}},
+        {"kind": Qwen3Config},
+        {"kind": Qwen3Config, "use_dora": True},
     ],
 )
 def test_every_bit_is_pefts_own(tmp_path, dtype, lora):
