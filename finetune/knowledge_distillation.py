@@ -20,7 +20,7 @@ def main(config: Config) -> None:
     from slimtune.training import distillation_stage, prechecks, teachers, written_answers
     from slimtune.training.dataset import read_dataset
     from slimtune.training.distillation import passages_of, perplexities, require_teachable
-    from slimtune.training.pipeline import train
+    from slimtune.training.pipeline import require_resumable, train
 
     student, final = config.distillation.student_model, config.distillation.output_dir
     checkpoints = final.with_name(f"{final.name}_checkpoints")
@@ -37,6 +37,9 @@ def main(config: Config) -> None:
     require_teachable(config, student, dataset)
     text = passages_of(config)
     if config.options.dry_run:
+        if config.distillation.mode != "sequence":  # whose rows the teacher has yet to write
+            method = distillation_stage.student(config, student, text)
+            require_resumable(config, method, dataset, checkpoints)
         plan = distillation_stage.plan_distillation(config, student, dataset, text)
         would_write(final, estimates=dataset.summary() | plan)
         return

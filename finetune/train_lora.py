@@ -35,6 +35,7 @@ def main(config: Config) -> None:
     dataset = read_dataset(base, config.model.prompt_template, config.training)
     method = pipeline.whole(base) if whole else pipeline.adapter(base)
     if config.options.dry_run:
+        pipeline.require_resumable(config, method, dataset, checkpoints)
         run = method.plan(config, dataset)
         would_write(final, estimates=dataset.summary() | dry_run(config, base, run, dataset.train))
         return

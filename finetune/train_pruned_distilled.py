@@ -52,15 +52,17 @@ def main(config: Config) -> None:
     text = distillation.passages_of(config)
     runs = {"adapter": pipeline.adapter(base).plan(config, dataset)}
     stages = ", ".join(todo) or "none: all have finished"
+    taught = student(config, str(pruned), text)
+    tuned = pipeline.adapter(str(distilled))
     if config.options.dry_run:
+        pipeline.require_resumable(config, taught, dataset, stopped_student)
+        pipeline.require_resumable(config, tuned, dataset, stopped)
         plan = dataset.summary() | {"stages": stages} | estimate_pruning(base, config)
         plan |= plan_distillation(config, base, dataset, text)
         plan |= timing.dry_runs(config, base, runs, dataset.train)
         would_write(*(links[name].output for name in todo), estimates=plan)
         return
 
-    taught = student(config, str(pruned), text)
-    tuned = pipeline.adapter(str(distilled))
     work = {
         "prune": partial(prune_model, config, base, pruned),
         "cache": partial(ask_teacher, config, dataset, text, asked),

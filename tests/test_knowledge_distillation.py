@@ -136,6 +136,10 @@ def test_a_stopped_run_goes_on_to_the_same_student(
         assert run(*words).code == 130
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
     refused(2, "--resume", *words)
+    other = (*words, "--resume", "--alpha", 0.25)
+    for dry in ([], ["--dry-run"]):
+        refused(2, "distillation.alpha was 0.5, now 0.25", *other, *dry)
+    succeeds(*words, "--resume", "--dry-run")
     steps = []
     monkeypatch.setattr(
         ProgressShown, "on_log", lambda self, args, state, *_, **__: steps.append(state.global_step)

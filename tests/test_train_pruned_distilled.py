@@ -20,7 +20,7 @@ from tiny_folders import swap_two_tokens, write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimtune.console import size
-from slimtune.training import lora
+from slimtune.training import lora, pipeline
 
 # The comparison takes most of the time; one run with it is enough.
 UNMEASURED = ("--stages", "prune,cache,distil,lora,merge")
@@ -135,6 +135,16 @@ def test_a_finished_run_is_replaced_only_with_overwrite(settings, small, tmp_pat
     assert not {r["run_id"] for r in records(out).values()} & {
         r["run_id"] for r in records(small).values()
     }
+
+
+def test_a_dry_run_asks_both_stopped_trainings_whether_they_would_go_on(
+    settings, merged, tmp_path, monkeypatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(pipeline, "require_resumable", lambda *given: asked.append(given[-1].name))
+    words = ("train_pruned_distilled", *settings, "--output-dir", tmp_path, "--resume")
+    succeeds(*words, "--dry-run")
+    assert asked == ["distilled_checkpoints", "checkpoints"]
 
 
 def test_a_stopped_run_goes_on_at_that_stage(settings, merged, tmp_path, monkeypatch) -> None:

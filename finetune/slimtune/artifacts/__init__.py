@@ -10,6 +10,7 @@ from slimtune.artifacts.records import lineage, run_of
 from slimtune.artifacts.stages import (
     Stage,
     finish_files,
+    not_without_overwrite,
     refuse_finished,
     refuse_finished_files,
     refuse_inputs,
@@ -21,6 +22,7 @@ __all__ = [
     "Stage",
     "finish_files",
     "lineage",
+    "not_without_overwrite",
     "refuse_finished",
     "refuse_finished_files",
     "refuse_inputs",

@@ -164,13 +164,14 @@ def refuse_finished(final: Path, config: Config) -> None:
         return
     run = read_manifest(final / RUN)
     if run:
-        raise _finished(final, run)
-    if any(final.iterdir()):
-        raise SettingsError(
+        not_without_overwrite(_finished(final, run), config)
+    elif any(final.iterdir()):
+        strange = SettingsError(
             f"{near(final)}: holds files that no stage of SlimTune wrote",
             "it has no run.json, so overwriting it might destroy something of yours",
             "choose another --output-dir, or add --overwrite",
         )
+        not_without_overwrite(strange, config)
 
 
 def refuse_finished_files(manifest: Path, config: Config, outputs: Sequence[Path]) -> None:
@@ -190,7 +191,9 @@ def refuse_finished_files(manifest: Path, config: Config, outputs: Sequence[Path
         return
     run = read_manifest(manifest)
     if run:
-        raise _finished(manifest.with_name(next(iter(run["files"]), manifest.name)), run)
+        first = manifest.with_name(next(iter(run["files"]), manifest.name))
+        not_without_overwrite(_finished(first, run), config)
+        return
     if waits(manifest):
         raise SettingsError(
             f"{near(ready_of(manifest))}: a run was stopped while its files moved to their places",
@@ -198,11 +201,22 @@ def refuse_finished_files(manifest: Path, config: Config, outputs: Sequence[Path
             "run the command without --dry-run: it goes on with that",
         )
     if manifest.exists():
-        raise SettingsError(
+        strange = SettingsError(
             f"{near(manifest)}: no record that SlimTune wrote",
             "a file of this name is to be written, and this one might be yours",
             "choose another output, or add --overwrite",
         )
+        not_without_overwrite(strange, config)
+
+
+def not_without_overwrite(why: SettingsError, config: Config, needed: str = "--overwrite") -> None:
+    """Raise `why` the output may not be replaced; a dry run, which replaces nothing, only says it.
+
+    Who asks beside finished output what another run would take is answered.
+    """
+    if not config.options.dry_run:
+        raise why
+    note(f"caution: {why.what}: the run itself would need {needed}")
 
 
 def _taken(path: Path, why: str) -> SettingsError:

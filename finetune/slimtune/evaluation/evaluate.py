@@ -8,6 +8,7 @@ from pathlib import Path
 from slimtune.artifacts import (
     finish_files,
     lineage,
+    not_without_overwrite,
     refuse_finished_files,
     refuse_inputs,
     run_of,
@@ -139,11 +140,12 @@ def _refuse(config: Config) -> None:
     run = None if config.options.overwrite else run_of(report)
     other = run["settings"].get("evaluation", {}).get("output") if run else str(output)
     if other != str(output):
-        raise SettingsError(
+        another = SettingsError(
             f"{near(report)}: the report of another comparison",
             f"it belongs to {near(str(other))}",
             "give each comparison a folder of its own with --output, or add --overwrite",
         )
+        not_without_overwrite(another, config)
 
 
 def _next(chosen: Sequence[Candidate]) -> str:

@@ -12,7 +12,7 @@ from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
-from slimtune.artifacts import lineage
+from slimtune.artifacts import lineage, not_without_overwrite
 from slimtune.artifacts.files import write_text
 from slimtune.config import Config
 from slimtune.console import ResourceError, SettingsError, near
@@ -42,11 +42,12 @@ def require_target(file: Path, config: Config) -> None:
     replaced, ResourceError if `ollama create` is to be run and there is no ollama.
     """
     if file.exists() and not config.options.overwrite:
-        raise SettingsError(
+        yours = SettingsError(
             f"{near(file)}: exists already",
             "it may hold changes of yours",
             "move it away, or add --overwrite",
         )
+        not_without_overwrite(yours, config)
     if config.gguf.ollama_create and shutil.which("ollama") is None:
         raise ResourceError(
             "gguf.ollama_create: there is no ollama on PATH",

@@ -27,7 +27,7 @@ from slimtune.report import model_card
 from slimtune.training import estimates, initialisation, lora, prechecks, sharding
 from slimtune.training.attention import training_compute
 from slimtune.training.batches import Sample
-from slimtune.training.checkpoints import to_resume
+from slimtune.training.checkpoints import found, to_resume
 from slimtune.training.curve import Curve
 from slimtune.training.dataset import Dataset
 from slimtune.training.fitting import fit
@@ -100,7 +100,7 @@ def train(
     config: Config, method: Method, dataset: Dataset, final: Path, checkpoints: Path
 ) -> tuple[Curve, str]:
     """Train as `method` says and write the result to `final`; the curve, and what was trained."""
-    same = prechecks.resume_conditions(config, method.sections, method.models, dataset.named)
+    same = _conditions(config, method, dataset)
     config = estimates.with_automatic_batch(config, method.plan(config, dataset))
     inputs = [*method.models.values(), *dataset.files]
     with stage_folder(method.stage, final, config, inputs=inputs) as stage:
@@ -126,6 +126,16 @@ def train(
             )
     _done_with(checkpoints)
     return curve, _spoken(counts)
+
+
+def require_resumable(config: Config, method: Method, dataset: Dataset, checkpoints: Path) -> None:
+    """Raises SettingsError where --resume would refuse: for a dry run, which resumes nothing."""
+    if config.options.resume and found(checkpoints):
+        to_resume(checkpoints, _conditions(config, method, dataset))
+
+
+def _conditions(config: Config, method: Method, dataset: Dataset) -> dict[str, str]:
+    return prechecks.resume_conditions(config, method.sections, method.models, dataset.named)
 
 
 def adapter(base: str) -> Method:

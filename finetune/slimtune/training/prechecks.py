@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from slimtune.artifacts import sha256
+from slimtune.artifacts import not_without_overwrite, sha256
 from slimtune.config import Config
 from slimtune.console import SettingsError, near, processes
 from slimtune.models.compute import choose_device
@@ -52,12 +52,13 @@ def precheck(config: Config, *folders: Path) -> None:
     _tell_about_launcher(device)
     options = config.options
     stopped = [folder for folder in folders if checkpoints.found(folder)]
-    if stopped and not (options.resume or options.overwrite or options.dry_run):
-        raise SettingsError(
+    if stopped and not (options.resume or options.overwrite):
+        left = SettingsError(
             f"{near(stopped[0])}: a stopped run left its checkpoints here",
             "starting again would throw its work away",
             "add --resume to go on, or --overwrite to start from nothing",
         )
+        not_without_overwrite(left, config, "--resume or --overwrite")
 
 
 def resume_conditions(

@@ -166,7 +166,14 @@ def test_other_settings_and_rows_are_refused_by_name(words, rows, stopped, tmp_p
         (["--lora-r", "3"], "lora.rank was 8, now 3"),
         (["--train-data", other], "training rows was"),
     ):
-        refused(2, said, *words, "--output-dir", stopped, "--resume", *flags)
+        going_on = ("--output-dir", stopped, "--resume", *flags)
+        refused(2, said, *words, *going_on)
+        refused(2, said, *words, *going_on, "--dry-run")
+    assert "checkpoint-5" in saves(stopped)
+    ran = succeeds(*words, "--output-dir", stopped, "--resume", "--dry-run")
+    assert "would need" not in ran.err
+    ran = succeeds(*words, "--output-dir", stopped, "--dry-run")
+    assert "would need --resume or --overwrite" in ran.err
     assert "checkpoint-5" in saves(stopped)
 
 
