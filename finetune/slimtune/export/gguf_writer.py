@@ -224,14 +224,7 @@ def largest_value(rows: np.ndarray, kind: Type) -> tuple[float, float]:
 def _encoded(plan: GgufPlan, chunk: _Chunk, rows: np.ndarray) -> np.ndarray:
     """The bytes of rows in their type; InputError for values that it cannot hold."""
     kind = plan.choices[chunk.tensor].type
-    largest, limit = largest_value(rows, kind)
-    if not largest <= limit:  # also true for NaN
-        raise InputError(
-            f"{plan.checkpoint.folder}: {plan.source[chunk.tensor]} holds {largest} in rows "
-            f"{chunk.start} to {chunk.stop}",
-            "training diverged, or the file is damaged",
-            "train again with a smaller learning rate, or copy the folder again",
-        )
+    _require_range(plan, chunk, rows, kind)
     encoding = plan.encoding
     if encoding.through_f16 and kind not in PLAIN:
         stored = plan.checkpoint.tensors[plan.source[chunk.tensor]]
@@ -240,3 +233,25 @@ def _encoded(plan: GgufPlan, chunk: _Chunk, rows: np.ndarray) -> np.ndarray:
     if encoding.importance is not None and kind not in PLAIN:
         weights = encoding.importance.of(chunk.tensor, rows.shape[1])
     return encoding.encoder.encode(rows, kind, weights)
+
+
+def _require_range(plan: GgufPlan, chunk: _Chunk, rows: np.ndarray, kind: Type) -> None:
+    largest, limit = largest_value(rows, kind)
+    if largest <= limit:  # never true for NaN
+        return
+    where = f"{plan.checkpoint.folder}: {plan.source[chunk.tensor]} holds {largest} in rows "
+    where += f"{chunk.start} to {chunk.stop}"
+    if not np.isfinite(largest):
+        raise InputError(
+            where,
+            "training diverged, or the file is damaged",
+            "train again with a smaller learning rate, or copy the folder again",
+        )
+    what = (
+        "float16 ends" if kind == Type.F16 else f"the scales of {kind.name} are float16, which ends"
+    )
+    raise InputError(
+        where,
+        f"{what} at 65504; bfloat16 reaches as far as float32",
+        "convert to BF16, which holds them as they are: --quantization BF16",
+    )

@@ -175,12 +175,29 @@ def edit_config(folder, **changes: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 1e6])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_values_that_no_type_can_hold_are_named(narrow, tmp_path, value):
     broken = "model.layers.1.mlp.up_proj.weight"
     spoil(narrow, tmp_path, lambda state: state[broken].__setitem__((3, 5), value))
-    with pytest.raises(InputError, match=broken):
-        write_gguf(tmp_path, tmp_path / "out.gguf", "F16")
+    for kind in ("F16", "BF16"):
+        with pytest.raises(InputError, match=broken) as error:
+            write_gguf(tmp_path, tmp_path / "out.gguf", kind)
+        assert "training diverged" in error.value.why
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q8_0"])
+def test_beyond_float16_the_cure_is_bfloat16(narrow, tmp_path, kind):
+    large = "model.layers.1.mlp.up_proj.weight"
+    spoil(narrow, tmp_path, lambda state: state[large].__setitem__((3, 5), -1e6))
+    with pytest.raises(InputError, match=large) as error:
+        write_gguf(tmp_path, tmp_path / "out.gguf", kind)
+    assert "65504" in error.value.why and "--quantization BF16" in error.value.cure
+    write_gguf(tmp_path, tmp_path / "out.gguf", "BF16")
+    tensors = {t.name: t for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
+    found = tensors["blk.1.ffn_up.weight"]
+    assert gguf.quants.dequantize(found.data, found.tensor_type)[3, 5] == pytest.approx(
+        -1e6, rel=4e-3
+    )
 
 
 @pytest.mark.parametrize(
