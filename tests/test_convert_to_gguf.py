@@ -177,7 +177,9 @@ def test_a_dry_run_tells_the_size_and_writes_nothing(settings, gguf, tmp_path, m
         (3, ["--model-path", "empty"], "no weights"),
         (3, ["--test-data", "nowhere.jsonl"], "nowhere.jsonl"),
         (2, ["--quantization", "Q3_K"], "Q3_K is no gguf.quantization"),
-        (2, ["--model-name", "a/b"], "model_name"),
+        (2, ["--model-name", "a//b"], "model_name"),
+        (2, ["--model-name", "../b"], "model_name"),
+        (2, ["--model-name", "a/b:c:d"], "model_name"),
     ],
 )
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry"])

@@ -98,7 +98,10 @@ class Gguf(Section):
         "where that is missing llama-quantize on PATH.",
     )
     model_name: str = setting(
-        "slimtune-sample", "Name of the file and of the Ollama model.", pattern=r"^[\w.-]+$"
+        "slimtune-sample",
+        "Name of the files and of the Ollama model: NAME, NAME:TAG or USER/NAME:TAG; in the names of\n"
+        "files / and : become -. A Modelfile wants the ASCII that Ollama takes.",
+        pattern=r"^\w[\w.-]*(/\w[\w.-]*)*(:\w[\w.-]*)?$",
     )
     create_modelfile: bool = setting(
         False, "true writes an Ollama Modelfile into the working directory."

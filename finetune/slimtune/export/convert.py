@@ -19,6 +19,7 @@ from slimtune.export.modelfile import chosen
 from slimtune.export.plan import Encoding, GgufPlan, ModelSource
 from slimtune.export.proof import proof_rows
 from slimtune.models.merging import MergedCheckpoint
+from slimtune.models.ollama_store import plain_name
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ _log = logging.getLogger(__name__)
 def files_of(config: Config) -> list[Path]:
     """OUTPUT_DIR/NAME-TYPE.gguf for each type."""
     gguf = config.gguf
-    return [gguf.output_dir / f"{gguf.model_name}-{name}.gguf" for name in gguf.quantization]
+    model = plain_name(gguf.model_name)
+    return [gguf.output_dir / f"{model}-{name}.gguf" for name in gguf.quantization]
 
 
 def manifest_of(file: Path) -> Path:
@@ -38,7 +40,7 @@ def written_with(file: Path, config: Config) -> list[Path]:
 
     One that is read instead is not written, and stays.
     """
-    importance = file.with_name(f"{config.gguf.model_name}.imatrix.gguf")
+    importance = file.with_name(f"{plain_name(config.gguf.model_name)}.imatrix.gguf")
     given = config.gguf.imatrix
     is_read = isinstance(given, Path) and given.resolve() == importance.resolve()
     return [file] if is_read else [file, importance]
@@ -120,7 +122,7 @@ def _convert(
     source: ModelSource, plans: dict[Path, GgufPlan], stages: dict[Path, Stage], config: Config
 ) -> list[ConversionReport]:
     """All types from one read; those that no library here encodes through llama-quantize."""
-    imatrix, name = config.gguf.imatrix, config.gguf.model_name
+    imatrix, name = config.gguf.imatrix, plain_name(config.gguf.model_name)
     if imatrix == "auto":
         from slimtune.export.importance import measure_importance  # torch and transformers
 

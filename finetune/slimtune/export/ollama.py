@@ -20,6 +20,7 @@ from slimtune.export.modelfile import modelfile
 from slimtune.export.plan import GgufPlan
 from slimtune.export.preflight import special_tokens
 from slimtune.export.proof import proof_rows
+from slimtune.models.ollama_store import require_name
 from slimtune.prompts import ChatMessage
 
 _log = logging.getLogger(__name__)
@@ -38,9 +39,11 @@ class Answer:
 
 
 def require_target(file: Path, config: Config) -> None:
-    """Before the work: raises SettingsError for a Modelfile that is there already and may not be
-    replaced, ResourceError if `ollama create` is to be run and there is no ollama.
+    """Before the work: raises SettingsError for a name that Ollama does not take, and for a
+    Modelfile that is there already and may not be replaced; ResourceError if `ollama create` is to
+    be run and there is no ollama.
     """
+    require_name(config.gguf.model_name)
     if file.exists() and not config.options.overwrite:
         yours = SettingsError(
             f"{near(file)}: exists already",

@@ -11,14 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slimtune.artifacts.files import is_plain, read_json
+from slimtune.artifacts.files import read_json
 from slimtune.console import InputError, SettingsError, near
 
 PREFIX = "ollama:"
 _WEIGHTS = "application/vnd.ollama.image.model"
 _ADAPTER = "application/vnd.ollama.image.adapter"
 _HOST, _NAMESPACE, _TAG = "registry.ollama.ai", "library", "latest"
-_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+# As Ollama itself reads a name: ASCII alone, nothing odd in front, 80 characters a part.
+# https://github.com/ollama/ollama/blob/main/types/model/name.go
+_NAME = re.compile(
+    r"(?:(?:(?P<host>[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349})/)?"
+    r"(?P<namespace>[A-Za-z0-9_][A-Za-z0-9_-]{0,79})/)?"
+    r"(?P<model>[A-Za-z0-9_][A-Za-z0-9_.-]{0,79})"
+    r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}))?"
+)
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _PULL_AGAIN = "pull it again with `ollama pull`, or give the .gguf file itself"
 
@@ -62,18 +69,35 @@ def stores() -> list[Path]:
 
 def _parts(reference: str) -> tuple[str, str, str, str]:
     """Host, namespace, model and tag, with Ollama's own defaults."""
-    *where, last = reference.removeprefix(PREFIX).split("/")
-    model, colon, tag = last.partition(":")
-    host, namespace = [_HOST, _NAMESPACE, *where][-2:] if len(where) != 1 else (_HOST, where[0])
-    parts = (host, namespace, model, tag if colon else _TAG)
-    names = [*parts[1:], *host.split(":", 1)]
-    if len(where) > 2 or not all(_PART.fullmatch(part) and is_plain(part) for part in names):
+    found = _NAME.fullmatch(reference.removeprefix(PREFIX))
+    if found is None:
         raise SettingsError(
             f"{reference}: no name of a model in Ollama",
             "a name is MODEL, MODEL:TAG or USER/MODEL:TAG",
             f"`ollama list` shows the names; write for example {PREFIX}llama3.2:1b",
         )
-    return parts
+    given = found.groupdict()
+    host, namespace = given["host"] or _HOST, given["namespace"] or _NAMESPACE
+    return host, namespace, given["model"], given["tag"] or _TAG
+
+
+def require_name(name: str) -> None:
+    """SettingsError for a `gguf.model_name` that `ollama create` would refuse, after all the work.
+
+    The cure is the name with what is not allowed left out.
+    """
+    if _NAME.fullmatch(name):
+        return
+    ascii_only = re.sub(r"[^A-Za-z0-9_.:/-]+", "-", name)
+    parts = [part.strip("-.")[:80] for part in re.split(r"([/:])", ascii_only)]
+    near_enough = "".join(parts)
+    usable = near_enough if _NAME.fullmatch(near_enough) else "my-model"
+    raise SettingsError(
+        f"gguf.model_name: {name} is no name that Ollama takes",
+        "it is MODEL, MODEL:TAG or USER/MODEL:TAG of ASCII letters, digits, _, - and (not in USER)"
+        " dots; each begins with a letter, a digit or _ and has at most 80 characters",
+        f"--model-name {usable}",
+    )
 
 
 def _weights(store: Path, manifest: Path, reference: str) -> Path:

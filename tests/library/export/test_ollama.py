@@ -119,6 +119,28 @@ def test_another_length_than_in_training_is_a_warning(
     assert "Ollama made 3 tokens of the prompt, training" in caplog.text
 
 
+def test_a_name_with_user_and_tag_names_the_files_too(
+    words, model, server, tmp_path, monkeypatch
+) -> None:
+    install(tmp_path, monkeypatch)
+    server.reply = {"message": {"content": "Sat."}}
+    ran = succeeds("convert_to_gguf", *words, "--model-name", "me/tiny:v1.2")
+    assert json.loads((tmp_path / "told.json").read_text())[0][1] == "me/tiny:v1.2"
+    assert (
+        (tmp_path / "Modelfile.seen").read_text().startswith('FROM "./out/me-tiny-v1.2-F16.gguf"')
+    )
+    assert ran.out.endswith("next:  ollama run me/tiny:v1.2\n")
+
+
+def test_a_name_that_ollama_refuses_is_told_before_the_work(words, tmp_path) -> None:
+    words = [*words[:-1], "--model-name", "客服"]
+    for flags in (["--create-modelfile"], ["--create-modelfile", "--dry-run"]):
+        refused(2, "no name that Ollama takes", "convert_to_gguf", *words, *flags)
+    assert not (tmp_path / "work/out").exists()
+    succeeds("convert_to_gguf", *words)  # without Ollama, a file may be called so
+    assert (tmp_path / "work/out/客服-F16.gguf").is_file()
+
+
 def test_without_ollama_nothing_is_begun(words, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     refused(4, "no ollama on PATH", "convert_to_gguf", *words)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slimtune.console import InputError, SettingsError
-from slimtune.models.ollama_store import blob_of, plain_name
+from slimtune.models.ollama_store import blob_of, plain_name, require_name
 
 WEIGHTS = "application/vnd.ollama.image.model"
 
@@ -98,3 +98,33 @@ def test_without_the_variable_it_is_the_users_own(tmp_path, monkeypatch):
 
 def test_a_name_for_folders_is_plain():
     assert plain_name("ollama:hf.co/me/tuned:Q4") == "hf.co-me-tuned-Q4"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tiny", "Tiny_2.5-x", "_x", "me/tiny", "me/tiny:v1.2", "box:5000/me/tiny:q4", "a" * 80],
+)
+def test_a_name_that_ollama_takes(name):
+    require_name(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "usable"),
+    [
+        ("客服模型", "my-model"),
+        ("tiny-客服", "tiny"),
+        ("mé/tiny", "m/tiny"),
+        ("-tiny", "tiny"),
+        ("me/tiny:-v1", "me/tiny:v1"),
+        ("m.e/tiny", "my-model"),  # no dots in USER
+        ("a" * 81, "a" * 80),
+        ("a:b:c", "my-model"),
+        ("a/b/c/d", "my-model"),
+        ("tiny\n", "tiny"),
+    ],
+)
+def test_a_name_that_ollama_refuses_is_told_with_one_that_it_takes(name, usable):
+    with pytest.raises(SettingsError, match="no name that Ollama takes") as error:
+        require_name(name)
+    assert error.value.cure == f"--model-name {usable}"
+    require_name(usable)
