@@ -51,6 +51,8 @@ def test_with_prepared_rows_it_answers_better_than_by_norms_alone(
     assert run["perplexity_after"] < by_chance["perplexity_after"]
     card = (pruned / "pruning_card.md").read_text()
     assert f"{run['perplexity_after']:.2f}" in card and "| FFN neurons a layer | 128 | 96 |" in card
+    (said,) = run["rounded"]
+    assert said.startswith("ffn_ratio 0.33 became 0.250: 96 of 128") and f"- {said}\n" in card
     assert not (pruned / "scratch").exists()
 
 
@@ -111,6 +113,7 @@ def test_flags_win_over_the_config(settings, pruned, tmp_path) -> None:
 def test_a_dry_run_estimates_and_writes_nothing(settings, merged, tmp_path) -> None:
     ran = succeeds("model_pruning", *settings, "--output-dir", tmp_path / "out", "--dry-run")
     assert "would write" in ran.out and "FFN neurons a layer: 128 -> 96" in ran.out
+    assert "rounded: ffn_ratio 0.33 became 0.250: 96 of 128 are left, a multiple of 32\n" in ran.out
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,5 +1,6 @@
 """Pruning as the scripts run it: a model in, a finished folder and its card out."""
 
+import logging
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,11 +18,13 @@ from slimtune.pruning.anatomy import prunable_shape
 from slimtune.pruning.calibration import Calibration, calibrate, source_of
 from slimtune.pruning.depth import drop_layers
 from slimtune.pruning.hidden import cut_hidden
-from slimtune.pruning.sizes import Ratios, smaller, steps
+from slimtune.pruning.sizes import Ratios, rounded, smaller, steps
 from slimtune.pruning.sparsity import sparsify
 from slimtune.pruning.stack import read_layers
 from slimtune.pruning.width import cut_width
 from slimtune.pruning.writer import require_finite, smaller_config
+
+_log = logging.getLogger(__name__)
 
 CARD = "pruning_card.md"
 
@@ -46,13 +49,14 @@ class PruneReport:
     """What the cut changed, and how far the folder, loaded back, is from what was meant.
 
     `proven`: kind of cut -> largest difference of the logits, as a share of the largest one, or
-    "not proven" and why.
+    "not proven" and why. `rounded`: what ratios became that could not be met.
     """
 
     before: Sizes
     after: Sizes
     calibration: str
     proven: dict[str, float | str]
+    rounded: list[str]
 
     def rows(self) -> list[tuple[str, str, str]]:
         """The card: (what, before, after)."""
@@ -83,6 +87,9 @@ def prune_model(config: Config, model: str, final: Path) -> PruneReport:
     source = local_folder(model)
     target = plan_cuts(source, config)
     require_finite(Checkpoint(source))
+    unmet = _unmet(source, target, config)
+    for words in unmet:
+        _log.info("pruning: %s", words)
     with stage_folder("model_pruning", final, config, inputs=[model]) as stage:
         calibration = calibrate(source, config)
         scratch = stage.folder / "scratch"
@@ -91,7 +98,7 @@ def prune_model(config: Config, model: str, final: Path) -> PruneReport:
         after = _sizes(stage.folder, calibration, scratch)
         shutil.rmtree(scratch, ignore_errors=True)
         said = calibration.source if calibration else "none"
-        report = PruneReport(before, after, said, proven)
+        report = PruneReport(before, after, said, proven, unmet)
         write_text(stage.folder / CARD, card(report, model))
         stage.metrics.update(_metrics(report))
     return report
@@ -104,16 +111,27 @@ def plan_cuts(source: Path, config: Config) -> ModelShape:
     source_of(config)
     if pruning.sparsity:
         return shape
-    ratios = Ratios(
+    target = smaller(shape, _ratios(config))
+    smaller_config(checkpoint.config, target, shape, list(range(target.layers)))
+    return target
+
+
+def _ratios(config: Config) -> Ratios:
+    pruning = config.pruning
+    return Ratios(
         ffn=pruning.ffn_ratio,
         groups=pruning.kv_group_ratio,
         layers=pruning.layer_ratio,
         hidden=pruning.hidden_ratio,
         parameters=None if pruning.target_params is None else round(pruning.target_params),
     )
-    target = smaller(shape, ratios)
-    smaller_config(checkpoint.config, target, shape, list(range(target.layers)))
-    return target
+
+
+def _unmet(source: Path, target: ModelShape, config: Config) -> list[str]:
+    """The ratios that could not be met, in words."""
+    if config.pruning.sparsity:
+        return []
+    return rounded(ModelShape.of(Checkpoint(source).config), target, _ratios(config))
 
 
 def estimate_pruning(model: str, config: Config) -> dict[str, str]:
@@ -127,6 +145,7 @@ def estimate_pruning(model: str, config: Config) -> dict[str, str]:
         "KV groups": f"{before.kv_heads} -> {after.kv_heads}",
         "layers": f"{before.layers} -> {after.layers}",
         "hidden size": f"{before.hidden} -> {after.hidden}",
+        "rounded": "; ".join(_unmet(source, after, config)) or "no",
         "calibration": {"rows": "prepared rows", "self": "the model's own words"}.get(
             calibration, "none"
         ),
@@ -224,6 +243,7 @@ def _metrics(report: PruneReport) -> dict:
     }
     differences = [value for value in report.proven.values() if not isinstance(value, str)]
     flat |= {"calibration": report.calibration, "proven": report.proven}
+    flat["rounded"] = report.rounded
     return flat | {"difference": max(differences) if differences else None}
 
 
@@ -234,6 +254,7 @@ def card(report: PruneReport, model: str) -> str:
     lines += ["", f"Calibration: {report.calibration}. Perplexity and speed are those on rows kept"]
     lines[-1] += " back from it; a pruned model gets better again by distillation or training."
     lines.append("")
+    lines += [f"- {words}" for words in report.rounded]
     for kind, found in report.proven.items():
         if isinstance(found, float):
             found = f"loaded back, logits differ by {found:.1g} of the largest from those meant"

@@ -1,7 +1,9 @@
 """How much stays: ratios, or one number of parameters, turned into sizes that a model can have.
 
-FFN neurons and hidden channels stay at multiples of 256 where the model is that large, and so does
-heads * head_dim where it was: K-quants need rows of 256, other rows get larger types.
+K-quants need rows of 256, other rows get larger types. So neurons, hidden channels and
+heads * head_dim stay at multiples of 256 where K-quants profit: in a model whose hidden size is
+such a multiple, on an axis that is several of them long. What a ratio became by it is said
+(`rounded`).
 """
 
 import math
@@ -32,12 +34,12 @@ def smaller(shape: ModelShape, ratios: Ratios) -> ModelShape:
     so that the count comes closest; of two equally close, the one that keeps more neurons.
     """
     layers = _layers_left(shape, ratios.layers)
-    hidden = _left("hidden", shape.hidden, ratios.hidden, multiple_of(shape.hidden))
+    hidden = _left("hidden", shape.hidden, ratios.hidden, _multiple(shape, shape.hidden))
     base = replace(shape, layers=layers, hidden=hidden)
     if ratios.parameters is not None:
         return _solved(base, ratios.parameters)
-    ffn = _left("ffn", shape.ffn, ratios.ffn, multiple_of(shape.ffn))
-    left = with_groups(replace(base, ffn=ffn), _groups_left(shape, ratios.groups))
+    ffn = _left("ffn", shape.ffn, ratios.ffn, _multiple(base, shape.ffn))
+    left = with_groups(replace(base, ffn=ffn), _groups_left(base, ratios.groups))
     if left == shape:
         raise SettingsError(
             "pruning: every ratio is 0",
@@ -52,9 +54,50 @@ def with_groups(shape: ModelShape, groups: int) -> ModelShape:
     return replace(shape, kv_heads=groups, heads=groups * (shape.heads // shape.kv_heads))
 
 
-def multiple_of(size: int) -> int:
-    """256 where the model is that large: K-quants need rows of 256, other rows get larger types."""
-    return 256 if size >= 512 else 32 if size >= 64 else 8
+def rounded(before: ModelShape, after: ModelShape, ratios: Ratios) -> list[str]:
+    """What each ratio became where it is not what was asked for, and why, in words."""
+    asked = {
+        "ffn_ratio": (ratios.ffn, before.ffn, after.ffn, _multiple(after, before.ffn)),
+        "hidden_ratio": (
+            ratios.hidden,
+            before.hidden,
+            after.hidden,
+            _multiple(before, before.hidden),
+        ),
+        "kv_group_ratio": (ratios.groups, before.kv_heads, after.kv_heads, None),
+        "layer_ratio": (ratios.layers, before.layers, after.layers, None),
+    }
+    if ratios.parameters is not None:
+        del asked["ffn_ratio"], asked["kv_group_ratio"]
+    found = []
+    for name, (wanted, old, new, multiple) in asked.items():
+        share = 1 - new / old
+        if abs(share - wanted) < _TELLS_APART:
+            continue
+        why = f"{new} of {old} are left, a multiple of {multiple}" if multiple else ""
+        why = why or f"{new} of {old} are left, for they are cut whole"
+        if multiple == ROW or name == "kv_group_ratio" and _by_rows(before):
+            why += f"; K-quants need rows of {ROW}"
+        found.append(f"{name} {wanted:g} became {share:.3f}: {why}")
+    return found
+
+
+ROW = 256  # values in a block of a K-quant: a row that is no multiple gets a larger type
+_LONG = 1024  # values along an axis from which on steps of 256 are fine enough
+_TELLS_APART = 0.005
+
+
+def _multiple(shape: ModelShape, size: int) -> int:
+    """The step in which `size` values of an axis are cut in a model of this shape."""
+    if size >= _LONG and shape.hidden % ROW == 0:
+        return ROW
+    return 32 if size >= 64 else 8
+
+
+def _by_rows(shape: ModelShape) -> bool:
+    """Whether heads * head_dim is a row of K-quants that should stay one."""
+    width = shape.heads * shape.head_dim
+    return width % ROW == 0 and _multiple(shape, width) == ROW
 
 
 def steps(before: ModelShape, after: ModelShape) -> list[ModelShape]:
@@ -70,7 +113,7 @@ def steps(before: ModelShape, after: ModelShape) -> list[ModelShape]:
     way = []
     for step in range(1, count + 1):
         part = step / count
-        multiple = multiple_of(before.ffn)
+        multiple = _multiple(after, before.ffn)
         ffn = round(before.ffn * (after.ffn / before.ffn) ** part / multiple) * multiple
         wanted = before.kv_heads * (after.kv_heads / before.kv_heads) ** part
         groups = min(counts, key=lambda count, wanted=wanted: abs(count - wanted))
@@ -115,9 +158,8 @@ def _group_counts(shape: ModelShape) -> list[int]:
     """Numbers of KV groups that may be left, fewest first, all of them at the end."""
     width = shape.head_dim * (shape.heads // shape.kv_heads)
     every = range(1, shape.kv_heads)
-    fitting = [count for count in every if count * width % 256 == 0]
-    large = shape.kv_heads * width % 256 == 0 and fitting
-    return [*(fitting if large else every), shape.kv_heads]
+    fitting = [count for count in every if count * width % ROW == 0]
+    return [*(fitting if fitting and _by_rows(shape) else every), shape.kv_heads]
 
 
 def _groups_left(shape: ModelShape, ratio: float) -> int:
@@ -156,7 +198,7 @@ def _layers_left(shape: ModelShape, ratio: float) -> int:
 
 def _solved(base: ModelShape, parameters: int) -> ModelShape:
     """Neurons and groups for a number of parameters, by the rule in `smaller`."""
-    multiple = multiple_of(base.ffn)
+    multiple = _multiple(base, base.ffn)
     counts = _group_counts(base)
     # Shares are equal to within one step of each: KV groups may come in twos, or be four in all.
     slack = (counts[-1] - counts[-2] if len(counts) > 1 else 1) / base.kv_heads

@@ -6,11 +6,13 @@ import pytest
 
 from slimtune.console import InputError, SettingsError
 from slimtune.models.family import ModelShape
-from slimtune.pruning.sizes import Ratios, multiple_of, smaller, steps, with_groups
+from slimtune.pruning.sizes import ROW, Ratios, rounded, smaller, steps, with_groups
 
 LLAMA_7B = ModelShape(32000, 4096, 11008, 32, 32, 32, 128, False, frozenset())
 TINY_LLAMA = ModelShape(32000, 2048, 5632, 22, 32, 4, 64, False, frozenset())
 STORIES = ModelShape(512, 64, 172, 5, 8, 4, 8, True, frozenset())
+SMOLLM2 = ModelShape(49152, 576, 1536, 30, 9, 3, 64, True, frozenset())  # 135M
+QWEN3 = ModelShape(151936, 1024, 3072, 28, 16, 8, 128, True, frozenset())  # 0.6B
 
 
 @pytest.mark.parametrize(
@@ -20,7 +22,8 @@ STORIES = ModelShape(512, 64, 172, 5, 8, 4, 8, True, frozenset())
         (11008, 0.33, 7424),
         (5632, 0.25, 4352),
         (768, 0.33, 512),
-        (512, 0.99, 256),
+        (512, 0.99, 32),
+        (1024, 0.99, 256),
         (172, 0.25, 128),
         (172, 0.99, 32),
         (48, 0.25, 40),
@@ -29,10 +32,60 @@ STORIES = ModelShape(512, 64, 172, 5, 8, 4, 8, True, frozenset())
 def test_the_size_left_is_the_nearest_multiple(neurons, ratio, left):
     shape = replace(LLAMA_7B, ffn=neurons)
     assert smaller(shape, Ratios(ffn=ratio)).ffn == left
-    assert left % multiple_of(neurons) == 0
 
 
-@pytest.mark.parametrize(("neurons", "ratio"), [(512, 0.25), (128, 0.05), (11008, 0.001), (768, 1)])
+def test_where_no_k_quant_profits_a_ratio_is_met():
+    """Rows of 576 and 896 get other types anyway, and a few thousand weights need none."""
+    assert smaller(SMOLLM2, Ratios(ffn=0.25)).ffn == 1152
+    qwen = replace(QWEN3, hidden=896, ffn=4864, heads=14, kv_heads=2, head_dim=64)
+    assert smaller(qwen, Ratios(ffn=0.25)).ffn == 3648
+    assert smaller(SMOLLM2, Ratios(hidden=0.2)).hidden == 448
+    assert smaller(replace(SMOLLM2, kv_heads=9), Ratios(groups=0.2)).heads == 7
+    assert smaller(STORIES, Ratios(ffn=0.1)).ffn == 160
+    for shape in (SMOLLM2, qwen):
+        assert rounded(shape, smaller(shape, Ratios(ffn=0.25)), Ratios(ffn=0.25)) == []
+
+
+def test_where_k_quants_profit_rows_stay_rows_of_256():
+    left = smaller(QWEN3, Ratios(ffn=0.2, hidden=0.2, groups=0.3))
+    assert left.ffn % ROW == left.hidden % ROW == (left.heads * left.head_dim) % ROW == 0
+    # Where the hidden size stops being one, nothing else has to be.
+    odd = replace(QWEN3, hidden=1000)
+    assert smaller(odd, Ratios(ffn=0.2)).ffn == 2464
+
+
+@pytest.mark.parametrize(
+    ("shape", "ratios", "words"),
+    [
+        (
+            QWEN3,
+            Ratios(ffn=0.2),
+            ["ffn_ratio 0.2 became 0.167: 2560 of 3072 are left, a multiple of 256; K-quants"],
+        ),
+        (QWEN3, Ratios(ffn=0.25), []),
+        (STORIES, Ratios(ffn=0.25), ["ffn_ratio 0.25 became 0.256: 128 of 172 are left, a mult"]),
+        (LLAMA_7B, Ratios(groups=0.3), ["kv_group_ratio 0.3 became 0.312: 22 of 32 are left, for"]),
+        (
+            TINY_LLAMA,
+            Ratios(layers=0.25),
+            ["layer_ratio 0.25 became 0.227: 17 of 22 are left, for"],
+        ),
+        (
+            QWEN3,
+            Ratios(hidden=0.2, layers=0.3),
+            ["hidden_ratio 0.2 became 0.25", "layer_ratio 0.3"],
+        ),
+        (LLAMA_7B, Ratios(parameters=5 * 10**9, ffn=0.3), []),
+    ],
+)
+def test_what_a_ratio_became_is_said(shape, ratios, words):
+    found = rounded(shape, smaller(shape, ratios), ratios)
+    assert len(found) == len(words)
+    for said, begin in zip(found, words, strict=True):
+        assert said.startswith(begin)
+
+
+@pytest.mark.parametrize(("neurons", "ratio"), [(1024, 0.1), (128, 0.05), (11008, 0.001), (768, 1)])
 def test_a_ratio_that_is_no_cut_names_one_that_is(neurons, ratio):
     shape = replace(LLAMA_7B, ffn=neurons)
     with pytest.raises(SettingsError, match="pruning.ffn_ratio") as error:
