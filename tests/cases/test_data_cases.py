@@ -1,6 +1,6 @@
 """Situations that people report, one by one: the rows as they meant them, or words that help.
 
-Each stands for a kind of fault; those of ../shared/cases run where that folder is there.
+Each stands for a kind of fault; test_situations.py has more, a small file each.
 """
 
 import json
@@ -13,8 +13,6 @@ from slimtune.config.data import Data
 from slimtune.console import SlimTuneError
 from slimtune.data.preparation import Prepared, prepare
 from slimtune.data.writing import closing_numbers, write_outputs
-
-SHARED = Path(__file__).parents[3] / "shared" / "cases" / "data"
 
 
 def prepared(file: Path, **settings: Any) -> Prepared:
@@ -398,35 +396,3 @@ def test_a_pointer_is_named_for_what_it_is(tmp_path) -> None:
 def test_what_nobody_can_read_is_bad_input(tmp_path, content) -> None:
     """Exit 3 with words, never a bug of ours."""
     assert "cannot be read" in (said := refusal(write(tmp_path, content))) or "no usable" in said
-
-
-# --- the files of ../shared/cases ---------------------------------------------------------------
-
-KEPT = {
-    "nan_input.json": 6, "context_qa.jsonl": 6, "weight.jsonl": 4, "sjis.csv": 20,
-    "nulbytes.csv": 2, "cat_bom.csv": 8, "dict_of_lists.json": 6, "parts.jsonl": 6,
-    "developer.jsonl": 6, "json_in_csv.csv": 6, "bools.jsonl": 6, "cn_cols.csv": 4,
-    "dolly.jsonl": 6, "sep_line.csv": 6, "title_row.csv": 6, "blank_rows.csv": 6, "hf_clone": 6,
-    "glued.jsonl": 6, "one_row.jsonl": 1, "swallow.csv": 8, "roles.jsonl": 11,
-}  # fmt: skip
-REFUSED = {
-    "dup_header.csv": "'answer' twice", "lfs.jsonl": "git lfs pull", "tools.jsonl": "tool_calls",
-    "cat_arrays.json": "cat_arrays.json:2",
-}  # fmt: skip
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared cases are not beside this checkout")
-class TestShared:
-    def test_every_case_has_its_expectation(self) -> None:
-        assert {file.name for file in SHARED.iterdir()} == {*KEPT, *REFUSED}
-
-    @pytest.mark.parametrize("name", KEPT)
-    def test_rows_as_a_person_reads_them(self, name) -> None:
-        found = prepared(SHARED / name)
-        assert found.counts()["train"] == KEPT[name]
-        told = json.dumps(found.rows("train"), ensure_ascii=False)
-        assert not any(word in told for word in ('"nan"', "\\u0000", "\ufffd"))
-
-    @pytest.mark.parametrize("name", REFUSED)
-    def test_a_refusal_names_its_cause(self, name) -> None:
-        assert REFUSED[name] in refusal(SHARED / name)

@@ -20,7 +20,6 @@ from slimtune.data.preparation import prepare
 from slimtune.data.rows import read_rows
 from slimtune.data.similarity import keys_of
 
-INSTRUCT = Path(__file__).parents[4] / "shared" / "data" / "instruct"
 MESS = [
     {"output": "x"},
     {"instruction": "x"},
@@ -334,30 +333,6 @@ def test_read_rows_takes_plain_rows_and_names_the_bad_line(tmp_path):
     with pytest.raises(InputError, match=r"raw.jsonl:2: not usable") as caught:
         read_rows(saved(tmp_path, [alpaca_row(1), {"instruction": "x"}]))
     assert "prepare_data.py" in caught.value.cure
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "rows_in", "duplicates"),
-    [
-        ("alpaca_en_demo.json", "alpaca", 999, 14),
-        ("alpaca_zh_demo.json", "alpaca", 1000, 8),
-        ("identity.json", "alpaca", 91, 0),
-        ("gsm8k_train.jsonl", "qa", 7473, 0),
-        ("huatuo_llama_data.json", "alpaca", 8658, 1),  # one answer is only "无"
-        ("fastchat_sharegpt_dummy.json", "sharegpt", 500, 0),
-        ("self_instruct_seed_tasks.jsonl", "alpaca", 175, 0),
-        ("chinese_vicuna_chat_sample.jsonl", "alpaca", 3, 0),
-    ],
-)
-def test_real_files(name, shape, rows_in, duplicates):
-    if not INSTRUCT.is_dir():
-        pytest.skip("needs ../shared/data/instruct")
-    judged = prepare(Data(input=INSTRUCT / name))
-    assert judged.sources[0]["shape"] == shape and judged.sources[0]["rows"] == rows_in
-    assert judged.counts()["left out"] == duplicates
-    text = (INSTRUCT / name).read_text(encoding="utf-8")
-    lines = len(json.loads(text)) if text.startswith("[") else text.count("\n")
-    assert sum(judged.counts().values()) == rows_in and lines in (rows_in, rows_in - 1)
 
 
 @pytest.mark.parametrize("indent", [None, 2])
