@@ -5,7 +5,7 @@
         --train-data data/finetune/train_train.jsonl --output-dir models/finetuned \\
         --epochs 3 --batch-size 4 --learning-rate 2e-4 --lora-r 8 --lora-alpha 16
     python finetune/train_lora.py --use-quantization          # 4-bit base, a quarter of the memory
-    python finetune/train_lora.py --method full --learning-rate 1e-3   # all weights, small models
+    python finetune/train_lora.py --method full               # all weights, small models
     python finetune/train_lora.py --dry-run                   # what it would take
 
 reads   the base model, prepared rows

@@ -196,6 +196,7 @@ SHORT = {
     "config/fields.py": "what every section is made of; sections and Config both import it",
     "config/inputs.py": "one setting's grammar, for settings, data and the script",
     "data/mixing.py": "one formula",
+    "evaluation/answer_room.py": "one setting's auto, without torch",
     "export/proof/__init__.py": "read before the work, without torch",
     "pruning/depth.py": "one of the four axes, a file each",
     "pruning/refit.py": "one formula",
@@ -204,6 +205,8 @@ SHORT = {
     "unpacking/references.py": "the one door of the room, which `script` opens",
     "unpacking/vocabulary_check.py": "the question that decides, apart from what is asked about",
     "settings/written.py": "the schema as files; nothing of it belongs to flags or reading",
+    "training/effect.py": "one check, of adapters, whole models and students",
+    "training/rates.py": "one table with its sources",
 }
 
 

@@ -159,7 +159,8 @@ def test_a_stopped_run_goes_on_to_the_same_student(
         (3, ["--text-data", "nowhere.txt"], "nowhere.txt: not there"),
         (3, ["--student-model", "empty"], "no weights"),
         (3, ["--teacher-model", "empty"], "no weights"),
-        (5, ["--learning-rate", "1e-30"], "made the student worse"),
+        (5, ["--learning-rate", "9"], "lower --learning-rate"),
+        (5, ["--learning-rate", "1e-30"], "raise --learning-rate (auto is 0.001)"),
     ],
 )
 def test_bad_input_is_refused(code, flags, words, settings, pruned, tmp_path, monkeypatch) -> None:

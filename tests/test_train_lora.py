@@ -160,7 +160,46 @@ def test_an_adapters_learning_rate_for_all_weights_is_pointed_out(
 ) -> None:
     words = ("--method", "full", "--epochs", "0.1", "--output-dir", tmp_path)
     succeeds("train_lora", *settings, *words)
-    assert "--learning-rate 0.01 is an adapter's" in caplog.text and "0.001 is usual" in caplog.text
+    assert "--learning-rate 0.01 is far off: 0.001 is usual for all weights of" in caplog.text
+
+
+def one_row(folder: Path, rows: Path) -> Path:
+    """The first training row alone, without validation rows beside it."""
+    file = folder / "alone.jsonl"
+    file.write_text((rows / "train_train.jsonl").read_text("utf-8").splitlines()[0], "utf-8")
+    return file
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_one_row_and_one_step_teach_something(method, settings, rows, project, tmp_path) -> None:
+    words = ("--train-data", one_row(tmp_path, rows), "--epochs", 1, "--method", method)
+    succeeds("train_lora", *settings, *words, "--output-dir", tmp_path / "out")
+    (folder,) = (tmp_path / "out").glob("[!.]*")
+    record = json.loads((folder / "run.json").read_text())
+    assert record["metrics"]["steps"] == 1
+    if method == "full":
+        before, after = (load_file(one / "model.safetensors") for one in (project / "base", folder))
+        assert any((after[name] != before[name]).any() for name in before)
+        assert 0 < record["metrics"]["changed_weights"] <= 1
+
+
+def test_all_weights_that_stay_as_they_were_are_no_result(settings, rows, tmp_path) -> None:
+    words = (*settings, "--method", "full", "--epochs", 1, "--output-dir", tmp_path)
+    error = refused(5, "changes nothing", "train_lora", *words, "--learning-rate", "1e-12")
+    assert "stored as bfloat16" in error[1] and "learning rate of 1e-12" in error[1]
+    assert "raise --learning-rate (auto is 0.001)" in error[2]
+    assert leaves_nothing(tmp_path)
+
+
+def test_auto_is_the_usual_rate_and_recorded(settings, rows, tmp_path, caplog) -> None:
+    caplog.set_level("INFO", logger="slimtune")
+    words = ("--learning-rate", "auto", "--output-dir", tmp_path)
+    succeeds("train_lora", *settings, *QUICK, *words)
+    record = json.loads((tmp_path / "lora_adapter/run.json").read_text())
+    found = record["settings"]["training"]
+    assert (found["learning_rate"], found["batch_size"]) == (4e-3, 16)
+    assert found["activation_checkpointing"] is False
+    assert "learning rate auto: 0.004, usual for an adapter on 0.1 M parameters" in caplog.text
 
 
 def test_loftq_on_four_bits(settings, rows, tmp_path) -> None:

@@ -14,6 +14,7 @@ from slimtune.console import ExitCode, ResourceError, SlimTuneError, first_proce
 from slimtune.machine.process import leave_out_unused
 from slimtune.machine.tricks import tricks_off
 from slimtune.settings import model_references, read_settings
+from slimtune.settings.flags import less_memory
 
 # Before any Hugging Face import: no progress bars of theirs, no prompts, no thread warnings.
 _ENVIRONMENT = {
@@ -83,7 +84,7 @@ def _resources(error: Exception) -> SlimTuneError | None:
         return ResourceError(
             "out of memory",
             str(error).splitlines()[0] if str(error) else "the system refused an allocation",
-            "lower --batch-size or --max-length, add --use-quantization, or see --dry-run",
+            f"{less_memory()}; --dry-run estimates it",
         )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return ResourceError(

@@ -21,7 +21,7 @@ _FACTS = {
     "sample_kinds": {"file"},
     "templates": {"stops"},
     "twins": {"stops"},
-    "optimizers": {"bytes", "bitsandbytes"},
+    "optimizers": {"bytes", "rate", "bitsandbytes"},
     "gguf_types": {"tolerance"},
 }
 

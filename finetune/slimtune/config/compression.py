@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from slimtune.config.catalogues import names
-from slimtune.config.fields import ModelReference, Positive, Section, Share, choice, setting
+from slimtune.config.fields import (
+    Auto,
+    ModelReference,
+    Positive,
+    Rate,
+    Section,
+    Share,
+    choice,
+    setting,
+)
 
 
 def _count(value: object) -> object:
@@ -113,7 +122,7 @@ class Distillation(Section):
     student: Literal["full", "lora"] = setting(
         "full",
         "What of the student learns: full (all weights: wins back most) or lora (adapters, merged\n"
-        "at the end: a third of the memory; wants ten times the step size).",
+        "at the end: a third of the memory).",
     )
     cache_dir: Path = setting(
         Path("models/teacher_cache"),
@@ -142,9 +151,10 @@ class Distillation(Section):
         0.5, "Share of the teacher in the loss; the rest is cross entropy on the rows."
     )
     epochs: Positive = setting(2, "Times through rows and text.")
-    learning_rate: Annotated[float, Field(gt=0)] = setting(
-        1e-3,
-        "Step size for all weights of the student. 1e-3 suits the sample model; 2e-5 a 7B one.",
+    learning_rate: Rate | Auto = setting(
+        "auto",
+        "Step size of the student. auto: what is usual for its size and for what of it learns,\n"
+        "such as 2e-5 for all weights of 7B; it is printed.",
     )
 
 

@@ -1,7 +1,7 @@
 """What every section of the schema is made of: a strict model, a field with its help, its types."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,8 @@ Inputs = Annotated[Path, "inputs"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]  # a learning rate
+Auto = Literal["auto"]  # chosen when the model is known; what was chosen is recorded
 
 
 def setting(

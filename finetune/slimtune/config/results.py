@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from slimtune.config.catalogues import names
-from slimtune.config.fields import ModelReference, Positive, Section, choice, setting
+from slimtune.config.fields import Auto, ModelReference, Positive, Section, choice, setting
 
 
 class Evaluation(Section):
@@ -30,8 +30,10 @@ class Evaluation(Section):
         "the same name goes on with the answers it has, unless --overwrite asks for new ones.",
     )
     max_rows: Annotated[int, Field(ge=0)] = setting(0, "Test rows to use; 0: all.")
-    max_new_tokens: Positive = setting(
-        32, "Longest answer in tokens. A chat lets an answer grow to 512; Ctrl-C stops it."
+    max_new_tokens: Positive | Auto = setting(
+        "auto",
+        "Longest answer in tokens. auto: as long as the longest reference answer can be, 512 and\n"
+        "half of max_length at most. A chat lets an answer grow to 512; Ctrl-C stops it.",
     )
     token_budget: Positive = setting(
         8192,

@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from slimtune.config.catalogues import facts, names
-from slimtune.config.fields import Count, ModelReference, Positive, Section, Share, choice, setting
+from slimtune.config.fields import (
+    Auto,
+    Count,
+    ModelReference,
+    Positive,
+    Rate,
+    Section,
+    Share,
+    choice,
+    setting,
+)
 
 AUTO_ROWS = 16  # rows of one update and accumulation step with `batch_size: auto`
 
@@ -61,7 +71,7 @@ class Lora(Section):
     method: Literal["lora", "full"] = setting(
         "lora",
         "lora: an adapter. full: all weights, into OUTPUT_DIR/full_model; about 16 bytes of\n"
-        "memory a parameter, so for small models, and with a learning rate ten times lower.",
+        "memory a parameter, so for small models.",
     )
     rank: Positive = setting(
         8, "Rank of the matrices: higher learns more and costs memory.", flag="lora-r"
@@ -118,17 +128,20 @@ class Training(Section):
         "training rows, when it is there. With it the best checkpoint is kept.",
     )
     epochs: Annotated[float, Field(gt=0)] = setting(2, "Times through the training rows.")
-    batch_size: Positive | Literal["auto"] = setting(
-        16,
-        "Rows per step and device. Halve it (and double the accumulation) when memory is short,\n"
-        "or write auto: as many of 16 as fit by the estimate, the rest by accumulation; an update\n"
-        "learns from 16 x gradient_accumulation_steps rows on any machine.",
+    batch_size: Positive | Auto = setting(
+        "auto",
+        "Rows per step and device. auto: as many of 16 as fit by the estimate, the rest by\n"
+        "accumulation, so that an update learns from 16 x gradient_accumulation_steps rows on any\n"
+        "machine. Of a number of your own, halve it and double the accumulation where memory is\n"
+        "short.",
     )
     gradient_accumulation_steps: Positive = setting(
         1, "Batches summed before one update: a larger effective batch at the same memory."
     )
-    learning_rate: Annotated[float, Field(gt=0)] = setting(
-        4e-3, "Step size of the adapter. 4e-3 suits the sample model; 2e-4 is usual for 7B."
+    learning_rate: Rate | Auto = setting(
+        "auto",
+        "Step size. auto: what is usual for the model's size and for what of it learns, such as\n"
+        "2e-4 for an adapter on 7B and a tenth of that for all weights; it is printed.",
     )
     lr_scheduler: Literal[names("lr_schedulers")] = choice(
         "cosine", "How the step size falls over the run.", "lr_schedulers"
@@ -154,8 +167,11 @@ class Training(Section):
         "Longest row in tokens; a longer one loses the start of its prompt, never its answer.\n"
         "Memory grows with it.",
     )
-    activation_checkpointing: bool = setting(
-        False, "true saves most of the activation memory and costs about 30 % speed."
+    activation_checkpointing: bool | Auto = setting(
+        "auto",
+        "true saves most of the activation memory and costs about 30 % speed. auto: only where a\n"
+        "step would not fit without.",
+        bare="true",
     )
     time_steps: Count = setting(
         0,

@@ -20,6 +20,7 @@ from typing import Any
 from slimtune.config import Config
 from slimtune.console import InputError, ResourceError, SettingsError, start_logging
 from slimtune.evaluation import fairness
+from slimtune.evaluation.answer_room import with_answer_room
 from slimtune.evaluation.cautions import Caution, cautions
 from slimtune.evaluation.fairness import common_template
 from slimtune.evaluation.scoring import measure, row_scores, signatures
@@ -70,8 +71,9 @@ def compare(
     Raises SettingsError for two equal labels, two prompt templates or an unknown pattern,
     InputError for no rows or a model that cannot be loaded, ResourceError for a killed one.
     """
+    questions = questions_of(rows, config.evaluation.extract)
+    config = with_answer_room(config, questions)
     evaluation = config.evaluation
-    questions = questions_of(rows, evaluation.extract)
     template = agreed_template(candidates, template, questions)
     job = Job(
         questions,

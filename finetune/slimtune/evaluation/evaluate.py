@@ -19,6 +19,7 @@ from slimtune.config import Config
 from slimtune.console import SettingsError, near
 from slimtune.data.rows import beside
 from slimtune.evaluation import candidates, comparison, outputs
+from slimtune.evaluation.answer_room import with_answer_room
 from slimtune.inference.answers import Candidate
 from slimtune.report import training_report
 from slimtune.report.words import sentence
@@ -79,6 +80,8 @@ def compare_models(config: Config) -> tuple[list[str], list[list[str]], list[str
     _refuse(config)
     chosen = candidates.candidates_of(config)
     rows, test_data = candidates.test_rows(config)
+    questions = comparison.questions_of(rows, config.evaluation.extract)
+    config = with_answer_room(config, questions)
     inputs = [test_data, *candidates.paths(chosen)]
     manifest, all_written = _manifest(config), _all_written(config)
     with stage_files(

@@ -25,6 +25,7 @@ from slimtune.models.adapters import Adapter
 from slimtune.models.compute import KEPT, Compute
 from slimtune.models.folders import local_folder
 from slimtune.models.weights import Checkpoint
+from slimtune.settings.flags import less_memory, named
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -141,7 +142,7 @@ def _from_pretrained(folder: Path, options: dict) -> PreTrainedModel:
         raise ResourceError(
             f"{folder}: the model does not fit into memory",
             str(error).splitlines()[0],
-            "use --use-quantization, a smaller model, or device cpu",
+            f"{less_memory()}, or compute with {named('model.device')} cpu",
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(

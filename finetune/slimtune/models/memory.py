@@ -14,6 +14,7 @@ import psutil
 
 from slimtune.config.catalogues import facts
 from slimtune.models.family import Axis, ModelShape
+from slimtune.settings.flags import less_memory
 
 Workload = Literal["stream", "inference", "lora", "full"]
 
@@ -190,13 +191,7 @@ def fits(needed: MemoryEstimate, available: int) -> bool:
 
 def fit_verdict(needed: MemoryEstimate, available: int) -> str:
     """One line for --dry-run: the estimate, what is free, and whether it fits (10 % in reserve)."""
-    answer = (
-        "fits"
-        if fits(needed, available)
-        else (
-            "will NOT fit: lower --batch-size, add --activation-checkpointing or --use-quantization"
-        )
-    )
+    answer = "fits" if fits(needed, available) else f"will NOT fit: {less_memory()}"
     return f"about {needed}; {gigabytes(available)} available: {answer}"
 
 

@@ -111,7 +111,19 @@ def _validate(given: dict[SettingPath, Given], script: str) -> tuple[Config | No
     try:
         return Config.model_validate(values), []
     except ValidationError as error:
-        return None, [_mistake(one, given, script) for one in error.errors()]
+        return None, [_mistake(one, given, script) for one in _each_once(error.errors())]
+
+
+def _each_once(errors: Sequence[Any]) -> list[Any]:
+    """One error for a value that fits none of a field's types, which pydantic tells one by one."""
+    found: dict[Any, Any] = {}
+    for one in errors:
+        listed = any(isinstance(part, int) for part in one["loc"])
+        place, why = one["loc"] if listed else one["loc"][:2], one["msg"]
+        if place in found:
+            why = f"{found[place]['msg']}, or {why[0].lower()}{why[1:]}"
+        found[place] = {**one, "msg": why}
+    return list(found.values())
 
 
 def _mistake(error: Any, given: dict[SettingPath, Given], script: str) -> Mistake:

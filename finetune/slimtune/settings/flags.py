@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -45,6 +46,38 @@ def flags_of(script: str) -> dict[str, SettingPath]:
             flag = f"{section.replace('_', '-')}-{flag}"
         flags[flag] = (section, name)
     return flags
+
+
+def named(setting: str) -> str:
+    """How who runs this script changes `section.name`: by its flag, or in the file without one."""
+    flag = _flag_here(setting)
+    return f"--{flag}" if flag else f"{setting} in config.yaml"
+
+
+def shown(*settings: str) -> list[str]:
+    """Those of the settings that the running script has, by their flags: for an error's cure."""
+    return [f"--{flag}" for flag in map(_flag_here, settings) if flag]
+
+
+# What takes less memory: lowered, or added; the order is that of what it costs.
+_LOWERED = ("training.batch_size", "training.max_length", "pruning.calibration_length")
+_LOWERED += ("evaluation.token_budget", "evaluation.max_new_tokens")
+_ADDED = ("training.activation_checkpointing", "model.quantization")
+
+
+def less_memory() -> str:
+    """What who runs this script can do where memory is short, by its own flags."""
+    ways = [("lower", shown(*_LOWERED)), ("add", shown(*_ADDED))]
+    said = [f"{verb} {' or '.join(flags)}" for verb, flags in ways if flags]
+    return ", ".join([*said, "or take a smaller model"]) if said else "take a smaller model"
+
+
+def _flag_here(setting: str) -> str | None:
+    script = Path(sys.argv[0]).stem
+    if script not in SCRIPTS:
+        return None
+    paths = {".".join(path): flag for flag, path in flags_of(script).items()}
+    return paths.get(setting)
 
 
 def is_list(field: FieldInfo) -> bool:

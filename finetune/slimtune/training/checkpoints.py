@@ -189,8 +189,13 @@ def begin(folder: Path, conditions: Mapping[str, str]) -> None:
     write_json(folder / _CONDITIONS, dict(conditions))
 
 
+def conditions_of(folder: Path) -> dict[str, str]:
+    """The conditions that the checkpoints of `folder` were made under; empty without any."""
+    return json_or_none(folder / _CONDITIONS) or {}
+
+
 def _require_same(folder: Path, conditions: Mapping[str, str]) -> None:
-    before = json_or_none(folder / _CONDITIONS) or {}
+    before = conditions_of(folder)
     names = [name for name in {**before, **conditions} if before.get(name) != conditions.get(name)]
     if names:
         said = "; ".join(

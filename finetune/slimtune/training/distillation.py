@@ -20,11 +20,13 @@ from slimtune.console import InputError, QualityError, SettingsError, near
 from slimtune.models import tokenizers
 from slimtune.models.folders import local_folder
 from slimtune.models.weights import Checkpoint
+from slimtune.settings.flags import named
 from slimtune.training import losses, sharding, teachers
 from slimtune.training.batches import Sample, encode_text
 from slimtune.training.curve import Curve
 from slimtune.training.dataset import Dataset
 from slimtune.training.divergences import DIVERGENCES
+from slimtune.training.effect import NoEffect
 from slimtune.training.trainer import SlimTrainer
 
 _log = logging.getLogger(__name__)
@@ -137,6 +139,7 @@ def fit_options(config: Config, samples: Sequence[Sample]) -> dict[str, Any]:
     options: dict[str, Any] = {
         "epochs": settings.epochs,
         "learning_rate": settings.learning_rate,
+        "section": "distillation",
     }
     if settings.mode != "sequence":
         options |= {"trainer_class": DistillationTrainer, "distillation": settings}
@@ -188,15 +191,18 @@ def perplexities(curve: Curve) -> dict[str, float]:
 
 
 def require_better(curve: Curve, checkpoints: Path) -> None:
-    """QualityError for a student that got worse on the rows kept aside."""
+    """QualityError for a student that got worse on the rows kept aside, NoEffect for the same."""
     if not curve.validation:
         return
     (_, before), *rest = curve.validation
     best = min(loss for _, loss in rest)
-    if best >= before:
+    if best == before:
+        raise NoEffect("student", f"its validation loss stayed at {before:.4f} to the last digit")
+    if best > before:
         shutil.rmtree(checkpoints, ignore_errors=True)  # it came to its end: nothing to go on with
         raise QualityError(
             f"distillation made the student worse: validation loss {before:.4f} -> {best:.4f}",
             "the teacher's lesson did not help on rows kept aside",
-            "lower --learning-rate, raise --epochs, or choose a teacher that knows these rows",
+            f"lower {named('distillation.learning_rate')}, raise {named('distillation.epochs')}, "
+            "or choose a teacher that knows these rows",
         )

@@ -105,4 +105,4 @@ def _save_merged(
         merging.merge_adapter(source, adapter, folder)
         shutil.rmtree(adapter)
         tokenizers.save_tokenizer(dataset.tokenizer, folder, source)
-    return pipeline.nothing_to_prove
+    return partial(pipeline.changed, model, folder)

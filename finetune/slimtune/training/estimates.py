@@ -1,18 +1,16 @@
-"""What a training run would take, before anything is loaded: memory, batch, steps, time.
+"""What a training run would take, before anything is loaded: memory, largest batch, steps.
 
 Parameters and bytes come from the shapes in config.json, tokens from the rows: the largest batch
 that can come up is the longest rows together.
 """
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from slimtune.config import Config
-from slimtune.config.training import AUTO_ROWS
-from slimtune.console import ResourceError, processes
+from slimtune.console import processes
 from slimtune.models import memory
 from slimtune.models.compute import Compute
 from slimtune.models.folders import local_folder
@@ -21,8 +19,6 @@ from slimtune.training import sharding
 from slimtune.training.batches import Sample, encode_text
 from slimtune.training.dataset import Dataset
 from slimtune.training.lora import require_targets
-
-_log = logging.getLogger(__name__)
 
 _MOST = 1 << 12  # rows; more in one step than anybody asks for
 
@@ -37,6 +33,7 @@ class Run:
     epochs: float
     extra: int = 0  # bytes of whatever else is in memory: a teacher
     shares: int = 1  # processes that hold the weights together
+    section: str = "training"  # of the settings: whose learning rate it takes
 
     def needs(self, rows: int) -> memory.MemoryEstimate:
         """Peak memory with `rows` rows a step: with the longest ones."""
@@ -105,6 +102,7 @@ def student_run(config: Config, student: str, dataset: Dataset, text: Sequence[s
         run = replace(adapter_run(plain, student, samples), epochs=settings.epochs)
     else:
         run = whole_run(config, student, samples, settings.epochs)
+    run = replace(run, section="distillation")
     if settings.mode != "online":
         return run
     teacher = memory.ModelShape.of(Checkpoint(local_folder(settings.teacher_model)).config)
@@ -128,7 +126,7 @@ def _run(
         itemsize=compute.dtype.itemsize,
         quantization=quantization,
         dropout=dropout,
-        activation_checkpointing=settings.activation_checkpointing,
+        activation_checkpointing=settings.activation_checkpointing is True,  # auto: not at first
         optimizer=settings.optimizer,
         device=compute.device.type,
     )
@@ -153,43 +151,11 @@ def largest_batch(run: Run, available: int) -> int:
     return low
 
 
-def with_automatic_batch(config: Config, run: Run) -> Config:
-    """The settings with a number for `batch_size: auto`; that choice is said in one line.
-
-    AUTO_ROWS rows times gradient_accumulation_steps go into one update whatever the memory: the
-    micro-batch is the largest of AUTO_ROWS, its half, its quarter ... that fits, and the
-    accumulation grows in return. Raises ResourceError where not even one row fits.
-    """
-    settings = config.training
-    if settings.batch_size != "auto":
-        return config
-    available = memory.available_memory(run.recipe.device)
-    most = largest_batch(run, available)
-    if not most:
-        raise ResourceError(
-            f"training.batch_size auto: not even one row fits into {memory.gigabytes(available)}",
-            f"it would take about {run.needs(1)}",
-            "add --use-quantization or --activation-checkpointing, lower --max-length, or take a "
-            "smaller model",
-        )
-    rows = AUTO_ROWS
-    while rows > most and most < len(run.lengths):
-        rows //= 2
-    steps = settings.gradient_accumulation_steps * AUTO_ROWS // rows
-    _log.info(
-        "batch size auto: %d rows a step x %d accumulated = %d rows an update; about %s of %s",
-        *(rows, steps, rows * steps, memory.gigabytes(run.needs(rows).total)),
-        memory.gigabytes(available),
-    )
-    chosen = {"batch_size": rows, "gradient_accumulation_steps": steps}
-    return config.model_copy(update={"training": settings.model_copy(update=chosen)})
-
-
 def estimate_lines(config: Config, run: Run) -> dict[str, str]:
-    """The lines of --dry-run about a run."""
+    """The lines of --dry-run about a run whose settings are `automatic.settled`."""
     available = memory.available_memory(run.recipe.device)
     most = largest_batch(run, available)
-    settings = with_automatic_batch(config, run).training
+    settings = config.training
     rows, accumulated = settings.rows, settings.gradient_accumulation_steps
     updates = _updates(len(run.lengths), rows * accumulated, run.epochs)
     return {

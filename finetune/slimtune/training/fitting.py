@@ -43,6 +43,7 @@ def fit(
     *,
     epochs: float | None = None,
     learning_rate: float | None = None,
+    section: str = "training",
     resume_from: Path | None = None,
     conditions: Mapping[str, str] | None = None,
     trainer_class: type[SlimTrainer] = SlimTrainer,
@@ -50,11 +51,12 @@ def fit(
 ) -> Curve:
     """Train `model` in place; with validation samples the best checkpoint is what it ends with.
 
-    `epochs` and `learning_rate` replace those of the settings. `folder` holds the checkpoints and
-    metrics.jsonl as they grow; `resume_from` is one of them, and it must be resumed under the same
-    `conditions`. Raises QualityError at a loss or gradient that is not finite, ResourceError
-    without disk space for the checkpoints, and KeyboardInterrupt, after saving, when it was asked
-    to stop.
+    `epochs` and `learning_rate` replace those of the settings, and `section` is where errors say
+    that they were set; no setting is `auto` any longer (`automatic.settled`). `folder` holds the
+    checkpoints and metrics.jsonl as they grow; `resume_from` is one of them, and it must be resumed
+    under the same `conditions`. Raises QualityError at a loss or gradient that is not finite,
+    ResourceError without disk space for the checkpoints, and KeyboardInterrupt, after saving, when
+    it was asked to stop.
     """
     steps = _steps_per_epoch(len(train), settings)
     total = math.ceil(steps * (epochs or settings.epochs))
@@ -73,6 +75,7 @@ def fit(
         eval_dataset=list(validation) or None,
         **trainer_options,
     )
+    trainer.section = section
     if sharding.weight_parts() > 1:
         sharding.stored_as_one(model)
     require_exact(model, train)
@@ -155,7 +158,7 @@ def training_arguments(
         warmup_steps=settings.warmup_ratio if settings.warmup_ratio < 1 else 0.999,
         max_grad_norm=settings.max_grad_norm,
         # The name that transformers 5.17 and 5.23 both know.
-        gradient_checkpointing=settings.activation_checkpointing,
+        gradient_checkpointing=settings.activation_checkpointing is True,
         seed=settings.seed,
         bf16=parameter.device.type == "cuda" and numbers == torch.bfloat16,
         fp16=parameter.device.type == "cuda" and numbers == torch.float16,

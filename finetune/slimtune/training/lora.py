@@ -14,6 +14,7 @@ from slimtune.console import QualityError, SettingsError
 from slimtune.models import loading
 from slimtune.models.compute import Compute
 from slimtune.training import initialisation, sharding
+from slimtune.training.effect import NoEffect
 from slimtune.training.initialisation import Start
 
 ALL = "all-linear"
@@ -145,7 +146,7 @@ def save_adapter(model: PeftModel, folder: Path, base: str, start: Start | None 
     """
     updates = [p.detach().abs().max() for n, p in model.named_parameters() if ".lora_B." in n]
     if not any(update > 0 for update in updates):
-        raise _no_effect("all its B matrices are still zero")
+        raise NoEffect("adapter", "all its B matrices are still zero")
     model.peft_config["default"].base_model_name_or_path = base
     if start:
         initialisation.save_relative(model, folder, start)
@@ -176,7 +177,7 @@ def require_effect(
     moved = (adapted - plain).abs().max().item()
     missed = (adapted - trained).abs().max().item() if trained is not None else 0.0
     if moved == 0:
-        raise _no_effect("loaded back onto its base it gives the base's own answers")
+        raise NoEffect("adapter", "loaded back onto its base it gives the base's own answers")
     if missed > max(0.5 * moved, 1e-3):
         raise QualityError(
             "the saved adapter is not the trained one",
@@ -185,13 +186,3 @@ def require_effect(
             "report it with the settings of this run",
         )
     return moved
-
-
-class NoEffect(QualityError):
-    """The trained adapter changes nothing: the run is at its end, without anything to keep."""
-
-
-def _no_effect(why: str) -> NoEffect:
-    return NoEffect(
-        "the trained adapter changes nothing", why, "train longer or raise --learning-rate"
-    )

@@ -1,6 +1,6 @@
 """One training run, whatever learns: inputs in, a finished folder out.
 
-    conditions -> batch -> stage folder -> resume -> load -> fit -> save -> prove
+    automatic settings -> conditions -> stage folder -> resume -> load -> fit -> save -> prove
     -> curve, metrics, card -> clean up
 
 `train` is that line. A `Method` says how one kind of run loads what learns, saves it and proves it:
@@ -8,7 +8,6 @@
 """
 
 import gc
-import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,19 +23,22 @@ from slimtune.models import loading, tokenizers
 from slimtune.models.folders import local_folder
 from slimtune.models.weights import EMBEDDING, Checkpoint
 from slimtune.report import model_card
-from slimtune.training import estimates, initialisation, lora, prechecks, sharding
+from slimtune.training import (
+    automatic,
+    effect,
+    estimates,
+    initialisation,
+    lora,
+    prechecks,
+    sharding,
+)
 from slimtune.training.attention import training_compute
 from slimtune.training.batches import Sample
-from slimtune.training.checkpoints import found, to_resume
+from slimtune.training.checkpoints import conditions_of, found, to_resume
 from slimtune.training.curve import Curve
 from slimtune.training.dataset import Dataset
 from slimtune.training.fitting import fit
 from slimtune.training.lora import Learner
-
-_log = logging.getLogger(__name__)
-
-# Parameters of a model, and the step size for all of its weights below that.
-_RATES = ((1e8, 1e-3), (1e9, 1e-4), (float("inf"), 2e-5))
 
 Figures = dict[str, float]
 Proof = Callable[[], Figures]
@@ -100,8 +102,9 @@ def train(
     config: Config, method: Method, dataset: Dataset, final: Path, checkpoints: Path
 ) -> tuple[Curve, str]:
     """Train as `method` says and write the result to `final`; the curve, and what was trained."""
+    recorded = conditions_of(checkpoints) if config.options.resume else {}
+    config, run = automatic.settled(config, method.plan(config, dataset), recorded)
     same = _conditions(config, method, dataset)
-    config = estimates.with_automatic_batch(config, method.plan(config, dataset))
     inputs = [*method.models.values(), *dataset.files]
     with stage_folder(method.stage, final, config, inputs=inputs) as stage:
         resume_from = to_resume(checkpoints, same) if config.options.resume else None
@@ -109,10 +112,10 @@ def train(
         learner = method.load(config)
         resumed = {"resume_from": resume_from, "conditions": same}
         curve = lesson.teach(learner, config, checkpoints, resumed)
-        figures, counts = method.judge(curve, checkpoints), method.count(learner)
         learned = dataset.summary() | lesson.counts
         del lesson  # and the teacher with it
-        with _no_effect_ends(checkpoints):
+        with _no_effect_ends(checkpoints, config, run, curve):
+            figures, counts = method.judge(curve, checkpoints), method.count(learner)
             prove = method.save(config, learner, dataset, stage.folder)
             del learner
             gc.collect()  # the second model must not need memory beside the first
@@ -131,6 +134,8 @@ def train(
 def require_resumable(config: Config, method: Method, dataset: Dataset, checkpoints: Path) -> None:
     """Raises SettingsError where --resume would refuse: for a dry run, which resumes nothing."""
     if config.options.resume and found(checkpoints):
+        recorded = conditions_of(checkpoints)
+        config, _ = automatic.settled(config, method.plan(config, dataset), recorded)
         to_resume(checkpoints, _conditions(config, method, dataset))
 
 
@@ -205,9 +210,7 @@ def _count_adapter(learner: Learner) -> dict[str, int]:
 
 def _load_whole(base: str, config: Config) -> Learner:
     compute = training_compute(config.model).keeping("none")
-    model = loading.load_model(base, compute).float()
-    _advise(config.training.learning_rate, model.num_parameters())
-    return Learner(model)
+    return Learner(loading.load_model(base, compute).float())
 
 
 def save_whole(
@@ -216,29 +219,21 @@ def save_whole(
     """All weights as an ordinary model folder, in the type that `source` is stored in.
 
     The first process does it; the parts of a model that is shared out come from all of them.
+    The proof is that weights differ from those of `source`.
     """
     if first_process() or sharding.weight_parts() > 1:
         origin = local_folder(source)
         stored = Checkpoint(origin).dtype(EMBEDDING)
         loading.save_model(learner.model.to(stored), dataset.tokenizer, folder, origin)
-    return nothing_to_prove
+    return partial(changed, source, folder)
 
 
-def nothing_to_prove() -> Figures:
-    """The weights themselves were written: there is no base that they could fail to fit."""
-    return {}
-
-
-def _advise(rate: float, parameters: int) -> None:
-    """A word where the step size is an adapter's: whole models want a tenth of it."""
-    fitting = next(value for size, value in _RATES if parameters < size)
-    if rate > fitting:
-        _log.warning(
-            "caution: --learning-rate %g is an adapter's; for all weights of a model of this size "
-            "%g is usual",
-            rate,
-            fitting,
-        )
+def changed(source: str, folder: Path) -> Figures:
+    """The share of weights that training changed; raises NoEffect where none did."""
+    if not first_process():
+        return {}
+    share = effect.require_change(local_folder(source), folder, "model")
+    return {"changed_weights": round(share, 4)}
 
 
 def _spoken(counts: Mapping[str, int]) -> str:
@@ -250,13 +245,16 @@ def _spoken(counts: Mapping[str, int]) -> str:
 
 
 @contextmanager
-def _no_effect_ends(checkpoints: Path) -> Iterator[None]:
+def _no_effect_ends(
+    checkpoints: Path, config: Config, run: estimates.Run, curve: Curve
+) -> Iterator[None]:
     """A run that has changed nothing is at its end: its checkpoints must not be in the way."""
     try:
         yield
-    except lora.NoEffect:
+    except effect.NoEffect as idle:
         _done_with(checkpoints)
-        raise
+        rate, usual = getattr(config, run.section).learning_rate, automatic.usual_for(config, run)
+        raise effect.explained(idle, run.section, curve.steps, rate, *usual) from idle
 
 
 def _done_with(checkpoints: Path) -> None:

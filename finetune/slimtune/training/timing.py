@@ -9,7 +9,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from slimtune.config import Config
 from slimtune.models import loading
-from slimtune.training import estimates, lora
+from slimtune.training import automatic, estimates, lora
 from slimtune.training.attention import training_compute
 from slimtune.training.batches import Sample
 from slimtune.training.fitting import training_arguments
@@ -38,10 +38,11 @@ def dry_run(
     config: Config, model: str, run: estimates.Run, samples: Sequence[Sample]
 ) -> dict[str, str]:
     """The lines of --dry-run about a run; with `time_steps` they have its duration among them."""
+    config, run = automatic.settled(config, run)
     found = estimates.estimate_lines(config, run)
     if not config.training.time_steps:
         return found
-    speed = tokens_per_second(estimates.with_automatic_batch(config, run), model, run, samples)
+    speed = tokens_per_second(config, model, run, samples)
     seconds = sum(run.lengths) * run.epochs / speed
     took = f"after {config.training.time_steps} timed steps"
     return found | {"time": f"about {_spoken(seconds)} of training, {speed:,.0f} tokens/s {took}"}

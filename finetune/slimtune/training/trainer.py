@@ -25,6 +25,7 @@ from transformers.trainer_utils import TrainOutput
 
 from slimtune.console import QualityError, near
 from slimtune.machine import onednn
+from slimtune.settings.flags import named
 from slimtune.training import checkpoints, losses, sharding
 from slimtune.training.batches import collate
 from slimtune.training.callbacks import Continuation, Interruption
@@ -47,6 +48,7 @@ class SlimTrainer(Trainer):
     """Trainer for padding-free batches of `Sample`s; `part_names` are the parts of its loss."""
 
     part_names: tuple[str, ...] = ("ce",)
+    section = "training"  # of the settings that its learning rate is in
     loss_is_scaled_for_ga = True  # divided by the tokens of the whole accumulated batch
 
     def __init__(self, *args: Any, loraplus_ratio: float = 1.0, **kwargs: Any) -> None:
@@ -206,8 +208,9 @@ class SlimTrainer(Trainer):
         return QualityError(
             f"training, step {step}: the {what} is not a finite number",
             "NaN or infinity spreads to every weight with the next update, so the run stopped here",
-            f"{before}lower --learning-rate, check the rows, or compute in float32 "
-            "(--dtype float32)",
+            f"{before}lower {named(f'{self.section}.learning_rate')} (it was "
+            f"{self.args.learning_rate:g}), check the rows, or compute in float32 "
+            f"({named('model.dtype')} float32)",
         )
 
     @property

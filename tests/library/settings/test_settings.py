@@ -1,14 +1,17 @@
 """Settings: one reader for file and flags, every mistake named at once, paths where they belong."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from slimtune.config import SCRIPTS, Config
 from slimtune.console import SettingsError
-from slimtune.settings import PROJECT, read_settings, written
-from slimtune.settings.flags import fields_of, flags_of
+from slimtune.models.memory import MemoryEstimate, fit_verdict
+from slimtune.script import _resources
+from slimtune.settings import PROJECT, SettingsErrors, read_settings, written
+from slimtune.settings.flags import fields_of, flags_of, less_memory, named
 from slimtune.settings.yaml_file import scalar
 
 
@@ -132,3 +135,40 @@ def test_the_printed_config_reads_back_as_it_was(tmp_path: Path) -> None:
     assert "gguf:" not in printed
     again = config_of(tmp_path, printed)
     assert (again.lora, again.training, again.model) == (config.lora, config.training, config.model)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_cures_name_the_flags_of_the_script_that_runs(script, monkeypatch) -> None:
+    """--learning-rate is the adapter's in one script, the student's in another."""
+    monkeypatch.setattr("sys.argv", [f"finetune/{script}.py"])
+    own = {f"--{flag}" for flag in flags_of(script)}
+    out_of_memory = str(_resources(MemoryError("no")))
+    verdict = fit_verdict(MemoryEstimate(weights=9), 1)
+    said = [less_memory(), out_of_memory.replace("--dry-run", ""), verdict]
+    for setting in ("training.learning_rate", "distillation.learning_rate", "model.dtype"):
+        section, name = setting.split(".")
+        flag = named(setting)
+        if flag.startswith("--"):
+            assert flags_of(script)[flag[2:]] == (section, name)
+        else:
+            assert flag == f"{setting} in config.yaml"
+            assert (section, name) not in flags_of(script).values()
+    assert set(re.findall(r"--[a-z-]+", " ".join(said))) <= own
+
+
+def test_each_script_knows_its_own_learning_rate(monkeypatch) -> None:
+    for script, adapter, student in (
+        ("train_lora", "--learning-rate", "distillation.learning_rate in config.yaml"),
+        ("knowledge_distillation", "training.learning_rate in config.yaml", "--learning-rate"),
+        ("train_pruned_distilled", "--learning-rate", "--distillation-learning-rate"),
+    ):
+        monkeypatch.setattr("sys.argv", [f"{script}.py"])
+        assert named("training.learning_rate") == adapter
+        assert named("distillation.learning_rate") == student
+
+
+def test_a_value_that_fits_no_type_is_one_mistake(tmp_path) -> None:
+    with pytest.raises(SettingsErrors) as caught:
+        config_of(tmp_path, "training: {batch_size: many, learning_rate: fast}")
+    assert len(caught.value.mistakes) == 2
+    assert all("'auto'" in mistake.why for mistake in caught.value.mistakes)

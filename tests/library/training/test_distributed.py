@@ -111,7 +111,8 @@ from slimtune.training.fitting import fit
 
 base = loading.load_model(sys.argv[1], training_compute(Config().model))
 model = lora.attach(base, Config().lora, seed=0)
-fit(model, tiny_samples(8), [], Training(epochs=1, batch_size=4), Path(sys.argv[2]))
+settings = Training(epochs=1, batch_size=4, learning_rate=4e-3)
+fit(model, tiny_samples(8), [], settings, Path(sys.argv[2]))
 kept = weakref.ref(base.model.layers[0])
 del base, model
 gc.collect()

@@ -1,4 +1,4 @@
-"""What a run is said to take: the largest batch, and the micro-batch that `auto` means."""
+"""What a run is said to take: memory, the largest batch, the steps of a dry run."""
 
 import math
 
@@ -6,7 +6,6 @@ import pytest
 from tiny_models import tiny_model, tiny_samples
 
 from slimtune.config import Config, Lora, Training
-from slimtune.console import ResourceError
 from slimtune.models import memory
 from slimtune.training import estimates, lora, timing
 
@@ -23,12 +22,6 @@ def base(tmp_path_factory) -> str:
 def run_with(base: str, **training: object) -> tuple[Config, estimates.Run]:
     config = Config(training=Training(**training))
     return config, estimates.adapter_run(config, base, ROWS)
-
-
-def free(monkeypatch: pytest.MonkeyPatch, run: estimates.Run, rows: int) -> None:
-    """As much memory as `rows` rows a step take, with the reserve, and not a byte more."""
-    available = math.ceil(run.needs(rows).total * memory.RESERVE)
-    monkeypatch.setattr(memory, "available_memory", lambda device: available)
 
 
 def test_the_largest_batch_is_made_of_the_longest_rows(base, monkeypatch) -> None:
@@ -49,28 +42,6 @@ def test_a_process_of_two_needs_room_for_its_part(base, monkeypatch) -> None:
     assert (half.gradients, half.optimizer) == (one.gradients // 2, one.optimizer // 2)
     assert half.activations == one.activations
     assert half.weights > one.weights / 2  # two layers are all that this model has
-
-
-@pytest.mark.parametrize(("fitting", "rows"), [(1, 1), (3, 2), (9, 8), (16, 16), (33, 16)])
-def test_auto_keeps_the_effective_batch(base, monkeypatch, caplog, fitting, rows) -> None:
-    config, run = run_with(base, batch_size="auto", gradient_accumulation_steps=3)
-    free(monkeypatch, run, fitting)
-    caplog.set_level("INFO", logger="slimtune")
-    found = estimates.with_automatic_batch(config, run).training
-    assert (found.batch_size, found.batch_size * found.gradient_accumulation_steps) == (rows, 48)
-    assert found.model_copy(update={"batch_size": "auto", "gradient_accumulation_steps": 3}) == (
-        config.training
-    )
-    assert f"{rows} rows a step" in caplog.text
-
-
-def test_auto_refuses_where_no_row_fits_and_a_number_stays(base, monkeypatch) -> None:
-    config, run = run_with(base, batch_size="auto")
-    monkeypatch.setattr(memory, "available_memory", lambda device: run.needs(1).total)
-    with pytest.raises(ResourceError, match="not even one row"):
-        estimates.with_automatic_batch(config, run)
-    config, run = run_with(base, batch_size=5)
-    assert estimates.with_automatic_batch(config, run) is config
 
 
 def test_trained_parameters_are_pefts(base) -> None:

@@ -1,0 +1,175 @@
+"""What `auto` means in a run, once model and machine are known: rate, batch, checkpointing.
+
+Each choice is said in one line with its reason, and recorded in place of the word. A rate of the
+user's own that is far from usual gets a word as well.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from slimtune.config import Config, Training
+from slimtune.config.training import AUTO_ROWS
+from slimtune.console import ResourceError, processes
+from slimtune.models import memory
+from slimtune.settings.flags import named, shown
+from slimtune.training.estimates import Run, largest_batch
+from slimtune.training.rates import is_far, usual_rate
+
+_log = logging.getLogger(__name__)
+
+_A_DAY = timedelta(days=1)
+
+
+def settled(
+    config: Config, run: Run, recorded: Mapping[str, str] | None = None
+) -> tuple[Config, Run]:
+    """The settings with a value for every `auto` that the run reads, and the run under them.
+
+    `recorded` are the conditions of a stopped run that goes on: what it had settled on stays.
+    Raises ResourceError where not even one row a step fits into memory; a dry run, which shows just
+    that, takes one.
+    """
+    config = _as_recorded(config, run, recorded or {})
+    return _within_memory(_with_rate(config, run), run)
+
+
+def usual_for(config: Config, run: Run) -> tuple[float, str]:
+    """The usual learning rate, and in words for what."""
+    adapter = run.recipe.trained is not None
+    size = memory.ModelShape.of(run.shapes).parameters
+    rate = usual_rate(
+        size,
+        adapter=adapter,
+        optimizer=run.recipe.optimizer,
+        loraplus_ratio=config.lora.loraplus_ratio,
+    )
+    learns = "an adapter on" if adapter else "all weights of"
+    return rate, f"{learns} {_millions(size)} parameters"
+
+
+def _with_rate(config: Config, run: Run) -> Config:
+    given = getattr(config, run.section).learning_rate
+    usual, what = usual_for(config, run)
+    if given == "auto":
+        _log.info("learning rate auto: %g, usual for %s", usual, what)
+        return _changed(config, run.section, learning_rate=usual)
+    if is_far(given, usual):
+        flag = named(f"{run.section}.learning_rate")
+        _log.warning("caution: %s %g is far off: %g is usual for %s", flag, given, usual, what)
+    return config
+
+
+def _within_memory(config: Config, run: Run) -> tuple[Config, Run]:
+    """Numbers for batch and checkpointing: checkpointing only where a step does not fit without.
+
+    AUTO_ROWS rows times gradient_accumulation_steps go into one update whatever the memory: the
+    micro-batch is the largest of AUTO_ROWS, its half, its quarter ... that fits, and the
+    accumulation grows in return.
+    """
+    settings = config.training
+    if "auto" not in (settings.batch_size, settings.activation_checkpointing):
+        return config, run
+    chosen = _agreed(_chosen(settings, run, config.options.dry_run))
+    config = _changed(config, "training", **chosen)
+    return config, _checkpointed(run, chosen["activation_checkpointing"])
+
+
+def _chosen(settings: Training, run: Run, dry: bool) -> dict[str, Any]:
+    available = available_for(run)
+    free = memory.gigabytes(available)
+    wanted = 1 if settings.batch_size == "auto" else settings.batch_size
+    checkpointing = settings.activation_checkpointing
+    if checkpointing == "auto":
+        taken = run.needs(wanted)
+        checkpointing = not memory.fits(taken, available)
+        run = _checkpointed(run, checkpointing)
+        _log.info(
+            "activation checkpointing auto: %s; %s a step would take about %s of %s without",
+            *("on" if checkpointing else "off", _rows(wanted)),
+            *(memory.gigabytes(taken.total), free),
+        )
+    if settings.batch_size != "auto":
+        return {"activation_checkpointing": checkpointing}
+    most = largest_batch(run, available)
+    if not most and not dry:
+        raise _does_not_fit(run, free)
+    rows = AUTO_ROWS
+    while rows > max(1, most) and most < len(run.lengths):
+        rows //= 2
+    steps = settings.gradient_accumulation_steps * AUTO_ROWS // rows
+    _log.info(
+        "batch size auto: %s a step x %d accumulated = %d rows an update; about %s of %s",
+        *(_rows(rows), steps, rows * steps, memory.gigabytes(run.needs(rows).total), free),
+    )
+    return {
+        "activation_checkpointing": checkpointing,
+        "batch_size": rows,
+        "gradient_accumulation_steps": steps,
+    }
+
+
+def available_for(run: Run) -> int:
+    """Bytes free for this process: processes on one machine share its RAM, each has its own GPU."""
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if run.recipe.device == "cpu" else 1
+    return memory.available_memory(run.recipe.device) // sharing
+
+
+def _does_not_fit(run: Run, free: str) -> ResourceError:
+    ways = [f"add {flag}" for flag in shown("model.quantization")]
+    ways += [f"lower {named('training.max_length')}", "take a smaller model"]
+    return ResourceError(
+        f"training.batch_size auto: not even one row fits into {free}",
+        f"it would take about {run.needs(1)}",
+        f"{', '.join(ways)}, or try it all the same: {named('training.batch_size')} 1",
+    )
+
+
+def _agreed(chosen: dict[str, Any]) -> dict[str, Any]:
+    """The first process's choice: what is free changes from moment to moment, and all must share
+    one number of steps."""
+    if processes() == 1:
+        return chosen
+    PartialState(timeout=_A_DAY)
+    return broadcast_object_list([chosen])[0]
+
+
+def _as_recorded(config: Config, run: Run, recorded: Mapping[str, str]) -> Config:
+    """`auto` as it had been settled; the batch only if its update is as large as auto's now."""
+    known = {name: json.loads(value) for name, value in recorded.items() if "." in name}
+    rate = known.get(f"{run.section}.learning_rate", "auto")
+    if getattr(config, run.section).learning_rate == "auto" and rate != "auto":
+        config = _changed(config, run.section, learning_rate=rate)
+    settings = config.training
+    rows = known.get("training.batch_size", "auto")
+    steps = known.get("training.gradient_accumulation_steps", 1)
+    update = AUTO_ROWS * settings.gradient_accumulation_steps
+    if settings.batch_size == "auto" and rows != "auto" and rows * steps == update:
+        chosen = {"batch_size": rows, "gradient_accumulation_steps": steps}
+        config = _changed(config, "training", **chosen)
+    return config
+
+
+def _checkpointed(run: Run, on: bool) -> Run:
+    return replace(run, recipe=replace(run.recipe, activation_checkpointing=on))
+
+
+def _changed(config: Config, section: str, **values: Any) -> Config:
+    before = getattr(config, section)
+    return config.model_copy(update={section: before.model_copy(update=values)})
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'' if count == 1 else 's'}"
+
+
+def _millions(parameters: int) -> str:
+    """2,524,928 as 2.5 M, 6,738,415,616 as 6.7 B."""
+    return f"{parameters / 1e9:.1f} B" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"

@@ -1,0 +1,56 @@
+"""Whether a run changed its model at all; where it did not, the cause, and what would help."""
+
+from pathlib import Path
+
+import torch
+
+from slimtune.console import QualityError
+from slimtune.models.weights import Checkpoint
+from slimtune.settings.flags import named
+from slimtune.training.rates import is_far
+
+_FEW = 20  # steps: with fewer, a usual rate may be too little
+
+
+class NoEffect(QualityError):
+    """What was trained changes nothing: the run is at its end, without anything to keep."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"the trained {what} changes nothing", why, "train longer or faster")
+
+
+def explained(
+    idle: NoEffect, section: str, steps: int, rate: float, usual: float, what: str
+) -> QualityError:
+    """The same error with its cause, the rate or the number of steps, and the script's own flags.
+
+    `section` is that of the run's settings; `usual` is the rate that is usual for `what`.
+    """
+    faster = f"raise {named(f'{section}.learning_rate')} (auto is {usual:g})"
+    longer = f"train longer: raise {named(f'{section}.epochs')}, or give more rows"
+    if rate < usual and is_far(rate, usual):
+        cure = faster
+    else:
+        cure = longer if steps < _FEW else f"{faster}, or {longer}"
+    why = f"{steps} steps at a learning rate of {rate:g}, where {usual:g} is usual for {what}"
+    return QualityError(idle.what, f"{idle.why}; {why}", cure)
+
+
+def changed_share(before: Path, after: Path) -> float:
+    """The share of all weights that differ between two folders of one shape, tensor by tensor."""
+    old, new = Checkpoint(before), Checkpoint(after)
+    changed = total = 0
+    for name in old.tensors.keys() & new.tensors.keys():
+        for (_, ours), (_, theirs) in zip(new.rows(name), old.rows(name), strict=False):
+            changed += int(torch.count_nonzero(ours.float() != theirs.float()))
+            total += ours.numel()
+    return changed / max(1, total)
+
+
+def require_change(before: Path, after: Path, what: str) -> float:
+    """The share of weights that differ; raises NoEffect where none does."""
+    share = changed_share(before, after)
+    if not share:
+        kind = str(Checkpoint(after).dtype(next(iter(Checkpoint(after).tensors)))).split(".")[-1]
+        raise NoEffect(what, f"stored as {kind}, each weight is what it was before")
+    return share
