@@ -107,8 +107,8 @@ class Data(Section):
         0.0,
         "The same for leaks alone: training rows go whose question is that similar to one in test\n"
         "or validation. 0: as `similarity` says. The report always tells how many test questions\n"
-        "are 0.5 like a training question. Off, for 0.5 takes 7 % of banking77's training rows, 28 %\n"
-        "of FastChat's, 45 % of the sample's, and 0.8 finds next to nothing in any of them.",
+        "are 0.5 like a training question. Off, for 0.5 takes 7 % of banking77's training rows,\n"
+        "28 % of FastChat's, 45 % of the sample's, and 0.8 finds next to nothing in any of them.",
         ge=0,
         le=1,
     )
@@ -173,13 +173,3 @@ class Data(Section):
         if self.leak_similarity and not self.drop_leaks:
             raise ValueError("leak_similarity needs drop_leaks: true")
         return self
-
-    @property
-    def similar_duplicates(self) -> float:
-        """From which similarity on rows of one split repeat each other; 0: none do."""
-        return self.similarity if self.duplicates == "near" else 0.0
-
-    @property
-    def similar_leaks(self) -> float:
-        """From which similarity on a training question leaks; 0: equal ones alone do."""
-        return (self.leak_similarity or self.similarity) if self.drop_leaks else 0.0

@@ -66,6 +66,7 @@ class Account:
     cleaning: Counter = field(default_factory=Counter)  # {step: rows it changed or noticed}
     unused: dict[str, dict[str, float]] = field(default_factory=dict)  # columns that nothing reads
     test_by_share: int | None = None  # rows that the share gives the test, where it got more
+    leakage: dict[str, Any] = field(default_factory=dict)  # what the test shares with training
     long_rows: Counter = field(default_factory=Counter)  # {"whole" | "shortened" | "split": rows}
     tokens: array = field(default_factory=lambda: array("I"))  # of each conversation written
     supervised: array = field(default_factory=lambda: array("I"))  # of them, the same order
@@ -110,6 +111,7 @@ class Account:
             "reasons": dict(self.reasons["rejected"].most_common()),
             "splits": {name: self.splits[name] for name in SPLITS},
             **({} if self.test_by_share is None else {"test_by_share": self.test_by_share}),
+            **({"leakage": self.leakage} if self.leakage else {}),
             "languages": dict(self.languages.most_common()),
             "cleaning": dict(self.cleaning),
             "long_rows": dict(self.long_rows),

@@ -146,9 +146,9 @@ def _keep(
     columns.question.append(keys.question)
     columns.answer.append(keys.answer)
     columns.position.append(splits.position(key, settings.seed))
-    if settings.similar_duplicates:
+    if similarity.repeats_from(settings):
         columns.signatures.frombytes(similarity.signature(keys.said))
-    if settings.similar_leaks:
+    if similarity.leaks_from(settings):
         columns.asked.frombytes(similarity.signature([keys.asked]))
 
 

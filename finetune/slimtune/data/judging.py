@@ -63,13 +63,11 @@ def judge(
     split[hashed] = splits.assign(positions, wanted)
     if settings.drop_leaks:
         _mark_leaks(kind, split, np.frombuffer(columns.question, np.uint64))
-    wide = settings.similar_duplicates or settings.similar_leaks
+    wide = similarity.repeats_from(settings) or similarity.leaks_from(settings)
     alike = np.zeros(len(kind) if wide else 0, np.float32)
     if wide:
         _mark_similar(kind, first, alike, split, columns, settings)
-    return Judgement(
-        kind, split, first, alike, copies, splits.test_by_share(positions, wanted)
-    )
+    return Judgement(kind, split, first, alike, copies, splits.test_by_share(positions, wanted))
 
 
 def _mark_repeated(
@@ -124,9 +122,9 @@ def _mark_similar(
     Between two the question does: a test row is known where its question is, however answered.
     """
     marks = (kind, first, alike, split)
-    if near := settings.similar_duplicates:
+    if near := similarity.repeats_from(settings):
         _mark_alike(*marks, columns, columns.signatures, near, NEAR_DUPLICATE)
-    if near := settings.similar_leaks:
+    if near := similarity.leaks_from(settings):
         _mark_alike(*marks, columns, columns.asked, near, LEAK)
 
 

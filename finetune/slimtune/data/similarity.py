@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from rensa import RMinHash
 
+from slimtune.config.data import Data
 from slimtune.data.turns import Message
 
 SIGNATURE_SIZE = 128  # bytes a row, and hashes
@@ -34,6 +35,16 @@ _FOUND = 0.99
 _MOST_COMPARED = 64  # earlier rows of a band that a row is compared with; patterned rows have more
 _AT_ONCE = 1 << 16  # rows compared: 8 MB of each side
 _PRIME = np.uint64(0x100000001B3)  # FNV-1a
+
+
+def repeats_from(settings: Data) -> float:
+    """The similarity from which on conversations of one split repeat each other; 0: none do."""
+    return settings.similarity if settings.duplicates == "near" else 0.0
+
+
+def leaks_from(settings: Data) -> float:
+    """The similarity from which on a training question leaks; 0: equal ones alone do."""
+    return (settings.leak_similarity or settings.similarity) if settings.drop_leaks else 0.0
 
 
 def signature(texts: Iterable[bytes]) -> bytes:
@@ -148,6 +159,12 @@ def keys_of(messages: Sequence[Message]) -> Keys:
         asked=question,
         said=said,
     )
+
+
+def asked_in(messages: Sequence[Message]) -> bytes:
+    """`Keys.asked` of a conversation, without the other keys."""
+    asked = (message["content"] for message in messages if message["role"] == "user")
+    return b"\n".join(skeleton(without_courtesies(text)) for text in asked)
 
 
 def _key(text: bytes) -> int:

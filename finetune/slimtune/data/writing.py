@@ -12,6 +12,7 @@ from slimtune.console import InputError
 from slimtune.data import judging
 from slimtune.data.account import BATCH_SIZE, SPLITS, Account, Fit, TokenSize, report_numbers
 from slimtune.data.cleaning import TOLD_LANGUAGES, set_aside
+from slimtune.data.leakage import Asked, Leakage
 from slimtune.data.preparation import Prepared
 from slimtune.data.workers import spread
 from slimtune.report import data_report
@@ -20,6 +21,7 @@ UNLEARNED = -100  # the label of a token that is not learned
 _BATCH = 200  # rows that travel to a worker together
 _PIECES_LACK = ("instruction", "input", "output", "references")  # true of the whole row only
 _FEW = "its share is {test_by_share}, too few to tell anything; --test-rows gives another number"
+_TOLD_ALIKE = 0.1  # of the test questions; fewer are for the report alone
 _LEAK = "its question is also in a split kept for judging"
 
 
@@ -31,6 +33,7 @@ class WrittenRows:
     sizes: list[TokenSize] = field(default_factory=list)
     how: str = ""
     reason: str = ""
+    twins: list[int] = field(default_factory=list)  # the test questions that it is like
 
 
 def output_names(name: str) -> dict[str, str]:
@@ -69,13 +72,15 @@ def write_outputs(
     """
     account = Account(sources=prepared.sources, cleaning=prepared.cleaning, unused=prepared.unused)
     account.test_by_share = prepared.judged.test_by_share
+    leakage = Leakage(prepared)
     account.reasons["rejected"] = prepared.reasons
     with ExitStack() as stack:
         out = _Files(folder, name, stack)
-        for place, line, written in _fitted(prepared, fit):
+        for place, line, written in _fitted(prepared, fit, leakage):
             if written is None or written.reason:
                 _put_aside(place, line, written, prepared, out, account)
             else:
+                leakage.meet(written.twins)
                 _put(place, written, prepared, out, account)
     if not account.splits["train"]:
         raise InputError(
@@ -84,6 +89,7 @@ def write_outputs(
             "raise --max-length (or, if --long-rows is drop, choose truncate_prompt)",
         )
     _require_short(account, prepared)
+    account.leakage = leakage.numbers()
     numbers = report_numbers(account, batch_size)
     data_report.write_data_report(numbers, folder, name, language)
     return numbers
@@ -102,6 +108,7 @@ def closing_numbers(numbers: Mapping[str, Any], name: str, max_length: int) -> d
         told["mixed for training"] = ", ".join(
             f"{one['file']} × {one['weight']}: {one['train_rows']}" for one in weighted
         )
+    told |= _alike(numbers.get("leakage"))
     unused = [
         f"{column} ({one['filled']:.0%} filled, {one['characters']} characters)"
         for column, one in numbers["unused_columns"].items()
@@ -111,6 +118,15 @@ def closing_numbers(numbers: Mapping[str, Any], name: str, max_length: int) -> d
     shortened = {f"long rows {how}": rows for how, rows in numbers["long_rows"].items()}
     shortened.pop("long rows whole", None)
     return told | shortened
+
+
+def _alike(leakage: Mapping[str, Any] | None) -> dict[str, str]:
+    """A word where the test is much like training; the data report tells it always."""
+    if not leakage or leakage["questions_alike"] < _TOLD_ALIKE * leakage["questions_compared"]:
+        return {}
+    share = leakage["questions_alike"] / leakage["questions_compared"]
+    cure = f"--leak-similarity {leakage['similarity']:g} takes those out"
+    return {"test questions much like a training one": f"{share:.0%} ({cure})"}
 
 
 def _require_short(account: Account, prepared: Prepared) -> None:
@@ -200,27 +216,38 @@ def _like(first: int, place: int, prepared: Prepared) -> str:
     return f"same as {where}"
 
 
-def _fitted(prepared: Prepared, fit: Fit | None) -> Iterator[tuple[int, bytes, WrittenRows | None]]:
+def _fitted(
+    prepared: Prepared, fit: Fit | None, leakage: Leakage
+) -> Iterator[tuple[int, bytes, WrittenRows | None]]:
     """Every line in order, with what `fit` made of it; None where the row is not kept."""
-    kind = prepared.judged.kind
-    if fit is None:
-        for place, line in prepared.lines():
-            yield place, line, None if kind[place] else WrittenRows([line])
-        return
-    lines = ((place, line, not kind[place]) for place, line in prepared.lines())
+    kind, state = prepared.judged.kind, (fit, leakage.asked)
+    lines = (
+        (place, line, not kind[place], leakage.compares(place)) for place, line in prepared.lines()
+    )
     batches = iter(lambda: list(islice(lines, _BATCH)), [])
-    for batch in spread(_fit_batch, batches, fit, prepared.workers):
+    # Without a tokenizer the way to a worker costs more than the work.
+    workers = 1 if fit is None else prepared.workers
+    for batch in spread(_fit_batch, batches, state, workers):
         yield from batch
 
 
 def _fit_batch(
-    batch: list[tuple[int, bytes, bool]], fit: Fit
+    batch: list[tuple[int, bytes, bool, bool]], state: tuple[Fit | None, Asked]
 ) -> list[tuple[int, bytes, WrittenRows | None]]:
-    return [(place, line, _fit(line, fit) if kept else None) for place, line, kept in batch]
+    fit, asked = state
+    done = []
+    for place, line, kept, compared in batch:
+        row = json.loads(line) if compared or (kept and fit) else {}
+        written = None
+        if kept:
+            written = _fit(row, line, fit) if fit else WrittenRows([line])
+        if compared:
+            written.twins = asked.twins(row["messages"])
+        done.append((place, line, written))
+    return done
 
 
-def _fit(line: bytes, fit: Fit) -> WrittenRows:
-    row = json.loads(line)
+def _fit(row: dict[str, Any], line: bytes, fit: Fit) -> WrittenRows:
     source = row["source"]
     fitted = fit(row["messages"], place=f"{source['file']}, row {source['line']}")
     if fitted.how == "dropped":

@@ -39,6 +39,7 @@ def data_report_text(numbers: Mapping[str, Any], before: str = "", language: str
         f"![{words.picture}]({before}{PICTURE})",
         f"{words.splits}\n\n{_shares(words.conversations, splits, words)}",
         *_floor(numbers, words),
+        *_leakage(numbers.get("leakage"), words),
         f"{words.languages}\n\n{_shares(words.rows, languages, words)}",
         *_reasons(numbers["reasons"], words),
         *_unused(numbers["unused_columns"], words),
@@ -89,6 +90,23 @@ def _floor(numbers: Mapping[str, Any], words: DataWords) -> list[str]:
     if "test_by_share" not in numbers:
         return []
     return [words.floor.format(rows=numbers["splits"]["test"], share=numbers["test_by_share"])]
+
+
+def _leakage(leakage: Mapping[str, Any] | None, words: DataWords) -> list[str]:
+    """What the test shares with training; nothing where there is no test."""
+    if not leakage:
+        return []
+    cells = [
+        [told, f"{leakage[count]:,}", f"{leakage[of]:,}", f"{leakage[count] / leakage[of]:.1%}"]
+        for told, count, of in (
+            (words.shared_answers, "answers_in_training", "test_rows"),
+            (words.alike.format(**leakage), "questions_alike", "questions_compared"),
+        )
+    ]
+    sections = [f"{words.leakage}\n\n{markdown_table(['', *words.leakage_columns], cells)}"]
+    if leakage["training_compared"] < 1:
+        sections.append(words.training_sampled.format(**leakage))
+    return [*sections, words.leakage_cures.format(**leakage)]
 
 
 def _reasons(reasons: Mapping[str, int], words: DataWords) -> list[str]:

@@ -23,6 +23,12 @@ class DataWords:
     picture: str
     splits: str
     floor: str
+    leakage: str
+    leakage_columns: list[str]
+    shared_answers: str
+    alike: str
+    training_sampled: str
+    leakage_cures: str
     languages: str
     reasons: str
     more_reasons: str

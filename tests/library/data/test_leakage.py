@@ -2,9 +2,9 @@
 
 import random
 
-from prepared_rows import Output, saved
+from prepared_rows import Output, alpaca_row, saved
 
-from slimtune.data import writing
+from slimtune.data import leakage, writing
 from slimtune.report import data_report
 
 THINGS = ("收货地址", "绑定手机", "登录密码", "发票抬头")
@@ -62,3 +62,88 @@ def test_few_rows_give_the_test_its_floor_and_say_so(tmp_path):
     chosen = Output(saved(tmp_path, faq(["{}？"])), test_rows=5)
     assert "test_by_share" not in chosen.numbers and len(chosen.splits["test"]) == 5
     assert writing.closing_numbers(chosen.numbers, "train", 512)["test"] == 5
+
+
+def told(rows: list[dict], folder, **settings) -> dict:
+    return Output(saved(folder, rows), **settings).numbers["leakage"]
+
+
+def reworded(number: int) -> list[dict]:
+    """Questions of their own; each third one comes again with its last word changed."""
+    chance = random.Random(5)
+    words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(900)]
+    rows = []
+    for i in range(number):
+        asked = chance.choices(words, k=9)
+        rows.append({"question": " ".join(asked), "answer": f"Reply {i}, {asked[0]}."})
+        if i % 3 == 0:
+            again = " ".join([*asked[:-1], "now"])
+            rows.append({"question": again, "answer": f"In other words {i} {asked[3]}."})
+    return rows
+
+
+def jaccard(one: str, two: str) -> float:
+    """By hand: runs of 5 letters, spaces aside."""
+    texts = [text.replace(" ", "") for text in (one, two)]
+    ours, theirs = ({text[at : at + 5] for at in range(len(text) - 4)} for text in texts)
+    return len(ours & theirs) / len(ours | theirs)
+
+
+def test_questions_alike_are_counted_exactly_whatever_the_settings(tmp_path):
+    rows = reworded(120)
+    for settings in ({}, {"drop_leaks": False, "duplicates": "keep"}, {"workers": 2}):
+        out = Output(saved(tmp_path, rows), **settings)
+        train, test = (
+            [row["messages"][0]["content"] for row in out.splits[split]]
+            for split in ("train", "test")
+        )
+        twins = sum(any(jaccard(ours, theirs) >= 0.5 for theirs in train) for ours in test)
+        found = out.numbers["leakage"]
+        assert (found["questions_alike"], found["questions_compared"]) == (twins, len(test))
+        assert 3 < twins < len(test) == found["test_rows"] and found["answers_in_training"] == 0
+    flag = {"leak_similarity": found["similarity"] - 0.1}  # estimated within 0.1
+    assert told(rows, tmp_path, **flag)["questions_alike"] == 0
+
+
+def test_answers_that_stand_in_training_are_counted_normalised(tmp_path):
+    rows = [{"question": f"{i} {i * 7919}", "answer": f"Wort{i}"} for i in range(60)]
+    assert told(rows, tmp_path)["answers_in_training"] == 0
+    test = [{"question": f"Other {i}", "answer": f"ＷＯＲＴ {i}!"} for i in range(0, 60, 4)]
+    given = {"test_input": saved(tmp_path, test, "test.jsonl"), "validation_ratio": 0}
+    found = told(rows, tmp_path, **given)
+    assert (found["answers_in_training"], found["test_rows"]) == (15, 15)
+    grouped = [row | {"answer": f"Label {i % 9}"} for i, row in enumerate(rows)]
+    assert told(grouped, tmp_path)["answers_in_training"] > 0
+    assert (
+        told(grouped, tmp_path, group_column="answer", test_ratio=0.3)["answers_in_training"] == 0
+    )
+
+
+def test_large_files_are_sampled_within_bounds(tmp_path, monkeypatch):
+    monkeypatch.setattr(leakage, "_MOST_QUESTIONS", 12)
+    found = told(reworded(120), tmp_path, test_rows=40)
+    assert (found["questions_compared"], found["test_rows"]) == (12, 40)
+    monkeypatch.setattr(leakage, "_MOST_CHARACTERS", 150)
+    assert told(reworded(120), tmp_path, test_rows=40)["questions_compared"] == 2
+    monkeypatch.setattr(leakage, "_MOST_TRAINING", 50)
+    out = Output(saved(tmp_path, reworded(120)), test_rows=40)
+    assert out.numbers["leakage"]["training_compared"] == round(1 / 3, 4)
+    assert "33% of the training rows" in data_report.data_report_text(out.numbers)
+
+
+def test_the_report_always_tells_and_the_closing_lines_where_it_is_much(tmp_path):
+    out = Output(saved(tmp_path, faq(["{}？", "再问{}"])), test_ratio=0.2)
+    found = out.numbers["leakage"]
+    assert found["questions_alike"] > 0.1 * found["questions_compared"]
+    closing = writing.closing_numbers(out.numbers, "train", 512)
+    assert "--leak-similarity 0.5" in closing["test questions much like a training one"]
+    few = Output(saved(tmp_path, [alpaca_row(i, instruction=f"{i}") for i in range(60)]))
+    assert few.numbers["leakage"]["questions_alike"] == 0
+    assert not any(
+        "much like" in name for name in writing.closing_numbers(few.numbers, "train", 512)
+    )
+    for language, words in (("en", "test rows whose answer"), ("zh", "回答也出现在训练集中")):
+        for numbers in (out.numbers, few.numbers):
+            page = data_report.data_report_text(numbers, "", language)
+            assert words in page and "--leak-similarity 0.5" in page
+    assert "leakage" not in Output(saved(tmp_path, faq()), test_ratio=0).numbers
