@@ -26,7 +26,7 @@ def main(config: Config) -> None:
 
     gguf = config.gguf
     files = convert.files_of(config)
-    modelfile = Path.cwd() / "Modelfile" if gguf.create_modelfile or gguf.ollama_create else None
+    modelfile = Path.cwd() / "Modelfile" if gguf.wants_modelfile else None
     for needed in filter(None, [gguf.model_path, gguf.lora_model, config.evaluation.test_data]):
         require(needed)
     for file in files:

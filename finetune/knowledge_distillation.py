@@ -32,8 +32,8 @@ def main(config: Config) -> None:
     require(config.distillation.teacher_model)
     require(student)
     require(config.training.train_data)
-    template = config.model.prompt_template
-    dataset = read_dataset(student, template, config.training)
+    template, modelfile = config.model.prompt_template, config.gguf.wants_modelfile
+    dataset = read_dataset(student, template, config.training, modelfile=modelfile)
     require_teachable(config, student, dataset)
     text = passages_of(config)
     if config.options.dry_run:
@@ -47,7 +47,7 @@ def main(config: Config) -> None:
     if config.distillation.mode == "sequence":
         with teachers.first_process_first():
             config = written_answers.answered(config)
-        dataset = read_dataset(student, template, config.training)
+        dataset = read_dataset(student, template, config.training, modelfile=modelfile)
     method = distillation_stage.student(config, student, text)
     curve, _ = train(config, method, dataset, final, checkpoints)
     numbers = {"loss": curve.summary(), "speed": curve.speed()}

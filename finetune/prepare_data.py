@@ -77,7 +77,7 @@ def length_limit(config: Config) -> partial | None:
     return partial(
         prompts.fit_row,
         tokenizer=tokenizer,
-        template=prompts.resolve_template(config.model.prompt_template, tokenizer.chat_template),
+        template=prompts.template_of(config.model.prompt_template, tokenizer),
         max_length=config.training.max_length,
         policy=config.data.long_rows,
     )

@@ -32,7 +32,8 @@ def main(config: Config) -> None:
     lora.require_choices(config)
     require(base)
     require(config.training.train_data)
-    dataset = read_dataset(base, config.model.prompt_template, config.training)
+    template, modelfile = config.model.prompt_template, config.gguf.wants_modelfile
+    dataset = read_dataset(base, template, config.training, modelfile=modelfile)
     method = pipeline.whole(base) if whole else pipeline.adapter(base)
     if config.options.dry_run:
         pipeline.require_resumable(config, method, dataset, checkpoints)

@@ -46,7 +46,8 @@ def main(config: Config) -> None:
     for needed in (base, teacher, config.training.train_data):
         require(needed)
     # Before the first stage, dry or not: this finds the mistakes in the settings of the last one.
-    dataset = read_dataset(base, config.model.prompt_template, config.training)
+    template, modelfile = config.model.prompt_template, config.gguf.wants_modelfile
+    dataset = read_dataset(base, template, config.training, modelfile=modelfile)
     distillation.require_teachable(config, base, dataset)
     lora.require_choices(config)
     text = distillation.passages_of(config)

@@ -20,7 +20,6 @@ _FACTS = {
     "shapes": {"columns", "reads"},
     "sample_kinds": {"file"},
     "templates": {"stops"},
-    "twins": {"stops"},
     "optimizers": {"bytes", "rate", "bitsandbytes"},
     "gguf_types": {"tolerance"},
 }

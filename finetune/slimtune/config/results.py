@@ -118,3 +118,8 @@ class Gguf(Section):
         "Proof that file and model agree, before the file gets its name: quick compares 8 rows,\n"
         "full 64; both load the model once (2 to 4 bytes a parameter). off proves nothing.",
     )
+
+    @property
+    def wants_modelfile(self) -> bool:
+        """`ollama create` needs one too."""
+        return self.create_modelfile or self.ollama_create

@@ -35,10 +35,11 @@ class ModelSection(Section):
         "Where a GGUF file that stands for a base model is unpacked, once, into a folder of its\n"
         "name; from there on it is a folder.",
     )
-    prompt_template: Literal[(*names("templates"), "tokenizer")] = choice(
-        "llama2",
-        "Prompt around each conversation; tokenizer: the model's own. It is saved with the model,\n"
-        "so evaluation, llama.cpp and Ollama use the same one.",
+    prompt_template: Literal[("auto", *names("templates"), "tokenizer")] = choice(
+        "auto",
+        "Prompt around each conversation; tokenizer: the model's own, which auto takes where it\n"
+        "has one, else chatml where the vocabulary has its tokens, else llama2. It is saved with\n"
+        "the model, so evaluation, llama.cpp and Ollama use the same one.",
         "templates",
     )
     system_prompt: str = setting(

@@ -18,10 +18,10 @@ from slimtune.models.adapters import Adapter
 from slimtune.models.folders import is_hub_id, local_folder
 from slimtune.models.gguf_header import is_gguf, read_gguf
 from slimtune.models.ollama_store import blob_of, is_ollama, plain_name
+from slimtune.models.tokenizer_files import template_facts
 from slimtune.models.weights import Checkpoint
 
 _ADAPTER_FILE = "adapter_config.json"
-_TEMPLATE_FILE = "chat_template.jinja"
 _ROLES = ("final", "lora_adapter")  # names that say less than their folder's
 
 
@@ -127,9 +127,8 @@ def paths(candidates: Sequence[Candidate]) -> list[str]:
 def comparison_template(config: Config) -> str:
     """The jinja source for models that bring no template of their own."""
     base = config.model.base_model
-    own = None if _is_missing(base) else local_folder(base) / _TEMPLATE_FILE
-    text = own.read_text(encoding="utf-8") if own and own.is_file() else None
-    return prompts.resolve_template(config.model.prompt_template, text)
+    facts = () if _is_missing(base) else template_facts(local_folder(base))
+    return prompts.resolve_template(config.model.prompt_template, *facts)
 
 
 def test_rows(config: Config) -> tuple[list[dict[str, Any]], Path]:

@@ -13,9 +13,9 @@ from slimtune.console import SlimTuneError, size
 from slimtune.export import preflight
 from slimtune.export.ggml import find_encoder
 from slimtune.export.gguf_writer import ConversionReport, write_file
+from slimtune.export.go_template import chosen
 from slimtune.export.imatrix import read_imatrix
 from slimtune.export.llama_tools import quantize_file
-from slimtune.export.modelfile import chosen
 from slimtune.export.plan import Encoding, GgufPlan, ModelSource
 from slimtune.export.proof import proof_rows
 from slimtune.models.merging import MergedCheckpoint

@@ -16,8 +16,8 @@ from slimtune import prompts
 from slimtune.config import Config
 from slimtune.console import SettingsError, near
 from slimtune.data.rows import read_rows
+from slimtune.export.go_template import chosen
 from slimtune.export.imatrix import Importance, read_imatrix, write_imatrix
-from slimtune.export.modelfile import chosen
 from slimtune.export.plan import GgufPlan, ModelSource, load_source
 from slimtune.export.tensors import gguf_name
 from slimtune.models import tokenizers

@@ -18,9 +18,9 @@ from slimtune.config import Config
 from slimtune.console import ResourceError, SettingsError, near
 from slimtune.export.modelfile import modelfile
 from slimtune.export.plan import GgufPlan
-from slimtune.export.preflight import special_tokens
 from slimtune.export.proof import proof_rows
 from slimtune.models.ollama_store import require_name
+from slimtune.models.tokenizer_files import special_tokens
 from slimtune.prompts import ChatMessage
 
 _log = logging.getLogger(__name__)
@@ -61,12 +61,11 @@ def require_target(file: Path, config: Config) -> None:
 
 def modelfile_for(file: Path, gguf: Path, plan: GgufPlan, config: Config) -> str:
     """FROM the GGUF (relative to the Modelfile), the model's template, system, stops, context."""
-    tokens = special_tokens(plan.folder, plan.vocabulary)
+    tokens = special_tokens(plan.folder, plan.vocabulary.tokens)
     return modelfile(
         _relative(gguf, file.parent),
         plan.template,
-        bos_token=tokens.bos,
-        eos_token=tokens.eos,
+        tokens,
         system=config.model.system_prompt,
         num_ctx=min(_trained_length(config), plan.architecture.context),
     )

@@ -9,7 +9,6 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from slimtune.export.vocabulary import Vocabulary, read_vocabulary
 from slimtune.inference.llama_library import library
 from slimtune.models import memory
 from slimtune.models.json_files import read_model_json
+from slimtune.models.tokenizer_files import special_tokens
 from slimtune.models.weights import Checkpoint
 
 _log = logging.getLogger(__name__)
@@ -141,38 +141,13 @@ def _has_library() -> bool:
     return True
 
 
-# What GGUF and SentencePiece call the tokens when no file of the folder names them.
-_DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>"}
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """The texts of a tokenizer's first and last token; `bos` is empty where it has none."""
-
-    bos: str
-    eos: str
-
-
-def special_tokens(folder: Path, vocabulary: Vocabulary) -> SpecialTokens:
-    """From tokenizer_config.json or special_tokens_map.json, else SentencePiece's own names."""
-    files = [
-        read_model_json(folder / f"{name}.json", optional=True)
-        for name in ("tokenizer_config", "special_tokens_map")
-    ]
-    found = {key: _text(next((f[key] for f in files if f.get(key)), None)) for key in _DEFAULTS}
-    for key, default in _DEFAULTS.items():
-        if found[key] is None and default.encode() in vocabulary.tokens:
-            found[key] = default
-    return SpecialTokens(found["bos_token"] or "", found["eos_token"] or "")
-
-
 def require_one_end(folder: Path, vocabulary: Vocabulary) -> None:
     """InputError unless config, generation config and tokenizer name the same end token.
 
     The first two may name several; one of them must be the tokenizer's. A model whose files
     disagree stops in one program and runs on in another.
     """
-    text = special_tokens(folder, vocabulary).eos
+    text = special_tokens(folder, vocabulary.tokens).eos
     if text.encode() not in vocabulary.tokens:
         raise InputError(
             f"{folder}: the end token {text!r} is not in the vocabulary",
@@ -203,8 +178,3 @@ def require_finite_norms(checkpoint: Checkpoint, names: Iterable[str]) -> None:
                 f"{len(odd)} of {len(values)} values are not finite: training diverged",
                 "train again with a smaller learning rate, or copy the folder again",
             )
-
-
-def _text(token: str | dict | None) -> str | None:
-    """A token's text; older files write an object with its "content"."""
-    return token["content"] if isinstance(token, dict) else token

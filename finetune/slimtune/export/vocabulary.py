@@ -1,15 +1,11 @@
 """The vocabulary of a GGUF: tokenizer.model (SentencePiece), or the BPE of a tokenizer.json.
 
 The rules are those of llama.cpp's converter (conversion/base.py). llama.cpp splits text before
-merging by rules compiled into it, named `tokenizer.ggml.pre`; which name is right is told by the
-regular expression in a byte-level BPE's tokenizer.json (Llama-3, Qwen2). Of that file only the few
-lines before the megabytes of tokens are parsed where the vocabulary is not needed: parsed whole,
-Llama-2's takes 40 MB of Python objects, a third of what a conversion may.
+merging by rules compiled into it; `pretokenizers` tells which are a byte-level BPE's.
 """
 
 import json
 import logging
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +19,9 @@ from sentencepiece import SentencePieceProcessor
 
 from slimtune.artifacts.files import require_fetched
 from slimtune.console import InputError
-from slimtune.export.architecture import Unsupported
-from slimtune.models.json_files import read_model_json, require_kinds
+from slimtune.export.pretokenizers import is_byte_level, pre_tokenizer_name
+from slimtune.models.json_files import read_model_json
+from slimtune.models.tokenizer_files import read_head, special_tokens
 
 MODEL_FILE = "tokenizer.model"
 _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10000.0
@@ -84,11 +81,14 @@ def write_vocabulary(
         writer.add_token_scores(vocabulary.scores)
     writer.add_token_types(vocabulary.types)
     if merges:
-        gguf.SpecialVocab(folder, load_merges=True).add_to_gguf(writer, quiet=True)
-        return
-    with without_vocabulary(folder) as slim:
-        special = gguf.SpecialVocab(slim, n_vocab=len(vocabulary.tokens))
-        special.chat_template = special.chat_template or template
+        special = gguf.SpecialVocab(folder, load_merges=True)
+    else:
+        with without_vocabulary(folder) as slim:
+            special = gguf.SpecialVocab(slim, n_vocab=len(vocabulary.tokens))
+    special.chat_template = special.chat_template or template
+    # Left unsaid, llama.cpp guesses by `pre`. EOS ends an answer, never the prompt before it.
+    puts_bos = special_tokens(folder, vocabulary.tokens).puts_bos
+    special.add_special_token |= {"bos": puts_bos, "eos": False}
     special.add_to_gguf(writer, quiet=True)
 
 
@@ -168,15 +168,6 @@ def _added_tokens(folder: Path, pieces: int) -> dict[int, tuple[str, bool]]:
     return added
 
 
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# The regular expression of pre_tokenizer -> llama.cpp's name; None: ByteLevel's own, GPT-2's
-_SPLITS = {
-    _WORDS + r"\p{N}{1,3}" + _REST: "llama-bpe",
-    _WORDS + r"\p{N}" + _REST: "qwen2",
-    None: "gpt-2",
-}
-
 Token = tuple[str, TokenType]
 
 
@@ -188,25 +179,18 @@ def read_bpe(folder: Path) -> tuple[str, dict[int, Token]]:
     """
     file = folder / "tokenizer.json"
     content = read_model_json(file)
-    steps = _steps(content.get("pre_tokenizer"))
-    if content["model"].get("type") != "BPE" or not any(s["type"] == "ByteLevel" for s in steps):
+    if not is_byte_level(content):
         raise InputError(
             f"{folder}: no tokenizer.model",
             "a GGUF needs the scores of the SentencePiece model; tokenizer.json does not hold them",
             "copy tokenizer.model from the base model into this folder",
         )
-    split = _split(steps)
-    if split not in _SPLITS:
-        raise Unsupported(
-            f"{file}: splits text by a rule that SlimTune does not know",
-            str(split),
-            "set LLAMA_CPP_DIR to a checkout of llama.cpp, whose converter knows more of them",
-        )
+    pre = pre_tokenizer_name(file, content)
     tokens = {index: (text, TokenType.NORMAL) for text, index in content["model"]["vocab"].items()}
     for added in content.get("added_tokens", []):
         kind = TokenType.CONTROL if is_special(added) else TokenType.USER_DEFINED
         tokens[added["id"]] = (added["content"], kind)
-    return _SPLITS[split], tokens
+    return pre, tokens
 
 
 def is_special(token: dict) -> bool:
@@ -220,45 +204,8 @@ def is_special(token: dict) -> bool:
     return bool(token.get("special")) or control or bars or unused
 
 
-def _steps(pre_tokenizer: dict | None) -> list[dict]:
-    if pre_tokenizer is None:
-        return []
-    return pre_tokenizer.get("pretokenizers") or [pre_tokenizer]
-
-
-def _split(steps: list[dict]) -> str | None:
-    patterns = [step["pattern"] for step in steps if step["type"] == "Split"]
-    return patterns[0].get("Regex", str(patterns[0])) if patterns else None
-
-
-_MODEL = re.compile(rb'(?<!\\)"model"\s*:\s*\{')
-_HEAD_BYTES = 1 << 20
 _BESIDE = ("config.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 _TEMPLATES = "additional_chat_templates"
-
-
-def read_head(file: Path) -> dict:
-    """All of a tokenizer.json but "model", {} where there is no file.
-
-    The library tokenizers writes "model" last, so that what stands before it is read alone; another
-    order costs the whole file.
-    """
-    if not file.is_file():
-        return {}
-    with file.open("rb") as stream:
-        start = stream.read(_HEAD_BYTES)
-    found = _MODEL.search(start)
-    if found:
-        try:
-            head = json.loads(start[: found.start()].rstrip().rstrip(b",") + b"}")
-        except ValueError:
-            head = {}
-        if {"added_tokens", "post_processor"} <= head.keys():
-            require_kinds(file, head)
-            return head
-    whole = read_model_json(file)
-    whole.pop("model", None)
-    return whole
 
 
 @contextmanager

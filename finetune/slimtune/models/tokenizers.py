@@ -18,12 +18,17 @@ from transformers import PreTrainedTokenizerFast
 from slimtune.artifacts.files import write_json
 from slimtune.console import InputError
 from slimtune.models import sentencepiece_bpe
-from slimtune.models.folders import download, is_hub_id, read_template, require_well_formed
+from slimtune.models.folders import download, is_hub_id, require_well_formed
 from slimtune.models.json_files import read_model_json
+from slimtune.models.tokenizer_files import (
+    JSON_FILE,
+    SENTENCEPIECE_FILE,
+    TOKENIZER_CONFIG,
+    own_template,
+    sentencepiece_puts_bos,
+    text_of,
+)
 
-SENTENCEPIECE_FILE = "tokenizer.model"
-JSON_FILE = "tokenizer.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 _ADDED_FILE = "added_tokens.json"
 _COMPANIONS = [SENTENCEPIECE_FILE, JSON_FILE, TOKENIZER_CONFIG, TEMPLATE_FILE, _ADDED_FILE]
@@ -88,15 +93,15 @@ def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         vocab_file=str(model_file),
-        bos_token=_name(config, "bos_token") or spec.bos_piece,
-        eos_token=_name(config, "eos_token") or spec.eos_piece,
-        unk_token=_name(config, "unk_token") or spec.unk_piece,
-        pad_token=_name(config, "pad_token"),
-        add_bos_token=config.get("add_bos_token", True),
+        bos_token=text_of(config.get("bos_token")) or spec.bos_piece,
+        eos_token=text_of(config.get("eos_token")) or spec.eos_piece,
+        unk_token=text_of(config.get("unk_token")) or spec.unk_piece,
+        pad_token=text_of(config.get("pad_token")),
+        add_bos_token=sentencepiece_puts_bos(config),
         add_eos_token=False,
         clean_up_tokenization_spaces=False,
         model_max_length=config.get("model_max_length") or _UNBOUNDED,
-        chat_template=_chat_template(folder, config),
+        chat_template=own_template(folder),
         name_or_path=str(folder),
     )
     return guard(tokenizer)
@@ -186,17 +191,6 @@ def _add_tokens(backend: Tokenizer, folder: Path, config: dict) -> None:
                 f"after the pieces of {SENTENCEPIECE_FILE} it gets {backend.token_to_id(name)}",
                 f"use the {SENTENCEPIECE_FILE} that belongs to this {TOKENIZER_CONFIG}",
             )
-
-
-def _chat_template(folder: Path, config: dict) -> str | None:
-    own = read_template(folder)
-    return config.get("chat_template") if own is None else own
-
-
-def _name(config: dict, key: str) -> str | None:
-    """A token's text; older files write an object with its "content"."""
-    value = config.get(key)
-    return value["content"] if isinstance(value, dict) else value
 
 
 def _settle_config(config_file: Path, add_bos: bool | None) -> None:

@@ -1,28 +1,41 @@
 """One prompt for training, evaluation, llama.cpp and Ollama: templates, the renderer, token ids."""
 
-from slimtune.prompts.encoding import IGNORED, Encoded, encode, encode_prompt
-from slimtune.prompts.long_rows import Fitted, Policy, fit_row
-from slimtune.prompts.rendering import (
-    ChatMessage,
-    pieces,
-    render,
+from slimtune.prompts.choosing import (
+    AUTO,
+    no_twin,
     resolve_template,
-    template,
-    template_names,
+    shipped_as,
+    spelled,
+    tell_choice,
+    template_of,
 )
+from slimtune.prompts.encoding import IGNORED, Encoded, encode, encode_prompt, puts_bos
+from slimtune.prompts.long_rows import Fitted, Policy, fit_row
+from slimtune.prompts.probing import Form, form_of, same
+from slimtune.prompts.rendering import ChatMessage, pieces, render, template, template_names
 
 __all__ = [
-    "IGNORED",
+    "AUTO",
+    "ChatMessage",
     "Encoded",
     "Fitted",
-    "ChatMessage",
+    "Form",
+    "IGNORED",
     "Policy",
     "encode",
     "encode_prompt",
     "fit_row",
-    "template_names",
+    "form_of",
+    "no_twin",
     "pieces",
+    "puts_bos",
     "render",
     "resolve_template",
+    "same",
+    "shipped_as",
+    "spelled",
+    "tell_choice",
     "template",
+    "template_names",
+    "template_of",
 ]

@@ -132,9 +132,15 @@ def _ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
         fresh.append(new)
         so_far = so_far + new
     bos = [tokenizer.bos_token_id]
-    if fresh[0][:1] != bos and tokenizer("").input_ids[:1] == bos:
+    if fresh[0][:1] != bos and puts_bos(tokenizer):
         fresh[0] = bos + fresh[0]  # the template writes no BOS: llama.cpp would add it
     return fresh
+
+
+def puts_bos(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer itself puts BOS before every text: one that is named so need not be."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("").input_ids[:1] == [bos]
 
 
 def _contexts(texts: list[str], eos_token: str | None) -> list[str]:

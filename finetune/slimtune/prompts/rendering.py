@@ -15,7 +15,7 @@ from slimtune.config.catalogues import names
 from slimtune.console import InputError, SettingsError
 
 _FOLDER = Path(__file__).parent / "templates"
-_OWN = "tokenizer"
+OWN = "tokenizer"  # the name of a model's own template
 
 
 class ChatMessage(TypedDict):
@@ -34,23 +34,10 @@ def template(name: str) -> str:
     if name not in known:
         raise SettingsError(
             f"prompt template {name!r}: unknown",
-            f"known are {', '.join([*known, _OWN])} ({_OWN}: the model's own chat template)",
+            f"known are {', '.join([*known, OWN])} ({OWN}: the model's own chat template)",
             f"choose one of {', '.join(known)}",
         )
     return (_FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
-
-
-def resolve_template(name: str, own: str | None) -> str:
-    """The jinja source of `name`, where `tokenizer` means `own`, the model's chat template."""
-    if name != _OWN:
-        return template(name)
-    if own is None:
-        raise SettingsError(
-            f"prompt template {_OWN!r}: this model has none",
-            "its folder holds no chat_template.jinja and its tokenizer names no template",
-            f"choose one of {', '.join(template_names())}",
-        )
-    return own
 
 
 def render(

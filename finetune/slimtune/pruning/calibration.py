@@ -82,7 +82,7 @@ def prepared_rows(model: Path, config: Config, count: int, longest: int) -> list
     """`count` prepared rows, spread over the file, as the model meets them in training."""
     rows = read_rows(config.training.train_data)
     tokenizer = tokenizers.load_tokenizer(model)
-    template = prompts.resolve_template(config.model.prompt_template, tokenizer.chat_template)
+    template = prompts.template_of(config.model.prompt_template, tokenizer)
     step = max(1, len(rows) // count)
     encoded = [
         prompts.encode(tokenizer, row["messages"], template, longest)

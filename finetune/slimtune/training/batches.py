@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from slimtune.console import InputError
 from slimtune.machine import onednn
-from slimtune.prompts import IGNORED, encode
+from slimtune.prompts import IGNORED, encode, puts_bos
 
 TrainingRow = dict[str, Any]
 
@@ -94,7 +94,7 @@ def _require_sound(sample: Sample, tokenizer: Any, where: str) -> None:
         )
     bos = tokenizer.bos_token_id
     pairs = zip(sample.input_ids, sample.input_ids[1:], strict=False)
-    if bos is not None and (bos, bos) in pairs:
+    if bos is not None and (bos, bos) in pairs and puts_bos(tokenizer):
         raise InputError(
             f"{where}: two {tokenizer.bos_token} stand one after the other",
             "the template writes one and the tokenizer adds another, or the text holds one",

@@ -57,18 +57,22 @@ class Dataset:
         }
 
 
-def read_dataset(model: str, template_name: str, settings: Training) -> Dataset:
+def read_dataset(
+    model: str, template_name: str, settings: Training, *, modelfile: bool = False
+) -> Dataset:
     """Samples of the training rows, and of the validation rows named or found beside them.
 
     Raises InputError for a row that teaches nothing or no end, for a doubled BOS, and for a
     tokenizer that does not fit the model or pads with its end token; SettingsError when more rows
-    than allowed are longer than max_length.
+    than allowed are longer than max_length, and for a template of which a wanted `modelfile` could
+    not be made.
     """
     tokenizer = tokenizers.load_tokenizer(model)
     rows = Checkpoint(local_folder(model)).shapes[EMBEDDING][0]
     tokenizers.check_vocabulary(tokenizer, rows)
     _require_padding(tokenizer)
-    tokenizer.chat_template = prompts.resolve_template(template_name, tokenizer.chat_template)
+    prompts.tell_choice(template_name, tokenizer, modelfile=modelfile)
+    tokenizer.chat_template = prompts.template_of(template_name, tokenizer)
     validation_file = settings.val_data or beside(settings.train_data, "validation")
     train = _encode(settings.train_data, tokenizer, settings)
     validation = _encode(validation_file, tokenizer, settings).samples if validation_file else []

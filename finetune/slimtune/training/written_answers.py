@@ -79,7 +79,7 @@ def _write_split(
     kept: Path,
 ) -> None:
     own = engine.tokenizer.chat_template
-    template = own or prompts.resolve_template(config.model.prompt_template, own)
+    template = own or prompts.template_of(config.model.prompt_template, engine.tokenizer)
     questions = [Question.of(row) for row in rows]
     asked = [
         encode_prompt(engine.tokenizer, one.messages, template, config.training.max_length)

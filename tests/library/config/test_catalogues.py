@@ -17,7 +17,7 @@ from slimtune.config import Config, catalogues
 from slimtune.data import shapes
 from slimtune.data.sources import find
 from slimtune.evaluation import measures
-from slimtune.export import modelfile, quant_types
+from slimtune.export import go_template, quant_types
 from slimtune.models import memory
 from slimtune.pruning import criteria
 from slimtune.sample import kinds
@@ -40,7 +40,7 @@ SETTINGS = {
     "data.several_answers": ("several_answers", set()),
     "data.long_rows": ("long_rows", set()),
     "sample.kind": ("sample_kinds", {"all"}),
-    "model.prompt_template": ("templates", {"tokenizer"}),
+    "model.prompt_template": ("templates", {"auto", "tokenizer"}),
     "model.quantization": ("quantizations", set()),
     "distillation.teacher_quantization": ("quantizations", set()),
     "lora.initialisation": ("initialisations", set()),
@@ -93,8 +93,7 @@ def test_the_choices_and_help_of_a_setting_are_its_catalogue(setting: str) -> No
 
 
 def test_every_catalogue_is_the_choices_of_a_setting() -> None:
-    # Models' own templates are recognised, never chosen.
-    assert {catalogue for catalogue, _ in SETTINGS.values()} | {"twins"} == CATALOGUES.keys()
+    assert {catalogue for catalogue, _ in SETTINGS.values()} == CATALOGUES.keys()
 
 
 def test_a_divergence_is_a_function() -> None:
@@ -175,18 +174,15 @@ def test_a_sample_kind_has_a_writer_and_a_file_of_its_own() -> None:
 
 
 def test_a_template_has_jinja_a_go_twin_and_stops_that_it_writes() -> None:
-    shipped, own = LIBRARY / "prompts/templates", LIBRARY / "export/twins"
+    shipped = LIBRARY / "prompts/templates"
     names = set(catalogues.names("templates"))
     assert stems(shipped, "jinja") == stems(shipped, "gotmpl") - {"trim"} == names
-    twins = set(catalogues.names("twins"))
-    assert stems(own, "jinja") == stems(own, "gotmpl") == twins
-    assert set(modelfile.STOPS) == names | twins == set(modelfile.twins())
-    assert set(prompts.template_names()) == names
+    assert set(go_template.STOPS) == names == set(prompts.template_names())
     said = [{"role": role, "content": "words"} for role in ("system", "user", "assistant", "user")]
-    for name, source in modelfile.twins().items():
-        text = prompts.render(said, source, bos_token="<s>", eos_token="</s>")
-        assert modelfile.STOPS[name], name
-        for stop in modelfile.STOPS[name]:
+    for name in names:
+        text = prompts.render(said, prompts.template(name), bos_token="<s>", eos_token="</s>")
+        assert go_template.STOPS[name], name
+        for stop in go_template.STOPS[name]:
             assert stop in text, f"{name} never writes {stop}"
 
 

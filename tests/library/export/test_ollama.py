@@ -200,12 +200,15 @@ def test_what_no_modelfile_can_say_is_told_before_the_work(
 
 def test_a_model_with_a_foreign_template(words, tmp_path, caplog) -> None:
     foreign = write_tiny_llama(tmp_path / "foreign", hidden=64)
-    source = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    source = "{% for m in messages %}{{ m.content|upper + eos_token }}{% endfor %}"
     (foreign / "chat_template.jinja").write_text(source)
     words = [*words[:-1], "--model-path", foreign]
-    refused(2, "no twin for Ollama", "convert_to_gguf", *words, "--create-modelfile")
+    for more in ([], ["--dry-run"]):
+        refused(2, "no twin for Ollama", "convert_to_gguf", *words, "--create-modelfile", *more)
     assert not (tmp_path / "work/out").exists()
     succeeds("convert_to_gguf", *words)
+    assert "its own chat template" not in caplog.text
+    succeeds("convert_to_gguf", *words, "--prompt-template", "llama2", "--overwrite")
     assert "its own chat template, which is not llama2" in caplog.text
 
 

@@ -3,10 +3,14 @@
 import json
 
 import pytest
+from foreign_chat_templates import FOREIGN, QWEN3
 
 from slimtune import prompts
 from slimtune.console import SettingsError
-from slimtune.export.modelfile import chosen, own_template, twin
+from slimtune.export.go_template import STOPS, chosen, twin
+from slimtune.models.tokenizer_files import SpecialTokens, own_template
+
+TOKENS = SpecialTokens("<s>", "</s>", puts_bos=True)
 
 # As Llama-2-chat's own repository has it, in other words than our llama2.jinja.
 META_LLAMA_2 = (
@@ -32,47 +36,11 @@ WITH_DEFAULT_SYSTEM = (
 
 @pytest.mark.parametrize("name", prompts.template_names())
 def test_shipped_ones_are_their_own_twins(name) -> None:
-    assert twin(name) == twin(prompts.template(name)) == name
+    assert twin(name, TOKENS) == twin(prompts.template(name), TOKENS)
 
 
-# As the models' own repositories have them.
-LLAMA_3 = (
-    "{% set loop_messages = messages %}{% for message in loop_messages %}"
-    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
-    "+ message['content'] | trim + '<|eot_id|>' %}"
-    "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}"
-    "{{ content }}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
-QWEN_2 = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-ZEPHYR = (
-    "{% for message in messages %}\n{% if message['role'] == 'user' %}\n"
-    "{{ '<|user|>\n' + message['content'] + eos_token }}\n"
-    "{% elif message['role'] == 'system' %}\n"
-    "{{ '<|system|>\n' + message['content'] + eos_token }}\n"
-    "{% elif message['role'] == 'assistant' %}\n"
-    "{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
-    "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n"
-    "{% endfor %}"
-)
-QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-SPELLINGS = {
-    "llama2": META_LLAMA_2,
-    "llama3": LLAMA_3,
-    "qwen2": QWEN_2,
-    "qwen2_5": QWEN_2.replace("You are a helpful assistant.", QWEN),
-    "zephyr": ZEPHYR,
-}
-
-
-@pytest.mark.parametrize("name", SPELLINGS)
-def test_another_spelling_of_a_template_is_recognised(name) -> None:
-    assert twin(SPELLINGS[name]) == name
+def test_llama_2s_own_spelling_is_recognised() -> None:
+    assert twin(META_LLAMA_2, TOKENS) == twin("llama2", TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -84,9 +52,41 @@ def test_another_spelling_of_a_template_is_recognised(name) -> None:
         prompts.template("chatml").replace("'<|im_start|>assistant\\n'", "'<|im_start|>assistant'"),
     ],
 )
-def test_what_differs_anywhere_is_no_twin(source) -> None:
-    with pytest.raises(SettingsError, match="no twin"):
-        twin(source)
+def test_what_differs_anywhere_is_another_template(source) -> None:
+    """Each is made of turns between fixed texts, so each has a Go template, of its own."""
+    found = twin(source, TOKENS).text
+    assert found not in {twin(name, TOKENS).text for name in STOPS}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages[-1]['content'] }}",
+        prompts.template("chatml").replace("| trim", "| upper"),
+        prompts.template("chatml").replace("| trim", "| replace('One', 'Two')"),
+        prompts.template("chatml").replace("<|im_start|>'", "<|im_start|>' + loop.index|string"),
+        prompts.template("llama2").replace("loop.first and system", "loop.last and system"),
+        QWEN3,
+    ],
+)
+def test_a_form_that_renders_anything_otherwise_is_none(source) -> None:
+    assert prompts.form_of(source, "<s>", "</s>") is None
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_form_renders_what_its_template_does(name) -> None:
+    source, eos, _ = FOREIGN[name]
+    form = prompts.form_of(source, "<s>", eos)
+    turns = [("user", "a\n1"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    system = [("system", "Be «brief».")] if form.system else []
+    for count in (1, 2, 3, 4):
+        for opening in ([], system):
+            said = [{"role": r, "content": c} for r, c in [*opening, *turns[:count]]]
+            asking = said[-1]["role"] == "user"
+            text = prompts.render(
+                said, source, bos_token="<s>", eos_token=eos, add_generation_prompt=asking
+            )
+            assert form.render(said) == text
 
 
 def test_the_saved_template_counts_and_a_setting_that_differs_is_told(tmp_path, caplog) -> None:

@@ -71,7 +71,7 @@ def test_quantised_types_report_their_loss(folder, tmp_path):
 def test_no_rows_compare_ids_alone(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "load_source", lambda *_, **__: pytest.fail("loaded the model"))
     proof = prove(folder, "F16", tmp_path, compared=0)
-    assert proof == room.GgufProof(prompts=4, rows=0)
+    assert proof == room.GgufProof(prompts=4, texts=29, rows=0)
     with pytest.raises(InputError, match="nothing to prove"):
         verify(tmp_path / "F16.gguf", build_reference(folder, [], TEMPLATE, compared=0), "F16")
 

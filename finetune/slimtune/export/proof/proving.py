@@ -78,7 +78,7 @@ def failed_name(final: Path) -> Path:
 def proof_lines(proof: dict[str, Any]) -> str:
     """The proof in one line."""
     found = proof["proof"]
-    text = f"token ids equal on {found['prompts']} prompts"
+    text = f"token ids equal on {found['prompts']} prompts and {found['texts']} hard texts"
     if found["nll_gguf"] is None:
         return text + "; no more than that and the end token, for lack of memory"
     before, after = found["nll_reference"], found["nll_gguf"]

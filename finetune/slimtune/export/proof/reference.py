@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from slimtune import prompts
 from slimtune.export.plan import ModelSource, as_source, load_source
+from slimtune.export.proof.hard_texts import hard_texts
 from slimtune.export.quant_types import Precision
 from slimtune.inference.answers import Generation, TokenLosses
 from slimtune.inference.generation import generate_batch
@@ -36,10 +37,14 @@ class ReferenceAnswer:
 
 @dataclass(frozen=True)
 class Reference:
-    """Rows, and what the model says to the first of them: to none where memory is short."""
+    """Rows, and what the model says to the first of them: to none where memory is short.
+
+    `texts` are hard to tokenize (`hard_texts`), with their ids.
+    """
 
     tokenizer: PreTrainedTokenizerFast
     rows: list[ProofRow]
+    texts: list[tuple[str, list[int]]]
     answers: list[ReferenceAnswer]
     precision: Precision
     max_new_tokens: int
@@ -66,7 +71,7 @@ def build_reference(
     if compared:
         loaded = load_source(source, precision)
         answers = [_answer(loaded, tokenizer, row, max_new_tokens) for row in rows[:compared]]
-    return Reference(tokenizer, rows, answers, precision, max_new_tokens)
+    return Reference(tokenizer, rows, hard_texts(tokenizer), answers, precision, max_new_tokens)
 
 
 def _answer(
@@ -104,4 +109,5 @@ def _row(
     encoded = prompts.encode(tokenizer, messages, template) if answered else None
     labels = encoded["labels"][len(prompt) :] if encoded else []
     answer = [token for token in labels if token != IGNORED]
-    return ProofRow(text.removeprefix(tokenizer.bos_token or ""), prompt, answer)
+    first = tokenizer.bos_token if prompts.puts_bos(tokenizer) else ""
+    return ProofRow(text.removeprefix(first), prompt, answer)

@@ -28,12 +28,13 @@ _EOS_KEY = "tokenizer.ggml.eos_token_id"
 class GgufProof:
     """What was compared. Greedy and likelihood fields are None where no row was asked for.
 
-    `agreement`: share of the reference's greedy tokens before the first difference; `nll_*`: nats
-    per answer token; `stopped`: answers of the GGUF that ended with the end token, `stopping`: the
-    model's own that did.
+    `texts`: hard ones whose ids were compared too; `agreement`: share of the reference's greedy
+    tokens before the first difference; `nll_*`: nats per answer token; `stopped`: answers of the
+    GGUF that ended with the end token, `stopping`: the model's own that did.
     """
 
     prompts: int
+    texts: int
     rows: int
     agreement: float | None = None
     nll_reference: float | None = None
@@ -64,7 +65,7 @@ def verify(
         why = f"{error.what}: {error.why}"
         raise QualityError(f"{gguf}: the proof failed", why, error.cure) from error
     if not reference.answers:
-        return GgufProof(len(reference.rows), 0)
+        return GgufProof(len(reference.rows), len(reference.texts), 0)
     expected = [one.generation for one in reference.answers]
     if _exact(reference, quantization):
         for row, said, answer in zip(reference.rows, expected, answers, strict=False):
@@ -75,6 +76,7 @@ def verify(
     _require_stops(gguf, expected, answers)
     return GgufProof(
         prompts=len(reference.rows),
+        texts=len(reference.texts),
         rows=len(reference.answers),
         agreement=_agreement(expected, answers),
         nll_reference=nll_reference,
@@ -105,17 +107,19 @@ def _ask(
 
 
 def _require_same_ids(gguf: Path, model: LlamaCpp, reference: Reference) -> None:
-    for number, row in enumerate(reference.rows, 1):
-        found = model.tokenize(row.text)
-        if found == row.prompt:
+    rows = [(f"prompt {n}", row.text, row.prompt) for n, row in enumerate(reference.rows, 1)]
+    hard = [(f"the text {text[:60]!r}", text, ids) for text, ids in reference.texts]
+    for name, text, wanted in [*rows, *hard]:
+        found = model.tokenize(text)
+        if found == wanted:
             continue
-        place = _common(found, row.prompt)
+        place = _common(found, wanted)
         ours, theirs = (
             reference.tokenizer.convert_ids_to_tokens(ids[place : place + 4])
-            for ids in (row.prompt, found)
+            for ids in (wanted, found)
         )
         raise QualityError(
-            f"{gguf}: prompt {number} becomes other tokens than in training",
+            f"{gguf}: {name} becomes other tokens than in training",
             f"from token {place + 1} on, training has {ours}, llama.cpp {theirs}",
             "take tokenizer.model and tokenizer.json from the same model, then convert again",
         )
