@@ -39,8 +39,8 @@ class Pruning(Section):
     ffn_ratio: Ratio = setting(
         0.33,
         "Share of FFN neurons to cut in every layer, 0: none. The size left is rounded to a\n"
-        "multiple of 256 where K-quants profit, else of 32; what the ratio became is said. More is\n"
-        "smaller, faster and worse.",
+        "multiple of 256 where K-quants profit, else of 32; what the ratio became is said. More\n"
+        "is smaller, faster and worse.",
     )
     kv_group_ratio: Ratio = setting(
         0.0, "Share of attention heads to cut, in whole KV groups; saves KV cache, too."

@@ -101,8 +101,8 @@ class Gguf(Section):
     )
     model_name: str = setting(
         "slimtune-sample",
-        "Name of the files and of the Ollama model: NAME, NAME:TAG or USER/NAME:TAG; in the names of\n"
-        "files / and : become -. A Modelfile wants the ASCII that Ollama takes.",
+        "Name of the files and of the Ollama model: NAME, NAME:TAG or USER/NAME:TAG; in the names\n"
+        "of files / and : become -. A Modelfile wants the ASCII that Ollama takes.",
         pattern=r"^\w[\w.-]*(/\w[\w.-]*)*(:\w[\w.-]*)?$",
     )
     create_modelfile: bool = setting(
