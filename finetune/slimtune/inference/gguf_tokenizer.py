@@ -6,6 +6,7 @@ its ids are the same, which convert_to_gguf proved.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from gguf import TokenType
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from slimtune.inference.llama_cpp import LlamaCpp
 
 _ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED)
+# Bytes of a token and of all together: many times what real ones have. Merges are found by trying
+# every cut of a token, so that one of a megabyte would keep a machine busy for hours.
+_LONGEST, _LONGEST_IN_ALL = 1024, 16 << 20
 # What llama.cpp takes where a file names none, by the model of its vocabulary.
 _USUAL = {"llama": {"bos": 1, "eos": 2, "unknown": 0}}
 
@@ -35,7 +39,7 @@ class GgufTokens:
     def name(self, index: int | None) -> str | None:
         return None if index is None else self.tokens[index].decode("utf-8", "replace")
 
-    @property
+    @cached_property
     def added(self) -> dict[int, str]:
         """Control tokens and those that a user added: id -> text."""
         return {i: self.name(i) for i, kind in enumerate(self.types) if kind in _ADDED}
@@ -50,6 +54,8 @@ def tokens_of(header: GgufHeader) -> GgufTokens:
             "tokenizer.ggml.tokens is missing, so no text can become ids",
             "take a GGUF that holds a whole language model",
         )
+    if max(map(len, tokens)) > _LONGEST or sum(map(len, tokens)) > _LONGEST_IN_ALL:
+        raise damaged(header.file, f"its tokens are longer than {_LONGEST} bytes, or too many")
     types = [int(kind) for kind in header.metadata.get("tokenizer.ggml.token_type", ())]
     if types and len(types) != len(tokens):
         raise damaged(header.file, f"{len(tokens)} tokens have {len(types)} types")

@@ -57,8 +57,8 @@ def _require_model(folder: Path) -> None:
     if folder.suffix == ".gguf" and folder.is_file():
         raise InputError(
             f"{folder}: a GGUF file where a model folder is needed",
-            "GGUF is the last step: only evaluate_model.py reads it",
-            "give the folder it was converted from",
+            "a script unpacks the GGUF that it is given as its model; this one came another way",
+            "give the folder it was converted from, or the one it was unpacked into",
         )
     weight_files(folder)
     read_model_json(folder / "config.json")
@@ -186,13 +186,12 @@ def _no_weights(folder: Path) -> InputError:
             "a pickle can run any code when it is opened, so SlimTune reads safetensors only",
             "take the model's safetensors files, or convert those you trust with save_pretrained",
         )
-    gguf = (
-        " (it holds a .gguf file: only evaluate_model.py reads those)" if ".gguf" in present else ""
-    )
+    found = sorted(folder.glob("*.gguf"))
+    cure = "give a folder with config.json and safetensors weights"
+    if found:
+        cure = f"name the file itself, it is unpacked then: {shlex.quote(str(found[0]))}"
     return InputError(
-        f"{folder}: no weights",
-        f"neither {SINGLE_FILE} nor {INDEX_FILE} is there{gguf}",
-        "give a folder with config.json and safetensors weights",
+        f"{folder}: no weights", f"neither {SINGLE_FILE} nor {INDEX_FILE} is there", cure
     )
 
 

@@ -109,7 +109,9 @@ def _proto(header: GgufHeader, tokens: GgufTokens, prefix: bool) -> ModelProto:
     if len(scores) != len(tokens.tokens):
         raise damaged(header.file, f"{len(tokens.tokens)} tokens have {len(scores)} scores")
     proto = ModelProto()
-    for text, score, kind in zip(_texts(header, tokens), scores, tokens.types, strict=True):
+    texts = _texts(header, tokens)
+    _require_distinct(header, texts)
+    for text, score, kind in zip(texts, scores, tokens.types, strict=True):
         proto.pieces.add(piece=text, score=float(score), type=int(kind))
     unknown = [index for index, kind in enumerate(tokens.types) if kind == TokenType.UNKNOWN]
     if len(unknown) != 1:
@@ -139,8 +141,7 @@ def _byte_level(header: GgufHeader, tokens: GgufTokens, bos: int | None) -> dict
     steps, whole_words = _RULES[pre]
     texts = _texts(header, tokens)
     used = {i: text for i, text in enumerate(texts) if tokens.types[i] != TokenType.UNUSED}
-    if len(set(used.values())) != len(used):
-        raise damaged(header.file, "two of its tokens have the same text")
+    _require_distinct(header, list(used.values()))
     if tokens.eos is None:
         raise damaged(header.file, "it names no EOS, so an answer would never end")
     return {
@@ -165,6 +166,11 @@ def _byte_level(header: GgufHeader, tokens: GgufTokens, bos: int | None) -> dict
             "merges": _merges(header, set(used.values())),
         },
     }
+
+
+def _require_distinct(header: GgufHeader, texts: list[str]) -> None:
+    if len(set(texts)) != len(texts):
+        raise damaged(header.file, "two of its tokens have the same text")
 
 
 def _texts(header: GgufHeader, tokens: GgufTokens) -> list[str]:

@@ -33,6 +33,7 @@ from slimtune.unpacking.gguf_weights import (
 from slimtune.unpacking.vocabulary_check import require_same_ids
 
 STAGE = "unpack"
+_VOCABULARY_PATIENCE = 120.0  # seconds for an answer of ids; a second is much
 _PIECES, _PIECE_BYTES = 256, 4096
 _PATIENCE = 6 * 3600.0  # seconds for another process of this run to unpack
 _log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def _unpack(plan: Plan, final: Path, mark: str, config: Config) -> None:
     started = time.perf_counter()
     with stage_folder(STAGE, final, config, inputs=[file]) as stage:
         # The vocabulary first: it is what most often cannot be unpacked, and takes a second.
-        with LlamaCpp(file, slots=0) as model:
+        with LlamaCpp(file, slots=0, patience=_VOCABULARY_PATIENCE) as model:
             write_tokenizer(plan.header, plan.tokens, put_first(model, plan.tokens), stage.folder)
             texts = require_same_ids(model, stage.folder)
         kind = write_weights(plan.header, plan.architecture, plan.names, stage.folder)

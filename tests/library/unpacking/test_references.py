@@ -80,3 +80,13 @@ def test_a_model_of_ollamas_store_as_a_base(rows, gguf, tmp_path, monkeypatch) -
     assert "token" in json.dumps(report)
     missing = run("prepare_data", *words, "--base-model", "ollama:other")
     assert missing.code == 3 and "ollama pull other" in missing.err
+
+
+def test_a_folder_with_nothing_but_a_gguf_names_the_file(settings, gguf, tmp_path) -> None:
+    """LM Studio keeps its models so."""
+    folder = tmp_path / "author" / "model"
+    folder.mkdir(parents=True)
+    (folder / "model-Q4.gguf").write_bytes(gguf.read_bytes())
+    words = (*settings, "--base-model", folder, "--lora-model", "null")
+    error = refused(3, "no weights", "evaluate_model", *words)
+    assert str(folder / "model-Q4.gguf") in str(error)

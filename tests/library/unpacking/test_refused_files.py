@@ -68,6 +68,7 @@ def refused(file: Path, words: str) -> InputError:
         ({"tokenizer__ggml__eos_token_id": 10**6}, "damaged"),
         ({"tokenizer__ggml__eos_token_id": None}, "names no EOS"),
         ({"tokenizer__ggml__tokens": ["a"] * 500}, "damaged"),
+        ({"tokenizer__ggml__tokens": ["a" * 10**6] * 3}, "damaged"),
         ({"tokenizer__ggml__merges": ["not known"]}, "damaged"),
         ({"tokenizer__ggml__token_type": [1, 1]}, "damaged"),
     ],
