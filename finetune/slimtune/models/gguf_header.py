@@ -23,7 +23,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 # More than any model has: the largest vocabularies have 300,000 tokens and 600,000 merges.
 _MOST_ENTRIES, _MOST_ELEMENTS, _MOST_BYTES = 1 << 16, 1 << 21, 128 << 20
-_MOST_ELEMENTS_IN_ALL = 1 << 23
+_MOST_TEXTS = 1 << 21  # in all arrays: each takes a microsecond or two, and 100 bytes
 _LONGEST_NAME, _MOST_DIMENSIONS = 64, 4  # llama.cpp's own limits
 _SMALLEST_ENTRY, _SMALLEST_TENSOR = 13, 32  # bytes of a key with its value, of a tensor's entry
 _NUMBERS = dict(enumerate(["u1", "i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?"])) | {
@@ -32,6 +32,10 @@ _NUMBERS = dict(enumerate(["u1", "i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?"]))
     12: "<f8",
 }
 _TEXT, _ARRAY = 8, 9
+_CODES = dict(zip(["u1", "i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?", "<u8", "<i8", "<f8"],
+                  "BbHhIif?Qqd", strict=True))  # fmt: skip
+_READERS = {name: struct.Struct(f"<{code}") for name, code in _CODES.items()}
+_LENGTH = _READERS["<u8"]
 
 # A number, a text, an array of numbers, or a list of texts as bytes (a token need not be UTF-8).
 Value = int | float | bool | str | np.ndarray | list[bytes]
@@ -152,29 +156,29 @@ class _Source:
     def __init__(self, file: Path, handle: BinaryIO) -> None:
         self.file, self.handle = file, handle
         self.size = file.stat().st_size
-        self.elements = 0
+        self.at, self.texts = 0, 0
 
     def take(self, length: int) -> bytes:
-        end = self.handle.tell() + length
-        if end > self.size:
+        self.at += length
+        if self.at > self.size:
             raise damaged(self.file, f"it ends at {self.size:,} bytes, inside its header")
-        if end > _MOST_BYTES:
+        if self.at > _MOST_BYTES:
             raise damaged(self.file, f"its header has more than {_MOST_BYTES >> 20} MB")
         return self.handle.read(length)
 
     def number(self, kind: str) -> int | float | bool:
-        return np.frombuffer(self.take(np.dtype(kind).itemsize), kind)[0].item()
+        reader = _READERS[kind]
+        return reader.unpack(self.take(reader.size))[0]
 
     def count(self, what: str, smallest: int, most: int) -> int:
         """How many follow: no more than bytes are left for, each of at least `smallest`."""
         found = self.number("<u8")
-        if found > most or found * smallest > self.size - self.handle.tell():
+        if found > most or found * smallest > self.size - self.at:
             raise damaged(self.file, f"it speaks of {found:,} {what}")
         return found
 
     def text(self) -> bytes:
-        (length,) = struct.unpack("<Q", self.take(8))
-        return self.take(length)
+        return self.take(*_LENGTH.unpack(self.take(8)))
 
     def value(self) -> Value:
         kind = self.number("<u4")
@@ -189,13 +193,12 @@ class _Source:
         numbers = None if kind == _TEXT else np.dtype(self._known(kind))
         smallest = 8 if numbers is None else numbers.itemsize
         length = self.count("elements of an array", smallest, _MOST_ELEMENTS)
-        self.elements += length
-        if self.elements > _MOST_ELEMENTS_IN_ALL:
-            why = f"its arrays have more than {_MOST_ELEMENTS_IN_ALL:,} elements"
-            raise damaged(self.file, why)
-        if numbers is None:
-            return [self.text() for _ in range(length)]
-        return np.frombuffer(self.take(length * numbers.itemsize), numbers)
+        if numbers is not None:
+            return np.frombuffer(self.take(length * numbers.itemsize), numbers)
+        self.texts += length
+        if self.texts > _MOST_TEXTS:
+            raise damaged(self.file, f"its arrays have more than {_MOST_TEXTS:,} texts")
+        return [self.text() for _ in range(length)]
 
     def _known(self, kind: int) -> str:
         if kind not in _NUMBERS:
@@ -251,7 +254,7 @@ def _placed(
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise damaged(file, f"its alignment is {alignment!r}")
-    start = _rounded_up(source.handle.tell(), alignment)
+    start = _rounded_up(source.at, alignment)
     expected, found = 0, {}
     for one in infos:
         if one.name in found:
