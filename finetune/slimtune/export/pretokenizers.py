@@ -38,8 +38,7 @@ def _splits(*patterns: str) -> tuple[Step, ...]:
     return tuple(("split", unicodedata.normalize("NFC", pattern)) for pattern in patterns)
 
 
-# (steps, whether whole words skip the merges) -> llama.cpp's name. Several of its names mean the
-# same: starcoder, refact and command-r split as smollm does, dbrx as smaug-bpe.
+# (steps, whether whole words skip the merges) -> llama.cpp's name.
 _NAMES: dict[tuple[tuple[Step, ...], bool], str] = {
     ((_GPT2,), False): "gpt-2",
     ((_DIGITS, _GPT2), False): "smollm",
@@ -62,6 +61,49 @@ _NAMES: dict[tuple[tuple[Step, ...], bool], str] = {
     ): "deepseek-coder",
     ((*_splits(r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _PUNCTUATED), _BYTES), False): "deepseek-v3",
 }
+
+
+# In NFC, in which patterns are compared, this one has empty ranges and is no regular expression.
+_COMPARED_ONLY = {"deepseek-llm"}
+# Its other names for the same, which files of others bear.
+_SAME = {
+    "phi-2": "gpt-2",
+    **dict.fromkeys(("starcoder", "refact", "command-r"), "smollm"),
+    **dict.fromkeys(("llama3", "llama-v3", "falcon3"), "llama-bpe"),
+    "dbrx": "smaug-bpe",
+    "deepseek-r1-qwen": "qwen2",
+}
+
+
+def pre_tokenizer_of(name: str) -> tuple[list[dict[str, Any]], bool] | None:
+    """The steps of a tokenizer.json that split as `name` says, and whether whole words skip merges.
+
+    None for a name that SlimTune does not know.
+    """
+    chains = {known: chain for chain, known in _NAMES.items() if known not in _COMPARED_ONLY}
+    chain = chains.get(_SAME.get(name, name))
+    return None if chain is None else ([_written(*step) for step in chain[0]], chain[1])
+
+
+def known_names() -> list[str]:
+    """Those that `pre_tokenizer_of` knows."""
+    return sorted({*_NAMES.values(), *_SAME} - _COMPARED_ONLY)
+
+
+def byte_level(use_regex: bool, **more: bool) -> dict[str, Any]:
+    """The step that turns a text into the characters that stand for its bytes."""
+    usual = {"add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+    return {"type": "ByteLevel", **usual, **more}
+
+
+def _written(kind: str, value: Any) -> dict[str, Any]:
+    """A step of `_NAMES` in the words of tokenizer.json."""
+    if kind == "bytes":
+        return byte_level(value)
+    if kind == "digits":
+        return {"type": "Digits", "individual_digits": value}
+    pattern = {"Regex": value}
+    return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
 
 
 def pre_tokenizer_name(file: Path, content: dict) -> str:

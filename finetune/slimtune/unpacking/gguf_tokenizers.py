@@ -13,48 +13,13 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from slimtune.artifacts.files import write_json, write_text
 from slimtune.console import InputError, near
+from slimtune.export.pretokenizers import byte_level, known_names, pre_tokenizer_of
 from slimtune.inference.gguf_tokenizer import GgufTokens
 from slimtune.models import tokenizers
 from slimtune.models.gguf_header import GgufHeader, damaged
 from slimtune.models.json_files import read_model_json
 
 _BPE = 2  # sentencepiece's number of that algorithm
-
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def _bytes(use_regex: bool) -> dict[str, Any]:
-    return {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": use_regex,
-    }
-
-
-def _split(pattern: str) -> dict[str, Any]:
-    return {
-        "type": "Split",
-        "pattern": {"Regex": pattern},
-        "behavior": "Isolated",
-        "invert": False,
-    }
-
-
-_DIGITS = {"type": "Digits", "individual_digits": True}
-_ONE_BY_ONE = [_DIGITS, _bytes(True)]
-_THREES = [_split(_WORDS + r"\p{N}{1,3}" + _REST), _bytes(False)]
-_SINGLE = [_split(_WORDS + r"\p{N}" + _REST), _bytes(False)]
-# llama.cpp's name -> (steps of the pre-tokenizer, whether whole words skip the merges).
-_RULES: dict[str, tuple[list[dict[str, Any]], bool]] = {
-    "gpt-2": ([_bytes(True)], False),
-    "phi-2": ([_bytes(True)], False),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), (_ONE_BY_ONE, False)),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3"), (_THREES, True)),
-    **dict.fromkeys(("smaug-bpe", "dbrx"), (_THREES, False)),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), (_SINGLE, False)),
-}
 
 
 def write_tokenizer(
@@ -132,13 +97,14 @@ def _proto(header: GgufHeader, tokens: GgufTokens, prefix: bool) -> ModelProto:
 def _byte_level(header: GgufHeader, tokens: GgufTokens, bos: int | None) -> dict[str, Any]:
     """A tokenizer.json; `bos` is the token that it puts before every text, if any."""
     pre = header.get("tokenizer.ggml.pre", str, "")
-    if pre not in _RULES:
+    rule = pre_tokenizer_of(pre)
+    if rule is None:
         raise InputError(
             f"{near(header.file)}: splits text by the rule {pre or '(none)'} of llama.cpp",
-            f"SlimTune knows {', '.join(sorted(_RULES))}",
+            f"SlimTune knows {', '.join(known_names())}",
             "begin with the original model's folder, which has its own tokenizer.json",
         )
-    steps, whole_words = _RULES[pre]
+    steps, whole_words = rule
     texts = _texts(header, tokens)
     used = {i: text for i, text in enumerate(texts) if tokens.types[i] != TokenType.UNUSED}
     _require_distinct(header, list(used.values()))
@@ -152,7 +118,7 @@ def _byte_level(header: GgufHeader, tokens: GgufTokens, bos: int | None) -> dict
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         "post_processor": _post_processor(tokens, bos),
-        "decoder": _bytes(True) | {"add_prefix_space": True},
+        "decoder": byte_level(True, add_prefix_space=True),
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -194,7 +160,7 @@ def _added(tokens: GgufTokens, index: int) -> dict[str, Any]:
 
 def _post_processor(tokens: GgufTokens, bos: int | None) -> dict[str, Any]:
     if bos is None:
-        return _bytes(True) | {"add_prefix_space": True, "trim_offsets": False}
+        return byte_level(True, add_prefix_space=True, trim_offsets=False)
     name = tokens.name(bos)
     first = {"SpecialToken": {"id": name, "type_id": 0}}
     return {

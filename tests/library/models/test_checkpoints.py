@@ -142,7 +142,7 @@ def test_a_cut_off_file_is_found_from_its_header(tmp_path, kept):
         ({}, "no weights"),
         ({"pytorch_model.bin": ""}, "pickled"),
         ({"adapter_config.json": '{"base_model_name_or_path": "BASE"}'}, "LoRA adapter"),
-        ({"model.gguf": ""}, "evaluate_model.py"),
+        ({"model.gguf": ""}, "model.gguf"),
     ],
 )
 def test_other_folders_are_recognised(tmp_path, files, words):

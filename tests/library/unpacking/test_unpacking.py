@@ -11,11 +11,13 @@ from safetensors.torch import load_file
 from tiny_bpe import RULES, write_bpe_llama
 from tiny_folders import write_tiny_llama
 from tiny_ggufs import changed
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from slimtune.config import Config, ModelSection, Options
 from slimtune.console import InputError, ResourceError
 from slimtune.export.gguf_writer import write_gguf
+from slimtune.export.pretokenizers import known_names, pre_tokenizer_name, pre_tokenizer_of
 from slimtune.export.tensors import row_order
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.inference.token_losses import batch_losses
@@ -126,9 +128,22 @@ def test_the_rule_that_splits_text_comes_from_the_file(rule, tmp_path) -> None:
         assert [model.tokenize(text) for text in texts] == tokenizer(texts).input_ids
 
 
+@pytest.mark.parametrize("name", known_names())
+def test_every_known_rule_is_one_that_a_tokenizer_takes(name) -> None:
+    """And reads again as the same rule: what is unpacked can be exported."""
+    steps, whole_words = pre_tokenizer_of(name)
+    chain = {"type": "Sequence", "pretokenizers": steps}
+    model = {"type": "BPE", "vocab": {"a": 0}, "merges": [], "ignore_merges": whole_words}
+    content = {"pre_tokenizer": chain, "model": model}
+    assert Tokenizer.from_str(json.dumps(content)).encode("a").ids == [0]
+    found = pre_tokenizer_name(Path("tokenizer.json"), content)
+    assert pre_tokenizer_of(found) == (steps, whole_words)
+
+
 def test_a_vocabulary_that_llama_cpp_splits_otherwise_is_refused(tmp_path, monkeypatch) -> None:
     file = written(write_bpe_llama(tmp_path / "model", "qwen2"))
-    monkeypatch.setitem(gguf_tokenizers._RULES, "qwen2", gguf_tokenizers._RULES["gpt-2"])
+    gpt2 = gguf_tokenizers.pre_tokenizer_of("gpt-2")
+    monkeypatch.setattr(gguf_tokenizers, "pre_tokenizer_of", lambda _: gpt2)
     with pytest.raises(InputError, match="its vocabulary cannot be unpacked") as error:
         unpacked(file, "m", settings(tmp_path))
     assert "llama.cpp makes other ids" in error.value.why

@@ -2,7 +2,8 @@
 
 Each stands for a rule that an export got wrong somewhere: digits one by one or in threes, blank
 lines before numbered lists, runs of spaces, what counts as a number or a letter, contractions.
-All of them are in NFC, for llama.cpp normalises no text.
+All of them are in NFC, for llama.cpp normalises no text. None holds `</s>`: it is one of the plain
+tokens of Qwen2's vocabulary, and llama.cpp takes it for an end wherever a vocabulary has it.
 """
 
 from transformers import PreTrainedTokenizerFast
@@ -32,7 +33,7 @@ TEXTS = (
     "!!!???...,,,;;; --- === *** ### ~~~ ((([[[{{{ }}}]]])))",
     "CamelCaseWORD snake_case ALLCAPS iPhone 4th 2nd a1b2c3",
     "a\u00a0b\u2003c\u3000d\u200be\u2028f",
-    "<s> </s> [INST] <|im_start|> <|endoftext|> <unk>",
+    "<s> [INST] <|im_start|> <|endoftext|> <unk>",
 )
 
 
