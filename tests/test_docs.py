@@ -4,13 +4,16 @@ Every command of the documents, of the scripts' docstrings and of quickstart.sh 
 settings reader that the script itself uses, values included; nothing is run.
 """
 
+import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 from slimtune.config import SCRIPTS, Config
+from slimtune.models.family import FAMILIES, families_in_words
 from slimtune.settings import read_settings
 from slimtune.settings.flags import section_fields
 
@@ -132,3 +135,60 @@ def test_the_map_has_every_room() -> None:
     assert len(named) > 6
     for name in named:
         assert (library / name).is_file() or (ROOT / name).is_file(), name
+
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+known_models = importlib.import_module("known_models")
+sys.path.remove(str(ROOT / "benchmarks"))
+MODELS, HEADERS, table = known_models.MODELS, known_models.HEADERS, known_models.table
+READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
+
+
+def models_in(language: str) -> list[list[str]]:
+    """The cells of a README's table of models."""
+    lines = text_of(READMES[language]).partition(HEADERS[language] + "\n")[2].splitlines()[1:]
+    rows = lines[: lines.index("")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_chinese_readers_find_models_for_chinese_first() -> None:
+    made_for_it = {f"`{one.name}`" for one in MODELS if one.chinese}
+    first = [name for name, *_ in models_in("zh")][: len(made_for_it)]
+    assert made_for_it == set(first)
+    assert [one.config["hidden_size"] for one in MODELS if one.chinese][:3] == [1024, 2048, 2560]
+
+
+@pytest.mark.parametrize("language", READMES)
+def test_the_table_of_models_is_the_one_that_the_benchmark_prints(language: str) -> None:
+    assert "\n".join(table(language)) in text_of(READMES[language])
+
+
+# Parameters as the Hub counts them in each model's safetensors.
+COUNTS = {
+    "Qwen/Qwen3-0.6B": 596_049_920,
+    "Qwen/Qwen3-1.7B": 1_720_574_976,
+    "Qwen/Qwen3-4B": 4_022_468_096,
+    "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
+    "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
+    "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
+    "meta-llama/Llama-3.2-3B-Instruct": 3_212_749_824,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+    "mistralai/Mistral-7B-Instruct-v0.3": 7_248_023_552,
+}
+
+
+def test_the_sizes_in_the_table_are_those_of_the_models() -> None:
+    found = {one.name: one.shape.parameters for one in MODELS}
+    assert {name: found[name] for name in COUNTS} == COUNTS
+    assert {one.model_type for one in MODELS} == FAMILIES.keys()  # every family has a model
+
+
+def test_the_guides_list_the_families_of_the_table() -> None:
+    *first, last = [family.title for family in FAMILIES.values()]
+    chinese = f"{'、'.join(first)} 和 {last}"
+    assert f"{families_in_words()} are converted here" in text_of(ROOT / "OPTIMIZATION_GUIDE.md")
+    assert f"{chinese} 由本项目转换" in text_of(ROOT / "OPTIMIZATION_GUIDE.zh-CN.md")
+    for file in READMES.values():
+        section = text_of(file).partition("known_models.py")[0].rpartition("## ")[2]
+        for title in (*first, last):
+            assert re.search(rf"(?<!\w){title}(?!\w)", section), f"{file.name}: {title}"
