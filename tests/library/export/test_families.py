@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from originals import DATA, originals
 from running import succeeds
-from tiny_folders import SHARED, TEXT
+from taught_llama import PAGE, write_taught_llama
+from tiny_folders import TEXT
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -26,9 +28,6 @@ from slimtune.inference.token_losses import batch_losses
 from slimtune.models import tokenizers
 from slimtune.models.weights import copy_companions
 
-needs_stories = pytest.mark.skipif(
-    not SHARED.is_dir(), reason="needs ../shared/data/stories260K and text"
-)
 ALLOWED = {"F32": 1e-3, "F16": 1e-3, "Q8_0": 5e-3}  # nats a token
 SHAPE = {
     "hidden_size": 64,
@@ -45,11 +44,20 @@ SPLIT = (
 )
 
 
-def compare(folder: Path, file: Path, kind: str) -> None:
-    """100 greedy tokens, and the likelihood of a real text, against transformers in float32."""
+@pytest.fixture(scope="module", params=["taught", *originals("stories260K", "stories260K")])
+def trained(request, tmp_path_factory) -> tuple[Path, str]:
+    """A model that is sure of what it says, and a text that it has not quite expected."""
+    if request.param == "stories260K":
+        story = (DATA / "text" / "tinystories.txt").read_text(encoding="utf-8")
+        return DATA / request.param, story[:800]
+    halves = PAGE[len(PAGE) // 2 :], PAGE[: len(PAGE) // 2]
+    return write_taught_llama(tmp_path_factory.mktemp("taught")), "".join(halves)
+
+
+def compare(folder: Path, text: str, file: Path, kind: str) -> None:
+    """100 greedy tokens, and the likelihood of a text, against transformers in float32."""
     write_gguf(folder, file, kind)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    text = (SHARED / "text" / "tinystories.txt").read_text(encoding="utf-8")[:800]
     with LlamaCpp(file, context=512, threads=1) as gguf:
         asked, story = gguf.tokenize("Once upon a time"), gguf.tokenize(text)
         tokenizer = tokenizers.load_tokenizer(folder)
@@ -64,17 +72,16 @@ def compare(folder: Path, file: Path, kind: str) -> None:
     assert per_token[0] == pytest.approx(per_token[1], abs=ALLOWED[kind])
 
 
-@needs_stories
 @pytest.mark.parametrize("kind", ALLOWED)
-def test_a_trained_llama(tmp_path, kind) -> None:
-    compare(SHARED / "stories260K", tmp_path / "model.gguf", kind)
+def test_a_trained_llama(trained, tmp_path, kind) -> None:
+    compare(*trained, tmp_path / "model.gguf", kind)
 
 
-@needs_stories
 @pytest.mark.parametrize("kind", ["F32", "F16"])
-def test_a_trained_llama_without_some_of_its_heads_and_neurons(tmp_path, kind) -> None:
+def test_a_trained_llama_without_some_of_its_heads_and_neurons(trained, tmp_path, kind) -> None:
     """6 heads of 8 at hidden 64: no Llama any more, so it is saved as a Mistral."""
-    source = AutoModelForCausalLM.from_pretrained(SHARED / "stories260K")
+    whole, text = trained
+    source = AutoModelForCausalLM.from_pretrained(whole)
     config = source.config.to_dict() | {
         "num_attention_heads": 6,
         "num_key_value_heads": 3,
@@ -91,8 +98,8 @@ def test_a_trained_llama_without_some_of_its_heads_and_neurons(tmp_path, kind) -
     }
     pruned.load_state_dict(kept)
     pruned.save_pretrained(tmp_path / "pruned")
-    copy_companions(SHARED / "stories260K", tmp_path / "pruned", without=["config.json"])
-    compare(tmp_path / "pruned", tmp_path / "model.gguf", kind)
+    copy_companions(whole, tmp_path / "pruned", without=["config.json"])
+    compare(tmp_path / "pruned", text, tmp_path / "model.gguf", kind)
 
 
 def byte_level(folder: Path, digits: str, bos: str | None, eos: str) -> int:
