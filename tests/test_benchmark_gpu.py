@@ -25,7 +25,7 @@ GIB = 1 << 30
 
 shared_data = pytest.mark.skipif(
     not (ROOT.parent / "shared" / "data" / "llama2-tokenizer").is_dir(),
-    reason="Llama-2's tokenizer and Alpaca rows lie in ../shared/data",
+    reason="this benchmark needs Llama-2's tokenizer and Alpaca's rows, which are not ours to ship",
 )
 
 
