@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimtune.console import InputError
-from slimtune.data.source_file import Block, NumberedRow, SourceFile
+from slimtune.data.source_file import BadLine, Block, NumberedRow, SourceFile
 
 if TYPE_CHECKING:
     import pyarrow
@@ -29,10 +29,11 @@ def cut_columnar(source: SourceFile) -> Iterator[Block]:
     try:
         batches = _parquet(source.file) if source.format == "parquet" else _arrow(source.file)
         for batch in batches:
+            _require_sound(batch)
             for rows in _pieces(batch):
                 yield Block(source, line, rows)
                 line += rows.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
         raise InputError(
             f"{source.file}: cannot be read",
             f"not valid {source.format}: {(str(error) or type(error).__name__).splitlines()[0]}",
@@ -59,6 +60,15 @@ def _arrow(file: Path) -> Iterator["pyarrow.RecordBatch"]:
             yield from ipc.open_stream(stream)
 
 
+def _require_sound(batch: "pyarrow.RecordBatch") -> None:
+    """ArrowInvalid or UnicodeDecodeError for a batch whose buffers or names are damaged.
+
+    pyarrow believes the offsets in a file: a false one reads foreign memory, or ends the process.
+    """
+    batch.validate(full=True)
+    str(batch.schema)  # decodes the names, those of nested fields too
+
+
 def _pieces(batch: "pyarrow.RecordBatch") -> Iterator["pyarrow.RecordBatch"]:
     """The rows of a batch, some at a time; copied, for a slice travels with all of its batch."""
     import pyarrow
@@ -72,8 +82,18 @@ def _pieces(batch: "pyarrow.RecordBatch") -> Iterator["pyarrow.RecordBatch"]:
 
 
 def parse_columnar(block: Block) -> Iterator[NumberedRow]:
-    for line, row in enumerate(block.rows.to_pylist(), start=block.line):
-        yield line, _json_like(row)
+    """(line, row) of each row; a BadLine for a value that Python does not hold (a year 300,000)."""
+    for line, row in enumerate(_python_rows(block.rows), start=block.line):
+        yield line, row if isinstance(row, BadLine) else _json_like(row)
+
+
+def _python_rows(batch: "pyarrow.RecordBatch") -> list[dict[str, Any] | BadLine]:
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            return [BadLine("", f"a value that cannot be read: {error}")]
+    return [row for n in range(batch.num_rows) for row in _python_rows(batch.slice(n, 1))]
 
 
 def _json_like(row: dict[str, Any]) -> dict[str, Any]:

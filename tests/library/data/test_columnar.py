@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import struct
 from pathlib import Path
 
 import pyarrow
@@ -83,3 +84,51 @@ def test_damage_is_named(tmp_path) -> None:
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(InputError, match="not valid parquet"):
         rows_of(file)
+
+
+def of_bytes(*texts: bytes) -> pyarrow.Array:
+    """An array of texts whose bytes nobody has checked."""
+    ends = [0]
+    for text in texts:
+        ends.append(ends[-1] + len(text))
+    buffers = [None, pyarrow.py_buffer(b"".join(struct.pack("<i", end) for end in ends))]
+    return pyarrow.Array.from_buffers(
+        pyarrow.string(), len(texts), [*buffers, pyarrow.py_buffer(b"".join(texts))]
+    )
+
+
+def write_columns(file: Path, form: str, **columns: pyarrow.Array) -> Path:
+    table = pyarrow.table(columns)
+    if form == "parquet":
+        parquet.write_table(table, file)
+    else:
+        with pyarrow.OSFile(str(file), "wb") as stream, ipc.new_stream(stream, table.schema) as out:
+            out.write_table(table)
+    return file
+
+
+@pytest.mark.parametrize("form", ["arrow", "parquet"])
+def test_texts_that_are_no_utf_8_are_named(tmp_path, form) -> None:
+    broken = of_bytes(b"fine", "你".encode("gbk"))
+    file = write_columns(tmp_path / "rows", form, question=broken, answer=pyarrow.array(["a", "b"]))
+    with pytest.raises(InputError, match=f"not valid {form}: .*UTF8"):
+        rows_of(file)
+
+
+def test_offsets_that_lead_elsewhere_are_named(tmp_path) -> None:
+    """pyarrow believes them: it read foreign memory, or the process ended."""
+    file = write_columns(tmp_path / "rows", "arrow", question=of_bytes(b"a" * 1234, b"b"))
+    whole = file.read_bytes()
+    at = whole.index(struct.pack("<iii", 0, 1234, 1235))
+    file.write_bytes(whole[: at + 8] + struct.pack("<i", 2**30) + whole[at + 12 :])
+    with pytest.raises(InputError, match="not valid arrow"):
+        rows_of(file)
+
+
+def test_a_value_that_python_does_not_hold_costs_its_row(tmp_path) -> None:
+    days = pyarrow.array([0, 2**30, 1], pyarrow.int32()).cast(pyarrow.date32())
+    file = write_columns(tmp_path / "rows", "arrow", day=days, n=pyarrow.array([1, 2, 3]))
+    source = sources.recognise(file, "x")
+    found = [row for block in blocks.cut(source) for _, row in blocks.parse(block)]
+    assert [isinstance(row, blocks.BadLine) for row in found] == [False, True, False]
+    assert found[0] == {"day": "1970-01-01", "n": 1} and "cannot be read" in found[1].reason
