@@ -12,6 +12,7 @@ import pytest
 from slimtune.config.data import Data
 from slimtune.console import SlimTuneError
 from slimtune.data.preparation import Prepared, prepare
+from slimtune.data.rows import read_rows
 from slimtune.data.writing import closing_numbers, write_outputs
 
 
@@ -53,13 +54,44 @@ def test_not_a_number_is_nothing(tmp_path, word) -> None:
     assert pairs(file) == [("a", "b"), ("d", "e")]
 
 
-def test_whole_numbers_lose_the_point_that_a_gap_gave_them(tmp_path) -> None:
-    file = write(tmp_path, lines({"question": "how many?", "answer": 2.0}, {"question": "x"}))
-    assert pairs(file) == [("how many?", "2")]
-    file = write(
-        tmp_path, lines({"question": "a?", "answer": 2.5}, {"question": "b?", "answer": 7})
-    )
-    assert pairs(file) == [("a?", "2.5"), ("b?", "7")]
+@pytest.mark.parametrize(
+    ("values", "answers"),
+    [
+        ([2.0, None, 1990.0], ["2", "1990"]),
+        ([2.0, 2.5, None], ["2.0", "2.5"]),
+        ([2.0, 3, None], ["2.0", "3"]),
+        ([2.5, 7], ["2.5", "7"]),
+        ([-0.0, 1e30], ["-0.0", "1e+30"]),
+        ([2.0, 3.0], ["2", "3"]),
+    ],
+)
+def test_whole_numbers_lose_the_point_that_a_gap_gave_them(tmp_path, values, answers) -> None:
+    rows = [{"question": f"how many {n}?", "answer": one} for n, one in enumerate(values)]
+    file = write(tmp_path, lines(*rows))
+    assert [answer for _, answer in pairs(file)] == answers
+    if None not in values:
+        assert [row["messages"][1]["content"] for row in read_rows(file)] == answers
+
+
+@pytest.mark.parametrize(
+    ("cells", "answers"),
+    [
+        (["2.0", "", "1990.0"], ["2", "1990"]),
+        (["2.0", "nan", "-7.0"], ["2", "-7"]),
+        (["2.0", "", "2.5"], ["2.0", "2.5"]),
+        (["2.0", "", "about 3"], ["2.0", "about 3"]),
+        (["2.0", "3.0"], ["2.0", "3.0"]),  # versions, for all that is known
+    ],
+)
+def test_so_do_those_of_a_table_with_a_gap(tmp_path, cells, answers) -> None:
+    table = "question,answer\n" + "".join(f"q{n},{cell}\n" for n, cell in enumerate(cells))
+    assert [answer for _, answer in pairs(write(tmp_path, table))] == answers
+
+
+def test_a_late_fraction_keeps_a_whole_column_as_it_is(tmp_path) -> None:
+    cells = ["2.0"] * 500 + ["", "2.5"]
+    table = "question,answer\n" + "".join(f"q{n},{cell}\n" for n, cell in enumerate(cells))
+    assert {answer for _, answer in pairs(write(tmp_path, table))} == {"2.0", "2.5"}
 
 
 def test_true_and_false_are_answers(tmp_path) -> None:

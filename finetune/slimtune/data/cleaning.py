@@ -26,7 +26,9 @@ from slimtune.data.turns import (
     trimmed,
     without_special_tokens,
 )
+from slimtune.data.whole_numbers import Columns, with_integers
 
+_NONE: Columns = frozenset()
 TOLD_LANGUAGES = ("zh", "en", "mixed", "other")
 _NUMBER = 2**53 - 1  # stands in a line until the row's number in the file is known
 _PLACEHOLDER = b'"line": %d' % _NUMBER
@@ -36,12 +38,13 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """What a worker must know beside the rows: settings, column names, the shape of each file."""
+    """What a worker must know beside the rows: settings, column names, what each file is like."""
 
     settings: Data
     system_prompt: str
     mapping: Mapping[str, str]
     shapes: Mapping[str, str]
+    whole: Mapping[str, Columns] = field(default_factory=dict)  # columns of integers in each file
 
 
 @dataclass
@@ -92,7 +95,8 @@ def convert_block(block: blocks.Block, plan: ConversionPlan) -> Converted:
             _reject(done, block, line, row.reason, row.text)
             continue
         nested = -1
-        for one, references in unfolded(renamed(row, plan.mapping), plan.settings.several_answers):
+        row = with_integers(renamed(row, plan.mapping), plan.whole.get(block.source.name, _NONE))
+        for one, references in unfolded(row, plan.settings.several_answers):
             nested += 1
             try:
                 _keep(done, block, line, one, references, plan)

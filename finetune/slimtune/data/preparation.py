@@ -34,6 +34,7 @@ from slimtune.data.columns import maps_any, parse_mapping, renamed, require_colu
 from slimtune.data.rows import SAMPLE, CanonicalRow, no_usable_column, shape_of_row
 from slimtune.data.shapes import SHAPES, RawRow, has_columns, require_one_answer, unfolded
 from slimtune.data.sources import SourceFile
+from slimtune.data.whole_numbers import Columns, whole_columns
 from slimtune.data.workers import spread
 
 _log = logging.getLogger(__name__)
@@ -96,7 +97,8 @@ def prepare(settings: Data, folder: Path | None = None, system_prompt: str = "")
         named = [renamed(row, mapping) for row in rows]
         require_one_answer(name, named, settings.several_answers)
     shapes = {source.name: _shape(source, settings, mapping) for source in found}
-    plan = ConversionPlan(settings, system_prompt, mapping, shapes)
+    whole = {one.name: _whole(one, heads[one.name], shapes[one.name], mapping) for one in found}
+    plan = ConversionPlan(settings, system_prompt, mapping, shapes, whole)
     spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
     columns, reasons, cleaning, rows = RowColumns(), Counter(), Counter(), Counter()
     unused, lengths = Counter(), Counter()
@@ -190,8 +192,15 @@ def _head(source: SourceFile) -> list[RawRow]:
     return list(islice((row for row in rows if not isinstance(row, blocks.BadLine)), SAMPLE))
 
 
+def _whole(
+    source: SourceFile, head: list[RawRow], shape: str, mapping: Mapping[str, str]
+) -> Columns:
+    named = [renamed(row, mapping) for row in head]
+    return whole_columns(named, lambda: _good_rows(source, mapping)[0], shape)
+
+
 def _good_rows(
-    source: SourceFile, mapping: dict[str, str]
+    source: SourceFile, mapping: Mapping[str, str]
 ) -> tuple[Iterator[RawRow], list[tuple[int, str]]]:
     """The rows that can be parsed; the list fills with the first line that cannot."""
     first_bad: list[tuple[int, str]] = []

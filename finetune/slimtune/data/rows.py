@@ -19,6 +19,7 @@ from slimtune.data.columns import NUMBERED, found_in, renamed, suggestion
 from slimtune.data.shapes import SHAPES, RawRow, detect, has_parts, unfolded
 from slimtune.data.similarity import keys_of
 from slimtune.data.turns import BadRow, Message, require_order, without_special_tokens
+from slimtune.data.whole_numbers import whole_columns, with_integers
 
 _TOLD_ROWS = 3
 SAMPLE = 100  # rows looked at to tell the shape of a file
@@ -35,11 +36,13 @@ def read_rows(file: Path) -> list[CanonicalRow]:
     Raises InputError with file:line for anything that is not such a row.
     """
     numbered = [(line, renamed(row, {})) for line, row in read_raw_rows(file)]
-    shape = shape_of_row(file, [row for _, row in numbered[:SAMPLE]])
+    rows_alone = [row for _, row in numbered]
+    shape = shape_of_row(file, rows_alone[:SAMPLE])
+    whole = whole_columns(rows_alone[:SAMPLE], lambda: rows_alone, shape)
     rows = []
     for number, (line, row) in enumerate(numbered, start=1):
         try:
-            rows += _converted(row, shape, file.name, number)
+            rows += _converted(with_integers(row, whole), shape, file.name, number)
         except BadRow as bad:
             raise InputError(
                 f"{file}:{line}: not usable as a row",

@@ -40,8 +40,8 @@ class BadRow(ValueError):
 def as_text(value: Any, name: str) -> str:
     """The value as trimmed text with plain line ends.
 
-    A number, true or false is the text of it, an integer without the `.0` that a missing value
-    elsewhere in its column has given it. Raises BadRow for what is none of these.
+    A number, true or false is the text of it (`whole_numbers` has made 2.0 the 2 that it was).
+    Raises BadRow for what is none of these.
     """
     text = _spelled(value, name).strip()
     if "\r" in text:  # Windows' line ends: a prompt typed elsewhere would have other tokens
@@ -61,7 +61,7 @@ def _spelled(value: Any, name: str) -> str:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise BadRow(f'"{name}" is not a finite number')
-        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else str(value)
+        return str(value)
     if isinstance(value, int):
         return str(value)
     raise BadRow(f'"{name}" is not text')
