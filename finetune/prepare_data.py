@@ -40,12 +40,12 @@ def main(config: Config) -> None:
     refuse_finished_files(manifest, config, outputs)
     train = outputs[0]
     if config.options.dry_run:
-        prepared = preparation.prepare(data, system_prompt=config.model.system_prompt)
+        prepared = preparation.prepare(data, system_prompt=config.model.system_prompt or "")
         would_write(train, estimates=prepared.counts())
         return
 
     with stage_files("prepare_data", manifest, config, outputs=outputs, inputs=inputs) as stage:
-        prepared = preparation.prepare(data, stage.folder, config.model.system_prompt)
+        prepared = preparation.prepare(data, stage.folder, config.model.system_prompt or "")
         fit = length_limit(config)  # its libraries weigh more than the rows: not before the workers
         batch, language = config.training.rows, config.evaluation.language
         numbers = writing.write_outputs(prepared, stage.folder, name, fit, batch, language)

@@ -6,7 +6,7 @@ stage finished. The chain of records is the lineage from which the report is fil
 
 from slimtune.artifacts.files import sha256
 from slimtune.artifacts.reading import require
-from slimtune.artifacts.records import lineage, run_of
+from slimtune.artifacts.records import lineage, run_of, system_prompt_for
 from slimtune.artifacts.stages import (
     Stage,
     finish_files,
@@ -31,4 +31,5 @@ __all__ = [
     "sha256",
     "stage_files",
     "stage_folder",
+    "system_prompt_for",
 ]

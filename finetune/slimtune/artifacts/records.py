@@ -129,6 +129,20 @@ def lineage(*paths: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def system_prompt_for(config: Config, *paths: Path) -> str:
+    """The system message for rows and chats without one: the settings', else the recorded one.
+
+    Recorded is what all training rows of a model opened with; of a lineage the nearest counts.
+    """
+    if config.model.system_prompt is not None:
+        return config.model.system_prompt
+    for run in lineage(*paths).values():
+        found = run["metrics"].get("system_prompt")
+        if isinstance(found, str):
+            return found
+    return ""
+
+
 def _input(one: Path | str) -> dict[str, Any]:
     run = run_of(Path(one)) if Path(one).exists() else None
     return {"path": str(one), "run_id": run["run_id"] if run else None}

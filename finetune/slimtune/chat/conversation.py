@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
+from slimtune.artifacts import system_prompt_for
 from slimtune.chat.partner import Chat, Partner, terminal_input
 from slimtune.config import Config
 from slimtune.console import SettingsError, SlimTuneError, note
@@ -30,7 +31,8 @@ def hold_chat(chosen: Sequence[Candidate], config: Config) -> None:
         note(f"dry run: would chat with {last.label} ({last.reference})")
         return
     partners = _partners(chosen, config)
-    chat = Chat(partners, output=sys.stdout, system=config.model.system_prompt, max_length=_CONTEXT)
+    system = system_prompt_for(config, *map(Path, candidates.paths([last])))
+    chat = Chat(partners, output=sys.stdout, system=system, max_length=_CONTEXT)
     note(f"chatting with {last.label}; /help says what else it understands")
     try:
         talk(chat, terminal_input())

@@ -42,8 +42,10 @@ class ModelSection(Section):
         "the model, so evaluation, llama.cpp and Ollama use the same one.",
         "templates",
     )
-    system_prompt: str = setting(
-        "", "System message put before rows and chats that have none; empty: no system message."
+    system_prompt: str | None = setting(
+        None,
+        "System message put before rows and chats that have none, and into the Modelfile. null:\n"
+        "the one that all training rows of the model opened with, if any; empty: none.",
     )
     quantization: Literal[names("quantizations")] = choice(
         "none",

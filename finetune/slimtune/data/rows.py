@@ -7,8 +7,9 @@ so a row is the same whether it came as an array, as lines or as CSV. Readers he
 to be whole: the first that is not ends the reading, with its line.
 """
 
+import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,28 @@ def _converted(row: RawRow, shape: str, name: str, number: int) -> list[Canonica
         kept = alpaca_fields(one)
         rows.append(canonical(keys_of(messages).id, messages, name, number, kept, references))
     return rows
+
+
+def shared_system(rows: Iterable[CanonicalRow]) -> str:
+    """The system message that all rows open with, "" where one has none or another.
+
+    What a model has never answered without belongs to it: it is recorded with what was trained.
+    """
+    found: str | None = None
+    for row in rows:
+        first = row["messages"][0]
+        if first["role"] != "system" or found not in (None, first["content"]):
+            return ""
+        found = first["content"]
+    return found or ""
+
+
+def written_system(file: Path) -> str:
+    """`shared_system` of a file that prepare_data wrote; the first row without one ends it."""
+    if not file.is_file():
+        return ""
+    with file.open(encoding="utf-8") as lines:
+        return shared_system(json.loads(line) for line in lines)
 
 
 def beside(train_data: Path, split: str) -> Path | None:

@@ -14,6 +14,7 @@ from slimtune.data.account import BATCH_SIZE, SPLITS, Account, Fit, TokenSize, r
 from slimtune.data.cleaning import TOLD_LANGUAGES, set_aside
 from slimtune.data.leakage import Asked, Leakage
 from slimtune.data.preparation import Prepared
+from slimtune.data.rows import written_system
 from slimtune.data.workers import spread
 from slimtune.report import data_report
 
@@ -92,7 +93,7 @@ def write_outputs(
     account.leakage = leakage.numbers()
     numbers = report_numbers(account, batch_size)
     data_report.write_data_report(numbers, folder, name, language)
-    return numbers
+    return numbers | {"system_prompt": written_system(folder / output_files(name)[0])}
 
 
 def closing_numbers(numbers: Mapping[str, Any], name: str, max_length: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slimtune import prompts
-from slimtune.artifacts import require, run_of
+from slimtune.artifacts import require, run_of, system_prompt_for
 from slimtune.config import Config
 from slimtune.console import InputError, near, note
 from slimtune.data.rows import beside, read_rows
@@ -132,9 +132,11 @@ def comparison_template(config: Config) -> str:
 
 
 def test_rows(config: Config) -> tuple[list[dict[str, Any]], Path]:
-    """The rows to test on and their file.
+    """The rows to test on and their file; those without a system message get the models' own.
 
-    Raises InputError where there is none, or a row names an unknown extraction pattern.
+    That is the settings' one, else what all training rows of the first model that has one opened
+    with: every model gets the same rows. Raises InputError where there is none, or a row names an
+    unknown extraction pattern.
     """
     train = config.training.train_data
     file = config.evaluation.test_data or beside(train, "test")
@@ -148,7 +150,20 @@ def test_rows(config: Config) -> tuple[list[dict[str, Any]], Path]:
     rows = read_rows(file)[: config.evaluation.max_rows or None]
     for row in rows:
         _require_pattern(row, file)
-    return rows, file
+    system = system_prompt_for(config, *_trained(config))
+    return [_opened(row, system) for row in rows], file
+
+
+def _trained(config: Config) -> list[Path]:
+    """What is compared with the base, and may have been trained under a system message."""
+    named = [config.evaluation.lora_model, *config.evaluation.models, config.model.base_model]
+    return [Path(one) for one in named if one]
+
+
+def _opened(row: dict[str, Any], system: str) -> dict[str, Any]:
+    if not system or row["messages"][0]["role"] == "system":
+        return row
+    return row | {"messages": [{"role": "system", "content": system}, *row["messages"]]}
 
 
 def training_rows(config: Config) -> list[dict[str, Any]] | None:

@@ -12,22 +12,22 @@ from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
-from slimtune.artifacts import lineage, not_without_overwrite
+from slimtune.artifacts import not_without_overwrite, system_prompt_for
 from slimtune.artifacts.files import write_text
 from slimtune.config import Config
 from slimtune.console import ResourceError, SettingsError, near
 from slimtune.export.modelfile import modelfile
 from slimtune.export.plan import GgufPlan
-from slimtune.export.proof import proof_rows
+from slimtune.export.proof import proof_rows, trained_in
 from slimtune.models.ollama_store import require_name
 from slimtune.models.tokenizer_files import special_tokens
 from slimtune.prompts import ChatMessage
 
 _log = logging.getLogger(__name__)
 
-_TRAINED = ("train_lora", "knowledge_distillation", "train_pruned_distilled")
 _PORT = 11434
 _ANSWER_TOKENS = 64
+_CONTEXT = 4096  # Ollama reserves memory for every token of the context
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def modelfile_for(file: Path, gguf: Path, plan: GgufPlan, config: Config) -> str
         _relative(gguf, file.parent),
         plan.template,
         tokens,
-        system=config.model.system_prompt,
-        num_ctx=min(_trained_length(config), plan.architecture.context),
+        system=system_prompt_for(config, trained_in(config)),
+        num_ctx=min(_CONTEXT, plan.architecture.context),
     )
 
 
@@ -103,7 +103,7 @@ def try_out(plan: GgufPlan, config: Config) -> str:
 
     conversation = proof_rows(config, plan.template)[0]
     first = next((i for i, m in enumerate(conversation) if m["role"] == "assistant"), None)
-    asked, system = list(conversation[:first]), config.model.system_prompt
+    asked, system = list(conversation[:first]), system_prompt_for(config, trained_in(config))
     answer = ask(config.gguf.model_name, asked)
     if system and asked[0]["role"] != "system":  # Ollama puts the Modelfile's SYSTEM first
         asked.insert(0, ChatMessage(role="system", content=system))
@@ -155,17 +155,6 @@ def _address() -> str:
     if name in ("0.0.0.0", "::"):  # where it listens, not where it can be reached
         name = "127.0.0.1"
     return f"{url.scheme}://{f'[{name}]' if ':' in name else name}:{url.port or _PORT}"
-
-
-def _trained_length(config: Config) -> int:
-    """Tokens of the longest row in training, as its record says; the setting where there is none.
-
-    Beyond it the model has never seen a token, and Ollama reserves memory for every one.
-    """
-    runs = lineage(Path(config.gguf.lora_model or config.gguf.model_path))
-    trained = [run["settings"] for stage, run in runs.items() if stage in _TRAINED]
-    length = trained[0].get("training", {}).get("max_length") if trained else None
-    return length if isinstance(length, int) and length > 0 else config.training.max_length
 
 
 def _relative(gguf: Path, folder: Path) -> PurePath:

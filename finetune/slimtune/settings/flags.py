@@ -105,6 +105,8 @@ def _value(text: str, field: FieldInfo) -> Any:
     """Text stays text where the schema wants text: `--output-name 1e3` names a file."""
     if is_list(field):
         return [part.strip() for part in text.split(",") if part.strip()]
+    if field.annotation == str | None:
+        return None if text == "null" else text
     return text if field.annotation in (str, Path) else scalar(text)
 
 

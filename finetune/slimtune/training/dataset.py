@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from slimtune import prompts
 from slimtune.config import Training
 from slimtune.console import InputError, SettingsError, near
-from slimtune.data.rows import beside, read_rows
+from slimtune.data.rows import CanonicalRow, beside, read_rows, shared_system
 from slimtune.models import tokenizers
 from slimtune.models.folders import local_folder
 from slimtune.models.weights import EMBEDDING, Checkpoint
@@ -30,12 +30,16 @@ _SHOWN_ROWS = 2
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a run learns from: the tokenizer with its template, training and validation samples."""
+    """What a run learns from: the tokenizer with its template, training and validation samples.
+
+    `system_prompt` is what all training rows open with, "" without one.
+    """
 
     tokenizer: PreTrainedTokenizerFast
     train: list[Sample]
     validation: list[Sample]
     files: list[Path]
+    system_prompt: str = ""
 
     @property
     def named(self) -> dict[str, Path]:
@@ -74,17 +78,22 @@ def read_dataset(
     prompts.tell_choice(template_name, tokenizer, modelfile=modelfile)
     tokenizer.chat_template = prompts.template_of(template_name, tokenizer)
     validation_file = settings.val_data or beside(settings.train_data, "validation")
-    train = _encode(settings.train_data, tokenizer, settings)
-    validation = _encode(validation_file, tokenizer, settings).samples if validation_file else []
+    learned = read_rows(settings.train_data)
+    train = _encode(settings.train_data, learned, tokenizer, settings)
+    validation: list[Sample] = []
+    if validation_file:
+        rows = read_rows(validation_file)
+        validation = _encode(validation_file, rows, tokenizer, settings).samples
     if not validation:
         _log.info("no validation rows: the last step is kept, not the best")
     _show(train.samples[:_SHOWN_ROWS], tokenizer)
     files = [settings.train_data, *([validation_file] if validation_file else [])]
-    return Dataset(tokenizer, train.samples, validation, files)
+    return Dataset(tokenizer, train.samples, validation, files, shared_system(learned))
 
 
-def _encode(file: Path, tokenizer: PreTrainedTokenizerFast, settings: Training) -> EncodedRows:
-    rows = read_rows(file)
+def _encode(
+    file: Path, rows: list[CanonicalRow], tokenizer: PreTrainedTokenizerFast, settings: Training
+) -> EncodedRows:
     encoded = encode_rows(rows, tokenizer, tokenizer.chat_template, settings.max_length)
     cut = encoded.shortened + encoded.dropped
     if cut > settings.max_truncated_share * len(rows):

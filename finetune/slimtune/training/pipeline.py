@@ -113,6 +113,7 @@ def train(
         resumed = {"resume_from": resume_from, "conditions": same}
         curve = lesson.teach(learner, config, checkpoints, resumed)
         learned = dataset.summary() | lesson.counts
+        told = {"system_prompt": dataset.system_prompt}
         del lesson  # and the teacher with it
         with _no_effect_ends(checkpoints, config, run, curve):
             figures, counts = method.judge(curve, checkpoints), method.count(learner)
@@ -121,7 +122,7 @@ def train(
             gc.collect()  # the second model must not need memory beside the first
             proven = prove()
         curve.write(stage.folder)
-        stage.metrics.update(proven | counts | learned | curve.metrics() | figures)
+        stage.metrics.update(proven | counts | learned | told | curve.metrics() | figures)
         base, measured = next(iter(method.models.values())), curve.metrics() | figures
         with decoration("the model card"):
             model_card.write_model_card(

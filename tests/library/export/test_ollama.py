@@ -212,21 +212,11 @@ def test_a_model_with_a_foreign_template(words, tmp_path, caplog) -> None:
     assert "its own chat template, which is not llama2" in caplog.text
 
 
-def test_the_context_is_the_one_of_training(
-    adapter, merged, settings, tmp_path, monkeypatch
-) -> None:
-    """The tiny project trains with 128; the setting counts only where no record says so."""
+@pytest.mark.parametrize(("holds", "context"), [(256, 256), (131072, 4096)])
+def test_the_context_is_the_models_up_to_4096(holds, context, tmp_path, monkeypatch) -> None:
+    """Not this run's max_length: a model of 8,192 positions was cut to the 128 of its rows."""
     monkeypatch.chdir(tmp_path)
-    words = (*settings, "--output-dir", "out", "--create-modelfile", "--max-length", 64)
+    model = write_tiny_llama(tmp_path / "model", hidden=64, max_position_embeddings=holds)
+    words = ("--model-path", model, "--output-dir", "out", "--verify", "off", "--create-modelfile")
     succeeds("convert_to_gguf", *words)
-    assert "PARAMETER num_ctx 128\n" in (tmp_path / "Modelfile").read_text()
-    (tmp_path / "Modelfile").unlink()
-    base = merged.parents[1] / "base"
-    succeeds(
-        "convert_to_gguf", *words, "--model-path", base, "--lora-model", adapter, "--overwrite"
-    )
-    assert "PARAMETER num_ctx 128\n" in (tmp_path / "Modelfile").read_text()
-    (tmp_path / "Modelfile").unlink()
-    plain = write_tiny_llama(tmp_path / "plain", hidden=64)
-    succeeds("convert_to_gguf", *words, "--model-path", plain, "--overwrite")
-    assert "PARAMETER num_ctx 64\n" in (tmp_path / "Modelfile").read_text()
+    assert f"PARAMETER num_ctx {context}\n" in (tmp_path / "Modelfile").read_text()

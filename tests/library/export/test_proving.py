@@ -11,9 +11,10 @@ from slimtune import prompts
 from slimtune.artifacts import sha256
 from slimtune.console import QualityError
 from slimtune.export import convert, gguf_writer, preflight
+from slimtune.export.proof.reference import ReferenceAnswer
 from slimtune.export.proof.verify import _require_stops
 from slimtune.export.quant_types import EXACT, QUANTIZATIONS, TOLERANCES
-from slimtune.inference.answers import Generation
+from slimtune.inference.answers import Generation, TokenLosses
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +110,22 @@ def test_every_type_has_a_tolerance_and_coarser_ones_a_larger():
 
 
 @pytest.mark.parametrize(
-    ("ends", "fails"), [((True, True), False), ((True, False), False), ((False, False), True)]
+    ("ends", "likely", "fails"),
+    [
+        ((True, True), 9.0, False),
+        ((True, False), 9.0, False),
+        ((False, False), 9.0, True),
+        ((False, False), 0.9, False),  # it went on longer; where the model ends, so would it
+    ],
 )
-def test_at_least_half_of_the_answers_that_end_must_end(ends, fails, tmp_path):
-    said = [Generation("x", [3], stopped) for stopped in (True, True, False)]
+def test_at_least_half_of_the_answers_that_end_must_end(ends, likely, fails, tmp_path):
+    said = [
+        ReferenceAnswer(Generation("x", [3], stopped), [3, 2], TokenLosses([0.1, 0.2], [True] * 2))
+        for stopped in (True, True, False)
+    ]
     answers = [Generation("x", [3], stopped) for stopped in (*ends, False)]
+    losses = [TokenLosses([0.1, likely], [True] * 2)] * 3
     if not fails:
-        return _require_stops(tmp_path, said, answers)
+        return _require_stops(tmp_path, said, answers, losses)
     with pytest.raises(QualityError, match="2 of 2 answers do not end"):
-        _require_stops(tmp_path, said, answers)
+        _require_stops(tmp_path, said, answers, losses)

@@ -4,7 +4,10 @@ This file is light: rows are read and rendered before the work, by scripts that 
 torch. `proving` runs the proof, `reference` asks the model, `verify` compares its file with that.
 """
 
+from pathlib import Path
+
 from slimtune import prompts
+from slimtune.artifacts import system_prompt_for
 from slimtune.config import Config
 from slimtune.data.rows import beside, read_rows
 from slimtune.prompts import ChatMessage
@@ -32,10 +35,15 @@ def proof_rows(config: Config, template: str) -> list[list[ChatMessage]]:
     return rows
 
 
+def trained_in(config: Config) -> Path:
+    """The folder whose record knows what was trained: the adapter's, else the model's."""
+    return Path(config.gguf.lora_model or config.gguf.model_path)
+
+
 def _conversations(config: Config) -> list[list[ChatMessage]]:
     file = config.evaluation.test_data or beside(config.training.train_data, "test")
     if file and file.is_file():
         return [row["messages"] for row in read_rows(file)]
-    system = config.model.system_prompt
+    system = system_prompt_for(config, trained_in(config))
     opening = [ChatMessage(role="system", content=system)] if system else []
     return [[*opening, ChatMessage(role="user", content=text)] for text in _PROMPTS]

@@ -13,7 +13,7 @@ from pathlib import Path
 import gguf as gguf_format
 
 from slimtune.console import InputError, QualityError
-from slimtune.export.proof.reference import ProofRow, Reference
+from slimtune.export.proof.reference import ProofRow, Reference, ReferenceAnswer
 from slimtune.export.quant_types import EXACT, REFERENCE_IN_BF16, TIE, TOLERANCES
 from slimtune.inference.answers import Generation, TokenLosses
 from slimtune.inference.llama_cpp import LlamaCpp
@@ -21,6 +21,7 @@ from slimtune.inference.llama_cpp import LlamaCpp
 _log = logging.getLogger(__name__)
 
 _SLOTS = 8  # prompts at once: more cost memory for their caches and gain little
+_LESS_LIKELY = 1.0  # nats that the end token may lose
 _EOS_KEY = "tokenizer.ggml.eos_token_id"
 
 
@@ -73,7 +74,7 @@ def verify(
     nll_reference = _mean([one.losses for one in reference.answers])
     nll_gguf = _mean(losses)
     _require_likelihood(gguf, reference, quantization, nll_reference, nll_gguf)
-    _require_stops(gguf, expected, answers)
+    _require_stops(gguf, reference.answers, answers, losses)
     return GgufProof(
         prompts=len(reference.rows),
         texts=len(reference.texts),
@@ -168,17 +169,27 @@ def _require_likelihood(
 
 
 def _require_stops(
-    gguf: Path, expected: Sequence[Generation], answers: Sequence[Generation]
+    gguf: Path,
+    expected: Sequence[ReferenceAnswer],
+    answers: Sequence[Generation],
+    losses: Sequence[TokenLosses],
 ) -> None:
     """At least half of the answers that the model itself ends must end: a coarse type may digress,
     a file that never ends is broken. Exact types have shown the very text before.
+
+    One that took another way ends if its end token is as likely as the model's own where the
+    model's answer ends: of SmolLM2 in Q8_0 2 of 2 greedy answers merely went on longer.
     """
-    ending = [answer for said, answer in zip(expected, answers, strict=True) if said.stopped]
-    stopped = sum(answer.stopped for answer in ending)
-    if 2 * stopped >= len(ending):
+    compared = zip(expected, answers, losses, strict=True)
+    ending = [
+        answer.stopped or found.nats[-1] <= said.losses.nats[-1] + _LESS_LIKELY
+        for said, answer, found in compared
+        if said.generation.stopped
+    ]
+    if 2 * sum(ending) >= len(ending):
         return
     raise QualityError(
-        f"{gguf}: {len(ending) - stopped} of {len(ending)} answers do not end",
+        f"{gguf}: {len(ending) - sum(ending)} of {len(ending)} answers do not end",
         "the model itself ends them with its end token",
         "choose a larger type, such as --quantization Q8_0 or F16",
     )
