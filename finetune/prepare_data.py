@@ -53,7 +53,7 @@ def main(config: Config) -> None:
     wrote(
         train,
         data.output_dir / writing.output_names(name)["report"],
-        numbers=writing.closing_numbers(numbers, name, config.training.max_length),
+        numbers=writing.closing_numbers(numbers, name, fit.keywords["max_length"] if fit else 0),
         next=f"python finetune/train_lora.py --train-data {near(train)}",
     )
 
@@ -64,7 +64,7 @@ def length_limit(config: Config) -> partial | None:
     A folder's tokenizer must; a Hub id that cannot be reached leaves tokens uncounted.
     """
     from slimtune import prompts
-    from slimtune.models import tokenizers
+    from slimtune.models import positions, tokenizers
 
     model = config.model.base_model
     try:
@@ -78,7 +78,7 @@ def length_limit(config: Config) -> partial | None:
         prompts.fit_row,
         tokenizer=tokenizer,
         template=prompts.template_of(config.model.prompt_template, tokenizer),
-        max_length=config.training.max_length,
+        max_length=positions.longest_here(config, model),
         policy=config.data.long_rows,
     )
 

@@ -24,7 +24,7 @@ COMMAND = f"python finetune/{STAGE}.py"
 
 def main(config: Config) -> None:
     from slimtune.evaluation import evaluate
-    from slimtune.models.merging import write_merged
+    from slimtune.models import merging, positions
     from slimtune.pruning.prune import estimate_pruning, prune_model
     from slimtune.training import distillation, lora, pipeline, prechecks, timing
     from slimtune.training.dataset import read_dataset
@@ -45,6 +45,7 @@ def main(config: Config) -> None:
     prechecks.precheck(config, stopped, stopped_student)
     for needed in (base, teacher, config.training.train_data):
         require(needed)
+    config = positions.within_positions(config, base, teacher)
     # Before the first stage, dry or not: this finds the mistakes in the settings of the last one.
     template, modelfile = config.model.prompt_template, config.gguf.wants_modelfile
     dataset = read_dataset(base, template, config.training, modelfile=modelfile)
@@ -63,13 +64,12 @@ def main(config: Config) -> None:
         plan |= timing.dry_runs(config, base, runs, dataset.train)
         would_write(*(links[name].output for name in todo), estimates=plan)
         return
-
     work = {
         "prune": partial(prune_model, config, base, pruned),
         "cache": partial(ask_teacher, config, dataset, text, asked),
         "distil": partial(pipeline.train, config, taught, dataset, distilled, stopped_student),
         "lora": partial(pipeline.train, config, tuned, dataset, adapter, stopped),
-        "merge": partial(write_merged, STAGE, distilled, adapter, final, config),
+        "merge": partial(merging.write_merged, STAGE, distilled, adapter, final, config),
         "evaluate": partial(evaluate.compare_models, compared),
     }
     run_stages(chosen, todo, work)

@@ -168,7 +168,8 @@ class Training(Section):
     max_length: Annotated[int, Field(ge=16)] = setting(
         512,
         "Longest row in tokens; a longer one loses the start of its prompt, never its answer.\n"
-        "Memory grows with it.",
+        "Memory grows with it. A model that follows fewer lowers this default; a length of your\n"
+        "own that it cannot follow is refused.",
     )
     activation_checkpointing: bool | Auto = setting(
         "auto",

@@ -21,6 +21,7 @@ from slimtune.data.rows import beside
 from slimtune.evaluation import candidates, comparison, outputs
 from slimtune.evaluation.answer_room import with_answer_room
 from slimtune.inference.answers import Candidate
+from slimtune.models.positions import within_positions
 from slimtune.report import training_report
 from slimtune.report.words import sentence
 
@@ -68,6 +69,7 @@ def _metrics_file(config: Config) -> Path:
 def plan_comparison(config: Config) -> dict[str, str]:
     """For --dry-run: the models and how many rows, after every check that needs no model."""
     chosen = candidates.candidates_of(config)
+    config = _followed(config, chosen)
     rows, _ = candidates.test_rows(config)
     _refuse(config)
     questions = comparison.questions_of(rows, config.evaluation.extract)
@@ -79,6 +81,7 @@ def compare_models(config: Config) -> tuple[list[str], list[list[str]], list[str
     """Compare and write everything; the table (headers, rows), the cautions, the next command."""
     _refuse(config)
     chosen = candidates.candidates_of(config)
+    config = _followed(config, chosen)
     rows, test_data = candidates.test_rows(config)
     questions = comparison.questions_of(rows, config.evaluation.extract)
     config = with_answer_room(config, questions)
@@ -102,6 +105,11 @@ def compare_models(config: Config) -> tuple[list[str], list[list[str]], list[str
     shutil.rmtree(kept, ignore_errors=True)
     headers, lines = outputs.comparison_table(found)
     return headers, lines, [sentence(one) for one in found.cautions], _next(chosen)
+
+
+def _followed(config: Config, chosen: Sequence[Candidate]) -> Config:
+    """With a max_length that every model folder can follow: all are asked the same."""
+    return within_positions(config, *(one.reference for one in chosen if one.kind != "gguf"))
 
 
 def _compare(

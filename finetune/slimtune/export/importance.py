@@ -21,6 +21,7 @@ from slimtune.export.imatrix import Importance, read_imatrix, write_imatrix
 from slimtune.export.plan import GgufPlan, ModelSource, load_source
 from slimtune.export.tensors import gguf_name
 from slimtune.models import tokenizers
+from slimtune.models.positions import within_positions
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def measure_importance(
     tokenizer = tokenizers.load_tokenizer(source.folder)
     template = chosen(source.folder, config.model.prompt_template)
     rows = [row["messages"] for row in read_rows(file)[:count]]
-    longest = config.training.max_length
+    longest = within_positions(config, source.folder).training.max_length
     encoded = [prompts.encode(tokenizer, r, template, longest) for r in rows]
     ids = [row["input_ids"] for row in encoded if row]
     _log.info("measuring importance on %d rows of %s", len(ids), near(file))

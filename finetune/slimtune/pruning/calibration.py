@@ -13,6 +13,7 @@ from slimtune.console import InputError, SettingsError, near
 from slimtune.data.rows import read_rows
 from slimtune.models import tokenizers
 from slimtune.models.family import ModelShape
+from slimtune.models.positions import followed
 from slimtune.pruning.criteria import CALIBRATED
 from slimtune.pruning.stack import TokenBatch
 
@@ -62,8 +63,7 @@ def calibrate(model: Path, config: Config) -> Calibration | None:
     source, pruning = source_of(config), config.pruning
     if source is None:
         return None
-    settings = _model_config(model)
-    longest = min(pruning.calibration_length, settings["max_position_embeddings"])
+    longest = longest_row(model, config)
     if source == "rows":
         rows = prepared_rows(model, config, pruning.calibration_rows, longest)
         said = near(config.training.train_data)
@@ -146,9 +146,11 @@ def batches_of(rows: Sequence[Sequence[int]], tokens: int = _BATCH_TOKENS) -> li
     return batches
 
 
-def _model_config(model: Path) -> dict:
+def longest_row(model: Path, config: Config) -> int:
+    """Tokens of a calibration row that the model can follow; SettingsError for more asked for."""
     from slimtune.models.weights import Checkpoint
 
-    config = Checkpoint(model).config
-    ModelShape.of(config)
-    return {"max_position_embeddings": 512} | config
+    about = Checkpoint(model).config
+    ModelShape.of(about)
+    setting = "pruning.calibration_length"
+    return followed(setting, config.pruning.calibration_length, about, model)

@@ -15,7 +15,7 @@ from slimtune.models.family import ModelShape
 from slimtune.models.folders import local_folder
 from slimtune.models.weights import Checkpoint
 from slimtune.pruning.anatomy import prunable_shape
-from slimtune.pruning.calibration import Calibration, calibrate, source_of
+from slimtune.pruning.calibration import Calibration, calibrate, longest_row, source_of
 from slimtune.pruning.depth import drop_layers
 from slimtune.pruning.hidden import cut_hidden
 from slimtune.pruning.sizes import Ratios, rounded, smaller, steps
@@ -139,6 +139,8 @@ def estimate_pruning(model: str, config: Config) -> dict[str, str]:
     source = local_folder(model)
     before, after = prunable_shape(Checkpoint(source)), plan_cuts(source, config)
     calibration = source_of(config)
+    if calibration:
+        longest_row(source, config)
     return {
         "parameters": f"{before.parameters:,} -> {after.parameters:,}",
         "FFN neurons a layer": f"{before.ffn} -> {after.ffn}",
