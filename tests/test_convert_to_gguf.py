@@ -211,3 +211,95 @@ def test_a_file_that_another_run_is_writing(settings, merged, tmp_path) -> None:
     with another_run_writing(tmp_path / "tiny-F16_run.json"):
         refused(6, "another run", "convert_to_gguf", *settings, "--output-dir", tmp_path)
     assert leaves_nothing(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def beside(project, adapter, settings, tmp_path_factory) -> tuple[Path, object]:
+    """The folder of an adapter written beside two types of its base, and what the script said."""
+    folder = tmp_path_factory.mktemp("beside")
+    flags = ("--model-path", project / "base", "--lora-model", adapter, "--lora-as", "adapter")
+    flags += ("--quantization", "F16,Q4_0", "--output-dir", folder)
+    return folder, succeeds("convert_to_gguf", *settings, *flags)
+
+
+def test_an_adapter_beside_its_base_answers_as_the_fine_tuned_model(beside, merged) -> None:
+    folder, ran = beside
+    names = {file.name for file in folder.glob("*.gguf")}
+    assert names == {"base-F16.gguf", "base-Q4_0.gguf", "tiny-lora-F16.gguf"}
+    assert ran.out.endswith(
+        f"next:  llama-server -m {folder}/base-F16.gguf --lora {folder}/tiny-lora-F16.gguf\n"
+    )
+    tokenizer = tokenizers.load_tokenizer(merged)
+    template = prompts.template("llama2")
+    asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    ids = [prompts.encode_prompt(tokenizer, messages, template) for messages in asked]
+    lora = folder / "tiny-lora-F16.gguf"
+    with LlamaCpp(folder / "base-F16.gguf", adapter=lora, context=128, slots=2) as model:
+        answers = [answer.text.strip() for answer in model.generate(ids, 12)]
+    assert answers == list(QUESTIONS.values())
+
+
+def test_the_proof_of_an_adapter_weighs_it_against_merging_first(beside) -> None:
+    folder, ran = beside
+    assert "proof on F16: token ids equal on" in ran.out
+    assert "merged, then Q4_0: loss per token " in ran.out
+    proofs = json.loads((folder / "tiny-lora-F16_run.json").read_text())["metrics"]["proofs"]
+    assert proofs["F16"]["agreement"] == 1
+    assert proofs["F16"]["nll_gguf"] == pytest.approx(proofs["F16"]["nll_reference"], abs=0.005)
+    assert proofs["Q4_0"]["nll_merged_first"] > 0 and "nll_merged_first" not in proofs["F16"]
+
+
+def test_a_second_adapter_finds_the_base(beside, project, adapter, settings) -> None:
+    folder, _ = beside
+    base = folder / "base-F16.gguf"
+    before = base.stat().st_mtime_ns
+    flags = ("--model-path", project / "base", "--lora-model", adapter, "--lora-as", "adapter")
+    flags += ("--quantization", "F16", "--output-dir", folder, "--verify", "off")
+    ran = succeeds("convert_to_gguf", *settings, *flags, "--model-name", "second", "--dry-run")
+    assert f"base: there already: {base}" in ran.out
+    succeeds("convert_to_gguf", *settings, *flags, "--model-name", "second")
+    assert base.stat().st_mtime_ns == before and (folder / "second-lora-F16.gguf").is_file()
+
+
+def test_an_adapter_with_another_template_brings_it(
+    beside, project, adapter, settings, tmp_path
+) -> None:
+    folder, _ = beside
+    other = shutil.copytree(adapter, tmp_path / "lora_adapter")
+    (other / "run.json").unlink()
+    (other / "chat_template.jinja").write_text(prompts.template("alpaca"), encoding="utf-8")
+    flags = ("--model-path", project / "base", "--lora-model", other, "--lora-as", "adapter")
+    flags += ("--quantization", "F16", "--output-dir", folder, "--model-name", "other")
+    ran = succeeds("convert_to_gguf", *settings, *flags, "--verify", "off")
+    file = folder / "other-lora-F16.jinja"
+    assert file.read_text(encoding="utf-8") == prompts.template("alpaca")
+    assert ran.out.endswith(f"--jinja --chat-template-file {file}\n")
+
+
+def test_a_base_file_of_another_model_is_not_taken_for_this_one(
+    beside, project, adapter, settings, merged, tmp_path
+) -> None:
+    folder, _ = beside
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    run = tmp_path / "base-F16_run.json"
+    run.write_text(run.read_text().replace(str(project / "base"), str(merged)))
+    flags = ("--model-path", project / "base", "--lora-model", adapter, "--lora-as", "adapter")
+    flags += ("--quantization", "F16", "--output-dir", tmp_path, "--model-name", "second")
+    refused(2, "the file of another base", "convert_to_gguf", *settings, *flags)
+
+
+def test_a_modelfile_with_an_adapter_says_until_when_it_works(
+    beside, project, adapter, settings, tmp_path, monkeypatch
+) -> None:
+    folder, _ = beside
+    monkeypatch.chdir(tmp_path)
+    flags = ("--model-path", project / "base", "--lora-model", adapter, "--lora-as", "adapter")
+    flags += ("--quantization", "F16", "--output-dir", folder, "--model-name", "third")
+    succeeds("convert_to_gguf", *settings, *flags, "--create-modelfile", "--verify", "off")
+    text = (tmp_path / "Modelfile").read_text(encoding="utf-8")
+    assert f'ADAPTER "{folder}/third-lora-F16.gguf"' in text and "0.34.0" in text
+
+
+def test_an_adapter_file_needs_an_adapter(settings, project, tmp_path) -> None:
+    flags = ("--model-path", project / "base", "--lora-as", "adapter", "--output-dir", tmp_path)
+    refused(2, "--lora-model", "convert_to_gguf", *settings, *flags)

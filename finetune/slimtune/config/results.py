@@ -77,6 +77,14 @@ class Gguf(Section):
         "Adapter merged into model_path while it is converted, without a merged folder on disk;\n"
         "null: none.",
     )
+    lora_as: Literal["merged", "adapter"] = setting(
+        "merged",
+        "What lora_model becomes: merged into the file, or an adapter file of its own beside the\n"
+        "base, which llama-server puts on it while it runs (many adapters on one base).",
+    )
+    adapter_type: Literal["F16", "F32", "BF16", "Q8_0"] = setting(
+        "F16", "Type of an adapter file; where the rank is no multiple of 32, Q8_0 is F16 in part."
+    )
     output_dir: Path = setting(Path("models/gguf"), "Folder for the GGUF files.")
     quantization: Quantizations = choice(
         ["Q4_K_M"], "Types, one file each, made from one read of the model.", "gguf_types"

@@ -82,6 +82,11 @@ class AdapterFile:
         return sum(rows * columns for rows, columns in (factor.shape for factor in self.factors))
 
     @property
+    def bytes(self) -> int:
+        """Of the tensors; the header takes a few thousand more."""
+        return sum(encoded_bytes(factor.shape, factor.type) for factor in self.factors)
+
+    @property
     def types(self) -> dict[str, int]:
         return dict(Counter(factor.type.name for factor in self.factors))
 

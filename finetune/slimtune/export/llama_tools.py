@@ -102,8 +102,7 @@ def _run(command: list[str | Path], environment: dict[str, str]) -> None:
         )
 
 
-def require_hand_over(unknown: Unsupported, config: Config) -> None:
-    """Raises `unknown` itself without LLAMA_CPP_DIR, SettingsError for what cannot be promised."""
+def _require_possible(unknown: Unsupported, config: Config) -> None:
     if find_checkout() is None or config.gguf.lora_model is not None:
         raise unknown
     wanted = {
@@ -119,8 +118,16 @@ def require_hand_over(unknown: Unsupported, config: Config) -> None:
         )
 
 
-def hand_over(model: Path, files: Sequence[Path], config: Config) -> dict[str, str]:
-    """Each file by the converter in LLAMA_CPP_DIR, and llama-quantize; nothing of it is proven."""
+def hand_over(
+    model: Path, files: Sequence[Path], unknown: Unsupported, config: Config
+) -> dict[str, str]:
+    """Each file by the converter in LLAMA_CPP_DIR, and llama-quantize; nothing of it is proven.
+
+    Raises `unknown` itself without LLAMA_CPP_DIR, SettingsError for what cannot be promised.
+    """
+    _require_possible(unknown, config)
+    if config.options.dry_run:
+        return {"converted by": "llama.cpp's own converter"}
     with ExitStack() as stack:
         for file, name in zip(files, config.gguf.quantization, strict=True):
             manifest = file.with_name(f"{file.stem}_run.json")

@@ -19,6 +19,9 @@ from slimtune.models.tokenizer_files import SpecialTokens
 _log = logging.getLogger(__name__)
 
 
+_LAST_WITH_ADAPTER = "# Ollama up to 0.34.0 takes the next line; for later ones merge the adapter."
+
+
 def modelfile(
     gguf: PurePath,
     template: str,
@@ -27,8 +30,11 @@ def modelfile(
     system: str = "",
     stops: Sequence[str] | None = None,
     num_ctx: int,
+    adapter: PurePath | None = None,
 ) -> str:
     """The text of a Modelfile; FROM gets `gguf` as it is, relative to the Modelfile's own folder.
+
+    `adapter` is a GGUF that Ollama puts on it, up to its version 0.34.0.
 
     `template` is a shipped template's name or a jinja source; `stops` default to its own. Raises
     SettingsError for a template without a Go twin, InputError for text Ollama cannot take, and for
@@ -41,7 +47,10 @@ def modelfile(
             "what the model should be told would vanish",
             "leave out the system prompt, or put it into the questions",
         )
-    lines = [f"FROM {_quoted('FROM', _from(gguf))}", f"TEMPLATE {_quoted('TEMPLATE', go.text)}"]
+    lines = [f"FROM {_quoted('FROM', _from(gguf))}"]
+    if adapter is not None:
+        lines += [_LAST_WITH_ADAPTER, f"ADAPTER {_quoted('ADAPTER', _from(adapter))}"]
+    lines.append(f"TEMPLATE {_quoted('TEMPLATE', go.text)}")
     if system:
         lines.append(f"SYSTEM {_quoted('SYSTEM', _printable('SYSTEM', system))}")
     words = go.stops if stops is None else stops

@@ -59,7 +59,9 @@ def require_target(file: Path, config: Config) -> None:
         )
 
 
-def modelfile_for(file: Path, gguf: Path, plan: GgufPlan, config: Config) -> str:
+def modelfile_for(
+    file: Path, gguf: Path, plan: GgufPlan, config: Config, adapter: Path | None = None
+) -> str:
     """FROM the GGUF (relative to the Modelfile), the model's template, system, stops, context."""
     tokens = special_tokens(plan.folder, plan.vocabulary.tokens)
     return modelfile(
@@ -68,6 +70,7 @@ def modelfile_for(file: Path, gguf: Path, plan: GgufPlan, config: Config) -> str
         tokens,
         system=system_prompt_for(config, trained_in(config)),
         num_ctx=min(_CONTEXT, plan.architecture.context),
+        adapter=_relative(adapter, file.parent) if adapter else None,
     )
 
 

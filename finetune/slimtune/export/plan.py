@@ -129,10 +129,14 @@ class GgufPlan:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Weights from `checkpoint`; config, tokenizer and template from `folder`."""
+    """Weights from `checkpoint`; config, tokenizer and template from `folder`.
+
+    `adapter` is put on the model in memory, by peft: what an adapter file is compared with.
+    """
 
     folder: Path
     checkpoint: Checkpoint
+    adapter: Path | None = None
 
 
 def as_source(model: "Path | str | ModelSource") -> ModelSource:
@@ -173,7 +177,8 @@ def load_source(source: ModelSource, dtype: str = "float32") -> "PreTrainedModel
     from slimtune.models.compute import DTYPES, Compute
 
     if not isinstance(source.checkpoint, MergedCheckpoint):
-        return loading.load_model(source.folder, Compute.choose("cpu", dtype))
+        compute = Compute.choose("cpu", dtype)
+        return loading.load_model(source.folder, compute, adapter=source.adapter)
     config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
     model = AutoModelForCausalLM.from_config(
         config, dtype=DTYPES[dtype], trust_remote_code=False

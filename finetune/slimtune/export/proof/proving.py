@@ -41,12 +41,18 @@ def affordable_reference(
     return build_reference(source, rows, template, compared=len(rows), precision=precision)
 
 
-def prove(written: Path, final: Path, quantization: str, reference: Reference) -> dict[str, Any]:
-    """`{"proof": ...}` for the run's record.
+def prove(
+    written: Path,
+    final: Path,
+    quantization: str,
+    reference: Reference,
+    adapter: Path | None = None,
+) -> dict[str, Any]:
+    """`{"proof": ...}` for the run's record; `adapter` is a file that llama.cpp puts on `written`.
 
     Raises QualityError for a difference, ResourceError where llama.cpp hangs or lacks memory.
     """
-    found = verify(written, reference, quantization, patience=_PATIENCE)
+    found = verify(written, reference, quantization, adapter=adapter, patience=_PATIENCE)
     failed_name(final).unlink(missing_ok=True)  # an earlier attempt's
     return {"proof": asdict(found)}
 

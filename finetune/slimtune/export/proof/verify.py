@@ -49,11 +49,13 @@ def verify(
     reference: Reference,
     quantization: str,
     *,
+    adapter: Path | None = None,
     threads: int | None = None,
     patience: float = 600.0,
 ) -> GgufProof:
     """Compares the ids of all rows and the end token, then text and likelihood of those answered.
 
+    `adapter` is the GGUF of one, which llama.cpp puts on the model; the reference has it too.
     Raises QualityError for the first difference found, also when llama.cpp refuses the file or
     crashes on it; ResourceError where xllamacpp is missing, memory does not suffice, or llama.cpp
     says nothing for `patience` seconds; InputError without rows.
@@ -61,7 +63,7 @@ def verify(
     if not reference.rows:
         raise InputError(f"{gguf}: nothing to prove it with", "no row was given", "give some rows")
     try:
-        answers, losses = _ask(gguf, reference, threads, patience)
+        answers, losses = _ask(gguf, adapter, reference, threads, patience)
     except InputError as error:
         why = f"{error.what}: {error.why}"
         raise QualityError(f"{gguf}: the proof failed", why, error.cure) from error
@@ -87,8 +89,20 @@ def verify(
     )
 
 
+def mean_loss(gguf: Path, reference: Reference) -> float:
+    """Nats a token of the reference's answers, as llama.cpp has them of this file."""
+    asked = zip(reference.rows, reference.answers, strict=False)
+    pairs = [(row.prompt, answer.scored) for row, answer in asked]
+    with LlamaCpp(gguf, context=1 + max(len(p) + len(a) for p, a in pairs)) as model:
+        return _mean([found for pair in pairs for _, found in model.losses([pair])])
+
+
 def _ask(
-    gguf: Path, reference: Reference, threads: int | None, patience: float
+    gguf: Path,
+    adapter: Path | None,
+    reference: Reference,
+    threads: int | None,
+    patience: float,
 ) -> tuple[list[Generation], list[TokenLosses]]:
     """llama.cpp's greedy answers, and its losses on the same ids as the reference's."""
     asked = zip(reference.rows, reference.answers, strict=False)
@@ -97,7 +111,7 @@ def _ask(
     longest = max((len(prompt) + max(new, len(scored)) for prompt, scored in pairs), default=1)
     slots = max(1, min(len(pairs), _SLOTS))
     options = {"context": longest + 1, "slots": slots, "threads": threads, "patience": patience}
-    with LlamaCpp(gguf, **options) as model:
+    with LlamaCpp(gguf, adapter=adapter, **options) as model:
         _require_same_ids(gguf, model, reference)
         _require_same_end(gguf, reference)
         answers = model.generate([prompt for prompt, _ in pairs], new)
