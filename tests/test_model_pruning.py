@@ -1,6 +1,7 @@
 """model_pruning.py: the strongest neurons stay, in a smaller and ordinary model."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -40,15 +41,18 @@ def test_streamed_without_data_the_neurons_with_the_largest_norms_stay(
         assert torch.equal(after[names[2]], before[names[2]][:, kept])
 
 
-def test_with_prepared_rows_it_answers_better_than_by_norms_alone(
+def test_with_prepared_rows_it_stays_nearer_to_the_model_than_by_chance(
     settings, rows, pruned, tmp_path
 ) -> None:
     run = json.loads((pruned / "run.json").read_text())["metrics"]
+    before = run["perplexity_before"]
     assert run["calibration"] == "rows" and run["difference"] < 1e-2
     flags = ("--criterion", "random", "--refit", "false")
     succeeds("model_pruning", *settings, *flags, "--output-dir", tmp_path / "out")
     by_chance = json.loads((tmp_path / "out" / "run.json").read_text())["metrics"]
-    assert run["perplexity_after"] < by_chance["perplexity_after"]
+    # The tiny model has learned too little for a cut to make it worse: how near it stays counts.
+    near, far = (abs(math.log(one["perplexity_after"] / before)) for one in (run, by_chance))
+    assert near < far / 2
     card = (pruned / "pruning_card.md").read_text()
     assert f"{run['perplexity_after']:.2f}" in card and "| FFN neurons a layer | 128 | 96 |" in card
     (said,) = run["rounded"]

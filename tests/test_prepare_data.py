@@ -279,7 +279,7 @@ def test_killed_while_files_get_their_names_is_finished_by_the_next(
             run("prepare_data", *settings, "--output-dir", out, "--seed", 2, "--overwrite")
         left = files_under(out)
         readers_stay_out(out / "train_train.jsonl", begun=stop > 1)
-        assert run(*words, out, "--seed", 2, "--dry-run", *flags).code == (0 if flags else 2)
+        assert run(*words, out, "--seed", 2, "--dry-run", *flags).code == 0
         assert files_under(out) == left
         # Once more the same command: it moves what waits; what is finished is not made again.
         ran = run(*words, out, "--seed", 2, *flags)

@@ -6,6 +6,7 @@ limit.
 """
 
 import logging
+import re
 from collections.abc import Sequence
 
 from slimtune.config import Config
@@ -14,6 +15,7 @@ from slimtune.inference.answers import Question
 _log = logging.getLogger("slimtune")
 
 _STEP, _MOST = 32, 512
+_LETTERS = re.compile(r" ?[A-Za-z]")
 
 
 def with_answer_room(config: Config, questions: Sequence[Question]) -> Config:
@@ -38,6 +40,7 @@ def with_answer_room(config: Config, questions: Sequence[Question]) -> Config:
 
 def most_tokens(text: str) -> int:
     """Tokens that a text takes at most with any usual tokenizer: one a byte, for Chinese, digits
-    and signs may be split that far; two letters a token, for words never are."""
-    letters = sum(sign.isascii() and (sign.isalpha() or sign == " ") for sign in text)
+    and signs may be split that far, and Llama-2 puts the space before a digit by itself; two
+    letters a token, for words never are."""
+    letters = sum(map(len, _LETTERS.findall(text)))
     return len(text.encode("utf-8", "replace")) - letters // 2
