@@ -12,8 +12,8 @@ writes  NAME_train.jsonl, NAME_validation.jsonl, NAME_test.jsonl (none for an em
         the last four as NAME_data_report.json and so on where NAME is not `train`
 """
 
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slimtune.artifacts import (
     finish_files,
@@ -24,6 +24,9 @@ from slimtune.artifacts import (
 )
 from slimtune.config import Config
 from slimtune.console import SlimTuneError, near, note, would_write, wrote
+
+if TYPE_CHECKING:
+    from slimtune.data.account import Fit
 
 
 def main(config: Config) -> None:
@@ -53,12 +56,12 @@ def main(config: Config) -> None:
     wrote(
         train,
         data.output_dir / writing.output_names(name)["report"],
-        numbers=writing.closing_numbers(numbers, name, fit.keywords["max_length"] if fit else 0),
+        numbers=writing.closing_numbers(numbers, name, fit.max_length if fit else 0),
         next=f"python finetune/train_lora.py --train-data {near(train)}",
     )
 
 
-def length_limit(config: Config) -> partial | None:
+def length_limit(config: Config) -> "Fit | None":
     """Counts a row's tokens and keeps them within the limit, if the base model's tokenizer loads.
 
     A folder's tokenizer must; a Hub id that cannot be reached leaves tokens uncounted.
@@ -74,13 +77,9 @@ def length_limit(config: Config) -> partial | None:
             raise
         note(f"tokens are not counted: {error.what} ({error.why})")
         return None
-    return partial(
-        prompts.fit_row,
-        tokenizer=tokenizer,
-        template=prompts.template_of(config.model.prompt_template, tokenizer),
-        max_length=positions.longest_here(config, model),
-        policy=config.data.long_rows,
-    )
+    template = prompts.template_of(config.model.prompt_template, tokenizer)
+    length = positions.longest_here(config, model)
+    return prompts.RowLimit(tokenizer, template, length, config.data.long_rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ percentiles, shares, padding and a histogram.
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -43,7 +43,16 @@ class RowFit(Protocol):
     reason: str  # of a dropped one
 
 
-Fit = Callable[..., RowFit]  # (messages, place="where the row is, for an error")
+class Fit(Protocol):
+    """What a tokenizer, a template and a length limit make of any row."""
+
+    max_length: int
+
+    def __call__(self, messages: Sequence[Message], place: str = ...) -> RowFit:
+        """The row within the limit; `place` says in an error where it is."""
+
+    def shown(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
+        """The text that the model sees, as (text, supervised)."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ class Account:
     cleaning: Counter = field(default_factory=Counter)  # {step: rows it changed or noticed}
     unused: dict[str, dict[str, float]] = field(default_factory=dict)  # columns that nothing reads
     test_by_share: int | None = None  # rows that the share gives the test, where it got more
+    chinese: Counter = field(default_factory=Counter)  # {"tokens", "characters"} of answers
     leakage: dict[str, Any] = field(default_factory=dict)  # what the test shares with training
     long_rows: Counter = field(default_factory=Counter)  # {"whole" | "shortened" | "split": rows}
     tokens: array = field(default_factory=lambda: array("I"))  # of each conversation written
@@ -152,6 +162,7 @@ def token_numbers(account: Account, batch_size: int) -> dict[str, Any]:
         "truncated_share": truncated_share(account.long_rows),
         "padding_saved": padding_saved(lengths[of_split["train"]], batch_size),
         "batch_size": batch_size,
+        **_chinese(account.chinese),
         "splits": {
             name: {
                 "conversations": int(chosen.sum()),
@@ -162,6 +173,13 @@ def token_numbers(account: Account, batch_size: int) -> dict[str, Any]:
         },
         "histogram": histogram({name: lengths[chosen] for name, chosen in of_split.items()}),
     }
+
+
+def _chinese(answers: Mapping[str, int]) -> dict[str, float]:
+    """Tokens a character of Chinese answers, where there are any."""
+    if not answers.get("characters"):
+        return {}
+    return {"per_chinese_character": round(answers["tokens"] / answers["characters"], 2)}
 
 
 def percentiles(lengths: Sequence[int]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from slimtune.config.data import Data
 from slimtune.data import blocks, similarity, splits
-from slimtune.data.columns import renamed
+from slimtune.data.columns import Values, count_value, renamed
 from slimtune.data.rows import alpaca_fields, canonical
 from slimtune.data.shapes import SHAPES, RawRow, unfolded, unused
 from slimtune.data.similarity import keys_of, language
@@ -83,6 +83,7 @@ class Converted:
     cleaning: Counter = field(default_factory=Counter)
     unused: Counter = field(default_factory=Counter)  # column -> rows that have something in it
     unused_length: Counter = field(default_factory=Counter)  # column -> characters in all of them
+    values: Values = field(default_factory=dict)  # of the columns that nothing reads
     rows: int = 0  # of the file; nested ones make more lines
 
 
@@ -133,6 +134,7 @@ def _keep(
     for column, length in unused(shape, row, settings.group_column):
         done.unused[column] += 1
         done.unused_length[column] += length
+        count_value(done.values, column, row.get(column, ""))
     if references:
         done.cleaning["several_answers"] += 1
     name = block.source.name

@@ -3,6 +3,7 @@
 import difflib
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -81,6 +82,37 @@ def require_columns(mapping: Mapping[str, str], heads: Mapping[str, Sequence[Raw
 def found_in(rows: Iterable[RawRow]) -> list[str]:
     """The column names of `rows`, in the order they first appear."""
     return list(dict.fromkeys(str(key) for row in rows for key in row))
+
+
+_MOST_VALUES = 20
+_LONGEST_VALUE = 40
+Values = dict[str, Counter | None]  # column -> rows of each value; None where these are too many
+
+
+def count_value(values: Values, column: str, value: Any) -> None:
+    """One row more of this value, while the column looks like one of few, short values."""
+    counts = values.setdefault(column, Counter())
+    if counts is None:
+        return
+    counts[str(value)] += 1
+    if len(counts) > _MOST_VALUES or len(str(value)) > _LONGEST_VALUE:
+        values[column] = None
+
+
+def add_values(values: Values, more: Values) -> None:
+    """The counts of other rows too."""
+    for column, counts in more.items():
+        known = values.setdefault(column, Counter())
+        if known is not None and counts is not None:
+            known.update(counts)
+        if known is None or counts is None or len(known) > _MOST_VALUES:
+            values[column] = None
+
+
+def small(counts: Counter | None) -> dict[str, int]:
+    """The rows of each value, most first; nothing of a column whose values hardly come twice."""
+    few = counts and 2 * len(counts) <= counts.total()
+    return dict(counts.most_common()) if few else {}
 
 
 # What people call the two columns that matter, in the order in which to believe it.

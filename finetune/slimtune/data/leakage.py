@@ -5,8 +5,8 @@ A test question has a twin where a training question is at least half like it,
     J(A, B) = |A & B| / |A | B| >= 1/2   for their sets of shingles: 3 |A & B| >= |A| + |B|
 
 Up to 300 test questions are looked at (a standard error below 3 points), each against every
-training question, or against a million evenly spaced ones of more. Only the test's shingles are
-kept, 200,000 characters at most; the training questions pass by as their lines are written.
+training question, or 200,000 evenly spaced ones of more: some seconds at most. Only the test's
+shingles are kept, 200,000 at most; the training questions pass by as their lines are written.
 """
 
 import json
@@ -23,8 +23,8 @@ from slimtune.data.turns import Message
 
 SIMILARITY = 0.5
 _MOST_QUESTIONS = 300
-_MOST_CHARACTERS = 200_000
-_MOST_TRAINING = 1_000_000
+_MOST_SHINGLES = 200_000
+_MOST_TRAINING = 200_000
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Asked:
         sizes: list[int] = []
         for messages in conversations:
             found = shingles(asked_in(messages))
-            if sizes and sum(sizes) + len(found) > _MOST_CHARACTERS:
+            if sizes and sum(sizes) + len(found) > _MOST_SHINGLES:
                 break
             for shingle in found:
                 places.setdefault(shingle, []).append(len(sizes))
@@ -52,7 +52,7 @@ class Asked:
     def twins(self, messages: list[Message]) -> list[int]:
         """Which of them the question of `messages` is at least half like."""
         found = shingles(asked_in(messages))
-        shared = [self.places[shingle] for shingle in found if shingle in self.places]
+        shared = [self.places[shingle] for shingle in found & self.places.keys()]
         if 2 * len(shared) < len(found):  # |A & B| <= |B|, so that 3 |A & B| < |A| + |B|
             return []
         common = np.bincount(np.concatenate(shared), minlength=len(self.sizes))

@@ -30,7 +30,14 @@ from slimtune.data.cleaning import (
     convert_block,
     numbered_rows,
 )
-from slimtune.data.columns import maps_any, parse_mapping, renamed, require_columns
+from slimtune.data.columns import (
+    add_values,
+    maps_any,
+    parse_mapping,
+    renamed,
+    require_columns,
+    small,
+)
 from slimtune.data.rows import SAMPLE, CanonicalRow, no_usable_column, shape_of_row
 from slimtune.data.shapes import SHAPES, RawRow, has_columns, require_one_answer, unfolded
 from slimtune.data.sources import SourceFile
@@ -101,7 +108,7 @@ def prepare(settings: Data, folder: Path | None = None, system_prompt: str = "")
     plan = ConversionPlan(settings, system_prompt, mapping, shapes, whole)
     spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
     columns, reasons, cleaning, rows = RowColumns(), Counter(), Counter(), Counter()
-    unused, lengths = Counter(), Counter()
+    unused, lengths, values = Counter(), Counter(), {}
     order = {source.name: place for place, source in enumerate(found)}
     items = (block for source in found for block in blocks.cut(source))
     workers = worker_count(settings, found)
@@ -113,6 +120,7 @@ def prepare(settings: Data, folder: Path | None = None, system_prompt: str = "")
         cleaning.update(done.cleaning)
         unused.update(done.unused)
         lengths.update(done.unused_length)
+        add_values(values, done.values)
         rows[name] += done.rows
         _require_good(settings, reasons, len(columns.row), at_end=False)
     _require_good(settings, reasons, len(columns.row), at_end=True)
@@ -128,6 +136,7 @@ def prepare(settings: Data, folder: Path | None = None, system_prompt: str = "")
     total = max(len(columns.row), 1)
     spare = {
         column: {"filled": round(count / total, 4), "characters": round(lengths[column] / count)}
+        | ({"values": few} if (few := small(values[column])) else {})
         for column, count in unused.most_common()
     }
     prepared = Prepared(settings, told, columns, judged, reasons, cleaning, spare, spool, workers)

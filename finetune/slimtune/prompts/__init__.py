@@ -10,7 +10,7 @@ from slimtune.prompts.choosing import (
     template_of,
 )
 from slimtune.prompts.encoding import IGNORED, Encoded, encode, encode_prompt, puts_bos
-from slimtune.prompts.long_rows import Fitted, Policy, fit_row
+from slimtune.prompts.long_rows import Fitted, Policy, RowLimit, fit_row
 from slimtune.prompts.probing import Form, form_of, same
 from slimtune.prompts.rendering import ChatMessage, pieces, render, template, template_names
 
@@ -22,6 +22,7 @@ __all__ = [
     "Form",
     "IGNORED",
     "Policy",
+    "RowLimit",
     "encode",
     "encode_prompt",
     "fit_row",

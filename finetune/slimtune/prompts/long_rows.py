@@ -7,7 +7,7 @@ from typing import Literal
 from slimtune.config.catalogues import names
 from slimtune.console import InputError
 from slimtune.prompts.encoding import Encoded, Tokenizer, encode_whole, shorten, split
-from slimtune.prompts.rendering import ChatMessage
+from slimtune.prompts.rendering import ChatMessage, pieces
 
 Policy = Literal[names("long_rows")]
 
@@ -71,3 +71,21 @@ def fit_row(
         return Fitted([], [], tokens, "dropped", reason)
     encoded = [encode_whole(tokenizer, part, template) for part in parts]
     return Fitted(parts, encoded, tokens, "split" if len(parts) > 1 else "shortened")
+
+
+@dataclass(frozen=True)
+class RowLimit:
+    """`fit_row` for every row alike: what a preparation asks of tokenizer, template and limit."""
+
+    tokenizer: Tokenizer
+    template: str
+    max_length: int
+    policy: Policy
+
+    def __call__(self, messages: Sequence[ChatMessage], place: str = "a row") -> Fitted:
+        return fit_row(messages, self.tokenizer, self.template, self.max_length, self.policy, place)
+
+    def shown(self, messages: Sequence[ChatMessage]) -> list[tuple[str, bool]]:
+        """The text that the model sees, as (text, supervised)."""
+        bos, eos = self.tokenizer.bos_token, self.tokenizer.eos_token
+        return pieces(messages, self.template, bos_token=bos, eos_token=eos)

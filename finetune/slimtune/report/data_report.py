@@ -18,6 +18,8 @@ JSON, MARKDOWN, PICTURE = REPORT_FILES = ("data_report.json", "data_report.md", 
 REJECTED = "rejected.jsonl"
 DEFAULT_NAME = "train"
 _SHOWN_REASONS = 20
+_LONGEST = 1000  # characters of a turn that are shown
+MOST_PER_CHARACTER = 2  # tokens: a tokenizer that knows no Chinese needs 3, its bytes
 _TOKENS = ("p50", "p90", "p99", "max")
 
 
@@ -26,7 +28,12 @@ def prefix(name: str) -> str:
     return "" if name == DEFAULT_NAME else f"{name}_"
 
 
-def data_report_text(numbers: Mapping[str, Any], before: str = "", language: str = "en") -> str:
+def data_report_text(
+    numbers: Mapping[str, Any],
+    before: str = "",
+    language: str = "en",
+    examples: Iterable[Mapping[str, Any]] = (),
+) -> str:
     """The same numbers in Markdown; whatever a file or a row says in them is inert."""
     words = LANGUAGES[language].data_report
     account = {told: numbers[name] for name, told in words.account.items()}
@@ -45,22 +52,28 @@ def data_report_text(numbers: Mapping[str, Any], before: str = "", language: str
         *_unused(numbers["unused_columns"], words),
         *_cleaning(numbers["cleaning"], words),
         *_tokens(numbers, words),
+        *_examples(examples, words),
         words.aside.format(file=f"{before}{REJECTED}"),
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def write_data_report(
-    numbers: Mapping[str, Any], folder: Path, name: str = DEFAULT_NAME, language: str = "en"
+    numbers: Mapping[str, Any],
+    folder: Path,
+    name: str = DEFAULT_NAME,
+    language: str = "en",
+    examples: Iterable[Mapping[str, Any]] = (),
 ) -> None:
     """data_report.json, its Markdown and its picture, for the output of this name.
 
-    `numbers` are those of the preparation's account, as plain values.
+    `numbers` are those of the preparation's account, as plain values; `examples` are rows of
+    {"file", "line", "pieces": [(text, supervised)]} for the page alone.
     """
     before = prefix(name)
     content = json.dumps(numbers, indent=2, ensure_ascii=False) + "\n"
     # A reason may quote half a character (a lone surrogate), which UTF-8 does not hold.
-    page = data_report_text(numbers, before, language)
+    page = data_report_text(numbers, before, language, examples)
     for file, text in ((JSON, content), (MARKDOWN, page)):
         write_text(folder / f"{before}{file}", text)
     with decoration(f"{before}{PICTURE}"):
@@ -130,7 +143,25 @@ def _unused(columns: Mapping[str, Mapping[str, float]], words: DataWords) -> lis
         [plain(name), f"{one['filled']:.1%}", f"{one['characters']:,}"]
         for name, one in columns.items()
     ]
-    return [f"{words.unused}\n\n{markdown_table(words.unused_columns, cells)}"]
+    sections = [f"{words.unused}\n\n{markdown_table(words.unused_columns, cells)}"]
+    for name, one in columns.items():
+        if "values" in one:
+            counts = [[plain(value), f"{count:,}"] for value, count in one["values"].items()]
+            sections.append(markdown_table([plain(name), words.rows], counts))
+    return sections
+
+
+def _examples(examples: Iterable[Mapping[str, Any]], words: DataWords) -> list[str]:
+    """Rows as the model will see them, inert, each answer between two brackets."""
+    sections = []
+    for one in examples:
+        texts = (
+            f"⟦{plain(text, _LONGEST)}⟧" if supervised else plain(text, _LONGEST)
+            for text, supervised in one["pieces"]
+        )
+        where = words.example.format(file=plain(one["file"]), line=one["line"])
+        sections.append(f"{where}\n\n> {'<br>'.join(texts)}")
+    return [words.examples, *sections] if sections else []
 
 
 def _cleaning(cleaning: Mapping[str, int], words: DataWords) -> list[str]:
@@ -151,6 +182,9 @@ def _tokens(numbers: Mapping[str, Any], words: DataWords) -> list[str]:
         cells.append([_word(name, words), *lengths, f"{one['supervised_share']:.1%}"])
     headers = ["", *(_word(key, words) for key in _TOKENS), words.supervised]
     sections = [f"{words.tokens}\n\n{markdown_table(headers, cells)}", words.total.format(**tokens)]
+    each = tokens.get("per_chinese_character", 0)
+    if each > MOST_PER_CHARACTER:
+        sections.append(words.bytes.format(each=each))
     long = {words.lengths[name]: count for name, count in numbers["long_rows"].items()}
     if numbers["too_long"]:
         long[words.lengths["too_long"]] = numbers["too_long"]

@@ -38,6 +38,9 @@ class DataWords:
     tokens: str
     long_rows: str
     total: str
+    bytes: str
+    examples: str
+    example: str
     uncounted: str
     aside: str
     rows: str

@@ -123,7 +123,7 @@ def test_large_files_are_sampled_within_bounds(tmp_path, monkeypatch):
     monkeypatch.setattr(leakage, "_MOST_QUESTIONS", 12)
     found = told(reworded(120), tmp_path, test_rows=40)
     assert (found["questions_compared"], found["test_rows"]) == (12, 40)
-    monkeypatch.setattr(leakage, "_MOST_CHARACTERS", 150)
+    monkeypatch.setattr(leakage, "_MOST_SHINGLES", 150)
     assert told(reworded(120), tmp_path, test_rows=40)["questions_compared"] == 2
     monkeypatch.setattr(leakage, "_MOST_TRAINING", 50)
     out = Output(saved(tmp_path, reworded(120)), test_rows=40)

@@ -269,6 +269,9 @@ def fit(messages: list[dict], place: str) -> SimpleNamespace:
     return SimpleNamespace(conversations=[], encoded=[], how="dropped", reason=f"{length} tokens")
 
 
+fit.shown = lambda messages: [(f"[{m['content']}]", m["role"] == "assistant") for m in messages]
+
+
 def test_long_rows_are_kept_split_shortened_or_set_aside(tmp_path):
     settings = {"test_ratio": 0, "validation_ratio": 0, "fit": fit}
     rows = [alpaca_row(i) for i in range(103)]
