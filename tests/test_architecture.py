@@ -195,6 +195,7 @@ def test_remote_code_pickles_and_shells_are_never_used() -> None:
 SHORT = {
     "config/fields.py": "what every section is made of; sections and Config both import it",
     "config/inputs.py": "one setting's grammar, for settings, data and the script",
+    "data/examples.py": "what the page shows of rows, beside what it counts",
     "data/mixing.py": "one formula",
     "evaluation/answer_room.py": "one setting's auto, without torch",
     "export/proof/__init__.py": "read before the work, without torch",
