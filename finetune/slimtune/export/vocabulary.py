@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 import gguf
 from gguf import TokenType
 from sentencepiece import SentencePieceProcessor
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from slimtune.artifacts.files import require_fetched
 from slimtune.console import InputError
@@ -97,9 +98,14 @@ def _sentencepiece(folder: Path, rows: int) -> Vocabulary:
     added = _added_tokens(folder, processor.vocab_size())
     count = max([processor.vocab_size(), *(index + 1 for index in added)])
     vocabulary = _blank(folder, "llama", "default", count, rows)
-    for index in range(processor.vocab_size()):
-        piece, score = processor.IdToPiece(index), processor.GetScore(index)
-        vocabulary.set(index, piece, _piece_type(processor, index), score)
+    pieces = ModelProto.FromString(processor.serialized_model_proto()).pieces
+    for index, piece in enumerate(pieces):
+        # llama.cpp's converter takes user-defined pieces (Mistral v3's) for ordinary ones, and
+        # splits what SentencePiece and the tokenizer in training never do.
+        kind = TokenType(piece.type)  # GGUF numbers the kinds as SentencePiece does
+        own = kind == TokenType.USER_DEFINED
+        text = piece.piece.replace("\u2581", " ") if own else piece.piece
+        vocabulary.set(index, text, kind, piece.score)
     for index, (content, special) in added.items():
         text = content if special else content.replace("\u2581", " ")
         kind = TokenType.CONTROL if special else TokenType.USER_DEFINED
@@ -135,16 +141,6 @@ def _processor(folder: Path) -> SentencePieceProcessor:
             str(error).split("\n")[0],
             f"copy {MODEL_FILE} from the base model again",
         ) from error
-
-
-def _piece_type(processor: SentencePieceProcessor, index: int) -> TokenType:
-    if processor.IsUnknown(index):
-        return TokenType.UNKNOWN
-    if processor.IsControl(index):
-        return TokenType.CONTROL
-    if processor.IsUnused(index):
-        return TokenType.UNUSED
-    return TokenType.BYTE if processor.IsByte(index) else TokenType.NORMAL
 
 
 def _added_tokens(folder: Path, pieces: int) -> dict[int, tuple[str, bool]]:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from expected_rows import expected_rows
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceProcessor
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tiny_folders import VOCABULARY, write_tiny_llama
 
 from slimtune import prompts
@@ -18,6 +20,7 @@ from slimtune.export.ggml import Encoder
 from slimtune.export.gguf_writer import write_gguf
 from slimtune.export.plan import Encoding
 from slimtune.export.quant_types import QUANTIZATIONS
+from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.models.weights import CheckpointWriter, copy_companions
 
 ALL = list(QUANTIZATIONS)
@@ -242,6 +245,25 @@ def test_spare_rows_become_unused_tokens_and_added_ones_are_kept(tmp_path):
     types = fields["tokenizer.ggml.token_type"].contents()
     assert tokens[VOCABULARY:] == ["<|im_end|>", *(f"[PAD{VOCABULARY + i}]" for i in range(1, 8))]
     assert types[VOCABULARY:] == [gguf.TokenType.CONTROL, *[gguf.TokenType.UNUSED] * 7]
+
+
+def test_user_defined_pieces_stay_whole(tmp_path):
+    """As Mistral v3's [REFERENCE_DOC_0]: llama.cpp's converter calls them ordinary."""
+    write_tiny_llama(tmp_path, hidden=64)
+    proto = ModelProto.FromString((tmp_path / "tokenizer.model").read_bytes())
+    place = VOCABULARY - 1
+    proto.pieces[place].piece, proto.pieces[place].type = "[DOC 1]".replace(" ", "\u2581"), 4
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.model").write_bytes(proto.SerializeToString())
+    original = SentencePieceProcessor(model_proto=proto.SerializeToString())
+    write_gguf(tmp_path, tmp_path / "out.gguf", "F16")
+    fields = gguf.GGUFReader(tmp_path / "out.gguf").fields
+    assert fields["tokenizer.ggml.token_type"].contents()[place] == gguf.TokenType.USER_DEFINED
+    assert fields["tokenizer.ggml.tokens"].contents()[place] == "[DOC 1]"
+    with LlamaCpp(tmp_path / "out.gguf", context=64, threads=1) as model:
+        found = model.tokenize("The cat[DOC 1]")
+        assert found == [original.bos_id(), *original.encode("The cat[DOC 1]")]
+        assert place in found
 
 
 def test_an_adapter_is_recognised(tmp_path):

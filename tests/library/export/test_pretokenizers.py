@@ -5,6 +5,7 @@ import json
 import pytest
 from tiny_pipelines import PIPELINES, byte_level, edit_json, write_bpe_llama
 
+from slimtune import prompts
 from slimtune.console import QualityError
 from slimtune.export import pretokenizers
 from slimtune.export.architecture import Unsupported
@@ -90,3 +91,24 @@ def test_what_changes_no_id_changes_no_name(tmp_path) -> None:
     steps = [nested, last | {"trim_offsets": not last["trim_offsets"]}]
     content |= {"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}, "normalizer": None}
     assert pretokenizers.pre_tokenizer_name(tmp_path, content) == "qwen2"
+
+
+def test_an_ordinary_token_that_llama_cpp_takes_for_an_end_is_a_caution(tmp_path, caplog) -> None:
+    """Qwen's vocabulary has </s> among its words: every export of a Qwen failed its proof."""
+    folder = write_bpe_llama(tmp_path / "model", "qwen2", template=prompts.template("chatml"))
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    last = max(model["vocab"], key=model["vocab"].get)
+    model["vocab"]["</s>"] = model["vocab"].pop(last)
+    model["merges"] = [pair for pair in model["merges"] if "".join(pair) != last]
+    edit_json(folder / "tokenizer.json", model=model)
+    write_gguf(folder, tmp_path / "m.gguf", "F16")
+    tokenizer = tokenizers.load_tokenizer(folder)
+    with LlamaCpp(tmp_path / "m.gguf", context=64, threads=1) as gguf:
+        assert gguf.tokenize("</s>") == [model["vocab"]["</s>"]] != tokenizer("</s>").input_ids
+        assert {text: gguf.tokenize(text) for text, _ in hard_texts(tokenizer)} == dict(
+            hard_texts(tokenizer)
+        )
+    assert "</s> stands in this vocabulary as an ordinary token" in caplog.text
+    caplog.clear()
+    hard_texts(tokenizers.load_tokenizer(write_bpe_llama(tmp_path / "plain", "qwen2")))
+    assert not caplog.text

@@ -6,9 +6,13 @@ All of them are in NFC, for llama.cpp normalises no text. None holds `</s>`: it 
 tokens of Qwen2's vocabulary, and llama.cpp takes it for an end wherever a vocabulary has it.
 """
 
+import logging
+
 from transformers import PreTrainedTokenizerFast
 
 from slimtune import prompts
+
+_log = logging.getLogger(__name__)
 
 TEXTS = (
     "Steps:\n\n1. Boil 2 eggs.\n2. Wait 10 minutes.\n\n\n10. Serve 100, 1000 or 12345 of them.",
@@ -37,6 +41,29 @@ TEXTS = (
 )
 
 
+# Ordinary tokens of these names llama.cpp makes control tokens of its own accord, whoever wrote the
+# file (src/llama-vocab.cpp): Qwen's vocabulary has </s> among its words.
+_CALLED_CONTROL = (
+    "</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|eot_id|>", "<|im_end|>", "<|end|>",
+    "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|return|>", "<|call|>",
+    "<end_of_utterance>",
+)  # fmt: skip
+
+
+def _taken(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Ordinary tokens that llama.cpp takes for control tokens; a caution names them."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    words = tokenizer.get_vocab()
+    found = [name for name in _CALLED_CONTROL if name in words and name not in added]
+    if found:
+        _log.warning(
+            "caution: %s stands in this vocabulary as an ordinary token, and llama.cpp reads it as "
+            "an end: a text that holds it gets other ids there",
+            " ".join(found),
+        )
+    return found
+
+
 def hard_texts(tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, list[int]]]:
     """The texts, and each special or added token amid others, with the tokenizer's ids.
 
@@ -46,5 +73,7 @@ def hard_texts(tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, list[int]]
     spoken = [text for token in tokens for text in (f"a{token}b", f"1 {token} 2\n{token}\n\n3")]
     first = [tokenizer.bos_token_id] if prompts.puts_bos(tokenizer) else []
     texts = [*TEXTS, *spoken]
+    for name in _taken(tokenizer):
+        texts = [text.replace(name, "") for text in texts]
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
     return [(text, first + ids) for text, ids in zip(texts, encoded, strict=True)]
