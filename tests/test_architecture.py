@@ -199,7 +199,6 @@ SHORT = {
     "data/mixing.py": "one formula",
     "evaluation/answer_room.py": "one setting's auto, without torch",
     "export/proof/__init__.py": "read before the work, without torch",
-    "export/proof/hard_texts.py": "texts, and what they are asked for",
     "pruning/depth.py": "one of the four axes, a file each",
     "pruning/refit.py": "one formula",
     "report/markdown.py": "text from outside made inert, for every page and card",
