@@ -56,7 +56,11 @@ def test_without_a_tokenizer_the_turns_stand_under_their_roles_and_all_is_inert(
 def test_rows_that_are_left_out_are_no_examples(tmp_path):
     rows = [alpaca_row(0), {"instruction": "no answer"}, alpaca_row(0), alpaca_row(1)]
     told = page(tmp_path, rows)
-    assert told.count("⟦") - 1 == 2 and "no answer" not in told.split("⟧")[-1]
+    assert told.count("⟦Answer") == 0 and told.count("⟦assistant: Answer") == 2
+    rows = [alpaca_row(i) for i in range(14)]
+    asked = saved(tmp_path, [row | {"output": "Else."} for row in rows[5:]], "test.jsonl")
+    told = page(tmp_path, rows, test_input=asked)  # nine of fourteen are leaks
+    assert told.count("⟦assistant: Answer") == 5
 
 
 def test_columns_of_few_values_are_counted_and_others_are_not(tmp_path):

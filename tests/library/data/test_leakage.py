@@ -105,6 +105,23 @@ def test_questions_alike_are_counted_exactly_whatever_the_settings(tmp_path):
     assert told(rows, tmp_path, **flag)["questions_alike"] == 0
 
 
+def test_twins_are_those_that_are_at_least_half_alike():
+    chance, near = random.Random(9), 0
+    words = ["".join(chance.choices("abcdefghij", k=4)) for _ in range(60)]
+    texts = [" ".join(chance.choices(words, k=8)) for _ in range(40)]
+    for text in list(texts):  # of 8 words 1 to 5 are others: similarities around one half
+        changed = text.split()
+        changed[: chance.randrange(1, 6)] = chance.choices(words, k=3)
+        texts.append(" ".join(changed))
+    turns = [[{"role": "user", "content": text}] for text in texts]
+    asked = leakage.Asked.of(turns)
+    for text, turn in zip(texts, turns, strict=True):
+        alike = [jaccard(text, other) for other in texts]
+        assert asked.twins(turn) == [i for i, found in enumerate(alike) if found >= 0.5]
+        near += sum(0.5 <= found < 0.7 for found in alike)
+    assert near > 10
+
+
 def test_answers_that_stand_in_training_are_counted_normalised(tmp_path):
     rows = [{"question": f"{i} {i * 7919}", "answer": f"Wort{i}"} for i in range(60)]
     assert told(rows, tmp_path)["answers_in_training"] == 0
