@@ -1,13 +1,14 @@
 """All eight scripts' work, one after another: a trained Llama and sixty rows.
 
 Where they are there, stories260K (260 thousand parameters) with Chinese instructions (Alpaca) and
-with English school maths; else a Llama that has learned a page, with rows that are easy. Each is
-small; what counts is that every stage fits the next.
+with English school maths; else a Llama that has learned a page, with the sample's rows. Each is far
+too small for its rows; what counts is that every stage fits the next.
 """
 
 import json
 import re
 from itertools import islice
+from os.path import commonprefix
 from pathlib import Path
 
 import pytest
@@ -15,17 +16,17 @@ import torch
 from originals import DATA, originals
 from running import compared_here, succeeds
 from taught_llama import write_taught_llama
-from tiny_rows import TOLD, raw_rows
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from slimtune import prompts, sample
+from slimtune.export.quant_types import TIE
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.models import tokenizers
 
 pytestmark = pytest.mark.slow
 
 ROWS = 60
-OURS = "raw.json"
+OURS = "sample.json"
 ORIGINALS = originals("stories260K", ("alpaca_zh_demo.json", "alpaca"), ("gsm8k_train.jsonl", "qa"))
 TYPES = ("F16", "Q8_0", "Q4_K_M")
 MODELS = ("tuned/merged_model", "pruned", "distilled", "small/final") + tuple(
@@ -50,10 +51,10 @@ gguf: {model_path: tuned/merged_model, output_dir: gguf, model_name: stories, ve
 
 
 def first_rows(name: str, folder: Path) -> Path:
-    """The first rows of a real file, in the same format; easy ones for the name of our own."""
+    """The first rows of a real file, in the same format; of the sample for its own name."""
     file, source = folder / name, DATA / "instruct" / name
     if name == OURS:
-        rows = raw_rows(ROWS // len(TOLD))
+        rows = sample.rows(seed=1, count=ROWS)
         file.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     elif source.suffix == ".jsonl":
         with source.open(encoding="utf-8") as stream:
@@ -146,7 +147,18 @@ def test_llama_cpp_says_what_transformers_says(project) -> None:
     for prompt, answer in zip(ids, theirs, strict=True):
         said = model.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)[0]
         ours = [one for one in said[len(prompt) :].tolist() if one != tokenizer.eos_token_id]
-        assert tokenizer.decode(ours) == tokenizer.decode(answer)
+        assert ours == answer or first_gap(model, prompt, ours, answer) < TIE
+
+
+def first_gap(
+    model: PreTrainedModel, prompt: list[int], ours: list[int], theirs: list[int]
+) -> float:
+    """Nats between the two likeliest tokens where two answers part."""
+    shared = len(commonprefix([ours, theirs]))
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + ours[:shared]])).logits[0, -1]
+    first, second = logits.topk(2).values
+    return float(first - second)
 
 
 def test_k_quants_fall_back_where_rows_are_short(project) -> None:
@@ -169,7 +181,8 @@ def test_the_comparison_tells_the_models_apart(project) -> None:
     assert perplexity["distilled"] < perplexity["pruned"]
     for label in ("merged", "stories-F16"):
         assert perplexity[label] == pytest.approx(perplexity["fine-tuned"], rel=0.01), label
-    assert perplexity["stories-Q8_0"] == pytest.approx(perplexity["stories-F16"], rel=0.02)
+    # Rows it cannot answer: 7.8 nats a token, of which the 8 bits cost 0.045 on 64 channels.
+    assert perplexity["stories-Q8_0"] == pytest.approx(perplexity["stories-F16"], rel=0.1)
     assert perplexity["stories-Q4_K_M"] == pytest.approx(perplexity["stories-F16"], rel=0.2)
     sizes = [models[f"stories-{one}"]["cost"]["bytes_on_disk"] for one in TYPES]
     assert sizes == sorted(sizes, reverse=True)
