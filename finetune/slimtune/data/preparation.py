@@ -196,16 +196,16 @@ def _shape(source: SourceFile, settings: Data, mapping: dict[str, str]) -> str:
 
 def _head(source: SourceFile) -> list[RawRow]:
     """The first rows that can be parsed, under the file's own names."""
-    block = next(blocks.cut(source), None)
-    rows = (row for _, row in blocks.parse(block)) if block else ()
-    return list(islice((row for row in rows if not isinstance(row, blocks.BadLine)), SAMPLE))
+    parsed = (row for block in blocks.cut(source) for _, row in blocks.parse(block))
+    return list(islice((row for row in parsed if not isinstance(row, blocks.BadLine)), SAMPLE))
 
 
 def _whole(
     source: SourceFile, head: list[RawRow], shape: str, mapping: Mapping[str, str]
 ) -> Columns:
     named = [renamed(row, mapping) for row in head]
-    return whole_columns(named, lambda: _good_rows(source, mapping)[0], shape)
+    texts = source.format == "csv"
+    return whole_columns(named, lambda: _good_rows(source, mapping)[0], shape, texts=texts)
 
 
 def _good_rows(

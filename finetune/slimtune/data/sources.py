@@ -50,6 +50,7 @@ _NO_ROWS = {
     b"<html": ("a web page", "download the file itself, not the page that shows it"),
     b"%pdf": ("a PDF", "copy its questions and answers into a table, saved as CSV UTF-8"),
 }
+_OBJECT = re.compile(r'\s*\{\s*("|\}|$)')  # and not the `{name}` of a text
 _UNDER_A_KEY = re.compile(r'\{\s*"([^"\\]*)"\s*:\s*\[\s*\{')
 
 _log = logging.getLogger(__name__)
@@ -231,7 +232,7 @@ def _format_of(start: str) -> str:
     if start[0] in "[{":
         return "json"
     lines = [line for line in start.split("\n", _LOOKED_AT)[:_LOOKED_AT] if line.strip()]
-    objects = sum(line.lstrip().startswith("{") for line in lines)
+    objects = sum(bool(_OBJECT.match(line)) for line in lines)
     return "jsonl" if objects * 2 > len(lines) else "csv"
 
 
@@ -258,7 +259,7 @@ def table_rows(value: dict[str, Any]) -> list[dict[str, Any]] | None:
     """The rows of a table that is one object, None for any other object.
 
     As pandas writes it: {column: [value, ...]}, {column: {"0": value, ...}}, {"0": row, ...}, and
-    {"columns": [...], "data": [[value, ...], ...]}.
+    {"columns": [...], "data": [[value, ...], ...]}, {"schema": ..., "data": [row, ...]}.
     """
     if {"columns", "data"} <= value.keys() <= {"columns", "data", "index"}:
         names, data = value["columns"], value["data"]
@@ -266,6 +267,8 @@ def table_rows(value: dict[str, Any]) -> list[dict[str, Any]] | None:
         if not listed or not all(isinstance(cells, list) for cells in data):
             return None
         return [dict(zip(map(str, names), cells, strict=False)) for cells in data]
+    if value.keys() == {"schema", "data"}:  # orient="table"
+        return _without_index(value["schema"], value["data"])
     cells = list(value.values())
     lists = len(cells) > 1 and all(isinstance(one, list) for one in cells)
     if lists and _is_named(value) and len(set(map(len, cells))) == 1 and not _holds_turns(cells):
@@ -275,6 +278,16 @@ def table_rows(value: dict[str, Any]) -> list[dict[str, Any]] | None:
     if _is_named(value) and all(one.keys() == cells[0].keys() for one in cells):
         return [{name: value[name][place] for name in value} for place in cells[0]]
     return cells if len(cells) > 1 and all(map(_is_named, cells)) else None
+
+
+def _without_index(schema: Any, rows: Any) -> list[dict[str, Any]] | None:
+    """The rows but for what the schema calls their primary key, which pandas has numbered."""
+    index = schema.get("primaryKey", []) if isinstance(schema, dict) else None
+    if not isinstance(index, list) or not isinstance(rows, list):
+        return None
+    if not all(isinstance(row, dict) for row in rows):
+        return None
+    return [{name: row[name] for name in row if name not in index} for row in rows]
 
 
 def _is_named(row: Mapping[str, Any]) -> bool:

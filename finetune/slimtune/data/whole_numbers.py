@@ -1,7 +1,8 @@
 """Integers that a gap in their column made floats: pandas writes 2 as 2.0 beside a missing value.
 
 They are integers again where the whole column says so: every number in it is a float without a
-fraction. A text of a table (`2.0` in a CSV) may as well be a version, so there it takes a gap too.
+fraction. In a CSV all are texts and `2.0` may as well be a version, so there it takes a gap too; a
+text in a format that knows numbers stays what it is.
 """
 
 import re
@@ -19,15 +20,20 @@ Columns = frozenset[str]
 
 
 def whole_columns(
-    head: Iterable[RawRow], rows: Callable[[], Iterable[RawRow]], shape: str
+    head: Iterable[RawRow],
+    rows: Callable[[], Iterable[RawRow]],
+    shape: str,
+    *,
+    texts: bool = False,
 ) -> Columns:
     """The columns that `shape` reads and whose numbers are to be integers.
 
-    The first rows say which may be; only where one may are all `rows` read for it.
+    The first rows say which may be; only where one may are all `rows` read for it. `texts` says
+    that the format has no numbers but in texts.
     """
     read = {name for names in ROW_PARTS[shape] for name in names}
-    likely = _whole(head, read, gaps=False)
-    return _whole(rows(), likely, gaps=True) if likely else likely
+    likely = _whole(head, read, texts=texts, gaps=False)
+    return _whole(rows(), likely, texts=texts, gaps=True) if likely else likely
 
 
 def with_integers(row: RawRow, columns: Columns) -> RawRow:
@@ -59,7 +65,9 @@ class _Seen:
             self.others += 1
 
 
-def _whole(rows: Iterable[RawRow], columns: Collection[str], *, gaps: bool) -> Columns:
+def _whole(
+    rows: Iterable[RawRow], columns: Collection[str], *, texts: bool, gaps: bool
+) -> Columns:
     seen = {name: _Seen() for name in columns}
     for row in rows:
         for name, column in seen.items():
@@ -67,7 +75,8 @@ def _whole(rows: Iterable[RawRow], columns: Collection[str], *, gaps: bool) -> C
     return frozenset(
         name
         for name, column in seen.items()
-        if not column.others and (column.floats or (column.texts and (column.gaps or not gaps)))
+        if not column.others
+        and (column.floats or (texts and column.texts and (column.gaps or not gaps)))
     )
 
 
