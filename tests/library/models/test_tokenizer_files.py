@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_folders import SHARED, write_tiny_llama
+import spm_cases
+from tiny_folders import write_tiny_llama
 from tiny_pipelines import byte_level, edit_json
 
 from slimtune import prompts
@@ -61,9 +62,9 @@ def test_with_a_sentencepiece_model_the_config_decides(said, puts, tmp_path) -> 
     assert agrees(folder) == puts
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/llama2-tokenizer")
-def test_llama_2s_own_files(tmp_path) -> None:
-    folder = shutil.copytree(SHARED / "llama2-tokenizer", tmp_path / "llama2")
+@pytest.mark.parametrize("name", spm_cases.NAMES)
+def test_files_with_a_sentencepiece_model_begin_with_bos(name, tmp_path) -> None:
+    folder = shutil.copytree(spm_cases.cases(name).folder, tmp_path / name)
     assert agrees(folder)
     if (folder / "tokenizer.json").is_file():
         assert put_before(read_head(folder / "tokenizer.json")) == ["<s>"]
