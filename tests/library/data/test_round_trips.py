@@ -107,6 +107,8 @@ def is_like_stray_quotes(table: Table, delimiter: str, quoting: int) -> bool:
 )
 @example([("{name}?", "{x}"), ("{", "{y}")], ",", csv.QUOTE_MINIMAL, "\n")
 def test_csv(table, delimiter, quoting, newline) -> None:
+    # A csv.writer before Python 3.13 quotes no \r of its own accord: a line break for any reader.
+    assume(quoting == csv.QUOTE_ALL or not any("\r" in cell for row in table for cell in row))
     assume(HEADER not in table and not is_like_stray_quotes(table, delimiter, quoting))
     data = written([HEADER, *table], delimiter, quoting, newline).encode()
     expect(table, data, blank_rows=False)
