@@ -18,6 +18,7 @@ from slimtune.models.adapters import Adapter
 from slimtune.models.folders import is_hub_id, local_folder
 from slimtune.models.gguf_header import is_gguf, read_gguf
 from slimtune.models.ollama_store import blob_of, is_ollama, plain_name
+from slimtune.models.origin import say_if_unknown
 from slimtune.models.tokenizer_files import template_facts
 from slimtune.models.weights import Checkpoint
 
@@ -96,6 +97,7 @@ def _require_whole(candidate: Candidate) -> None:
         adapter = Adapter(candidate.adapter)
         adapter.require_base(checkpoint)
         adapter.require_effect(checkpoint)
+        say_if_unknown(adapter.folder, checkpoint.folder, adapter.config)
 
 
 def _candidate(model: str, base: str) -> Candidate:

@@ -16,6 +16,7 @@ from slimtune.inference.answers import Asked, Candidate, Question
 from slimtune.models.adapters import Adapter
 from slimtune.models.folders import weight_files
 from slimtune.models.gguf_header import read_gguf
+from slimtune.models.origin import recorded
 from slimtune.prompts import render
 
 TEMPLATE_NAME = "chat_template.jinja"
@@ -109,9 +110,10 @@ def _shown(template: str, questions: Sequence[Question]) -> Iterator[str]:
 def foreign_base(candidate: Candidate) -> str | None:
     """The base that the candidate's adapter was trained on, if it is not the one it got; else None.
 
-    Names decide first, weights where names differ: a folder may have moved.
+    A fingerprint that the adapter kept has been compared when it was opened. Else names decide
+    first, weights where names differ: a folder may have moved.
     """
-    if candidate.adapter is None:
+    if candidate.adapter is None or recorded(Path(candidate.adapter)):
         return None
     trained_on, given = Adapter(candidate.adapter).base, candidate.reference
     if _place(trained_on) == _place(given):

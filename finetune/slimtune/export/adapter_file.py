@@ -26,8 +26,10 @@ from slimtune.export.ggml import Encoder
 from slimtune.export.gguf_writer import ConversionReport, largest_value
 from slimtune.export.quant_types import encoded_bytes, quantization
 from slimtune.export.tensors import file_order, gguf_name, row_order
-from slimtune.models.adapters import Adapter, Pair
+from slimtune.models.adapter_config import needs_peft
+from slimtune.models.adapters import Adapter
 from slimtune.models.headers import read_tensor
+from slimtune.models.weight_changes import Pair
 from slimtune.models.weights import EMBEDDING, OUTPUT, Checkpoint
 
 _log = logging.getLogger(__name__)
@@ -153,6 +155,7 @@ def _beyond_lora(adapter: Adapter, base: Checkpoint) -> list[str]:
     norms = [name for name, pair in pairs.items() if pair.magnitude]
     shared = [name for name in (EMBEDDING, OUTPUT) if base.tied and name in pairs]
     return [
+        *(f"{key} in adapter_config.json" for key in needs_peft(adapter.config)),
         *(f"learned norms of rows (DoRA, {name})" for name in norms),
         *(f"{name} of its own (modules_to_save)" for name in _replaced(adapter, base)),
         *(f"retrained tokens ({name})" for name in adapter.tokens),

@@ -24,6 +24,7 @@ from slimtune.export.quant_types import K_QUANTS, Choice, choose_types, encoded_
 from slimtune.export.tensors import file_order
 from slimtune.export.vocabulary import Vocabulary
 from slimtune.models.merging import MergedCheckpoint
+from slimtune.models.origin import say_if_unknown
 from slimtune.models.weights import EMBEDDING, Checkpoint
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ def open_source(model: Path, adapter: Path | None = None) -> Iterator[ModelSourc
             f"python finetune/evaluate_model.py --base-model {model} --lora-model {adapter} "
             "--merge, then convert the merged folder",
         )
+    say_if_unknown(merged.lora.folder, model, merged.lora.config)
     with TemporaryDirectory() as temporary:
         # A GGUF says what the folder is called: the name that --merge would have given it.
         folder = Path(temporary) / "merged_model"

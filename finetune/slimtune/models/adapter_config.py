@@ -29,10 +29,7 @@ _WITHOUT_EFFECT = {
     "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
 }  # fmt: skip
 # Where set, the merge needs more than rows of one weight, or is another formula: peft has it.
-_BY_PEFT = {
-    "ensure_weight_tying", "kasa_config", "lora_bias", "target_parameters", "use_bdlora",
-    "velora_config",
-}  # fmt: skip
+_BY_PEFT = {"ensure_weight_tying", "kasa_config", "lora_bias", "velora_config"}
 _NO_MERGE = "keep base and adapter apart in the program that trained it"
 _REFUSED = {
     "alora_invocation_tokens": "it acts only after certain tokens, and no weights can do that",
@@ -40,6 +37,8 @@ _REFUSED = {
     "layer_replication": "it makes more layers out of the base's, and the base has none of them",
     "megatron_config": "it was trained in Megatron's layers, and Llama's are others",
     "monteclora_config": "it draws its weights at random",
+    "target_parameters": "it changes parameters that are no layer's, as experts' are",
+    "use_bdlora": "its matrices are cut into blocks for servers that share a model out",
     "use_qalora": "it belongs to a GPTQ base, whose groups it adds to",
 }
 

@@ -90,10 +90,10 @@ def require_samples(
 def sampled(adapted: PeftModel, base_rows: BaseRows | None = None) -> list[Sample]:
     """Values of every weight that peft's layers change, by its name in the base.
 
-    What is under a layer comes from `base_rows`, or is in the model. A layer of another kind has no
-    sample.
+    What is under a layer comes from `base_rows`; else it is in the model, and the weights that no
+    layer of peft's changes have samples too.
     """
-    found = []
+    found = [] if base_rows else _untouched(adapted)
     for name, layer in adapted.get_base_model().named_modules():
         if isinstance(layer, Linear | Embedding):
             found.append(_of_lora(f"{name}.weight", layer, base_rows))
@@ -134,6 +134,19 @@ def _by_unit_vectors(
             parts[name] = parameter[rows].float()
     answers = functional_call(layer, parts, (units,)).float()
     return (answers[1:] - answers[0]).T
+
+
+def _untouched(adapted: PeftModel) -> list[Sample]:
+    """Of every plain layer, a tied output layer among them: a merge may change what it must not."""
+    base = adapted.get_base_model()
+    inside = tuple(
+        f"{name}."
+        for name, layer in base.named_modules()
+        if isinstance(layer, Linear | Embedding | TrainableTokensWrapper | ModulesToSaveWrapper)
+    )
+    parameters = base.named_parameters(remove_duplicate=False)
+    plain = {name: weight for name, weight in parameters if not name.startswith(inside)}
+    return [_of_whole(name, weight) for name, weight in plain.items()]
 
 
 def _of_whole(weight: str, trained: torch.Tensor) -> Sample:

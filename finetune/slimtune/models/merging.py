@@ -15,9 +15,11 @@ from slimtune.artifacts import stage_folder
 from slimtune.artifacts.files import write_json
 from slimtune.config import Config
 from slimtune.console import InputError, SettingsError
+from slimtune.models.adapter_config import read_adapter_config
 from slimtune.models.adapters import Adapter
 from slimtune.models.folders import local_folder
 from slimtune.models.headers import TensorInfo, read_bytes, read_tensor
+from slimtune.models.origin import say_if_unknown
 from slimtune.models.weights import (
     EMBEDDING,
     OUTPUT,
@@ -190,7 +192,9 @@ def write_merged(
 ) -> MergeReport:
     """`merge_adapter` as a stage: the folder `final`, with its record."""
     with stage_folder(stage, final, config, inputs=[adapter, base]) as merged:
-        report = merge_adapter(local_folder(base), adapter, merged.folder)
+        folder = local_folder(base)
+        say_if_unknown(adapter, folder, read_adapter_config(adapter))
+        report = merge_adapter(folder, adapter, merged.folder)
         merged.metrics.update(vars(report))
     return report
 

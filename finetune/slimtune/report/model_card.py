@@ -11,7 +11,7 @@ from slimtune.console import decoration, near
 _ADAPTER = """\
 ---
 base_model: {base}
-library_name: peft
+{origin}library_name: peft
 license: other
 tags: [lora, slimtune]
 ---
@@ -79,11 +79,12 @@ def write_model_card(
     dataset: dict[str, Any],
     *,
     kind: str = "adapter",
+    fingerprint: str | None = None,
 ) -> None:
     """README.md: how to load, figures, data, settings, licence; replaces the empty one of peft.
 
     `kind` is adapter, whole (all weights were trained) or distilled; `figures` are what the run
-    measured, `dataset` what it learned from.
+    measured, `dataset` what it learned from, `fingerprint` tells an adapter's base from others.
     """
     settings = config.model_dump(mode="json")
     teacher = near(config.distillation.teacher_model)
@@ -97,6 +98,7 @@ def write_model_card(
     data = {"rows": near(config.training.train_data)} | dataset | _report(config)
     text = ((_ADAPTER if kind == "adapter" else _MODEL) + _REST).format(
         base=near(base),
+        origin=f"base_fingerprint: {fingerprint}\n" if fingerprint else "",
         how=how,
         figures=_table("figure", figures),
         data=_table("data", data),

@@ -21,6 +21,7 @@ from slimtune.config import Config
 from slimtune.console import decoration, first_process
 from slimtune.models import loading, tokenizers
 from slimtune.models.folders import local_folder
+from slimtune.models.origin import FINGERPRINT, fingerprint
 from slimtune.models.weights import EMBEDDING, Checkpoint
 from slimtune.report import model_card
 from slimtune.training import (
@@ -40,7 +41,7 @@ from slimtune.training.dataset import Dataset
 from slimtune.training.fitting import fit
 from slimtune.training.lora import Learner
 
-Figures = dict[str, float]
+Figures = dict[str, Any]
 Proof = Callable[[], Figures]
 
 
@@ -126,7 +127,13 @@ def train(
         base, measured = next(iter(method.models.values())), curve.metrics() | figures
         with decoration("the model card"):
             model_card.write_model_card(
-                stage.folder, base, config, measured, learned, kind=method.kind
+                stage.folder,
+                base,
+                config,
+                measured,
+                learned,
+                kind=method.kind,
+                fingerprint=proven.get(FINGERPRINT),
             )
     _done_with(checkpoints)
     return curve, _spoken(counts)
@@ -199,7 +206,8 @@ def _save_adapter(
     def prove() -> Figures:
         compute = replace(training_compute(config.model), attention=None)  # as who loads it will
         moved = lora.require_effect(folder, base, probe, trained, compute)
-        return {"adapter_moves_log_probability": moved}
+        known = fingerprint(Checkpoint(local_folder(base)))
+        return {"adapter_moves_log_probability": moved} | ({FINGERPRINT: known} if known else {})
 
     return prove
 

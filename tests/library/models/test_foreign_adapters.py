@@ -122,7 +122,6 @@ KINDS = {
     "velora": {"velora_config": VeloraConfig()},
     "kasa": {"kasa_config": KasaConfig()},
     "lora_bias": {"lora_bias": True},
-    "parameters": {"target_parameters": ["self_attn.o_proj.weight"]},
     "replicated": {"layer_replication": [[0, 2], [1, 2]]},
 }
 GROWN = {
@@ -248,8 +247,17 @@ def test_a_moved_base_is_no_matter_once_peft_has_converted_the_adapter(start, ba
     assert (found - expected).abs().max() <= rounding(base, expected)
 
 
-@pytest.mark.parametrize("key", ["alora_invocation_tokens", "layer_replication", "use_qalora",
-                                 "a_key_of_2030"])  # fmt: skip
+NOT_UNDERSTOOD = [
+    "alora_invocation_tokens",
+    "layer_replication",
+    "target_parameters",
+    "use_bdlora",
+    "use_qalora",
+    "a_key_of_2030",
+]
+
+
+@pytest.mark.parametrize("key", NOT_UNDERSTOOD)
 def test_a_key_that_is_not_understood_is_refused_by_name(key, base, plain, tmp_path):
     refuses_everywhere(base, edited(plain, **{key: [1]}), tmp_path, key)
 
