@@ -30,6 +30,7 @@ from slimtune.models.adapters import Adapter
 from slimtune.models.folders import local_folder
 from slimtune.models.gguf_header import read_gguf
 from slimtune.models.ollama_store import plain_name
+from slimtune.models.origin import say_if_unknown
 from slimtune.models.tokenizer_files import template_facts
 
 _log = logging.getLogger(__name__)
@@ -94,6 +95,8 @@ def open_export(config: Config) -> Iterator[AdapterExport]:
     with open_source(local_folder(gguf.model_path)) as source:
         adapter = Adapter(gguf.lora_model)
         adapter.require_base(source.checkpoint)
+        adapter.require_effect(source.checkpoint)
+        say_if_unknown(adapter.folder, source.folder, adapter.config)
         require_alone(adapter, source.checkpoint)
         plans = convert.plans_for(source, base_config)
         template = template_facts(gguf.lora_model).own or plans[0].template

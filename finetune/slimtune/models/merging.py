@@ -86,7 +86,7 @@ class MergedCheckpoint(Checkpoint):
     def memory_words(self) -> str:
         """What a merge of the two needs."""
         if self.streams:
-            return "about 0.6 GB, whatever the size of the model"
+            return "about 0.5 GB and the adapter, whatever the size of the model"
         return f"about {self.bytes / 1e9 + 0.5:.1f} GB: peft merges this kind, the model in memory"
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> "torch.Tensor":

@@ -13,7 +13,7 @@ from peft.tuners.lora.config import CordaConfig, KasaConfig, VeloraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from slimtune.config import Config
+from slimtune.config import Config, Lora
 from slimtune.console import InputError, QualityError
 from slimtune.evaluation.candidates import candidates_of
 from slimtune.models import merge_proof
@@ -21,6 +21,7 @@ from slimtune.models.compute import Compute
 from slimtune.models.loading import load_model
 from slimtune.models.merging import MergedCheckpoint, merge_adapter
 from slimtune.models.weights import Checkpoint
+from slimtune.training import lora
 
 torch.set_num_threads(1)
 IDS = torch.arange(3, 35)[None]
@@ -369,3 +370,23 @@ def test_an_exports_weights_are_held_against_peft_too(base, plain, monkeypatch):
     other = MergedCheckpoint(base, plain)
     with pytest.raises(QualityError, match="under peft"):
         merge_proof.require_as_peft(other, other)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_checkpoint_of_a_stopped_run_of_ours(start, base, tmp_path):
+    """Only at its end does a run write the adapter relative to the base as it is on disk."""
+    chosen = Lora(rank=4, alpha=8, target_modules=["q_proj"], initialisation=start)
+    model = lora.attach(loaded(base), chosen, seed=1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.02
+    model.save_pretrained(tmp_path / "checkpoint-2")
+    if start == "pissa":  # the fast one
+        with pytest.raises(InputError, match="--resume"):
+            merge_adapter(base, tmp_path / "checkpoint-2", tmp_path / "merged")
+        return
+    expected = logits(model)
+    merge_adapter(base, tmp_path / "checkpoint-2", tmp_path / "merged")
+    found = logits(loaded(tmp_path / "merged"))
+    assert (found - expected).abs().max() <= rounding(base, expected)
