@@ -208,6 +208,7 @@ SHORT = {
     "settings/written.py": "the schema as files; nothing of it belongs to flags or reading",
     "training/effect.py": "one check, of adapters, whole models and students",
     "training/rates.py": "one table with its sources",
+    "training/soundness.py": "one question, asked of learner and teacher",
 }
 
 

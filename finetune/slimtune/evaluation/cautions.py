@@ -40,6 +40,8 @@ def _of_rows(settings: Mapping[str, Any]) -> Iterator[Caution]:
 def _of_base(outcome: Outcome) -> Iterator[Caution]:
     if base := foreign_base(outcome.candidate):
         yield {"kind": "other_base", "base": base}
+    if outcome.guessing:
+        yield {"kind": "guessing", "loss": outcome.guessing}
 
 
 def _of_answers(measured: dict[str, Any], rows: int) -> Iterator[Caution]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from slimtune.evaluation.fairness import require_same_cut
+from slimtune.inference import guessing
 from slimtune.inference.answers import AnswerLoss, Asked, Candidate, Cost, Generation, Job, Outcome
 from slimtune.inference.engines import Engine, Rows, open_engine
 from slimtune.inference.kept_answers import Predictions
@@ -69,7 +70,20 @@ def _ask(
         seconds=time.perf_counter() - started,
         peak_memory_bytes=peak_memory(engine.process),
     )
-    return Outcome(candidate, generations, losses, asked, cost)
+    worse = _guessing(engine, losses, job.max_length)
+    return Outcome(candidate, generations, losses, asked, cost, worse)
+
+
+def _guessing(engine: Engine, rows: Sequence[AnswerLoss], longest: int) -> float | None:
+    """The best loss, in nats a token, of a model that is worse than guessing on rows and texts."""
+    tokenizer = engine.tokenizer
+    loss = sum(row.nats for row in rows) / max(1, sum(row.tokens for row in rows))
+    if not guessing.is_worse(loss, len(tokenizer)):
+        return None
+    plain = engine.losses(guessing.examples(tokenizer, longest))
+    found = [one.nats / max(1, one.tokens) for _, one in plain]
+    best = min([loss, *found])
+    return best if guessing.is_worse(best, len(tokenizer)) else None
 
 
 def _encoded(engine: Engine, job: Job) -> tuple[list[list[int]], list[Encoded | None], Asked]:

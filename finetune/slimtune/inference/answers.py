@@ -195,10 +195,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything a child process found out about one candidate, row by row."""
+    """Everything a child process found out about one candidate, row by row.
+
+    `guessing`: nats a token at its best, on rows and on plain texts, of a model that is worse than
+    guessing there; else None.
+    """
 
     candidate: Candidate
     generations: list[Generation]
     losses: list[AnswerLoss]
     asked: Asked
     cost: Cost
+    guessing: float | None = None

@@ -98,6 +98,10 @@ class GgufTokenizer:
         self.added_tokens_decoder = known.added
         self.chat_template = header.template
         self.name_or_path = str(header.file)
+        self.size = len(known.tokens)
+
+    def __len__(self) -> int:
+        return self.size
 
     def __call__(
         self, text: str | Sequence[str], *, add_special_tokens: bool = True, verbose: bool = True

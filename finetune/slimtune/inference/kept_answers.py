@@ -65,7 +65,8 @@ class Predictions:
 
     def finish(self, outcome: Outcome) -> None:
         """Notes that nothing is missing, and what it took."""
-        self._keep(self._finished, {"asked": asdict(outcome.asked), "cost": asdict(outcome.cost)})
+        told = {"asked": asdict(outcome.asked), "cost": asdict(outcome.cost)}
+        self._keep(self._finished, told | {"guessing": outcome.guessing})
 
     def outcome(self, candidate: Candidate) -> Outcome | None:
         """The whole outcome where an earlier run finished this candidate, else None."""
@@ -75,7 +76,8 @@ class Predictions:
         asked = Asked(found["asked"]["digest"], tuple(found["asked"]["shortened"]))
         generations = self.complete(Generation, lambda _: iter(()))
         losses = self.complete(AnswerLoss, lambda _: iter(()))
-        return Outcome(candidate, generations, losses, asked, Cost(**found["cost"]))
+        cost, guessing = Cost(**found["cost"]), found.get("guessing")
+        return Outcome(candidate, generations, losses, asked, cost, guessing)
 
     @property
     def _finished(self) -> str:

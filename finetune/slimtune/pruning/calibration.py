@@ -1,6 +1,7 @@
 """Rows for the model to read: the prepared data where there are some, else its own words."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,12 @@ from slimtune import prompts
 from slimtune.config import Config
 from slimtune.console import InputError, SettingsError, near
 from slimtune.data.rows import read_rows
+from slimtune.inference import guessing
 from slimtune.models import tokenizers
 from slimtune.models.family import ModelShape
 from slimtune.models.positions import followed
 from slimtune.pruning.criteria import CALIBRATED
-from slimtune.pruning.stack import TokenBatch
+from slimtune.pruning.stack import TokenBatch, read_layers
 
 _log = logging.getLogger(__name__)
 _BATCH_TOKENS = 4096
@@ -128,6 +130,26 @@ def own_words(model: Path, count: int, length: int, seed: int) -> list[list[int]
         )
         rows += said.tolist()
     return rows
+
+
+def require_sound(model: Path, calibration: Calibration, perplexity: float, scratch: Path) -> None:
+    """A caution, or InputError, for a model that is worse than guessing before anything is cut.
+
+    `perplexity` is that on the rows kept back; its own words, if they are that, prove nothing.
+    """
+    from slimtune.models.weights import Checkpoint
+
+    tokenizer = tokenizers.load_tokenizer(model)
+
+    def plain() -> float:
+        texts = [one["input_ids"] for one in guessing.examples(tokenizer)]
+        read = [read_layers(model, batches_of([ids]), scratch) for ids in texts]
+        return math.log(min(one.perplexity for one in read))
+
+    rows = math.log(perplexity) if calibration.source == "rows" else math.inf
+    vocabulary = Checkpoint(model).config["vocab_size"]
+    pruned = guessing.was_pruned(model)
+    guessing.judge(model, rows, plain, vocabulary, explained=pruned)
 
 
 def batches_of(rows: Sequence[Sequence[int]], tokens: int = _BATCH_TOKENS) -> list[TokenBatch]:

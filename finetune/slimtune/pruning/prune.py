@@ -15,7 +15,13 @@ from slimtune.models.family import ModelShape
 from slimtune.models.folders import local_folder
 from slimtune.models.weights import Checkpoint
 from slimtune.pruning.anatomy import prunable_shape
-from slimtune.pruning.calibration import Calibration, calibrate, longest_row, source_of
+from slimtune.pruning.calibration import (
+    Calibration,
+    calibrate,
+    longest_row,
+    require_sound,
+    source_of,
+)
 from slimtune.pruning.depth import drop_layers
 from slimtune.pruning.hidden import cut_hidden
 from slimtune.pruning.sizes import Ratios, rounded, smaller, steps
@@ -94,6 +100,8 @@ def prune_model(config: Config, model: str, final: Path) -> PruneReport:
         calibration = calibrate(source, config)
         scratch = stage.folder / "scratch"
         before = _sizes(source, calibration, scratch)
+        if calibration:
+            require_sound(source, calibration, before.perplexity, scratch)
         proven = _cut(config, source, target, stage.folder, calibration)
         after = _sizes(stage.folder, calibration, scratch)
         shutil.rmtree(scratch, ignore_errors=True)

@@ -32,6 +32,7 @@ from slimtune.training import (
     lora,
     prechecks,
     sharding,
+    soundness,
 )
 from slimtune.training.attention import training_compute
 from slimtune.training.batches import Sample
@@ -111,6 +112,9 @@ def train(
         resume_from = to_resume(checkpoints, same) if config.options.resume else None
         lesson = method.lesson(config, dataset)  # a teacher may have to speak first, alone
         learner = method.load(config)
+        if resume_from is None:
+            learns = next(iter(method.models.values()))
+            soundness.require_sound(learner.model, dataset.tokenizer, dataset.train, learns)
         resumed = {"resume_from": resume_from, "conditions": same}
         curve = lesson.teach(learner, config, checkpoints, resumed)
         learned = dataset.summary() | lesson.counts

@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 
 from slimtune.config import Config
 from slimtune.console import near, processes, size
-from slimtune.models import loading, memory
+from slimtune.models import loading, memory, tokenizers
 from slimtune.models.compute import Compute
 from slimtune.models.folders import local_folder, weights_identity
 from slimtune.models.weights import Checkpoint
-from slimtune.training import teacher_cache
+from slimtune.training import soundness, teacher_cache
 from slimtune.training.attention import training_compute
 from slimtune.training.batches import Sample
 from slimtune.training.divergences import TeacherTopK
@@ -59,7 +59,7 @@ def choose(config: Config, samples: Sequence[Sample]) -> Teacher:
     """The teacher as distillation.mode says; `cached`: asked now for what no earlier run asked."""
     settings = config.distillation
     if settings.mode == "online":
-        return OnlineTeacher(load_teacher(config), settings.temperature)
+        return OnlineTeacher(_sound_teacher(config, samples), settings.temperature)
     with first_process_first():
         return CachedTeacher(fill(config, samples))
 
@@ -82,7 +82,11 @@ def fill(config: Config, samples: Sequence[Sample]) -> Path:
         return folder
     top_k, temperature = settings.top_k, settings.temperature
     teacher_cache.write_cache(
-        folder, lambda: load_teacher(config), samples, top_k=top_k, temperature=temperature
+        folder,
+        lambda: _sound_teacher(config, samples),
+        samples,
+        top_k=top_k,
+        temperature=temperature,
     )
     return folder
 
@@ -106,6 +110,13 @@ def load_teacher(config: Config) -> PreTrainedModel:
         training_compute(config.model), quantization=settings.teacher_quantization, shares=1
     )
     return loading.load_model(settings.teacher_model, compute)
+
+
+def _sound_teacher(config: Config, samples: Sequence[Sample]) -> PreTrainedModel:
+    """The teacher, once it has shown on some of the samples that it can say anything at all."""
+    teacher, name = load_teacher(config), config.distillation.teacher_model
+    soundness.require_sound(teacher, tokenizers.load_tokenizer(name), samples, name)
+    return teacher
 
 
 def estimate_teacher(config: Config, samples: Sequence[Sample]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from slimtune import prompts
 from slimtune.export.plan import ModelSource, as_source, load_source
 from slimtune.export.proof.hard_texts import hard_texts
 from slimtune.export.quant_types import Precision
+from slimtune.inference import guessing
 from slimtune.inference.answers import Generation, TokenLosses
 from slimtune.inference.generation import generate_batch
 from slimtune.inference.token_losses import batch_losses
@@ -71,7 +72,27 @@ def build_reference(
     if compared:
         loaded = load_source(source, precision)
         answers = [_answer(loaded, tokenizer, row, max_new_tokens) for row in rows[:compared]]
+        _require_sound(loaded, tokenizer, answers, source.folder)
     return Reference(tokenizer, rows, hard_texts(tokenizer), answers, precision, max_new_tokens)
+
+
+def _require_sound(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    answers: Sequence[ReferenceAnswer],
+    folder: Path,
+) -> None:
+    """A caution for weights that are worse than guessing: the file will be, too, and rightly so."""
+
+    def loss(found: Sequence[TokenLosses]) -> float:
+        nats = [one for losses in found for one in losses.nats]
+        return sum(nats) / max(1, len(nats))
+
+    def plain() -> float:
+        return min(loss(batch_losses(model, [one])) for one in guessing.examples(tokenizer))
+
+    rows = loss([one.losses for one in answers])
+    guessing.judge(folder, rows, plain, model.config.vocab_size, explained=True)
 
 
 def _answer(
