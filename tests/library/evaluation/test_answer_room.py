@@ -40,7 +40,7 @@ def test_prompts_keep_half_of_the_length_and_a_number_stays() -> None:
     assert room("word " * 4000, max_new_tokens=7) == 7
 
 
-@pytest.mark.skipif(not LLAMA2.is_dir(), reason="needs the tokenizer of Llama-2, which is not ours to ship")
+@pytest.mark.skipif(not LLAMA2.is_dir(), reason="Llama-2's tokenizer is not ours to ship")
 def test_llama_2_makes_no_more_of_a_text() -> None:
     tokenizer = load_tokenizer(LLAMA2)
     texts = [
