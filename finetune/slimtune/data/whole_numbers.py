@@ -1,8 +1,7 @@
 """Integers that a gap in their column made floats: pandas writes 2 as 2.0 beside a missing value.
 
 They are integers again where the whole column says so: every number in it is a float without a
-fraction. In a CSV all are texts and `2.0` may as well be a version, so there it takes a gap too; a
-text in a format that knows numbers stays what it is.
+fraction. A text of a table (`2.0` in a CSV) may as well be a version, so there it takes a gap too.
 """
 
 import re
@@ -26,14 +25,14 @@ def whole_columns(
     *,
     texts: bool = False,
 ) -> Columns:
-    """The columns that `shape` reads and whose numbers are to be integers.
+    """The columns that `shape` reads and whose numbers are to be integers; with `texts`, numbers
+    are written as texts, as a CSV has them.
 
-    The first rows say which may be; only where one may are all `rows` read for it. `texts` says
-    that the format has no numbers but in texts.
+    The first rows say which may be; only where one may are all `rows` read for it.
     """
     read = {name for names in ROW_PARTS[shape] for name in names}
-    likely = _whole(head, read, texts=texts, gaps=False)
-    return _whole(rows(), likely, texts=texts, gaps=True) if likely else likely
+    likely = _whole(head, read, texts)
+    return _whole(rows(), likely, texts, to_the_end=True) if likely else likely
 
 
 def with_integers(row: RawRow, columns: Columns) -> RawRow:
@@ -50,7 +49,7 @@ class _Seen:
     floats: int = 0
     texts: int = 0
     gaps: int = 0
-    others: int = 0  # numbers with a fraction, integers; beside texts, any other text
+    others: int = 0  # numbers with a fraction, integers, and words
 
     def add(self, value: Any) -> None:
         if value is None or (isinstance(value, str) and value.strip() in ("", *PLACEHOLDERS)):
@@ -66,18 +65,17 @@ class _Seen:
 
 
 def _whole(
-    rows: Iterable[RawRow], columns: Collection[str], *, texts: bool, gaps: bool
+    rows: Iterable[RawRow], columns: Collection[str], texts: bool, *, to_the_end: bool = False
 ) -> Columns:
     seen = {name: _Seen() for name in columns}
     for row in rows:
         for name, column in seen.items():
             column.add(row.get(name))
-    return frozenset(
-        name
-        for name, column in seen.items()
-        if not column.others
-        and (column.floats or (texts and column.texts and (column.gaps or not gaps)))
-    )
+    if texts:
+        found = [name for name, one in seen.items() if one.texts and (one.gaps or not to_the_end)]
+    else:
+        found = [name for name, one in seen.items() if one.floats and not one.texts]
+    return frozenset(name for name in found if not seen[name].others)
 
 
 def _integer(value: Any) -> Any:
