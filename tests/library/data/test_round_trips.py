@@ -110,6 +110,8 @@ def test_csv(table, delimiter, quoting, newline) -> None:
     # A csv.writer before Python 3.13 quotes no \r of its own accord: a line break for any reader.
     assume(quoting == csv.QUOTE_ALL or not any("\r" in cell for row in table for cell in row))
     assume(HEADER not in table and not is_like_stray_quotes(table, delimiter, quoting))
+    # Python 3.11 writes a carriage return without quotes: its own reader takes it for a line's end.
+    assume(quoting == csv.QUOTE_ALL or not any("\r" in text for row in table for text in row))
     data = written([HEADER, *table], delimiter, quoting, newline).encode()
     expect(table, data, blank_rows=False)
 
