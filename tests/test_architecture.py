@@ -37,7 +37,7 @@ MAY_USE = {
     "report": {"config", "console", "artifacts"},
     "data": {"config", "console", "artifacts", "report"},
     "prompts": {"console", "artifacts"},
-    "models": _GROUND,
+    "models": _GROUND | {"prompts"},
     "inference": _MODELS,
     "pruning": _INFERENCE,
     "training": _INFERENCE,

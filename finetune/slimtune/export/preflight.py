@@ -147,22 +147,24 @@ def require_one_end(folder: Path, vocabulary: Vocabulary) -> None:
     The first two may name several; one of them must be the tokenizer's. A model whose files
     disagree stops in one program and runs on in another.
     """
-    text = special_tokens(folder, vocabulary.tokens).eos
-    if text.encode() not in vocabulary.tokens:
-        raise InputError(
-            f"{folder}: the end token {text!r} is not in the vocabulary",
-            "tokenizer_config.json names it; without its id no answer would ever end",
-            "copy the tokenizer's files again from the model it was trained with",
-        )
-    token = vocabulary.tokens.index(text.encode())
+    tokens = special_tokens(folder, vocabulary.tokens)
+    for text in (tokens.eos, tokens.named_eos):
+        if text.encode() not in vocabulary.tokens:
+            raise InputError(
+                f"{folder}: the end token {text!r} is not in the vocabulary",
+                "tokenizer_config.json names it; without its id no answer would ever end",
+                "copy the tokenizer's files again from the model it was trained with",
+            )
+    token = vocabulary.tokens.index(tokens.eos.encode())
+    known = {token, vocabulary.tokens.index(tokens.named_eos.encode())}
     for name in ("config.json", "generation_config.json"):
         ids = read_model_json(folder / name, optional=True).get("eos_token_id")
         named = ids if isinstance(ids, list) else [ids]
-        if ids is not None and token not in named:
+        if ids is not None and not known & set(named):
             raise InputError(
                 f"{folder / name}: eos_token_id is {ids}",
-                f"the tokenizer's end token is {text!r}, id {token}: answers would not end",
-                f"write {token} there, if the model was trained with {text!r}; "
+                f"the tokenizer's end token is {tokens.eos!r}, id {token}: answers would not end",
+                f"write {token} there, if the model was trained with {tokens.eos!r}; "
                 "else correct eos_token in tokenizer_config.json",
             )
 

@@ -88,8 +88,10 @@ def write_vocabulary(
             special = gguf.SpecialVocab(slim, n_vocab=len(vocabulary.tokens))
     special.chat_template = special.chat_template or template
     # Left unsaid, llama.cpp guesses by `pre`. EOS ends an answer, never the prompt before it.
-    puts_bos = special_tokens(folder, vocabulary.tokens).puts_bos
-    special.add_special_token |= {"bos": puts_bos, "eos": False}
+    tokens = special_tokens(folder, vocabulary.tokens)
+    special.add_special_token |= {"bos": tokens.puts_bos, "eos": False}
+    if tokens.eos != tokens.named_eos:
+        special.special_token_ids["eos"] = vocabulary.tokens.index(tokens.eos.encode())
     special.add_to_gguf(writer, quiet=True)
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
+from slimtune import prompts
 from slimtune.console import InputError
 from slimtune.models.folders import read_template
 from slimtune.models.json_files import read_model_json, require_kinds
@@ -34,12 +35,14 @@ _TEXT = "\ue000"  # of no alphabet: no special token is called so
 class SpecialTokens:
     """The texts of the first and last token, "" where there is none, and who writes the first.
 
-    `puts_bos`: the tokenizer itself puts `bos` before every text.
+    `puts_bos`: the tokenizer itself puts `bos` before every text. `eos` is what ends an answer in
+    the model's own chat template; `named_eos` what the files call so, mostly the same.
     """
 
     bos: str
     eos: str
     puts_bos: bool
+    named_eos: str = ""
 
 
 class TemplateFacts(NamedTuple):
@@ -64,8 +67,15 @@ def special_tokens(folder: Path, vocabulary: Iterable[bytes] = ()) -> SpecialTok
     for key, default in _DEFAULTS.items():
         if found[key] is None and default.encode() in vocabulary:
             found[key] = default
-    bos = found["bos_token"] or ""
-    return SpecialTokens(bos, found["eos_token"] or "", _puts_bos(folder, files[0], bos))
+    bos, eos = found["bos_token"] or "", found["eos_token"] or ""
+    end = prompts.end_of_answer(own_template(folder), eos, _special(folder, files[0]))
+    return SpecialTokens(bos, end or eos, _puts_bos(folder, files[0], bos), eos)
+
+
+def _special(folder: Path, config: dict) -> list[str]:
+    added = read_head(folder / JSON_FILE).get("added_tokens", [])
+    listed = [*added, *config.get("added_tokens_decoder", {}).values()]
+    return [token["content"] for token in listed if token.get("special")]
 
 
 def template_facts(folder: Path) -> TemplateFacts:

@@ -10,11 +10,11 @@ import logging
 import shutil
 from pathlib import Path
 
-from jinja2 import TemplateError
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from slimtune import prompts
 from slimtune.artifacts.files import write_json
 from slimtune.console import InputError
 from slimtune.models import sentencepiece_bpe
@@ -212,7 +212,6 @@ def _broken(file: Path, error: Exception) -> InputError:
     return InputError(f"{file}: cannot be read", reason, "copy it again from the original model")
 
 
-_ANSWER = "the answer"  # a text to find again in what a chat template renders
 _PAD_CANDIDATES = [
     "<pad>",
     "[PAD]",
@@ -229,36 +228,14 @@ def guard(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     named = tokenizer.chat_template
     if isinstance(named, dict):  # several, by their use
         tokenizer.chat_template = named.get("default", next(iter(named.values()), None))
-    end = _end_of_answer(tokenizer)
+    special = [one.content for one in tokenizer.added_tokens_decoder.values() if one.special]
+    end = prompts.end_of_answer(tokenizer.chat_template, tokenizer.eos_token, special)
     if end is not None:
         _log.info(
             "EOS: %s, which ends an answer in the chat template (was %s)", end, tokenizer.eos_token
         )
         tokenizer.eos_token = end
     return _guard_padding(tokenizer)
-
-
-def _end_of_answer(tokenizer: PreTrainedTokenizerFast) -> str | None:
-    """The special token after an answer in the model's own template where that is not EOS.
-
-    Qwen's base models name <|endoftext|> as EOS and end turns with <|im_end|>: what is trained
-    would not be what stops the model.
-    """
-    if not tokenizer.chat_template:
-        return None
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except (TemplateError, TypeError, ValueError):
-        return None  # whoever renders with it is told
-    _, found, after = text.rpartition(_ANSWER)
-    if not found:
-        return None
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    written = [token for token in special if token in after]
-    if tokenizer.eos_token in written or not written:
-        return None
-    return min(written, key=after.index)
 
 
 def _guard_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

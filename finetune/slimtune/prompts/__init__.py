@@ -11,7 +11,7 @@ from slimtune.prompts.choosing import (
 )
 from slimtune.prompts.encoding import IGNORED, Encoded, encode, encode_prompt, puts_bos
 from slimtune.prompts.long_rows import Fitted, Policy, RowLimit, fit_row
-from slimtune.prompts.probing import Form, form_of, same
+from slimtune.prompts.probing import Form, end_of_answer, form_of, same
 from slimtune.prompts.rendering import ChatMessage, pieces, render, template, template_names
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "encode",
     "encode_prompt",
     "fit_row",
+    "end_of_answer",
     "form_of",
     "no_twin",
     "pieces",

@@ -14,6 +14,7 @@ from slimtune.console import InputError, SlimTuneError
 from slimtune.prompts.rendering import ChatMessage, render
 
 BOS, EOS = "<s>", "</s>"  # for templates that are compared before a model is known
+_S, _U, _A, _V = "\ue001", "\ue002", "\ue003", "\ue004"  # contents that no template writes
 Shown = Callable[..., str]  # messages -> their text under the template in question
 
 
@@ -38,6 +39,26 @@ def same(one: str, other: str, bos_token: str = BOS, eos_token: str = EOS) -> bo
     if one == other:
         return True
     return _rendered(one, bos_token, eos_token) == _rendered(other, bos_token, eos_token)
+
+
+def end_of_answer(source: str | None, eos_token: str | None, special: Sequence[str]) -> str | None:
+    """The special token after an answer in a chat template where that is not EOS, else None.
+
+    Qwen's base models name <|endoftext|> as EOS and end turns with <|im_end|>: what is trained
+    would not be what stops the model.
+    """
+    if not source:
+        return None
+    turns = [_message("user", _U), _message("assistant", _A)]
+    try:
+        text = render(turns, source, bos_token=BOS, eos_token=eos_token)
+    except SlimTuneError:
+        return None  # whoever renders with it is told
+    _, found, after = text.rpartition(_A)
+    written = [token for token in special if token in after]
+    if not found or not written or eos_token in written:
+        return None
+    return min(written, key=after.index)
 
 
 def keeps_turns(source: str) -> bool:
@@ -118,9 +139,6 @@ class Form:
 
     def _content(self, role: str, text: str) -> str:
         return text.strip() if role in self.trim else text
-
-
-_S, _U, _A, _V = "\ue001", "\ue002", "\ue003", "\ue004"  # contents that no template writes
 
 
 @cache

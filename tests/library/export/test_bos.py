@@ -7,7 +7,7 @@ import pytest
 from foreign_chat_templates import QWEN2, SMOLLM2
 from gguf import GGUFReader
 from running import succeeds
-from tiny_pipelines import write_bpe_llama
+from tiny_pipelines import edit_json, write_bpe_llama
 from tiny_rows import raw_rows
 
 from slimtune import prompts
@@ -15,17 +15,23 @@ from slimtune.config import Training
 from slimtune.training.dataset import read_dataset
 
 IM, BEGIN = "<|im_start|>", "<|begin_of_text|>"
-# As SmolLM2, as Qwen2 with a bos that it never writes, and as Llama-3 does.
+# As SmolLM2, as Qwen2 with a bos that it never writes, as its base model, and as Llama-3 does.
 MODELS = {
     "smollm2": {"pipeline": "smollm", "bos": IM, "template": SMOLLM2},
     "qwen2": {"pipeline": "qwen2", "bos": "<|endoftext|>", "template": QWEN2},
+    "qwen2_base": {"pipeline": "qwen2", "template": QWEN2},
     "llama3": {"pipeline": "llama-bpe", "bos": BEGIN, "puts_bos": True},
 }
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def model(request, tmp_path_factory) -> Path:
-    return write_bpe_llama(tmp_path_factory.mktemp(request.param), **MODELS[request.param])
+    folder = write_bpe_llama(tmp_path_factory.mktemp(request.param), **MODELS[request.param])
+    if request.param == "qwen2_base":  # EOS ends a text there, and its template a turn
+        edit_json(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
+        edit_json(folder / "config.json", eos_token_id=0)
+        edit_json(folder / "generation_config.json", eos_token_id=0)
+    return folder
 
 
 @pytest.mark.parametrize("name", ["auto", *prompts.template_names()])
@@ -49,6 +55,7 @@ def test_the_file_is_proven_and_says_who_writes_bos(name, model, tmp_path, monke
     puts = fields["tokenizer.ggml.add_bos_token"].contents()
     assert puts == ("llama3" in model.name)
     assert not fields["tokenizer.ggml.add_eos_token"].contents()
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 2
     text = (tmp_path / "Modelfile").read_text(encoding="utf-8")
     assert IM * 2 not in text
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import spm_cases
+from foreign_chat_templates import QWEN2
 from tiny_folders import write_tiny_llama
 from tiny_pipelines import byte_level, edit_json
 
@@ -31,6 +32,7 @@ def agrees(folder: Path) -> bool:
     loaded = tokenizers.load_tokenizer(folder)
     said = special_tokens(folder).puts_bos
     assert prompts.puts_bos(loaded) == said
+    assert special_tokens(folder, [b"</s>"]).eos == loaded.eos_token
     assert template_facts(folder)[:2] == (loaded.chat_template, said)
     assert all(token in loaded.get_vocab() for token in template_facts(folder).tokens)
     return said
@@ -89,3 +91,14 @@ def test_other_tokens_before_a_text_are_refused_by_name(tmp_path) -> None:
     edit_json(folder / "tokenizer_config.json", bos_token="<|endoftext|>")
     with pytest.raises(InputError, match=r"puts <\|im_start\|> before every text"):
         special_tokens(folder)
+
+
+def test_the_end_is_what_the_template_writes_after_an_answer(tmp_path) -> None:
+    """Qwen's base models name <|endoftext|> as EOS: their GGUF ended in exit 5."""
+    loaded = byte_level("qwen2")
+    loaded.chat_template = QWEN2
+    tokenizers.save_tokenizer(loaded, tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", eos_token="<|endoftext|>")
+    assert not agrees(tmp_path)
+    found = special_tokens(tmp_path)
+    assert (found.eos, found.named_eos) == ("<|im_end|>", "<|endoftext|>")
