@@ -181,9 +181,9 @@ def test_the_comparison_tells_the_models_apart(project) -> None:
     assert perplexity["distilled"] < perplexity["pruned"]
     for label in ("merged", "stories-F16"):
         assert perplexity[label] == pytest.approx(perplexity["fine-tuned"], rel=0.01), label
-    # Rows it cannot answer: 7.8 nats a token, of which the 8 bits cost 0.045 on 64 channels.
+    # Rows it cannot answer, 7.8 nats a token: on 64 channels 8 bits cost 0.045 nats, 4 bits 0.19.
     assert perplexity["stories-Q8_0"] == pytest.approx(perplexity["stories-F16"], rel=0.1)
-    assert perplexity["stories-Q4_K_M"] == pytest.approx(perplexity["stories-F16"], rel=0.2)
+    assert perplexity["stories-Q4_K_M"] == pytest.approx(perplexity["stories-F16"], rel=0.3)
     sizes = [models[f"stories-{one}"]["cost"]["bytes_on_disk"] for one in TYPES]
     assert sizes == sorted(sizes, reverse=True)
 
