@@ -7,7 +7,6 @@ base + adapter in peft, and says what the base's quantisation costs this adapter
 adapter merged first and quantised then.
 """
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,8 +31,6 @@ from slimtune.models.gguf_header import read_gguf
 from slimtune.models.ollama_store import plain_name
 from slimtune.models.origin import say_if_unknown
 from slimtune.models.tokenizer_files import template_facts
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
