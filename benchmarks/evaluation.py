@@ -125,11 +125,12 @@ def _load(folder: Path):
 def slimtune(folder: Path, count: int, tokens: int, _: int) -> None:
     """Our batched generation."""
     from slimtune.inference.batching import in_order
+    from slimtune.inference.decoding import Decoding
     from slimtune.inference.generation import generate
 
     model, tokenizer = _load(folder)
     started = time.process_time()
-    found = in_order(generate(model, tokenizer, _prompts(count), max_new_tokens=tokens))
+    found = in_order(generate(model, tokenizer, _prompts(count), Decoding(tokens)))
     report(cpu=time.process_time() - started, answers=[one.text for one in found])
 
 

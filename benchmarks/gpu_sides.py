@@ -126,12 +126,13 @@ def trl(model: Path, rows: Path, length: int) -> None:
 
 
 def batched(model: Path, rows: Path, length: int) -> None:
+    from slimtune.inference.decoding import Decoding
     from slimtune.inference.generation import generate
 
     loaded, tokenizer = _base(model), _tokenizer(model)
 
     def answers(prompts: list[list[int]], new_tokens: int) -> int:
-        found = generate(loaded, tokenizer, prompts, max_new_tokens=new_tokens)
+        found = generate(loaded, tokenizer, prompts, Decoding(new_tokens))
         return sum(answer.tokens for _, answer in found)
 
     _answered(answers, _rows(model, rows, length))

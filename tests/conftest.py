@@ -34,8 +34,8 @@ distillation:
 lora: {output_dir: tuned}
 training: {train_data: rows/train_train.jsonl, epochs: 6, learning_rate: 1e-2, max_length: 128}
 pruned_distilled: {output_dir: small}
-evaluation:
-  {lora_model: tuned/lora_adapter, output: evaluation/results.csv, max_new_tokens: 12}
+generation: {max_new_tokens: 12}
+evaluation: {lora_model: tuned/lora_adapter, output: evaluation/results.csv}
 gguf: {model_path: tuned/merged_model, output_dir: gguf, model_name: tiny, quantization: F16,
        verify: quick}
 """

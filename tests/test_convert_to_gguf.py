@@ -11,6 +11,7 @@ from tiny_folders import write_tiny_llama
 
 from slimtune import prompts
 from slimtune.export import convert
+from slimtune.inference.decoding import Decoding
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.models import tokenizers
 
@@ -30,7 +31,7 @@ def test_the_file_answers(gguf, merged) -> None:
     template = prompts.template("llama2")
     ids = [prompts.encode_prompt(tokenizer, messages, template) for messages in asked]
     with LlamaCpp(gguf, context=128, slots=2) as model:
-        answers = [answer.text.strip() for answer in model.generate(ids, 12)]
+        answers = [answer.text.strip() for answer in model.generate(ids, Decoding(12))]
     assert answers == list(QUESTIONS.values())
 
 
@@ -235,7 +236,7 @@ def test_an_adapter_beside_its_base_answers_as_the_fine_tuned_model(beside, merg
     ids = [prompts.encode_prompt(tokenizer, messages, template) for messages in asked]
     lora = folder / "tiny-lora-F16.gguf"
     with LlamaCpp(folder / "base-F16.gguf", adapter=lora, context=128, slots=2) as model:
-        answers = [answer.text.strip() for answer in model.generate(ids, 12)]
+        answers = [answer.text.strip() for answer in model.generate(ids, Decoding(12))]
     assert answers == list(QUESTIONS.values())
 
 

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from slimtune import prompts, sample
 from slimtune.export.quant_types import TIE
+from slimtune.inference.decoding import Decoding
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.models import tokenizers
 
@@ -45,7 +46,8 @@ distillation:
   {teacher_model: tuned/merged_model, student_model: pruned, output_dir: distilled,
    cache_dir: cache, text_data: text.txt, text_passages: 30, epochs: 1}
 pruned_distilled: {output_dir: small}
-evaluation: {lora_model: tuned/lora_adapter, output: evaluation/results.csv, max_new_tokens: 24}
+generation: {max_new_tokens: 24}
+evaluation: {lora_model: tuned/lora_adapter, output: evaluation/results.csv}
 gguf: {model_path: tuned/merged_model, output_dir: gguf, model_name: stories, verify: quick}
 """
 
@@ -142,7 +144,7 @@ def test_llama_cpp_says_what_transformers_says(project) -> None:
     ids = [one for one in ids if len(one) < 400][:8]  # few: Chinese takes three tokens a sign
     assert len(ids) == 8
     with LlamaCpp(project / "gguf/stories-F16.gguf", context=512, slots=4) as gguf:
-        theirs = [answer.ids for answer in gguf.generate(ids, 40)]
+        theirs = [answer.ids for answer in gguf.generate(ids, Decoding(40))]
     assert template == prompts.template("llama2")
     for prompt, answer in zip(ids, theirs, strict=True):
         said = model.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)[0]

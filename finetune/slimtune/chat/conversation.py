@@ -19,6 +19,7 @@ from slimtune.console import SettingsError, SlimTuneError, note
 from slimtune.evaluation import candidates
 from slimtune.evaluation.fairness import template_of
 from slimtune.inference.answers import Candidate
+from slimtune.inference.decoding import Decoding
 from slimtune.inference.engines import open_engine
 
 _CONTEXT = 2048  # tokens of a conversation
@@ -32,7 +33,8 @@ def hold_chat(chosen: Sequence[Candidate], config: Config) -> None:
         return
     partners = _partners(chosen, config)
     system = system_prompt_for(config, *map(Path, candidates.paths([last])))
-    chat = Chat(partners, output=sys.stdout, system=system, max_length=_CONTEXT)
+    decoding = Decoding.of(config.generation)
+    chat = Chat(partners, output=sys.stdout, decoding=decoding, system=system, max_length=_CONTEXT)
     note(f"chatting with {last.label}; /help says what else it understands")
     try:
         talk(chat, terminal_input())

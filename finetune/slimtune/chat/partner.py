@@ -16,6 +16,7 @@ from typing import TextIO
 from slimtune.chat.side_by_side import SideBySide
 from slimtune.console import SlimTuneError
 from slimtune.data.turns import without_special_tokens
+from slimtune.inference.decoding import Decoding
 from slimtune.inference.engines import Engine
 from slimtune.prompts import ChatMessage, encode_prompt
 
@@ -32,8 +33,9 @@ class Partner:
 class Chat:
     """A conversation with one model or two: `histories` is what each of the `speakers` remembers.
 
-    The last of `partners` speaks first. `system` comes before every conversation; an answer has at
-    most `max_new_tokens`, and a conversation what the model's context holds, `max_length` at most.
+    The last of `partners` speaks first. `system` comes before every conversation; an answer is
+    chosen as `decoding` says; a conversation has the room of the model's context, `max_length` at
+    most.
     """
 
     def __init__(
@@ -42,12 +44,12 @@ class Chat:
         *,
         output: TextIO,
         system: str = "",
-        max_new_tokens: int = 512,
+        decoding: Decoding,
         max_length: int = 2048,
     ) -> None:
         self.partners = {partner.label: partner for partner in partners}
         self.output, self.system = output, system
-        self.max_new_tokens, self.max_length = max_new_tokens, max_length
+        self.decoding, self.max_length = decoding, max_length
         self.speakers = [partners[-1].label]
         self.histories: dict[str, list[ChatMessage]] = {self.speakers[0]: []}
         self.engines: dict[str, Engine] = {}
@@ -142,8 +144,9 @@ class Chat:
     def _stream(self, label: str) -> Iterator[str]:
         engine = self.engine(label)
         context = min(self.max_length, engine.context)
-        answer = min(self.max_new_tokens, context // 2)
-        return engine.stream(self._prompt(label, engine, context - answer), answer)
+        decoding = self.decoding.within(context // 2)
+        prompt = self._prompt(label, engine, context - decoding.max_new_tokens)
+        return engine.stream(prompt, decoding)
 
     def _prompt(self, label: str, engine: Engine, room: int) -> list[int]:
         """The conversation as token ids, without its oldest turns where it became too long."""

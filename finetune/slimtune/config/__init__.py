@@ -13,7 +13,7 @@ from pydantic import PrivateAttr
 from slimtune.config.compression import Distillation, PrunedDistilled, Pruning
 from slimtune.config.data import Data, SampleSection
 from slimtune.config.fields import Section
-from slimtune.config.results import Evaluation, Gguf
+from slimtune.config.results import Evaluation, GenerationSection, Gguf
 from slimtune.config.training import Lora, ModelSection, Training
 
 
@@ -38,6 +38,7 @@ class Config(Section):
     lora: Lora = Lora()
     training: Training = Training()
     pruned_distilled: PrunedDistilled = PrunedDistilled()
+    generation: GenerationSection = GenerationSection()
     evaluation: Evaluation = Evaluation()
     gguf: Gguf = Gguf()
 
@@ -69,9 +70,15 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     + _fields(Lora, "lora", without=("output_dir", "method"))
     + _fields(Pruning, "pruning", without=("model_path", "output_dir"))
     + _fields(Distillation, "distillation", without=("student_model", "output_dir"))
-    + ("evaluation.test_data", "evaluation.max_rows", "evaluation.max_new_tokens")
-    + ("evaluation.token_budget", "evaluation.extract"),
-    "evaluate_model": ("evaluation", "model", "training.train_data", "training.max_length"),
+    + ("evaluation.test_data", "evaluation.max_rows", "evaluation.token_budget")
+    + ("evaluation.extract", "generation"),
+    "evaluate_model": (
+        "evaluation",
+        "generation",
+        "model",
+        "training.train_data",
+        "training.max_length",
+    ),
     "convert_to_gguf": ("gguf", "model.prompt_template", "model.system_prompt")
     + ("training.max_length", "training.train_data", "evaluation.test_data"),
 }

@@ -1,4 +1,5 @@
-"""What a model is made for: comparison, chat and report; a GGUF file, its proof, its Modelfile."""
+"""What a model is made for: answers; comparison, chat and report; a GGUF file, its proof, its
+Modelfile."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -6,7 +7,49 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from slimtune.config.catalogues import names
-from slimtune.config.fields import Auto, ModelReference, Positive, Section, choice, setting
+from slimtune.config.fields import (
+    Auto,
+    Count,
+    ModelReference,
+    Positive,
+    Section,
+    Share,
+    choice,
+    setting,
+)
+
+
+class GenerationSection(Section):
+    """How answers are chosen: measured so, and written so for whoever serves the model."""
+
+    temperature: Annotated[float, Field(ge=0)] = setting(
+        0.0,
+        "0: always the likeliest token (greedy), the same answer every time. Above 0 tokens are\n"
+        "drawn by their probabilities, the more evenly the higher it is.",
+    )
+    top_k: Count = setting(0, "Draw from that many likeliest tokens; 0: from all.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = setting(
+        1.0, "Draw from the likeliest tokens that together have this probability; 1: from all."
+    )
+    min_p: Share = setting(
+        0.0, "Draw from tokens with at least this share of the likeliest one's probability; 0: all."
+    )
+    repeat_penalty: Annotated[float, Field(gt=0)] = setting(
+        1.0,
+        "Above 1 makes tokens that stand in prompt or answer already less likely, even when the\n"
+        "likeliest is taken; 1: no change.",
+    )
+    max_new_tokens: Positive | Auto = setting(
+        "auto",
+        "Longest answer in tokens. auto: as long as the longest reference answer can be, 512 and\n"
+        "half of max_length at most. A chat lets an answer grow to 512; Ctrl-C stops it.",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32 - 1)] | None = setting(
+        None,
+        "Seed of what is drawn; each row draws for itself, whatever is asked beside it. null: 0.\n"
+        "A number goes into a Modelfile as well: Ollama then draws alike for every question, and\n"
+        "answers the same one the same way each time.",
+    )
 
 
 class Evaluation(Section):
@@ -30,11 +73,6 @@ class Evaluation(Section):
         "the same name goes on with the answers it has, unless --overwrite asks for new ones.",
     )
     max_rows: Annotated[int, Field(ge=0)] = setting(0, "Test rows to use; 0: all.")
-    max_new_tokens: Positive | Auto = setting(
-        "auto",
-        "Longest answer in tokens. auto: as long as the longest reference answer can be, 512 and\n"
-        "half of max_length at most. A chat lets an answer grow to 512; Ctrl-C stops it.",
-    )
     token_budget: Positive = setting(
         8192,
         "Tokens of prompts and answers in a batch. Less takes less memory and more time; a batch\n"

@@ -1,4 +1,4 @@
-"""How long an answer may grow: what `evaluation.max_new_tokens: auto` means for the rows asked.
+"""How long an answer may grow: what `generation.max_new_tokens: auto` means for the rows asked.
 
 Too short cuts right answers off, too long takes room from the prompts and lets a model that never
 ends run on. No tokenizer is asked: the models of a comparison may have several, and all get one
@@ -24,8 +24,8 @@ def with_answer_room(config: Config, questions: Sequence[Question]) -> Config:
     The longest reference answer in tokens, its end token among them, up to the next multiple of 32;
     512 at most, and half of max_length, so that prompts keep the other half.
     """
-    evaluation = config.evaluation
-    if evaluation.max_new_tokens != "auto":
+    generation = config.generation
+    if generation.max_new_tokens != "auto":
         return config
     longest = 1 + max(most_tokens(text) for one in questions for text in one.references)
     room = -(-longest // _STEP) * _STEP
@@ -34,8 +34,8 @@ def with_answer_room(config: Config, questions: Sequence[Question]) -> Config:
         "max_new_tokens auto: %d; the longest reference answer has at most %d tokens%s",
         *(chosen, longest, ", some are cut off" if chosen < longest else ""),
     )
-    settled = evaluation.model_copy(update={"max_new_tokens": chosen})
-    return config.model_copy(update={"evaluation": settled})
+    settled = generation.model_copy(update={"max_new_tokens": chosen})
+    return config.model_copy(update={"generation": settled})
 
 
 def most_tokens(text: str) -> int:

@@ -25,6 +25,7 @@ from slimtune.evaluation.cautions import Caution, cautions
 from slimtune.evaluation.fairness import common_template
 from slimtune.evaluation.scoring import measure, row_scores, signatures
 from slimtune.inference.answers import Candidate, Job, Outcome, Question
+from slimtune.inference.decoding import Decoding
 
 _log = logging.getLogger("slimtune")
 
@@ -61,9 +62,10 @@ def compare(
     """Evaluates every candidate on `rows` (canonical) and judges each against the first.
 
     `template` is for models whose folders have no chat_template.jinja of their own. Of the settings
-    count those of the model's numbers, of the evaluation, and training.max_length: prompts keep
-    their end within max_length - max_new_tokens, reference answers are scored within max_length,
-    and evaluation.extract finds what counts in an answer where a row names no pattern itself.
+    count those of the model's numbers, of generation and evaluation, and training.max_length:
+    prompts keep their end within max_length - max_new_tokens, reference answers are scored within
+    max_length, and evaluation.extract finds what counts in an answer where a row names no pattern
+    itself.
     `trained_on` are the training rows, for the share of test questions among them. Answers are kept
     in the folder `kept_in` as they come, and those found there are not asked for again.
     `isolated=False` stays in this process, for one small model.
@@ -79,7 +81,7 @@ def compare(
         questions,
         template,
         config.training.max_length,
-        evaluation.max_new_tokens,
+        Decoding.of(config.generation),
         numbers=config.model,
         token_budget=evaluation.token_budget,
         kept_in=kept_in,
@@ -90,7 +92,7 @@ def compare(
     settings = {
         "rows": len(questions),
         "max_length": job.max_length,
-        "max_new_tokens": job.max_new_tokens,
+        "max_new_tokens": job.decoding.max_new_tokens,
         "extract": evaluation.extract,
         "signatures": signatures(questions),
         "own_templates": [

@@ -37,7 +37,7 @@ def evaluate(candidate: Candidate, job: Job) -> Outcome:
         _log.info("%s: finished in an earlier run", candidate.label)
         return known
     started = time.perf_counter()
-    room = job.max_length + job.max_new_tokens
+    room = job.max_length + job.decoding.max_new_tokens
     engine = open_engine(candidate, job.numbers, room, job.token_budget)
     try:
         loaded = time.perf_counter() - started
@@ -56,7 +56,7 @@ def _ask(
     cut, examples, asked = _encoded(engine, job)
     require_same_cut(candidate.label, asked, job.first or asked)
     _log.info("%s: answering %d prompts", candidate.label, len(cut))
-    generations = kept.complete(Generation, partial(engine.generate, cut, job.max_new_tokens))
+    generations = kept.complete(Generation, partial(engine.generate, cut, job.decoding))
     _log.info("%s: scoring the reference answers", candidate.label)
     losses = kept.complete(AnswerLoss, partial(_losses, engine, examples))
     reading, writing = engine.speed(max(cut, key=len))
@@ -90,7 +90,7 @@ def _encoded(engine: Engine, job: Job) -> tuple[list[list[int]], list[Encoded | 
     """Prompts within their room, whole rows (None where the answers exceed max_length), and what
     became of the rows."""
     tokenizer, rows = engine.tokenizer, job.questions
-    room = max(job.max_length - job.max_new_tokens, 2)
+    room = max(job.max_length - job.decoding.max_new_tokens, 2)
     prompts = [encode_prompt(tokenizer, row.messages, job.template) for row in rows]
     cut = [encode_prompt(tokenizer, row.messages, job.template, room) for row in rows]
     examples = [encode(tokenizer, row.conversation, job.template, job.max_length) for row in rows]

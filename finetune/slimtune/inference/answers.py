@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from slimtune.config.training import ModelSection
 from slimtune.console import InputError
+from slimtune.inference.decoding import Decoding
 from slimtune.models.gguf_header import is_gguf
 
 TOKEN_BUDGET = 8192  # of a batch: prompts and answers together
@@ -114,7 +115,7 @@ class Job:
     questions: tuple[Question, ...]
     template: str
     max_length: int
-    max_new_tokens: int
+    decoding: Decoding
     numbers: ModelSection = ModelSection()
     token_budget: int = TOKEN_BUDGET
     first: Asked | None = None
@@ -133,7 +134,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Generation:
-    """A greedy answer: its text without blanks around it, its token ids, whether it ended itself.
+    """An answer: its text without blanks around it, its token ids, whether it ended itself.
 
     `ids` leave out the end token; `stopped` says that there was one, and the length was not the
     end. `margins` (nats between first and second choice of each step, the end token's included) are

@@ -25,6 +25,7 @@ from slimtune.inference.answers import (
     TokenLosses,
 )
 from slimtune.inference.batching import unfinished
+from slimtune.inference.decoding import Decoding
 from slimtune.inference.gguf_tokenizer import GgufTokenizer
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.inference.token_losses import token_losses
@@ -44,10 +45,11 @@ _LARGE = 10**9  # bytes of a GGUF from which many caches side by side would fill
 
 
 class Engine(Protocol):
-    """A loaded model with its tokenizer. Prompts are token ids; decoding is greedy.
+    """A loaded model with its tokenizer. Prompts are token ids; a row's number is its place.
 
     `generate` and `losses` give (row, result) as they are found; rows that are `known` may be left
-    out, and the figures of the others do not depend on it.
+    out, and the figures of the others do not depend on it: what is drawn for a row comes from
+    `decoding.for_row(row)`. `stream` draws from the decoding's own seed.
     """
 
     tokenizer: PromptTokenizer
@@ -55,14 +57,14 @@ class Engine(Protocol):
     context: int  # the longest conversation it can follow, in tokens
 
     def generate(
-        self, prompts: Sequence[list[int]], max_new_tokens: int, known: Rows = frozenset()
+        self, prompts: Sequence[list[int]], decoding: Decoding, known: Rows = frozenset()
     ) -> Iterator[tuple[int, Generation]]: ...
 
     def losses(
         self, examples: Sequence[Encoded], known: Rows = frozenset()
     ) -> Iterator[tuple[int, AnswerLoss]]: ...
 
-    def stream(self, prompt: list[int], max_new_tokens: int) -> Iterator[str]: ...
+    def stream(self, prompt: list[int], decoding: Decoding) -> Iterator[str]: ...
 
     def speed(self, prompt: list[int]) -> Speed: ...
 
@@ -83,13 +85,13 @@ class TransformersEngine:
         self.context = model.config.max_position_embeddings
 
     def generate(
-        self, prompts: Sequence[list[int]], max_new_tokens: int, known: Rows = frozenset()
+        self, prompts: Sequence[list[int]], decoding: Decoding, known: Rows = frozenset()
     ) -> Iterator[tuple[int, Generation]]:
         return generation.generate(
             self.model,
             self.tokenizer,
             prompts,
-            max_new_tokens=max_new_tokens,
+            decoding,
             token_budget=self.token_budget,
             known=known,
         )
@@ -100,8 +102,8 @@ class TransformersEngine:
         found = token_losses(self.model, examples, token_budget=self.token_budget, known=known)
         return ((row, losses.total) for row, losses in found)
 
-    def stream(self, prompt: list[int], max_new_tokens: int) -> Iterator[str]:
-        return generation.stream(self.model, self.tokenizer, prompt, max_new_tokens=max_new_tokens)
+    def stream(self, prompt: list[int], decoding: Decoding) -> Iterator[str]:
+        return generation.stream(self.model, self.tokenizer, prompt, decoding)
 
     def speed(self, prompt: list[int]) -> Speed:
         return generation.speed(self.model, prompt, _SPEED_TOKENS)
@@ -118,12 +120,12 @@ class LlamaCppEngine:
         self.process, self.context = model.process, model.context
 
     def generate(
-        self, prompts: Sequence[list[int]], max_new_tokens: int, known: Rows = frozenset()
+        self, prompts: Sequence[list[int]], decoding: Decoding, known: Rows = frozenset()
     ) -> Iterator[tuple[int, Generation]]:
         # Rounds of a few prompts a slot: what runs side by side is the same when a run is resumed.
         for rows in self._rounds(prompts, 4 * self.slots, known):
             asked = [prompts[row] for row in rows]
-            for place, answer in self.model.answers(asked, max_new_tokens):
+            for place, answer in self.model.answers(asked, decoding, rows):
                 yield rows[place], self._as_transformers_writes(answer)
 
     def _rounds(
@@ -156,8 +158,8 @@ class LlamaCppEngine:
                 labels = examples[rows[place]]["labels"][starts[rows[place]] :]
                 yield rows[place], _supervised(losses, labels).total
 
-    def stream(self, prompt: list[int], max_new_tokens: int) -> Iterator[str]:
-        return self.model.stream(prompt, max_new_tokens)
+    def stream(self, prompt: list[int], decoding: Decoding) -> Iterator[str]:
+        return self.model.stream(prompt, decoding)
 
     def speed(self, prompt: list[int]) -> Speed:
         return self.model.speed(prompt, _SPEED_TOKENS)

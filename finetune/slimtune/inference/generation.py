@@ -1,6 +1,6 @@
-"""Greedy decoding with transformers: many prompts in batches, or one as a stream, the same answers.
+"""Decoding with transformers: many prompts in batches, or one as a stream, the same answers.
 
-The likeliest token of the raw logits at every step; the model's own sampling settings take no part.
+Greedy unless the `Decoding` says otherwise; the model's own sampling settings take no part.
 """
 
 import time
@@ -12,6 +12,8 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerFast
 
 from slimtune.inference.answers import Generation, Speed
 from slimtune.inference.batching import left_padded, run_batched
+from slimtune.inference.decoding import Decoding
+from slimtune.inference.sampling import Chooser
 
 _TOKEN_BUDGET = 8192
 CACHE_BYTES = 2**30
@@ -23,12 +25,12 @@ def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
     *,
-    max_new_tokens: int,
     token_budget: int = _TOKEN_BUDGET,
     known: Collection[int] = frozenset(),
 ) -> Iterator[tuple[int, Generation]]:
-    """(row, greedy answer) for each prompt (token ids, BOS included), batch by batch.
+    """(row, answer) for each prompt (token ids, BOS included), batch by batch.
 
     Batches hold at most `token_budget` tokens of prompt and answer together, fewer where their
     cache would take more than 1 GB, and are halved when memory runs out; rows that are `known` are
@@ -37,9 +39,9 @@ def generate(
 
     def answer(rows: list[int]) -> list[Generation]:
         batch = [prompts[row] for row in rows]
-        return generate_batch(model, tokenizer, batch, max_new_tokens=max_new_tokens)
+        return generate_batch(model, tokenizer, batch, decoding, rows=rows)
 
-    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    lengths = [len(prompt) + decoding.max_new_tokens for prompt in prompts]
     return run_batched(lengths, min(token_budget, _fitting_budget(model)), answer, known)
 
 
@@ -47,18 +49,21 @@ def generate_batch(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
     *,
-    max_new_tokens: int,
+    rows: Sequence[int] | None = None,
     ends: Collection[int] | None = None,
     margins: bool = False,
 ) -> list[Generation]:
-    """The greedy answers to prompts that are decoded side by side.
+    """The answers to prompts that are decoded side by side.
 
-    `ends` are the ids that end an answer, `end_tokens` by default; `margins` asks for those of
+    `rows` are their numbers among all, from which they draw (theirs among these, by default);
+    `ends` the ids that end an answer, `end_tokens` by default; `margins` asks for those of
     `Generation`.
     """
     ends = end_tokens(model, tokenizer) if ends is None else ends
-    answers = _answers(model, prompts, max_new_tokens, ends, margins)
+    seeded = [decoding.for_row(row) for row in rows or range(len(prompts))]
+    answers = _answers(model, prompts, seeded, ends, margins)
     return [_finished(tokenizer, ids, gaps, ends) for ids, gaps in answers]
 
 
@@ -66,17 +71,16 @@ def stream(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     prompt: Sequence[int],
-    *,
-    max_new_tokens: int,
+    decoding: Decoding,
 ) -> Iterator[str]:
-    """The greedy answer to one prompt, piece by piece; the pieces joined are the whole text.
+    """The answer to one prompt, piece by piece; the pieces joined are the whole text.
 
     A piece is held back while it may change: half a UTF-8 character decodes to U+FFFD.
     """
     ids: list[int] = []
     shown = ""
     ends = end_tokens(model, tokenizer)
-    for _, (token,), _ in _choices(model, [prompt], max_new_tokens, ends):
+    for _, (token,), _ in _choices(model, [prompt], [decoding], ends):
         if token in ends:
             break
         ids.append(token)
@@ -104,7 +108,7 @@ def speed(model: PreTrainedModel, prompt: Sequence[int], new_tokens: int) -> Spe
 
 def _speed_once(model: PreTrainedModel, prompt: Sequence[int], new_tokens: int) -> Speed:
     times = [time.perf_counter()]
-    for _ in _choices(model, [prompt], new_tokens + 1, ends=()):
+    for _ in _choices(model, [prompt], [Decoding(new_tokens + 1)], ends=()):
         times.append(time.perf_counter())
     return Speed(len(prompt) / (times[1] - times[0]), new_tokens / (times[-1] - times[1]))
 
@@ -125,13 +129,13 @@ def _fitting_budget(model: PreTrainedModel) -> int:
 def _answers(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    decodings: Sequence[Decoding],
     ends: Collection[int],
     margins: bool,
 ) -> list[tuple[list[int], list[float]]]:
     """(ids, margins or nothing) of each answer of one batch, the closing end token included."""
     answers: list[tuple[list[int], list[float]]] = [([], []) for _ in prompts]
-    for rows, tokens, logits in _choices(model, prompts, max_new_tokens, ends):
+    for rows, tokens, logits in _choices(model, prompts, decodings, ends):
         for row, token in zip(rows, tokens, strict=True):
             answers[row][0].append(token)
         if margins:
@@ -145,19 +149,21 @@ def _answers(
 def _choices(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    decodings: Sequence[Decoding],
     ends: Collection[int],
 ) -> Iterator[tuple[list[int], list[int], torch.Tensor]]:
     """Step by step: the rows that go on, the token that each chooses, their logits (rows, ids).
 
-    A row whose token is one of `ends` is left out from the next step on.
+    Each row has its own seed of one decoding. A row whose token is one of `ends` is left out from
+    the next step on.
     """
     active = list(range(len(prompts)))
+    choosers = None if decodings[0].plain else [*map(Chooser, decodings, prompts)]
     ids, mask, positions = left_padded(prompts, model.device)
     cache: Cache | None = None
-    for _ in range(max_new_tokens):
+    for _ in range(decodings[0].max_new_tokens):
         logits, cache = _step(model, ids, mask, positions, cache)
-        chosen = logits.argmax(-1)
+        chosen = _chosen(logits, active, choosers)
         tokens = chosen.tolist()
         yield active, tokens, logits
         going = [place for place, token in enumerate(tokens) if token not in ends]
@@ -172,6 +178,17 @@ def _choices(
         ids = chosen[:, None]
         mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
         positions = positions[:, -1:] + 1
+
+
+def _chosen(
+    logits: torch.Tensor, rows: Sequence[int], choosers: Sequence[Chooser] | None
+) -> torch.Tensor:
+    """The next token of each row (rows,): the likeliest, or what the row's chooser takes."""
+    if choosers is None:
+        return logits.argmax(-1)
+    wide = logits.float().cpu().numpy()
+    tokens = [choosers[row].choose(own) for row, own in zip(rows, wide, strict=True)]
+    return torch.tensor(tokens, device=logits.device)
 
 
 def _step(

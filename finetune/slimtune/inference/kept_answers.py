@@ -44,7 +44,7 @@ class Predictions:
         """Those of a candidate; in memory only where the job keeps none."""
         if job.kept_in is None:
             return cls(None, job.questions)
-        told = [job.template, job.max_length, job.max_new_tokens, job.computed]
+        told = [job.template, job.max_length, asdict(job.decoding), job.computed]
         name = _digest([asdict(candidate), _weights(candidate), *told])
         return cls(job.kept_in / f"{name}.jsonl", job.questions)
 

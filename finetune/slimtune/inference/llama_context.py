@@ -1,4 +1,4 @@
-"""One GGUF in llama.cpp, in this process: logits, greedy decoding of many prompts side by side.
+"""One GGUF in llama.cpp, in this process: logits, decoding of many prompts side by side.
 
 Use `llama_cpp`, which keeps this in a child process: llama.cpp aborts the process on some files.
 Nothing here imports torch, which would cost that child seconds and memory.
@@ -11,12 +11,15 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 from slimtune.console import InputError, ResourceError
 from slimtune.inference.answers import Generation, Speed, TokenLosses
+from slimtune.inference.decoding import Decoding
 from slimtune.inference.llama_vocabulary import LlamaVocabulary
+from slimtune.inference.sampling import Chooser
 
 Prompt = Sequence[int]
 Entry = tuple[int, int, int, bool]  # slot, position, token, whether its logits are wanted
@@ -27,6 +30,7 @@ class _Answer:
     """A sequence in one slot of the context: what it must still read, and what it has said."""
 
     pending: list[int]
+    chooser: Chooser
     position: int = 0
     ids: list[int] = field(default_factory=list)
     text: str = ""
@@ -34,6 +38,10 @@ class _Answer:
     decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
     )
+
+    @classmethod
+    def to(cls, prompt: Prompt, decoding: Decoding) -> Self:
+        return cls(list(prompt), Chooser(decoding, prompt))
 
 
 class LlamaContext(LlamaVocabulary):
@@ -56,9 +64,12 @@ class LlamaContext(LlamaVocabulary):
         self.batch = self.lib.llama_batch_init(self.room, 0, 1)
 
     def generate(
-        self, prompts: Sequence[Prompt], max_new_tokens: int
+        self, prompts: Sequence[Prompt], decoding: Decoding, rows: Sequence[int]
     ) -> Iterator[tuple[int, Generation]]:
-        """(prompt's index, answer) in the order they finish; a free slot takes the next prompt."""
+        """(prompt's index, answer) in the order they finish; a free slot takes the next prompt.
+
+        `rows` are the prompts' numbers among all, from which they draw.
+        """
         for prompt in prompts:
             self._require_room(len(prompt))
         waiting = deque(enumerate(prompts))
@@ -68,23 +79,23 @@ class LlamaContext(LlamaVocabulary):
                 if waiting:
                     index, prompt = waiting.popleft()
                     self.lib.llama_memory_seq_rm(self.memory, slot, -1, -1)
-                    running[slot] = (index, _Answer(list(prompt)))
+                    running[slot] = (index, _Answer.to(prompt, decoding.for_row(rows[index])))
             for slot, token in self._step({slot: answer for slot, (_, answer) in running.items()}):
                 index, answer = running[slot]
                 self._advance(answer, token)
-                if self._ended(answer, max_new_tokens):
+                if self._ended(answer, decoding.max_new_tokens):
                     yield index, Generation(_text(answer).strip(), answer.ids, answer.stopped)
                     del running[slot]
 
-    def stream(self, prompt: Prompt, max_new_tokens: int) -> Iterator[str]:
+    def stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
         """One answer's text, piece by piece."""
         self._require_room(len(prompt))
         self.lib.llama_memory_seq_rm(self.memory, 0, -1, -1)
-        answer, shown, ended = _Answer(list(prompt)), 0, False
+        answer, shown, ended = _Answer.to(prompt, decoding), 0, False
         while not ended:
             for _, token in self._step({0: answer}):
                 self._advance(answer, token)
-                ended = self._ended(answer, max_new_tokens)
+                ended = self._ended(answer, decoding.max_new_tokens)
             text = _text(answer) if ended else answer.text
             if len(text) > shown:
                 yield text[shown:]
@@ -120,7 +131,7 @@ class LlamaContext(LlamaVocabulary):
     def speed(self, prompt: Prompt, new_tokens: int) -> Speed:
         self._require_room(len(prompt) + new_tokens)
         self.lib.llama_memory_seq_rm(self.memory, 0, -1, -1)
-        answer = _Answer(list(prompt))
+        answer = _Answer.to(prompt, Decoding(new_tokens))
         times = [time.perf_counter()]
         produced = 0
         while produced <= new_tokens:
@@ -144,7 +155,7 @@ class LlamaContext(LlamaVocabulary):
             if taken and not answer.pending:
                 ready.append((slot, len(entries) - 1))
         self._decode(entries)
-        return [(slot, int(np.argmax(self._logits(row)))) for slot, row in ready]
+        return [(slot, answers[slot].chooser.choose(self._logits(row))) for slot, row in ready]
 
     def _advance(self, answer: _Answer, token: int) -> None:
         """Adds the token that was chosen to an answer, or ends it with that."""

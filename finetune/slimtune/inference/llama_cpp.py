@@ -2,9 +2,9 @@
 
     with LlamaCpp(Path("model-Q4_K_M.gguf"), context=1024, slots=8) as model:
         ids = model.tokenize("[INST] Hello [/INST]")
-        answers = model.generate([ids], max_new_tokens=64)
+        answers = model.generate([ids], Decoding(max_new_tokens=64))
 
-Nothing listens on a port: parent and child talk through a pipe. Decoding is greedy.
+Nothing listens on a port: parent and child talk through a pipe.
 """
 
 import logging
@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, Self
 
 from slimtune.console import InputError, ResourceError, SlimTuneError
 from slimtune.inference.answers import Generation, Speed, TokenLosses
+from slimtune.inference.decoding import Decoding
 from slimtune.inference.llama_context import LlamaContext, Prompt
 from slimtune.inference.llama_library import library
 from slimtune.inference.llama_vocabulary import LlamaVocabulary
@@ -88,20 +89,23 @@ class LlamaCpp:
         """Ids as Ollama gets them: BOS first if the file says so, `</s>` in the text is EOS."""
         return self._ask("tokenize", text, add_special, parse_special)
 
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Generation]:
-        """Greedy answers to prompts given as ids, in the order of the prompts."""
-        answers = dict(self.answers(prompts, max_new_tokens))
+    def generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Generation]:
+        """Answers to prompts given as ids, in the order of the prompts."""
+        answers = dict(self.answers(prompts, decoding))
         return [answers[index] for index in range(len(prompts))]
 
     def answers(
-        self, prompts: Sequence[Prompt], max_new_tokens: int
+        self, prompts: Sequence[Prompt], decoding: Decoding, rows: Sequence[int] | None = None
     ) -> Iterator[tuple[int, Generation]]:
-        """The same as (prompt's index, answer), each as soon as it is finished."""
-        return self._tell("generate", prompts, max_new_tokens)
+        """The same as (prompt's index, answer), each as soon as it is finished.
 
-    def stream(self, prompt: Prompt, max_new_tokens: int) -> Iterator[str]:
-        """One greedy answer's text as it grows; leaving the loop early ends the generation."""
-        parts = self._tell("stream", prompt, max_new_tokens)
+        `rows` are their numbers among all, from which they draw; by default among these.
+        """
+        return self._tell("generate", prompts, decoding, rows or range(len(prompts)))
+
+    def stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
+        """One answer's text as it grows; leaving the loop early ends the generation."""
+        parts = self._tell("stream", prompt, decoding)
         try:
             yield from parts
         except GeneratorExit:

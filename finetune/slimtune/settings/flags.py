@@ -61,7 +61,7 @@ def shown(*settings: str) -> list[str]:
 
 # What takes less memory: lowered, or added; the order is that of what it costs.
 _LOWERED = ("training.batch_size", "training.max_length", "pruning.calibration_length")
-_LOWERED += ("evaluation.token_budget", "evaluation.max_new_tokens")
+_LOWERED += ("evaluation.token_budget", "generation.max_new_tokens")
 _ADDED = ("training.activation_checkpointing", "model.quantization")
 
 

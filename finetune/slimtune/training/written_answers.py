@@ -20,6 +20,7 @@ from slimtune.console import InputError, near
 from slimtune.data.rows import CanonicalRow, beside, read_rows
 from slimtune.data.turns import without_special_tokens
 from slimtune.inference.answers import Candidate, Generation, Question
+from slimtune.inference.decoding import Decoding
 from slimtune.inference.engines import Engine, open_engine
 from slimtune.inference.kept_answers import Predictions
 from slimtune.models.folders import weights_identity
@@ -86,7 +87,7 @@ def _write_split(
         for one in questions
     ]
     _log.info("teacher: writing answers to %d prompts of %s", len(rows), split)
-    ask = partial(engine.generate, asked, config.distillation.answer_tokens)
+    ask = partial(engine.generate, asked, Decoding(config.distillation.answer_tokens))
     said = Predictions(kept, questions).complete(Generation, ask)
     pairs = zip(rows, said, strict=True)
     taught = [_taught(row, one.text) for row, one in pairs if one.stopped and one.text]

@@ -15,6 +15,7 @@ from slimtune.chat.side_by_side import SideBySide, wrap
 from slimtune.console import InputError
 from slimtune.data.rows import read_rows
 from slimtune.inference.batching import in_order
+from slimtune.inference.decoding import Decoding
 from slimtune.inference.engines import TransformersEngine
 from slimtune.prompts import encode_prompt, template
 
@@ -32,7 +33,7 @@ class Parrot:
         self.prompts: list[list[int]] = []
         self.interrupt_after: int | None = None
 
-    def stream(self, prompt: list[int], max_new_tokens: int) -> Iterator[str]:
+    def stream(self, prompt: list[int], decoding: Decoding) -> Iterator[str]:
         self.prompts.append(prompt)
         for place, piece in enumerate([" answer", " ", "number", f" {len(self.prompts)}"]):
             if place == self.interrupt_after:
@@ -53,7 +54,7 @@ def talk(engine, lines: str, others=(), **settings) -> tuple[Chat, str]:
     output = io.StringIO()
     labels = {f"other{number}": other for number, other in enumerate(others)} | {"it": engine}
     partners = [Partner(label, LLAMA2, lambda one=one: one) for label, one in labels.items()]
-    chat = Chat(partners, output=output, **settings)
+    chat = Chat(partners, output=output, **{"decoding": Decoding(512)} | settings)
     talk_in(chat, io.StringIO(lines))
     return chat, output.getvalue()
 
@@ -98,7 +99,8 @@ def test_interrupt_at_the_prompt_says_how_to_leave(parrot):
             return super().readline()
 
     output = io.StringIO()
-    talk_in(Chat([Partner("it", LLAMA2, lambda: parrot)], output=output), Impatient("w5\n"))
+    chat = Chat([Partner("it", LLAMA2, lambda: parrot)], output=output, decoding=Decoding(512))
+    talk_in(chat, Impatient("w5\n"))
     assert "(/exit leaves)" in output.getvalue() and "answer number 1" in output.getvalue()
 
 
@@ -109,7 +111,7 @@ def test_unknown_command_is_not_sent_to_the_model_but_a_path_is(parrot):
 
 
 def test_a_long_conversation_loses_its_oldest_turns(parrot):
-    chat, shown = talk(parrot, "w5 w6 w7 w8\n" * 6, max_length=60, max_new_tokens=20)
+    chat, shown = talk(parrot, "w5 w6 w7 w8\n" * 6, max_length=60, decoding=Decoding(20))
     assert "oldest turn is forgotten" in shown
     assert max(map(len, parrot.prompts)) <= 40
     assert chat.histories["it"][-1]["content"] == "answer number 6"
@@ -118,8 +120,8 @@ def test_a_long_conversation_loses_its_oldest_turns(parrot):
 def test_a_real_model_streams_what_it_generates(model, tokenizer):
     engine = TransformersEngine(model, tokenizer)
     prompt = encode_prompt(tokenizer, [{"role": "user", "content": "w5 w6"}], LLAMA2)
-    _, shown = talk(engine, "w5 w6\n", max_new_tokens=10)
-    (answer,) = in_order(engine.generate([prompt], 10))
+    _, shown = talk(engine, "w5 w6\n", decoding=Decoding(10))
+    (answer,) = in_order(engine.generate([prompt], Decoding(10)))
     assert answer.text and f"> {answer.text}" in shown.replace("> >", ">")
 
 
@@ -191,7 +193,7 @@ def test_a_model_that_does_not_load_leaves_the_talk_as_it_was(parrot):
 
     partners = [Partner("x", LLAMA2, broken), Partner("it", LLAMA2, lambda: parrot)]
     output = io.StringIO()
-    chat = Chat(partners, output=output)
+    chat = Chat(partners, output=output, decoding=Decoding(512))
     talk_in(chat, io.StringIO("w5\n/model x\nw6\n"))
     assert "no weights" in output.getvalue() and "answer number 2" in output.getvalue()
     assert chat.speakers == ["it"] and len(chat.histories["it"]) == 4

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from slimtune.config import Config, Evaluation, Training
+from slimtune.config import Config, GenerationSection, Training
 from slimtune.evaluation.answer_room import most_tokens, with_answer_room
 from slimtune.inference.answers import Question
 from slimtune.models.tokenizers import load_tokenizer
@@ -12,10 +12,11 @@ from slimtune.models.tokenizers import load_tokenizer
 LLAMA2 = Path(__file__).resolve().parents[4] / "shared/data/llama2-tokenizer"
 
 
-def room(*answers: str, max_length: int = 512, **evaluation: object) -> int:
-    config = Config(training=Training(max_length=max_length), evaluation=Evaluation(**evaluation))
+def room(*answers: str, max_length: int = 512, **generation: object) -> int:
+    training, decoding = Training(max_length=max_length), GenerationSection(**generation)
+    config = Config(training=training, generation=decoding)
     questions = [Question("1", ({"role": "user", "content": "?"},), answers)]
-    return with_answer_room(config, questions).evaluation.max_new_tokens
+    return with_answer_room(config, questions).generation.max_new_tokens
 
 
 @pytest.mark.parametrize(

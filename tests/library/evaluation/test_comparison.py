@@ -18,7 +18,7 @@ from tiny_bpe import write_bpe_llama
 from tiny_folders import swap_two_tokens, write_tiny_llama
 
 from slimtune import prompts
-from slimtune.config import Config, Evaluation, Training
+from slimtune.config import Config, GenerationSection, Training
 from slimtune.console import InputError, ResourceError, SettingsError
 from slimtune.evaluation import comparison as comparison_module
 from slimtune.evaluation.comparison import Comparison, compare
@@ -73,7 +73,8 @@ def write_adapter(base: Path, folder: Path, *, trained: bool) -> Path:
 
 def compared(candidates: list[Candidate], rows: list[dict], **settings) -> Comparison:
     length = settings.pop("max_length", 512)
-    config = Config(training=Training(max_length=length), evaluation=Evaluation(max_new_tokens=8))
+    generation = GenerationSection(max_new_tokens=8)
+    config = Config(training=Training(max_length=length), generation=generation)
     return compare(candidates, rows, LLAMA2, config, **{"isolated": False, **settings})
 
 

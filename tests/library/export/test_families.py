@@ -22,6 +22,7 @@ from transformers import (
 
 from slimtune import prompts
 from slimtune.export.gguf_writer import write_gguf
+from slimtune.inference.decoding import Decoding
 from slimtune.inference.generation import generate_batch
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.inference.token_losses import batch_losses
@@ -62,9 +63,9 @@ def compare(folder: Path, text: str, file: Path, kind: str) -> None:
         asked, story = gguf.tokenize("Once upon a time"), gguf.tokenize(text)
         tokenizer = tokenizers.load_tokenizer(folder)
         assert story == tokenizer(text).input_ids and len(story) > 250
-        answer = gguf.generate([asked], 100)[0].ids
+        answer = gguf.generate([asked], Decoding(100))[0].ids
         ((_, losses),) = gguf.losses([(story[:1], story[1:])])
-    (wanted,) = generate_batch(model, tokenizer, [asked], max_new_tokens=100, ends=[2])
+    (wanted,) = generate_batch(model, tokenizer, [asked], Decoding(100), ends=[2])
     assert answer == wanted.ids and len(answer) == 100
     (expected,) = batch_losses(model, [{"input_ids": story, "labels": [-100, *story[1:]]}])
     assert len(losses.nats) == len(expected.nats) == len(story) - 1

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from slimtune.inference.answers import AnswerLoss, Question, TokenLosses
+from slimtune.inference.decoding import Decoding
 from slimtune.inference.generation import generate_batch
 from slimtune.inference.kept_answers import Predictions
 from slimtune.inference.token_losses import batch_losses
@@ -11,9 +12,9 @@ from slimtune.inference.token_losses import batch_losses
 
 def test_margins_are_those_of_the_raw_logits_the_end_token_included(model, tokenizer, prompts):
     """Against one whole forward pass over prompt and answer."""
-    for answer in generate_batch(model, tokenizer, prompts[:6], max_new_tokens=12):
+    for answer in generate_batch(model, tokenizer, prompts[:6], Decoding(12)):
         assert answer.margins is None
-    answers = generate_batch(model, tokenizer, prompts[:6], max_new_tokens=12, margins=True)
+    answers = generate_batch(model, tokenizer, prompts[:6], Decoding(12), margins=True)
     for prompt, answer in zip(prompts, answers, strict=False):
         assert len(answer.margins) == answer.tokens + answer.stopped
         with torch.no_grad():
@@ -24,10 +25,10 @@ def test_margins_are_those_of_the_raw_logits_the_end_token_included(model, token
 
 
 def test_the_ids_that_end_an_answer_can_be_given(model, tokenizer, prompts):
-    (free,) = generate_batch(model, tokenizer, prompts[:1], max_new_tokens=8, ends=())
+    (free,) = generate_batch(model, tokenizer, prompts[:1], Decoding(8), ends=())
     assert free.tokens == 8 and not free.stopped
     third = free.ids[2]
-    (ended,) = generate_batch(model, tokenizer, prompts[:1], max_new_tokens=8, ends=[third])
+    (ended,) = generate_batch(model, tokenizer, prompts[:1], Decoding(8), ends=[third])
     assert ended.ids == free.ids[: free.ids.index(third)] and ended.stopped
 
 

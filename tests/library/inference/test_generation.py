@@ -7,6 +7,7 @@ from slimtune.console import ResourceError
 from slimtune.inference import generation
 from slimtune.inference.answers import Generation
 from slimtune.inference.batching import by_length, in_order, run_batched
+from slimtune.inference.decoding import Decoding
 from slimtune.inference.generation import stream
 
 
@@ -26,7 +27,7 @@ def one_by_one(model, prompts):
 
 
 def test_batched_equals_one_by_one(model, tokenizer, prompts, one_by_one):
-    answers = generate(model, tokenizer, prompts, max_new_tokens=20, token_budget=300)
+    answers = generate(model, tokenizer, prompts, Decoding(20), token_budget=300)
     for answer, ids in zip(answers, one_by_one, strict=True):
         stopped = ids[-1] == 2
         kept = ids[:-1] if stopped else ids
@@ -41,9 +42,9 @@ def test_some_answers_stop_early_and_some_do_not(one_by_one):
 
 
 def test_stream_joins_to_the_batched_answer(model, tokenizer, prompts):
-    answers = generate(model, tokenizer, prompts[:8], max_new_tokens=12)
+    answers = generate(model, tokenizer, prompts[:8], Decoding(12))
     for prompt, answer in zip(prompts[:8], answers, strict=True):
-        pieces = list(stream(model, tokenizer, prompt, max_new_tokens=12))
+        pieces = list(stream(model, tokenizer, prompt, Decoding(12)))
         assert "".join(pieces).strip() == answer.text
         assert len(pieces) > 1 or answer.tokens < 2
 
@@ -107,8 +108,8 @@ def test_batches_shrink_until_the_cache_fits(model, tokenizer, prompts, monkeypa
     widths = []
     hook = model.lm_head.register_forward_hook(lambda _, __, out: widths.append(out.shape[0]))
     monkeypatch.setattr(generation, "CACHE_BYTES", 512 * 100)
-    few = generate(model, tokenizer, prompts, max_new_tokens=20)
+    few = generate(model, tokenizer, prompts, Decoding(20))
     hook.remove()
     assert max(widths) <= 100 // 22
     monkeypatch.undo()
-    assert few == generate(model, tokenizer, prompts, max_new_tokens=20)
+    assert few == generate(model, tokenizer, prompts, Decoding(20))

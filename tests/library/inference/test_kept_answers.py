@@ -9,6 +9,7 @@ import pytest
 from running import compared_here, files_under, killed, succeeds
 
 from slimtune.inference import generation, kept_answers
+from slimtune.inference.decoding import Decoding
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
 
@@ -116,7 +117,7 @@ def test_weights_that_changed_are_asked_again(tmp_path):
 
     folder = write_tiny_llama(tmp_path / "base", hidden=64)
     question = Question("r", ({"role": "user", "content": "?"},), ("!",))
-    job = Job((question,), "", 64, 8, kept_in=tmp_path)
+    job = Job((question,), "", 64, Decoding(8), kept_in=tmp_path)
     before = kept_answers.Predictions.of(Candidate("base", str(folder)), job)
     again = kept_answers.Predictions.of(Candidate("base", str(folder)), job)
     os.utime(folder / "model.safetensors", ns=(1, 1))

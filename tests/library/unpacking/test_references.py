@@ -25,7 +25,8 @@ def settings_for(folder: Path, rows: Path, gguf: Path) -> tuple[str, Path]:
         f"data: {{input: {rows.parent}/raw.json}}\n"
         f"training: {{train_data: {rows}/train_train.jsonl, epochs: 1, max_length: 128}}\n"
         "lora: {output_dir: tuned}\n"
-        "evaluation: {lora_model: null, output: out/r.csv, max_new_tokens: 12}\n",
+        "generation: {max_new_tokens: 12}\n"
+        "evaluation: {lora_model: null, output: out/r.csv}\n",
         encoding="utf-8",
     )
     return "--config", folder / "config.yaml"

@@ -67,8 +67,8 @@ def settings_for(base: Path) -> tuple[str, Path]:
     (folder / "config.yaml").write_text(
         f"model: {{base_model: {SMOLLM2}, device: cpu}}\n"
         "training: {train_data: rows_train.jsonl, max_length: 128}\n"
-        "evaluation: {lora_model: null, output: out/r.csv, max_new_tokens: 12,\n"
-        "             test_data: rows_test.jsonl}\n"
+        "generation: {max_new_tokens: 12}\n"
+        "evaluation: {lora_model: null, output: out/r.csv, test_data: rows_test.jsonl}\n"
     )
     return "--config", folder / "config.yaml"
 

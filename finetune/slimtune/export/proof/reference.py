@@ -12,6 +12,7 @@ from slimtune.export.proof.hard_texts import hard_texts
 from slimtune.export.quant_types import Precision
 from slimtune.inference import guessing
 from slimtune.inference.answers import Generation, TokenLosses
+from slimtune.inference.decoding import Decoding
 from slimtune.inference.generation import generate_batch
 from slimtune.inference.token_losses import batch_losses
 from slimtune.models import tokenizers
@@ -103,9 +104,8 @@ def _answer(
     The tokenizer's EOS alone ends an answer, as training has it; generation_config has no say.
     """
     end = tokenizer.eos_token_id
-    (generation,) = generate_batch(
-        model, tokenizer, [row.prompt], max_new_tokens=max_new_tokens, ends=[end], margins=True
-    )
+    greedy = Decoding(max_new_tokens)
+    (generation,) = generate_batch(model, tokenizer, [row.prompt], greedy, ends=[end], margins=True)
     scored = row.answer or generation.ids
     if generation.stopped and not row.answer:
         scored = [*scored, end]

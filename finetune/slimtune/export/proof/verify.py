@@ -16,6 +16,7 @@ from slimtune.console import InputError, QualityError
 from slimtune.export.proof.reference import ProofRow, Reference, ReferenceAnswer
 from slimtune.export.quant_types import EXACT, REFERENCE_IN_BF16, TIE, TOLERANCES
 from slimtune.inference.answers import Generation, TokenLosses
+from slimtune.inference.decoding import Decoding
 from slimtune.inference.llama_cpp import LlamaCpp
 
 _log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def _ask(
     with LlamaCpp(gguf, adapter=adapter, **options) as model:
         _require_same_ids(gguf, model, reference)
         _require_same_end(gguf, reference)
-        answers = model.generate([prompt for prompt, _ in pairs], new)
+        answers = model.generate([prompt for prompt, _ in pairs], Decoding(new))
         losses: list[TokenLosses] = []
         for pair in pairs:  # each alone: its figures must not depend on its neighbours
             losses += [found for _, found in model.losses([pair])]
