@@ -2,14 +2,12 @@
 
 import json
 import logging
-import os
 import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from urllib.error import URLError
-from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
 from slimtune.artifacts import not_without_overwrite, system_prompt_for
@@ -19,13 +17,12 @@ from slimtune.console import ResourceError, SettingsError, near
 from slimtune.export.modelfile import modelfile
 from slimtune.export.plan import GgufPlan
 from slimtune.export.proof import proof_rows, trained_in
-from slimtune.models.ollama_store import require_name
+from slimtune.models.ollama_store import ollama_address, require_name
 from slimtune.models.tokenizer_files import special_tokens
 from slimtune.prompts import ChatMessage
 
 _log = logging.getLogger(__name__)
 
-_PORT = 11434
 _ANSWER_TOKENS = 64
 _CONTEXT = 4096  # Ollama reserves memory for every token of the context
 
@@ -133,7 +130,7 @@ def ask(name: str, messages: Sequence[ChatMessage], patience: float = 300.0) -> 
         "options": {"temperature": 0, "num_predict": _ANSWER_TOKENS},
     }
     request = Request(
-        f"{_address()}/api/chat",
+        f"{ollama_address()}/api/chat",
         json.dumps(body).encode(),
         {"Content-Type": "application/json"},
     )
@@ -144,20 +141,10 @@ def ask(name: str, messages: Sequence[ChatMessage], patience: float = 300.0) -> 
         return Answer(found["message"]["content"], found.get("prompt_eval_count"))
     except (URLError, OSError, ValueError, KeyError) as error:
         raise ResourceError(
-            f"{_address()}: Ollama created {name} and does not answer",
+            f"{ollama_address()}: Ollama created {name} and does not answer",
             f"{type(error).__name__}: {error}",
             f"start `ollama serve`, then try `ollama run {name}`",
         ) from error
-
-
-def _address() -> str:
-    """Where Ollama listens: OLLAMA_HOST, read as ollama itself reads it, else this machine."""
-    host = os.environ.get("OLLAMA_HOST", "").strip()
-    url = urlsplit(host if "://" in host else f"http://{host}")
-    name = url.hostname or "127.0.0.1"
-    if name in ("0.0.0.0", "::"):  # where it listens, not where it can be reached
-        name = "127.0.0.1"
-    return f"{url.scheme}://{f'[{name}]' if ':' in name else name}:{url.port or _PORT}"
 
 
 def _relative(gguf: Path, folder: Path) -> PurePath:

@@ -1,20 +1,24 @@
 """Ollama's local store: which file of it holds the weights of a model that is known by a name.
 
 A manifest (`manifests/HOST/NAMESPACE/MODEL/TAG`, JSON) lists the layers of a model; the weights are
-the layer of the type below, a GGUF file under `blobs/sha256-…`. Nothing asks a server.
+the layer of the type below, a GGUF file under `blobs/sha256-…`. Where Ollama itself listens is told
+here too; nothing asks it.
 Layout: https://github.com/ollama/ollama/blob/main/server/modelpath.go
 """
 
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from slimtune.artifacts.files import read_json
 from slimtune.console import InputError, SettingsError, near
 
 PREFIX = "ollama:"
+_PORTS = {"": 11434, "http": 80, "https": 443}
 _WEIGHTS = "application/vnd.ollama.image.model"
 _ADAPTER = "application/vnd.ollama.image.adapter"
 _HOST, _NAMESPACE, _TAG = "registry.ollama.ai", "library", "latest"
@@ -45,7 +49,7 @@ def blob_of(reference: str) -> Path:
     Raises SettingsError for what is no name of Ollama's, InputError where no store has the model,
     its manifest is damaged, or it is a base with an adapter on top.
     """
-    parts = _parts(reference)
+    parts = full_name(reference)
     for store in stores():
         manifest = store.joinpath("manifests", *parts)
         if manifest.is_file():
@@ -67,8 +71,30 @@ def stores() -> list[Path]:
     return [Path.home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]
 
 
-def _parts(reference: str) -> tuple[str, str, str, str]:
-    """Host, namespace, model and tag, with Ollama's own defaults."""
+def ollama_address() -> str:
+    """Where Ollama listens: OLLAMA_HOST, read as ollama itself reads it, else this machine.
+
+    Its port without a scheme is Ollama's own, with one that scheme's; one that is none counts as
+    none. https://github.com/ollama/ollama/blob/main/envconfig/config.go
+    """
+    host = os.environ.get("OLLAMA_HOST", "").strip().strip("\"'")
+    scheme, _, place = host.rpartition("://")
+    usual = _PORTS[scheme if scheme in _PORTS else ""]
+    name, port = None, None
+    with suppress(ValueError):  # half an IPv6 address, or a port that is none
+        name = urlsplit(f"//{place}").hostname
+        port = urlsplit(f"//{place}").port
+    name = name or "127.0.0.1"
+    if name in ("0.0.0.0", "::"):  # where it listens, not where it can be reached
+        name = "127.0.0.1"
+    return f"{scheme or 'http'}://{f'[{name}]' if ':' in name else name}:{port or usual}"
+
+
+def full_name(reference: str) -> tuple[str, str, str, str]:
+    """Host, namespace, model and tag of a reference, with Ollama's own defaults.
+
+    Raises SettingsError for what is no name of Ollama's.
+    """
     found = _NAME.fullmatch(reference.removeprefix(PREFIX))
     if found is None:
         raise SettingsError(

@@ -168,22 +168,6 @@ def test_a_server_that_does_not_answer(server, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "address"),
-    [
-        ("", "http://127.0.0.1:11434"),
-        ("0.0.0.0", "http://127.0.0.1:11434"),
-        (":8000", "http://127.0.0.1:8000"),
-        ("box:8000", "http://box:8000"),
-        ("https://box", "https://box:11434"),
-        ("[::1]:8000", "http://[::1]:8000"),
-    ],
-)
-def test_where_ollama_listens(host, address, monkeypatch) -> None:
-    monkeypatch.setenv("OLLAMA_HOST", host)
-    assert ollama._address() == address
-
-
-@pytest.mark.parametrize(
     ("flags", "code", "sentence"),
     [
         (["--system-prompt", 'say """x"""'], 3, 'it holds """'),

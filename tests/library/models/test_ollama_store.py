@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slimtune.console import InputError, SettingsError
-from slimtune.models.ollama_store import blob_of, plain_name, require_name
+from slimtune.models.ollama_store import blob_of, ollama_address, plain_name, require_name
 
 WEIGHTS = "application/vnd.ollama.image.model"
 
@@ -128,3 +128,25 @@ def test_a_name_that_ollama_refuses_is_told_with_one_that_it_takes(name, usable)
         require_name(name)
     assert error.value.cure == f"--model-name {usable}"
     require_name(usable)
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("", "http://127.0.0.1:11434"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        (":8000", "http://127.0.0.1:8000"),
+        ("box:8000", "http://box:8000"),
+        ("https://box", "https://box:443"),
+        ("http://box", "http://box:80"),
+        ("https://box:8000/", "https://box:8000"),
+        ("[::1]:8000", "http://[::1]:8000"),
+        ("box:port", "http://box:11434"),
+        ("box:99999", "http://box:11434"),
+        ("[::1", "http://127.0.0.1:11434"),
+        ('"box"', "http://box:11434"),
+    ],
+)
+def test_where_ollama_listens(host, address, monkeypatch):
+    monkeypatch.setenv("OLLAMA_HOST", host)
+    assert ollama_address() == address
