@@ -128,6 +128,22 @@ class LlamaContext(LlamaVocabulary):
                     found[slot].hits.append(hit)
         return found
 
+    def margins(self, prompt: Prompt, answer: Prompt) -> list[float]:
+        """Nats between first and second choice at each step of an answer, and after its last."""
+        ids = [*prompt, *answer]
+        self._require_room(len(ids))
+        self.lib.llama_memory_seq_rm(self.memory, 0, -1, -1)
+        found: list[float] = []
+        for start in range(0, len(ids), self.room):
+            places = range(start, min(start + self.room, len(ids)))
+            part = [(0, place, ids[place], place + 1 >= len(prompt)) for place in places]
+            self._decode(part)
+            for row, (_, _, _, wanted) in enumerate(part):
+                if wanted:
+                    second, first = np.partition(self._logits(row), -2)[-2:]
+                    found.append(float(first - second))
+        return found
+
     def speed(self, prompt: Prompt, new_tokens: int) -> Speed:
         self._require_room(len(prompt) + new_tokens)
         self.lib.llama_memory_seq_rm(self.memory, 0, -1, -1)

@@ -7,43 +7,17 @@
 Nothing listens on a port: parent and child talk through a pipe.
 """
 
-import logging
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, BinaryIO, Self
 
-from slimtune.console import InputError, ResourceError, SlimTuneError
 from slimtune.inference.answers import Generation, Speed, TokenLosses
 from slimtune.inference.decoding import Decoding
+from slimtune.inference.llama_child import LlamaChild, Verb, default_threads, work
 from slimtune.inference.llama_context import LlamaContext, Prompt
-from slimtune.inference.llama_library import library
 from slimtune.inference.llama_vocabulary import LlamaVocabulary
-from slimtune.models.gguf_header import require_gguf
-
-_log = logging.getLogger(__name__)
-
-_GOODBYE_SECONDS = 3.0
 
 
-def default_threads() -> int:
-    """Half the processors: llama.cpp's threads spin while they wait for each other.
-
-    One busy neighbour on 2 cores cost two threads 99 % of their speed (1904 -> 3 tokens/s), one
-    thread none.
-    """
-    return max(1, (os.cpu_count() or 1) // 2)
-
-
-class LlamaCpp:
+class LlamaCpp(LlamaChild):
     """A GGUF ready to answer: `slots` prompts at once, `context` tokens each (0: the model's own).
 
     With no slots only its vocabulary is loaded: it tokenizes, and no more. `adapter` is the GGUF of
@@ -64,24 +38,9 @@ class LlamaCpp:
         threads: int | None = None,
         patience: float = 600.0,
     ) -> None:
-        self.gguf, self.patience = Path(gguf), patience
-        require_gguf(self.gguf)
-        if adapter is not None:
-            require_gguf(adapter)
-        library()  # a missing wheel is better told here than by a child
-        # What the child says as it dies; open as long as the child lives.
-        self._words = tempfile.TemporaryFile("w+b")  # noqa: SIM115
-        self._pipe, theirs = multiprocessing.Pipe()
-        started = time.perf_counter()
-        self._child = _start(theirs, self._words)
-        theirs.close()
-        try:
-            load = (self.gguf, context, slots, threads or default_threads(), adapter)
-            self.context: int = self._ask("load", *load)
-        except BaseException:
-            self.close()
-            raise
-        self.load_seconds = time.perf_counter() - started
+        load = (context, slots, threads or default_threads())
+        super().__init__(__name__, gguf, adapter, load, patience)
+        self.context: int = self.loaded
 
     def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = True
@@ -121,153 +80,42 @@ class LlamaCpp:
         """
         return self._tell("losses", pairs)
 
+    def margins(self, prompt: Prompt, answer: Prompt) -> list[float]:
+        """Nats between first and second choice at each step of `answer`, and after its last."""
+        return self._ask("margins", prompt, answer)
+
     def speed(self, prompt: Prompt, new_tokens: int = 64) -> Speed:
         """Tokens per second of one sequence: reading `prompt`, then writing `new_tokens`."""
         return self._ask("speed", prompt, new_tokens)
 
-    @property
-    def process(self) -> int:
-        """The id of the process that holds the model."""
-        return self._child.pid
-
-    def close(self) -> None:
-        self._pipe.close()
-        self._end()
-        self._words.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _ask(self, verb: str, *arguments: object) -> Any:
-        (result,) = self._tell(verb, *arguments)
-        return result
-
-    def _tell(self, verb: str, *arguments: object) -> Iterator[Any]:
-        try:
-            self._pipe.send((verb, arguments))
-        except ConnectionError as error:
-            raise self._crashed() from error
-        while (message := self._receive())[0] != "done":
-            yield message[1]
-
-    def _receive(self) -> tuple[str, Any]:
-        try:
-            if not self._pipe.poll(self.patience):
-                raise self._silent()
-            kind, content = self._pipe.recv()
-        except (EOFError, ConnectionError) as error:
-            raise self._crashed() from error
-        if kind == "error":
-            raise content
-        return kind, content
-
-    def _end(self) -> int:
-        """The child's exit code; one that does not leave is ended by its own process id."""
-        try:
-            return self._child.wait(_GOODBYE_SECONDS)
-        except subprocess.TimeoutExpired:
-            _log.debug("llama.cpp did not end by itself, ending process %s", self._child.pid)
-            self._child.kill()
-            return self._child.wait()
-
-    def _silent(self) -> ResourceError:
-        self._child.kill()
-        return ResourceError(
-            f"{self.gguf}: llama.cpp gave no sign of life for {self.patience:.0f} s",
-            "it hangs, or the machine is far too slow for this model",
-            "try a smaller type such as Q4_K_M, fewer prompts, or a free machine",
-        )
-
-    def _crashed(self) -> SlimTuneError:
-        code = self._end()
-        if code == -signal.SIGKILL:
-            return ResourceError(
-                f"{self.gguf}: llama.cpp was killed",
-                "most often the system ends a process like this when memory runs out",
-                "try a smaller type such as Q4_K_M, a shorter context, or fewer prompts at once",
-            )
-        self._words.seek(0)
-        words = self._words.read().decode("utf-8", "replace").splitlines()
-        return InputError(
-            f"{self.gguf}: llama.cpp ended with exit code {code}",
-            next((line for line in reversed(words) if line), "it stops so on contradictory files"),
-            "convert the model again with convert_to_gguf.py",
-        )
-
-
-def _start(pipe: Connection, words: BinaryIO) -> subprocess.Popen:
-    """A child with our import path and nothing else of ours: it must not import the main script."""
-    start = f"from {__name__} import serve; serve({pipe.fileno()})"
-    code = f"import sys; sys.path[:] = {sys.path!r}; {start}"
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.DEVNULL,
-        stderr=words,
-        pass_fds=[pipe.fileno()],
-        env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # else an abort starts a debugger first
-    )
-
 
 def serve(handle: int) -> None:
-    """The child: loads the file it is told to, answers until the parent closes the pipe.
-
-    It leaves by os._exit, because llama.cpp's threads can hang the interpreter's own exit.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    pipe, code = Connection(handle), 1
-    try:
-        _, arguments = pipe.recv()
-        engine = _load(*arguments)
-        _answer(pipe, iter([engine.context]))
-        while True:
-            verb, arguments = pipe.recv()
-            if verb != "cancel":
-                _answer(pipe, _VERBS[verb](engine, *arguments))
-    except SlimTuneError as error:
-        pipe.send(("error", error))
-    except (EOFError, ConnectionError):
-        code = 0
-    except Exception:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+    """The child's part, see `llama_child.work`."""
+    work(handle, _load, _VERBS)
 
 
 def _load(
-    gguf: Path, context: int, slots: int, threads: int, adapter: Path | None
-) -> LlamaVocabulary:
+    gguf: Path, adapter: Path | None, context: int, slots: int, threads: int
+) -> tuple[LlamaVocabulary, int]:
+    """The model, or its vocabulary alone where there are no slots, and how much it can read."""
     if not slots:
-        return LlamaVocabulary(gguf)
-    return LlamaContext(gguf, context, slots, threads, adapter)
-
-
-def _answer(pipe: Connection, parts: Iterator[object]) -> None:
-    try:
-        for part in parts:
-            pipe.send(("part", part))
-            if pipe.poll():  # only "cancel", or the end of the parent, can come now
-                pipe.recv()
-                break
-    except SlimTuneError as error:
-        pipe.send(("error", error))
+        engine = LlamaVocabulary(gguf)
     else:
-        pipe.send(("done", None))
+        engine = LlamaContext(gguf, context, slots, threads, adapter)
+    return engine, engine.context
 
 
-def _once(method: Callable[..., object]) -> Callable[..., Iterator[object]]:
+def _once(method: Callable[..., object]) -> Verb:
     def call(engine: LlamaContext, *arguments: object) -> Iterator[object]:
         yield method(engine, *arguments)
 
     return call
 
 
-_VERBS: dict[str, Callable[..., Iterator[object]]] = {
+_VERBS: dict[str, Verb] = {
     "tokenize": _once(LlamaContext.tokenize),
     "speed": _once(LlamaContext.speed),
+    "margins": _once(LlamaContext.margins),
     "generate": LlamaContext.generate,
     "losses": LlamaContext.losses,
     "stream": LlamaContext.stream,

@@ -9,8 +9,8 @@ from slimtune.artifacts.files import read_json, require_fetched
 from slimtune.console import InputError
 from slimtune.data.sources import recognise
 from slimtune.export.imatrix import read_imatrix
-from slimtune.inference.llama_cpp import require_gguf
 from slimtune.models.folders import read_template
+from slimtune.models.gguf_header import require_gguf
 from slimtune.models.headers import read_header
 from slimtune.models.json_files import require_whole
 from slimtune.models.sentencepiece_bpe import read_sentencepiece

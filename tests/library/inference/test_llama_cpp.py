@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 
 from slimtune.console import InputError, ResourceError
 from slimtune.export.gguf_writer import write_gguf
-from slimtune.inference import llama_cpp, llama_library
+from slimtune.inference import llama_child, llama_library
 from slimtune.inference.answers import TokenLosses
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.generation import generate_batch
@@ -168,6 +168,14 @@ def test_leaving_a_stream_ends_the_generation(gguf, monkeypatch):
         assert len(received) < 1500  # of about 2000; how many depends on how soon we are heard
 
 
+def test_margins_are_those_of_the_logits(model, reference, tokenizer):
+    prompt, answer = tokenizer("The cat").input_ids, tokenizer(" sat on 12").input_ids[1:]
+    with torch.inference_mode():
+        logits = reference(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 :]
+    first, second = logits.topk(2).values.unbind(-1)
+    assert model.margins(prompt, answer) == pytest.approx((first - second).tolist(), abs=5e-3)
+
+
 def test_speed_is_measured(model, tokenizer):
     speed = model.speed(tokenizer("The cat").input_ids, new_tokens=8)
     assert 0 < speed.prompt < math.inf and 0 < speed.generation < math.inf
@@ -216,7 +224,7 @@ def test_a_child_that_dies_or_hangs_is_told_and_ended(gguf):
 
 
 def test_a_child_that_does_not_leave_is_ended(gguf, monkeypatch):
-    monkeypatch.setattr(llama_cpp, "_GOODBYE_SECONDS", 0.1)
+    monkeypatch.setattr(llama_child, "_GOODBYE_SECONDS", 0.1)
     with LlamaCpp(gguf, context=64, threads=1) as model:
         os.kill(model._child.pid, 19)  # SIGSTOP
     assert model._child.returncode == -9
@@ -224,7 +232,7 @@ def test_a_child_that_does_not_leave_is_ended(gguf, monkeypatch):
 
 def test_the_child_leaves_by_itself(gguf, monkeypatch):
     """Not at the end of our patience, which is short: a busy machine may take longer."""
-    monkeypatch.setattr(llama_cpp, "_GOODBYE_SECONDS", 120.0)
+    monkeypatch.setattr(llama_child, "_GOODBYE_SECONDS", 120.0)
     with LlamaCpp(gguf, context=64, threads=1) as model:
         pass
     assert model._child.returncode == 0
