@@ -1,17 +1,22 @@
 """Several processes learn what one process learns from the same effective batch."""
 
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+import jobs_of_a_rank
 import psutil
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from peft import PeftModel
 from running import run, succeeds
 from safetensors.torch import load_file
@@ -36,37 +41,72 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-def started(launch: str, *jobs: list[object], folder: Path) -> subprocess.Popen[bytes]:
-    """Jobs under one `accelerate launch` with two processes on CPUs, through gloo."""
+def write_jobs(folder: Path, jobs: Sequence[list[object]]) -> None:
     folder.mkdir(exist_ok=True)
     lines = [[str(word) for word in job] for job in jobs]
     (folder / "jobs.json").write_text(json.dumps(lines), encoding="utf-8")
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--config_file", LAUNCH / f"{launch}.yaml", "--main_process_port", str(port)]
-    with (folder / "launch.err").open("w") as said:
-        return subprocess.Popen([*command, JOBS, folder], stdout=said, stderr=said)
+        return free.getsockname()[1]
 
 
-def on_two_processes(launch: str, *jobs: list[object], folder: Path, ends: int = 0) -> None:
-    """Jobs of which the launcher must end so; `said` tells what each of them had to say."""
-    launched = started(launch, *jobs, folder=folder)
+def launched(launch: str, *jobs: list[object], folder: Path) -> None:
+    """Jobs under one `accelerate launch` with two processes on CPUs, through gloo, as users start
+    them; `said` tells what each of them had to say.
+    """
+    write_jobs(folder, jobs)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command += [LAUNCH / f"{launch}.yaml", "--main_process_port", str(free_port()), JOBS, folder]
+    with (folder / "launch.err").open("w") as words:
+        process = subprocess.Popen(command, stdout=words, stderr=words)
     try:
-        code = launched.wait(timeout=600)
+        code = process.wait(timeout=600)
     except BaseException:
-        end(launched)
+        for rank in psutil.Process(process.pid).children(recursive=True):
+            rank.kill()
+        process.wait()
         raise
-    texts = [file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.err"))]
-    assert code == ends, "\n".join(texts)
+    assert code == 0, everything_said(folder)
 
 
-def end(launched: subprocess.Popen[bytes]) -> None:
-    """`kill -9` to the two processes, and wait for the one that has started them."""
-    for process in psutil.Process(launched.pid).children(recursive=True):
-        process.kill()
-    launched.wait()
+def forked(launch: str, *jobs: list[object], folder: Path, killed: bool = False) -> None:
+    """The same from two forks of this process: the launcher's and the processes' own imports of
+    torch and transformers take twenty seconds. With `killed` the first must end by `kill -9`, and
+    the other is ended then, as the launcher does it.
+    """
+    write_jobs(folder, jobs)
+    environment = environment_of(launch)
+    ranks = [jobs_of_a_rank.fork(folder, rank, environment) for rank in (0, 1)]
+    try:
+        first = os.waitstatus_to_exitcode(os.waitpid(ranks.pop(0), 0)[1])
+        assert first == (-signal.SIGKILL if killed else 0), everything_said(folder)
+    except BaseException:
+        killed = True
+        raise
+    finally:
+        for rank in ranks:
+            if killed:
+                os.kill(rank, signal.SIGKILL)
+            os.waitpid(rank, 0)
+    assert killed or not (folder / "failed").exists(), everything_said(folder)
+
+
+def environment_of(launch: str) -> dict[str, str]:
+    """What `accelerate launch` and torchrun tell two processes, without their ranks."""
+    port = free_port()
+    file = str(LAUNCH / f"{launch}.yaml")
+    words = ["--config_file", file, "--main_process_port", str(port), str(JOBS)]
+    arguments = launch_command_parser().parse_args(words)
+    told = prepare_multi_gpu_env(_validate_launch_command(arguments)[0])
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return told | world | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def everything_said(folder: Path) -> str:
+    return "\n".join(file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.err")))
 
 
 def said(folder: Path, job: int, kind: str) -> str:
@@ -150,7 +190,7 @@ def killed_run(full_run, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
     (folder / "dies.py").write_text(DIES, encoding="utf-8")
     job = [folder / "dies.py", *full_run, "--output-dir", folder / "made"]
-    on_two_processes("fsdp_cpu", job, folder=folder, ends=1)
+    forked("fsdp_cpu", job, folder=folder, killed=True)
     assert (folder / "made" / "checkpoints" / "checkpoint-4").is_dir(), said(folder, 0, "err")
     assert not (folder / "made" / "full_model").exists()
     return folder / "made"
@@ -161,8 +201,8 @@ def trained(
     project, settings, rows, pruned, full_run, killed_run, tmp_path_factory
 ) -> Callable[[str], Path]:
     """The folder of what two processes made under a launch file: adapter and student. Under FSDP
-    they also ran the two programs above and went on with the killed run. One process has made
-    `alone`.
+    they were started by `accelerate launch`, also ran the two programs above and went on with the
+    killed run. One process has made `alone`.
     """
     folder = tmp_path_factory.mktemp("distributed")
     few = [*settings, *rows_of_steps(rows, folder / "three.jsonl", 3), "--text-data", "null"]
@@ -187,7 +227,8 @@ def trained(
                 (where / f"{name}.py").write_text(text, encoding="utf-8")
                 programs.append([where / f"{name}.py", project / "base", where / "checkpoints"])
             programs.append([*full_run, "--output-dir", killed_run, "--resume"])
-        on_two_processes(launch, *jobs(where / "made"), *programs, folder=where)
+        start = launched if programs else forked
+        start(launch, *jobs(where / "made"), *programs, folder=where)
         return where
 
     return under
