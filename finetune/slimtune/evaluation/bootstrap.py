@@ -3,11 +3,15 @@
 Rows are drawn with replacement, as many as there are, RESAMPLES times (Efron 1979). The draws are
 the same for every model, so that the difference of two models is taken row by row: what makes a
 row hard for both does not count (paired bootstrap; Koehn 2004).
+
+Where every row is right or wrong, the interval of one model is Wilson's (1927): ten wrong answers
+in a row are drawn as ten wrong ones again and again, and would stand there as "0.0 to 0.0".
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -18,18 +22,26 @@ Verdict = Literal["better", "worse", "no clear change"]
 RESAMPLES = 1000
 SEED = 20240229
 _TAILS = (2.5, 97.5)  # percentiles: a 95 % interval
+_QUANTILE = NormalDist().inv_cdf(_TAILS[1] / 100)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measure over all rows, and over each draw of rows."""
+    """A measure over all rows, and over each draw of rows.
+
+    `trials` is the number of rows where the score is the percentage of those that are right (with
+    weights the number of equal ones that swing as much), else None.
+    """
 
     score: float
     draws: np.ndarray
+    trials: float | None = None
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval, by percentiles of the draws."""
+        """The 95 % interval: Wilson's where there are trials, else by percentiles of the draws."""
+        if self.trials is not None:
+            return wilson(self.score, self.trials)
         low, high = np.percentile(self.draws, _TAILS)
         return float(low), float(high)
 
@@ -43,17 +55,34 @@ def mean(
     values: Sequence[float],
     weights: Sequence[float] | None = None,
     *,
+    percent: bool = False,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Estimate:
-    """Σwv / Σw over rows, every weight 1 if none are given."""
+    """Σwv / Σw over rows, every weight 1 if none are given; `percent`: values lie in 0 to 100."""
     value = np.asarray(values, float)
     weight = np.ones(len(value)) if weights is None else np.asarray(weights, float)
     weighted = value * weight
     draws = [
         weighted[rows].sum() / weight[rows].sum() for rows in _draws(len(value), resamples, seed)
     ]
-    return Estimate(float(weighted.sum() / weight.sum()), np.array(draws))
+    right_or_wrong = percent and bool(np.isin(value, (0.0, 100.0)).all())
+    trials = float(weight.sum() ** 2 / (weight**2).sum()) if right_or_wrong else None
+    return Estimate(float(weighted.sum() / weight.sum()), np.array(draws), trials)
+
+
+def wilson(percent: float, trials: float) -> tuple[float, float]:
+    """(p + z²/2n ± z √(p(1 - p)/n + z²/4n²)) / (1 + z²/n), the 95 % interval of a percentage.
+
+    p = percent / 100, n = trials, z = 1.96; both ends in percent. Never empty, and never beyond 0
+    or 100. Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    p, z2 = percent / 100, _QUANTILE**2
+    middle = p + z2 / (2 * trials)
+    reach = _QUANTILE * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2))
+    whole = 1 + z2 / trials
+    low, high = 100 * (middle - reach) / whole, 100 * (middle + reach) / whole
+    return max(low, 0.0), min(high, 100.0)
 
 
 def corpus(
@@ -73,8 +102,11 @@ def corpus(
     streams = [[one[n] if n < len(one) else None for one in references] for n in range(most)]
     counts = np.array(metric._extract_corpus_statistics(list(predictions), streams))
     score = _of_counts(metric)
-    draws = [score(counts[rows].sum(0)) for rows in _draws(len(counts), resamples, seed)]
-    return Estimate(score(counts.sum(0)), np.array(draws))
+    draws = np.array([score(counts[rows].sum(0)) for rows in _draws(len(counts), resamples, seed)])
+    whole = score(counts.sum(0))
+    # No draw tells how far the score would swing: then as if each row were right or wrong.
+    same = whole in (0.0, 100.0) and bool((draws == whole).all())
+    return Estimate(whole, draws, float(len(counts)) if same else None)
 
 
 def verdict(candidate: Estimate, baseline: Estimate, *, higher_is_better: bool = True) -> Verdict:

@@ -191,7 +191,7 @@ def chrf() -> CHRF:
 def token_accuracy(losses: Sequence[AnswerLoss], sizes: Sequence[int]) -> Estimate:
     """100 · Σ hits / Σ tokens: a long answer weighs more than a short one."""
     shares = [100 * one.hits / one.tokens for one in losses]
-    return mean(shares, [one.tokens for one in losses])
+    return mean(shares, [one.tokens for one in losses], percent=True)
 
 
 def perplexity(losses: Sequence[AnswerLoss], sizes: Sequence[int]) -> Estimate:

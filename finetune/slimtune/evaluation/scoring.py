@@ -76,7 +76,7 @@ def _estimates(
     references = [asked.references for asked in questions]
     found = {}
     for name in names_over("answer"):
-        found[name] = bootstrap.mean([row[name] for row in scores])
+        found[name] = bootstrap.mean([row[name] for row in scores], percent=True)
     for name in names_over("corpus"):
         metric = getattr(measures, name)()
         found[name] = bootstrap.corpus(metric, predictions, references)

@@ -1,13 +1,14 @@
 """Intervals and verdicts where the truth is known: planted changes are found, chance is not."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU, CHRF
 
 from slimtune.evaluation import bootstrap
-from slimtune.evaluation.bootstrap import corpus, mean, verdict
+from slimtune.evaluation.bootstrap import corpus, mean, verdict, wilson
 
 
 def test_the_interval_covers_the_true_mean_about_95_times_in_100():
@@ -23,6 +24,39 @@ def test_weighted_means_are_those_of_repeated_rows():
     values = [1.0, 2.0, 5.0, 9.0]
     assert mean(values, [3.0] * 4).interval == pytest.approx(mean(values).interval)
     assert mean([1.0, 4.0], [3.0, 1.0]).score == pytest.approx(7 / 4)
+
+
+@pytest.mark.parametrize(("right", "rows"), [(0, 10), (3, 10), (10, 10), (339, 340)])
+def test_the_interval_of_right_and_wrong_rows_is_wilsons(right, rows):
+    """Its ends are the rates p at which the rows would be 1.96 standard errors of p away."""
+    low, high = mean([100.0] * right + [0.0] * (rows - right), percent=True).interval
+    quantile = NormalDist().inv_cdf(0.975)
+    for rate in (low / 100, high / 100):
+        away = abs(right / rows - rate)
+        assert away == pytest.approx(quantile * math.sqrt(rate * (1 - rate) / rows), abs=1e-6)
+    assert 0 <= low < high <= 100
+    opposite = mean([0.0] * right + [100.0] * (rows - right), percent=True).interval
+    assert opposite == pytest.approx((100 - high, 100 - low))
+
+
+def test_weighted_rows_count_as_the_equal_ones_that_swing_as_much():
+    assert mean([0.0] * 10, [7.0] * 10, percent=True).interval == pytest.approx(wilson(0, 10))
+    narrow, wide = (mean([0.0] * 10, [1.0] * 9 + [w], percent=True).interval for w in (1.0, 9.0))
+    assert wide[1] > narrow[1]
+
+
+def test_what_is_no_percentage_has_the_interval_of_its_draws():
+    assert mean([0.0] * 10).interval == (0, 0)  # nats: no bound that Wilson could know
+    shares = [0.0, 50.0, 100.0] * 10
+    assert mean(shares, percent=True).interval == mean(shares).interval
+
+
+@pytest.mark.parametrize("metric", [BLEU(tokenize="zh", effective_order=True), CHRF()])
+def test_a_corpus_that_no_row_touches_has_an_interval_too(metric):
+    found = corpus(metric, ["xx"] * 10, [["天"]] * 10)
+    assert found.score == 0 and found.interval == pytest.approx(wilson(0, 10))
+    perfect = corpus(metric, ["the cat sat on the mat"] * 10, [["the cat sat on the mat"]] * 10)
+    assert perfect.score == 100 and perfect.interval == pytest.approx(wilson(100, 10))
 
 
 def right_or_wrong(random_: np.random.Generator, rate: float, rows: int) -> np.ndarray:
