@@ -14,6 +14,7 @@ from slimtune import prompts
 from slimtune.console import InputError, ResourceError
 from slimtune.export.gguf_writer import write_gguf
 from slimtune.inference import json_requests
+from slimtune.inference.decoding import Decoding
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.inference.llama_server import LlamaServer
 from slimtune.models import tokenizers
@@ -44,7 +45,7 @@ def own_answer(gguf, folder, template: str) -> tuple[list[int], str]:
     tokenizer = tokenizers.load_tokenizer(folder)
     ids = prompts.encode_prompt(tokenizer, ASKED, prompts.template(template))
     with LlamaCpp(gguf, context=256, threads=1) as model:
-        (found,) = dict(model.answers([ids], ROOM["max_new_tokens"])).values()
+        (found,) = model.generate([ids], Decoding(max_new_tokens=ROOM["max_new_tokens"]))
     return ids, found.text
 
 
