@@ -17,7 +17,7 @@ from slimtune.console import near, would_write, wrote
 
 
 def main(config: Config) -> None:
-    from slimtune.models.positions import within_positions
+    from slimtune.models.served_decoding import settled
     from slimtune.training import distillation_stage, prechecks, teachers, written_answers
     from slimtune.training.dataset import read_dataset
     from slimtune.training.distillation import passages_of, perplexities, require_teachable
@@ -33,7 +33,7 @@ def main(config: Config) -> None:
     require(config.distillation.teacher_model)
     require(student)
     require(config.training.train_data)
-    config = within_positions(config, config.distillation.teacher_model, student)
+    config = settled(config, student, config.distillation.teacher_model)
     template, modelfile = config.model.prompt_template, config.gguf.wants_modelfile
     dataset = read_dataset(student, template, config.training, modelfile=modelfile)
     require_teachable(config, student, dataset)

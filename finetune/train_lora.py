@@ -18,7 +18,7 @@ from slimtune.console import near, would_write, wrote
 
 
 def main(config: Config) -> None:
-    from slimtune.models.positions import within_positions
+    from slimtune.models.served_decoding import settled
     from slimtune.training import lora, pipeline, prechecks
     from slimtune.training.dataset import read_dataset
     from slimtune.training.timing import dry_run
@@ -33,7 +33,7 @@ def main(config: Config) -> None:
     lora.require_choices(config)
     require(base)
     require(config.training.train_data)
-    config = within_positions(config, base)
+    config = settled(config, base)
     template, modelfile = config.model.prompt_template, config.gguf.wants_modelfile
     dataset = read_dataset(base, template, config.training, modelfile=modelfile)
     method = pipeline.whole(base) if whole else pipeline.adapter(base)

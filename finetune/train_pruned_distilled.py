@@ -24,7 +24,7 @@ COMMAND = f"python finetune/{STAGE}.py"
 
 def main(config: Config) -> None:
     from slimtune.evaluation import evaluate
-    from slimtune.models import merging, positions
+    from slimtune.models import merging, served_decoding
     from slimtune.pruning.prune import estimate_pruning, prune_model
     from slimtune.training import distillation, lora, pipeline, prechecks, timing
     from slimtune.training.dataset import read_dataset
@@ -45,7 +45,7 @@ def main(config: Config) -> None:
     prechecks.precheck(config, stopped, stopped_student)
     for needed in (base, teacher, config.training.train_data):
         require(needed)
-    config = positions.within_positions(config, base, teacher)
+    config = served_decoding.settled(config, base, teacher)
     # Before the first stage, dry or not: this finds the mistakes in the settings of the last one.
     template, modelfile = config.model.prompt_template, config.gguf.wants_modelfile
     dataset = read_dataset(base, template, config.training, modelfile=modelfile)

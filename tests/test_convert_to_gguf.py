@@ -8,6 +8,7 @@ import pytest
 from gguf import GGUFReader
 from running import another_run_writing, files_under, imported_by, leaves_nothing, refused, succeeds
 from tiny_folders import write_tiny_llama
+from tiny_pipelines import edit_json
 
 from slimtune import prompts
 from slimtune.export import convert
@@ -63,6 +64,31 @@ def test_flags_only_with_a_modelfile(merged, tmp_path, monkeypatch) -> None:
     assert files_under(tmp_path) == before
     succeeds(*words, "--system-prompt", "Be brief.", "--overwrite")
     assert "Be brief." in (tmp_path / "Modelfile").read_text()
+
+
+QWEN = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8}
+
+
+def test_a_bases_own_decoding_is_said_and_taken_over_when_asked(
+    settings, merged, tmp_path, monkeypatch, caplog
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(merged, tmp_path / "base")
+    (folder / "run.json").unlink()  # else its seals say that somebody changed it
+    edit_json(folder / "generation_config.json", **QWEN)
+    words = ("--model-path", folder, "--output-dir", "out", "--verify", "off", "--overwrite")
+    for flags, temperature in (((), 0.0), (("--generation", "base"), 0.7)):
+        with caplog.at_level("INFO"):
+            succeeds("convert_to_gguf", *settings, *words, "--create-modelfile", *flags)
+        fields = GGUFReader(tmp_path / "out/tiny-F16.gguf").fields
+        found = fields["general.sampling.temp"].contents()
+        assert found == pytest.approx(temperature)
+        said = (tmp_path / "Modelfile").read_text(encoding="utf-8")
+        assert f"PARAMETER temperature {temperature:g}\n" in said
+        assert "PARAMETER repeat_penalty 1\n" in said and "PARAMETER seed" not in said
+    (line,) = [line for line in caplog.messages if "asks for temperature 0.7, top_k 20" in line]
+    assert "--generation base takes it over" in line
+    assert any("generation: base: " in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize("quantization", ["F32", "BF16", "Q4_0", "Q4_K_M", "Q5_K_M"])

@@ -70,6 +70,22 @@ class TestComparison:
         scores = exact(tmp_path / "results_metrics.json")
         assert scores["base"] < 10 and scores["fine-tuned"] > 90
 
+    def test_who_sets_a_temperature_is_measured_with_it(
+        self, settings, rows, adapter, gguf, tmp_path
+    ) -> None:
+        drawn = ("--temperature", 1.5, "--top-k", 30, "--seed", 3, "--models", gguf)
+        files = [tmp_path / name for name in ("greedy", "one", "two")]
+        for file, flags in zip(files, [drawn[-2:], drawn, drawn], strict=True):
+            succeeds("evaluate_model", *settings, *flags, "--output", file / "r.csv")
+        greedy, one, two = (table_of(file / "r.csv") for file in files)
+        assert one == two and "decoding" not in greedy[0]
+        said = "temperature 1.5, top_k 30, seed 3"
+        assert {row["decoding"] for row in one} == {said}
+        metrics = [json.loads((file / "r_metrics.json").read_text()) for file in files]
+        assert [one["settings"]["decoding"] for one in metrics] == ["greedy", said, said]
+        column = "fine-tuned answer"
+        assert [row[column] for row in one] != [row[column] for row in greedy]
+
     @pytest.mark.parametrize(("language", "word"), [("en", "Glossary"), ("zh", "术语")])
     def test_the_report_has_every_stage_and_no_place_left_open(
         self, language, word, settings, distilled, gguf, tmp_path

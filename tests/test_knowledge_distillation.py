@@ -75,6 +75,17 @@ def test_what_is_written_beside_the_student(project, merged, pruned, distilled) 
     assert not list(project.glob("*_checkpoints"))
 
 
+def test_every_folder_on_the_way_is_served_as_it_is_measured(
+    adapter, merged, pruned, distilled
+) -> None:
+    """Greedily, and no longer than the settings say; the base's ids stay."""
+    for folder in (adapter, merged, pruned, distilled):
+        found = json.loads((folder / "generation_config.json").read_text("utf-8"))
+        assert found.pop("eos_token_id") == 2 and found.pop("bos_token_id") == 1, folder
+        assert {"do_sample": False, "max_new_tokens": 12}.items() <= found.items(), folder
+        assert not found.keys() & {"temperature", "top_k", "top_p"}, folder
+
+
 def test_flags_only(merged, pruned, rows, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     ran = succeeds(

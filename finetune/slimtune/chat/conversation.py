@@ -33,8 +33,11 @@ def hold_chat(chosen: Sequence[Candidate], config: Config) -> None:
         return
     partners = _partners(chosen, config)
     system = system_prompt_for(config, *map(Path, candidates.paths([last])))
-    decoding = Decoding.of(config.generation)
+    generation = candidates.with_decoding(config).generation
+    decoding = Decoding.of(generation)
     chat = Chat(partners, output=sys.stdout, decoding=decoding, system=system, max_length=_CONTEXT)
+    if not decoding.plain:
+        note(f"answers are chosen by {generation.words}")
     note(f"chatting with {last.label}; /help says what else it understands")
     try:
         talk(chat, terminal_input())

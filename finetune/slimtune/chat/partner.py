@@ -50,6 +50,7 @@ class Chat:
         self.partners = {partner.label: partner for partner in partners}
         self.output, self.system = output, system
         self.decoding, self.max_length = decoding, max_length
+        self.asked = 0  # questions so far: each answer draws anew
         self.speakers = [partners[-1].label]
         self.histories: dict[str, list[ChatMessage]] = {self.speakers[0]: []}
         self.engines: dict[str, Engine] = {}
@@ -65,6 +66,8 @@ class Chat:
             for label in self.speakers:
                 self.histories[label].pop()
             raise
+        finally:
+            self.asked += 1
         # An interrupted answer stays: the next question may be about it.
         for label, answer in zip(self.speakers, answers, strict=True):
             self.histories[label].append(ChatMessage(role="assistant", content=answer.strip()))
@@ -144,7 +147,7 @@ class Chat:
     def _stream(self, label: str) -> Iterator[str]:
         engine = self.engine(label)
         context = min(self.max_length, engine.context)
-        decoding = self.decoding.within(context // 2)
+        decoding = self.decoding.within(context // 2).for_row(self.asked)
         prompt = self._prompt(label, engine, context - decoding.max_new_tokens)
         return engine.stream(prompt, decoding)
 

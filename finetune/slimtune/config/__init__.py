@@ -56,16 +56,19 @@ def _fields(section: type[Section], prefix: str, *, without: tuple[str, ...]) ->
 # What each script shows: whole sections, or single fields as "section.field". A flag belongs
 # to the first field that wants it; a later field of the same name gets its section in front.
 _COMPUTE = ("model.prompt_template", "model.device", "model.dtype")
+# Of a folder that is written: what is told beside the weights to who serves them.
+_SERVED = _fields(GenerationSection, "generation", without=("seed",))
 SCRIPTS: dict[str, tuple[str, ...]] = {
     "create_sample_data": ("sample",)
     + ("data.validation_ratio", "data.test_ratio", "data.group_column", "data.seed"),
     "prepare_data": ("data", "model.base_model", "model.prompt_template", "model.system_prompt")
     + ("training.max_length", "evaluation.language"),
-    "model_pruning": ("pruning", "training.train_data", "model.prompt_template"),
-    "knowledge_distillation": ("distillation", *_COMPUTE)
+    "model_pruning": ("pruning", "training.train_data", "model.prompt_template", *_SERVED),
+    "knowledge_distillation": ("distillation", *_COMPUTE, *_SERVED)
     + _fields(Lora, "lora", without=("output_dir", "method"))
     + _fields(Training, "training", without=("epochs", "learning_rate")),
-    "train_lora": ("lora", "training", "model.base_model", *_COMPUTE, "model.quantization"),
+    "train_lora": ("lora", "training", "model.base_model", *_COMPUTE, "model.quantization")
+    + _SERVED,
     "train_pruned_distilled": ("pruned_distilled", "training", "model.base_model", *_COMPUTE)
     + _fields(Lora, "lora", without=("output_dir", "method"))
     + _fields(Pruning, "pruning", without=("model_path", "output_dir"))
@@ -80,5 +83,5 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
         "training.max_length",
     ),
     "convert_to_gguf": ("gguf", "model.prompt_template", "model.system_prompt")
-    + ("training.max_length", "training.train_data", "evaluation.test_data"),
+    + ("training.max_length", "training.train_data", "evaluation.test_data", "generation"),
 }

@@ -22,6 +22,12 @@ from slimtune.config.fields import (
 class GenerationSection(Section):
     """How answers are chosen: measured so, and written so for whoever serves the model."""
 
+    source: Literal["settings", "base"] = setting(
+        "settings",
+        "settings: the values below. base: in their place those of the base model's own\n"
+        "generation_config.json, everywhere; it can be written `generation: base` for short.",
+        flag="generation",
+    )
     temperature: Annotated[float, Field(ge=0)] = setting(
         0.0,
         "0: always the likeliest token (greedy), the same answer every time. Above 0 tokens are\n"
@@ -50,6 +56,21 @@ class GenerationSection(Section):
         "A number goes into a Modelfile as well: Ollama then draws alike for every question, and\n"
         "answers the same one the same way each time.",
     )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is drawn."""
+        return self.temperature == 0
+
+    @property
+    def words(self) -> str:
+        """What differs from greedy, by the settings' names; "greedy" where nothing does."""
+        drawn = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
+        told = ["repeat_penalty"] if self.greedy else drawn
+        usual = type(self)()
+        changed = [name for name in told if getattr(self, name) != getattr(usual, name)]
+        named = [f"{name} {getattr(self, name):g}" for name in changed]
+        return ", ".join([*(["greedy"] if self.greedy else []), *named])
 
 
 class Evaluation(Section):

@@ -19,6 +19,7 @@ from slimtune.models.folders import is_hub_id, local_folder
 from slimtune.models.gguf_header import is_gguf, read_gguf
 from slimtune.models.ollama_store import blob_of, is_ollama, plain_name
 from slimtune.models.origin import say_if_unknown
+from slimtune.models.served_decoding import with_decoding_of
 from slimtune.models.tokenizer_files import template_facts
 from slimtune.models.weights import Checkpoint
 
@@ -131,6 +132,18 @@ def comparison_template(config: Config) -> str:
     base = config.model.base_model
     facts = () if _is_missing(base) else template_facts(local_folder(base))
     return prompts.resolve_template(config.model.prompt_template, *facts)
+
+
+def with_decoding(config: Config) -> Config:
+    """The settings with the base's own decoding where `generation: base` asks for it."""
+    base = config.model.base_model
+    return with_decoding_of(config, None if _is_missing(base) else _here(base, config))
+
+
+def _here(base: str, config: Config) -> Path | None:
+    """The base's folder; one of the Hub only where its decoding is wanted, or a model needs it."""
+    needed = config.generation.source == "base" or not config.evaluation.interactive
+    return local_folder(base) if needed or not is_hub_id(base) else None
 
 
 def test_rows(config: Config) -> tuple[list[dict[str, Any]], Path]:

@@ -86,6 +86,8 @@ def compare(
         token_budget=evaluation.token_budget,
         kept_in=kept_in,
     )
+    if not job.decoding.plain:
+        _log.info("answers are chosen by %s", _said(config.generation.words, job.decoding))
     outcomes = _outcomes(candidates, job, _in_child if isolated else _here)
     scores = [row_scores(outcome, questions) for outcome in outcomes]
     measures = measure(outcomes, scores, questions)
@@ -93,6 +95,7 @@ def compare(
         "rows": len(questions),
         "max_length": job.max_length,
         "max_new_tokens": job.decoding.max_new_tokens,
+        "decoding": _said(config.generation.words, job.decoding),
         "extract": evaluation.extract,
         "signatures": signatures(questions),
         "own_templates": [
@@ -103,6 +106,11 @@ def compare(
     }
     found = cautions(outcomes, measures, settings)
     return Comparison(questions, outcomes, scores, measures, found, settings)
+
+
+def _said(words: str, decoding: Decoding) -> str:
+    """How answers are chosen, for the records; with the seed where anything is drawn."""
+    return words if decoding.greedy else f"{words}, seed {decoding.seed}"
 
 
 def questions_of(rows: Sequence[Mapping[str, Any]], extract: str) -> tuple[Question, ...]:

@@ -108,7 +108,8 @@ def compare_models(config: Config) -> tuple[list[str], list[list[str]], list[str
 
 
 def _followed(config: Config, chosen: Sequence[Candidate]) -> Config:
-    """With a max_length that every model folder can follow: all are asked the same."""
+    """With a max_length that every model folder can follow, and one decoding for all."""
+    config = candidates.with_decoding(config)
     return within_positions(config, *(one.reference for one in chosen if one.kind != "gguf"))
 
 

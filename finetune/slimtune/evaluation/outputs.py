@@ -79,9 +79,10 @@ def _figure(measured: dict[str, Any], name: str) -> str:
 def _csv_rows(comparison: Comparison) -> Iterator[list[str]]:
     scored = [name for name, measure in MEASURES.items() if measure.csv]
     columns = ["answer", *scored, "reference nats", "reference tokens", "tokens", "ended"]
-    yield ["id", "prompt", "reference"] + [
-        f"{label} {column}" for label in comparison.labels for column in columns
-    ]
+    decoding = comparison.settings["decoding"]
+    said = [] if decoding == "greedy" else [decoding]  # that of all cells beside it
+    heads = [f"{label} {column}" for label in comparison.labels for column in columns]
+    yield ["id", "prompt", "reference", *heads, *(["decoding"] if said else [])]
     for number, asked in enumerate(comparison.questions):
         row = [asked.id, asked.prompt, " | ".join(asked.references)]
         for outcome, scores in zip(comparison.outcomes, comparison.scores, strict=True):
@@ -91,7 +92,7 @@ def _csv_rows(comparison: Comparison) -> Iterator[list[str]]:
             row += [MEASURES[name].written(scores[number][name]) for name in scored]
             row += [f"{loss.nats:.4f}", str(loss.tokens)]
             row += [str(answer.tokens), "yes" if answer.stopped else "no"]
-        yield row
+        yield [*row, *said]
 
 
 def _sample(comparison: Comparison, number: int) -> dict[str, Any]:

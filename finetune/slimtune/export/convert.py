@@ -20,6 +20,7 @@ from slimtune.export.plan import Encoding, GgufPlan, ModelSource
 from slimtune.export.proof import proof_rows
 from slimtune.models.merging import MergedCheckpoint
 from slimtune.models.ollama_store import plain_name
+from slimtune.models.served_decoding import with_decoding_of
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +61,9 @@ def plans_for(source: ModelSource, config: Config) -> list[GgufPlan]:
     encoding = Encoding(find_encoder(gguf.ggml_library), named, gguf.through_f16)
     first, *others = gguf.quantization
     plan = preflight.preflight(source, first, encoding=encoding)
-    plan = replace(plan, template=chosen(source.folder, config.model.prompt_template))
+    template = chosen(source.folder, config.model.prompt_template)
+    generation = with_decoding_of(config, source.folder).generation
+    plan = replace(plan, template=template, generation=generation)
     plans = [plan, *(replace(plan, quantization=name) for name in others)]
     for one in plans:
         preflight.require_encoder(one)

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,7 @@ from slimtune.export.preflight import preflight, require_disk
 from slimtune.export.quant_types import PLAIN, encoded_bytes, quantization
 from slimtune.export.tensors import row_order
 from slimtune.export.vocabulary import write_vocabulary
+from slimtune.models.served_decoding import gguf_sampling
 
 _log = logging.getLogger(__name__)
 
@@ -141,6 +142,11 @@ def _write_metadata(plan: GgufPlan, writer: gguf.GGUFWriter, name: str | None) -
     total, shared, expert, experts = writer.get_total_parameter_count()
     general = gguf.Metadata.load(None, plan.folder, None, total)
     general.name = name or general.name or plan.folder.name
+    for field in fields(general):  # a base's own decoding is not inherited in silence
+        if field.name.startswith("sampling_"):
+            setattr(general, field.name, None)
+    for name, value in gguf_sampling(plan.generation, plan.architecture.context).items():
+        setattr(general, f"sampling_{name}", value)
     general.size_label = general.size_label or gguf.size_label(total, shared, expert, experts)
     writer.add_type(gguf.GGUFType.MODEL)
     general.set_gguf_meta_model(writer)

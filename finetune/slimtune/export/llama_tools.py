@@ -16,14 +16,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from slimtune.artifacts import stage_files
-from slimtune.config import Config
+from slimtune.artifacts.files import write_json
+from slimtune.config import Config, GenerationSection
 from slimtune.console import InputError, ResourceError, SettingsError, size
 from slimtune.export.architecture import Unsupported
+from slimtune.models.json_files import read_model_json
+from slimtune.models.positions import positions_of
+from slimtune.models.served_decoding import gguf_sampling, with_decoding_of
 
 _log = logging.getLogger(__name__)
 
 QUANTIZE = "llama-quantize"
 _CONVERTER = "convert_hf_to_gguf.py"
+_CONTEXT = 4096  # of a config.json that names no length
 _DIRECT = {"F32": "f32", "F16": "f16", "BF16": "bf16", "Q8_0": "q8_0"}
 
 
@@ -45,9 +50,10 @@ def quantize_file(source: Path, output: Path, name: str, imatrix: Path | None = 
     _run([tool, *options, source, output, name], {})
 
 
-def convert_elsewhere(model: Path, output: Path, name: str) -> None:
+def convert_elsewhere(model: Path, output: Path, name: str, generation: GenerationSection) -> None:
     """An unknown architecture -> GGUF, by the converter of LLAMA_CPP_DIR.
 
+    `generation` is what it writes for servers; by itself it takes generation_config.json's.
     Raises InputError where the variable is not set or the converter fails on the model.
     """
     checkout = find_checkout()
@@ -62,8 +68,13 @@ def convert_elsewhere(model: Path, output: Path, name: str) -> None:
     with TemporaryDirectory(dir=output.parent) as folder:
         target = output if name in _DIRECT else Path(folder) / "f16.gguf"
         kind = _DIRECT.get(name, "f16")
+        about = read_model_json(model / "config.json")
+        chosen = gguf_sampling(generation, positions_of(about) or _CONTEXT)
+        told = {f"general.sampling.{name}": value for name, value in chosen.items()}
+        write_json(Path(folder) / "metadata.json", told)
         convert = [sys.executable, checkout / _CONVERTER, model, "--outfile", target]
-        _run([*convert, "--outtype", kind], environment)
+        metadata = ["--metadata", Path(folder) / "metadata.json"]
+        _run([*convert, "--outtype", kind, *metadata], environment)
         if target != output:
             quantize_file(target, output, name)
 
@@ -128,6 +139,7 @@ def hand_over(
     _require_possible(unknown, config)
     if config.options.dry_run:
         return {"converted by": "llama.cpp's own converter"}
+    generation = with_decoding_of(config, model).generation
     with ExitStack() as stack:
         for file, name in zip(files, config.gguf.quantization, strict=True):
             manifest = file.with_name(f"{file.stem}_run.json")
@@ -135,7 +147,7 @@ def hand_over(
             stage = stack.enter_context(
                 stage_files("convert_to_gguf", manifest, config, outputs=[file], inputs=inputs)
             )
-            convert_elsewhere(model, stage.folder / file.name, name)
+            convert_elsewhere(model, stage.folder / file.name, name, generation)
             stage.metrics["converter"] = str(find_checkout())
     return {
         "on disk": ", ".join(size(file.stat().st_size) for file in files),

@@ -12,13 +12,16 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import PurePath
 
+from slimtune.config import GenerationSection
 from slimtune.console import InputError
 from slimtune.export.go_template import twin
+from slimtune.models.served_decoding import ollama_parameters
 from slimtune.models.tokenizer_files import SpecialTokens
 
 _log = logging.getLogger(__name__)
 
 
+_GREEDY = GenerationSection()
 _LAST_WITH_ADAPTER = "# Ollama up to 0.34.0 takes the next line; for later ones merge the adapter."
 
 
@@ -30,11 +33,14 @@ def modelfile(
     system: str = "",
     stops: Sequence[str] | None = None,
     num_ctx: int,
+    generation: GenerationSection = _GREEDY,
     adapter: PurePath | None = None,
 ) -> str:
     """The text of a Modelfile; FROM gets `gguf` as it is, relative to the Modelfile's own folder.
 
     `adapter` is a GGUF that Ollama puts on it, up to its version 0.34.0.
+
+    `generation` says how Ollama shall choose answers: its own defaults sample.
 
     `template` is a shipped template's name or a jinja source; `stops` default to its own. Raises
     SettingsError for a template without a Go twin, InputError for text Ollama cannot take, and for
@@ -56,6 +62,8 @@ def modelfile(
     words = go.stops if stops is None else stops
     lines += [f"PARAMETER stop {_quoted('stop', _printable('stop', word))}" for word in words]
     lines.append(f"PARAMETER num_ctx {num_ctx}")
+    chosen = ollama_parameters(generation, num_ctx)
+    lines += [f"PARAMETER {name} {value:.10g}" for name, value in chosen.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -67,6 +67,7 @@ def modelfile_for(
         tokens,
         system=system_prompt_for(config, trained_in(config)),
         num_ctx=min(_CONTEXT, plan.architecture.context),
+        generation=plan.generation,
         adapter=_relative(adapter, file.parent) if adapter else None,
     )
 

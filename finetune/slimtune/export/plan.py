@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from slimtune.config import GenerationSection
 from slimtune.console import InputError
 from slimtune.export import architecture
 from slimtune.export.architecture import Architecture
@@ -61,6 +62,7 @@ class GgufPlan:
     quantization: str
     encoding: Encoding
     template: str | None = None  # the chat template of this export, in jinja
+    generation: GenerationSection = GenerationSection()  # what servers choose answers by
 
     @cached_property
     def computed(self) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -60,6 +61,7 @@ def load_model(
     if compute.quantized:
         options["quantization_config"] = _quantized(compute)
     model = _from_pretrained(folder, options)
+    model.generation_config = _ids_alone(model.generation_config)
     if compute.quantization == "nf4":
         _leave_unpacked(model)
     if adapter is None:
@@ -83,6 +85,13 @@ def save_model(
     """
     model.save_pretrained(folder)
     tokenizers.save_tokenizer(tokenizer, folder, source)
+
+
+def _ids_alone(own: GenerationConfig) -> GenerationConfig:
+    """Without what a base's author says of sampling: it would have its say wherever we generate,
+    and transformers saves none with a temperature and no do_sample once an id has changed."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return GenerationConfig(**{name: getattr(own, name) for name in names})
 
 
 def _placed(compute: Compute) -> dict[str, object]:

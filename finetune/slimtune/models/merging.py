@@ -20,6 +20,7 @@ from slimtune.models.adapters import Adapter
 from slimtune.models.folders import local_folder
 from slimtune.models.headers import TensorInfo, read_bytes, read_tensor
 from slimtune.models.origin import say_if_unknown
+from slimtune.models.served_decoding import with_decoding_of, write_generation_config
 from slimtune.models.weights import (
     EMBEDDING,
     OUTPUT,
@@ -193,8 +194,10 @@ def write_merged(
     """`merge_adapter` as a stage: the folder `final`, with its record."""
     with stage_folder(stage, final, config, inputs=[adapter, base]) as merged:
         folder = local_folder(base)
+        generation = with_decoding_of(config, folder).generation
         say_if_unknown(adapter, folder, read_adapter_config(adapter))
         report = merge_adapter(folder, adapter, merged.folder)
+        write_generation_config(merged.folder, generation)
         merged.metrics.update(vars(report))
     return report
 

@@ -13,6 +13,7 @@ from slimtune.machine.process import large_blocks_returned
 from slimtune.models import memory
 from slimtune.models.family import ModelShape
 from slimtune.models.folders import local_folder
+from slimtune.models.served_decoding import with_decoding_of, write_generation_config
 from slimtune.models.weights import Checkpoint
 from slimtune.pruning.anatomy import prunable_shape
 from slimtune.pruning.calibration import (
@@ -92,6 +93,7 @@ def prune_model(config: Config, model: str, final: Path) -> PruneReport:
     """Prune `model` as config.pruning says and write it to `final`; everything is checked first."""
     source = local_folder(model)
     target = plan_cuts(source, config)
+    config = with_decoding_of(config, source)
     require_finite(Checkpoint(source))
     unmet = _unmet(source, target, config)
     for words in unmet:
@@ -108,6 +110,7 @@ def prune_model(config: Config, model: str, final: Path) -> PruneReport:
         said = calibration.source if calibration else "none"
         report = PruneReport(before, after, said, proven, unmet)
         write_text(stage.folder / CARD, card(report, model))
+        write_generation_config(stage.folder, config.generation)
         stage.metrics.update(_metrics(report))
     return report
 

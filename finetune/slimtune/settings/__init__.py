@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from slimtune.config import SCRIPTS, Config, Options
 from slimtune.config.inputs import join_inputs, split_inputs
 from slimtune.console import SettingsError
-from slimtune.settings.flags import flags_of, is_list, read_flags, section_fields
+from slimtune.settings.flags import fields_alone, flags_of, is_list, read_flags, section_fields
 from slimtune.settings.yaml_file import Given, Mistake, SettingPath, WrittenSettings, read_yaml
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -42,7 +42,7 @@ def read_settings(script: str, doc: str, arguments: Sequence[str]) -> tuple[Conf
     """
     options, flags = read_flags(script, doc, arguments)
     file = _config_file(options.config)
-    written = read_yaml(file) if file else WrittenSettings()
+    written = read_yaml(file, fields_alone()) if file else WrittenSettings()
     mistakes = [*written.mistakes, *_unknown_names(written), *flags.mistakes]
     given = _merge(written, flags)
     config, wrong_values = _validate(given, script)

@@ -28,6 +28,16 @@ def section_fields(section: str) -> dict[str, FieldInfo]:
     return Config.model_fields[section].annotation.model_fields
 
 
+def fields_alone() -> dict[str, str]:
+    """Section -> its field whose flag is called as the section: a word in its place is for it."""
+    return {
+        section: name
+        for section in Config.model_fields
+        for name, field in section_fields(section).items()
+        if (field.json_schema_extra or {}).get("flag") == section
+    }
+
+
 def fields_of(script: str) -> Iterator[tuple[str, str, FieldInfo]]:
     """(section, name, field) of every setting that a script shows, its own section first."""
     for entry in SCRIPTS[script]:
@@ -61,13 +71,14 @@ def shown(*settings: str) -> list[str]:
 
 # What takes less memory: lowered, or added; the order is that of what it costs.
 _LOWERED = ("training.batch_size", "training.max_length", "pruning.calibration_length")
-_LOWERED += ("evaluation.token_budget", "generation.max_new_tokens")
+_ANSWERING = ("evaluation.token_budget", "generation.max_new_tokens")  # where rows are asked
 _ADDED = ("training.activation_checkpointing", "model.quantization")
 
 
 def less_memory() -> str:
     """What who runs this script can do where memory is short, by its own flags."""
-    ways = [("lower", shown(*_LOWERED)), ("add", shown(*_ADDED))]
+    asks = shown(*_ANSWERING) if shown(_ANSWERING[0]) else []
+    ways = [("lower", [*shown(*_LOWERED), *asks]), ("add", shown(*_ADDED))]
     said = [f"{verb} {' or '.join(flags)}" for verb, flags in ways if flags]
     return ", ".join([*said, "or take a smaller model"]) if said else "take a smaller model"
 

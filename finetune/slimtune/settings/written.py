@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from slimtune.config import Config
-from slimtune.settings.flags import fields_of, section_fields
+from slimtune.settings.flags import fields_alone, fields_of, section_fields
 
 _HEAD = """\
 # yaml-language-server: $schema=config.schema.json
@@ -55,5 +55,11 @@ def _written(value: Any) -> str:
 
 
 def schema_json() -> str:
-    """config.schema.json: the JSON Schema of config.yaml."""
-    return json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+    """config.schema.json: the JSON Schema of config.yaml, its sections of one word included."""
+    schema = Config.model_json_schema()
+    for section, name in fields_alone().items():
+        about = schema["properties"][section]
+        of_section = about.pop("$ref")
+        field = f"{of_section}/properties/{name}"
+        about["anyOf"] = [{"$ref": of_section}, {"$ref": field}]
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"

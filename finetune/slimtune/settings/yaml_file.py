@@ -5,9 +5,10 @@ booleans, every number is a number, and a key written twice is a mistake.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -65,8 +66,11 @@ def scalar(text: str) -> Any:
     return loader.construct_object(yaml.ScalarNode(tag, text), deep=True)
 
 
-def read_yaml(file: Path) -> WrittenSettings:
-    """The settings of a config.yaml; raises SettingsError where it is no YAML at all."""
+def read_yaml(file: Path, alone: Mapping[str, str] = MappingProxyType({})) -> WrittenSettings:
+    """The settings of a config.yaml; raises SettingsError where it is no YAML at all.
+
+    `alone` names, for some sections, the field that a single word in the section's place is for.
+    """
     try:
         root = yaml.compose(file.read_text(encoding="utf-8-sig"), Loader=_Yaml12)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -80,6 +84,10 @@ def read_yaml(file: Path) -> WrittenSettings:
     folder = file.resolve().parent
     for section, body, where in _pairs(root, file.name, "", written.mistakes):
         written.lines[section] = where
+        if section in alone and isinstance(body, yaml.ScalarNode) and body.value:
+            value = _Yaml12("").construct_object(body, deep=True)
+            written.sections[section] = {alone[section]: Given(value, where, folder)}
+            continue
         written.sections[section] = {
             name: Given(_Yaml12("").construct_object(node, deep=True), place, folder)
             for name, node, place in _pairs(body, file.name, section, written.mistakes)

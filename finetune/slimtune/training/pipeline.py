@@ -22,6 +22,7 @@ from slimtune.console import decoration, first_process
 from slimtune.models import loading, tokenizers
 from slimtune.models.folders import local_folder
 from slimtune.models.origin import FINGERPRINT, fingerprint
+from slimtune.models.served_decoding import write_generation_config
 from slimtune.models.weights import EMBEDDING, Checkpoint
 from slimtune.report import model_card
 from slimtune.training import (
@@ -126,6 +127,8 @@ def train(
             del learner
             gc.collect()  # the second model must not need memory beside the first
             proven = prove()
+        learns = local_folder(next(iter(method.models.values())))
+        write_generation_config(stage.folder, config.generation, learns)
         curve.write(stage.folder)
         stage.metrics.update(proven | counts | learned | told | curve.metrics() | figures)
         base, measured = next(iter(method.models.values())), curve.metrics() | figures

@@ -21,6 +21,7 @@ from slimtune.export.architecture import FACTORS, Architecture, read_architectur
 from slimtune.inference.gguf_tokenizer import GgufTokens, put_first, tokens_of
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.models.gguf_header import GgufHeader, damaged, read_gguf
+from slimtune.models.served_decoding import own_decoding_of_gguf, write_generation_config
 from slimtune.unpacking.gguf_config import family_of_file, read_config
 from slimtune.unpacking.gguf_tokenizers import write_tokenizer
 from slimtune.unpacking.gguf_weights import (
@@ -120,6 +121,8 @@ def _unpack(plan: Plan, final: Path, mark: str, config: Config) -> None:
             texts = require_same_ids(model, stage.folder)
         kind = write_weights(plan.header, plan.architecture, plan.names, stage.folder)
         write_json(stage.folder / "config.json", plan.config | {"dtype": kind})
+        own = own_decoding_of_gguf(file, plan.header.metadata)
+        write_generation_config(stage.folder, own or config.generation)
         stage.metrics.update(
             fingerprint=mark,
             bits_per_weight=round(loss.bits, 3),

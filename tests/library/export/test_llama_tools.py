@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from running import refused, succeeds
 from tiny_folders import write_tiny_llama
+from tiny_pipelines import edit_json
 
 from slimtune.console import ResourceError
 from slimtune.export import convert
@@ -102,7 +103,10 @@ def test_another_architecture_is_told_what_would_help(unknown, words, monkeypatc
 
 def test_another_architecture_is_handed_over(unknown, words, tmp_path, monkeypatch):
     checkout = tmp_path / "llama.cpp"
-    fake_program(checkout / "convert_hf_to_gguf.py", "open(sys.argv[3], 'w').write('f16')")
+    kept = f"shutil.copy(sys.argv[-1], {str(tmp_path / 'told.json')!r})"
+    lines = f"open(sys.argv[3], 'w').write('f16')\n{kept}"
+    fake_program(checkout / "convert_hf_to_gguf.py", lines)
+    edit_json(unknown / "generation_config.json", temperature=0.7, do_sample=True)
     fake_program(checkout / "build/bin/llama-quantize", "shutil.copy(*sys.argv[-3:-1])")
     monkeypatch.setenv("LLAMA_CPP_DIR", str(checkout))
     flags = ("--model-path", unknown, "--quantization", "Q4_K_M,F16")
@@ -110,6 +114,7 @@ def test_another_architecture_is_handed_over(unknown, words, tmp_path, monkeypat
     assert "proof: none: SlimTune does not know this architecture" in ran.out
     log = Path(f"{checkout}/convert_hf_to_gguf.py.log").read_text().splitlines()
     assert len(log) == 2 and all(line.startswith(f"{unknown} --outfile") for line in log)
+    assert json.loads((tmp_path / "told.json").read_text())["general.sampling.temp"] == 0
     assert (tmp_path / "out/m-Q4_K_M.gguf").read_text() == "f16"
     assert len(list((tmp_path / "out").glob("m-*"))) == 4  # two files, two records
     refused(2, "create_modelfile", "convert_to_gguf", *words, *flags, "--overwrite",

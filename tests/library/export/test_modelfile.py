@@ -14,6 +14,7 @@ import pytest
 from foreign_chat_templates import FOREIGN, QWEN3
 
 from slimtune import prompts
+from slimtune.config import GenerationSection
 from slimtune.console import InputError, SettingsError
 from slimtune.export.go_template import STOPS, twin
 from slimtune.export.modelfile import modelfile
@@ -229,7 +230,20 @@ def test_everything_arrives():
         ("stop", 'say "no"'),
         ("stop", "a\nb"),
         ("num_ctx", "512"),
+        *GREEDY.items(),
     ]
+
+
+GREEDY = {"temperature": "0", "top_k": "0", "top_p": "1", "min_p": "0", "repeat_penalty": "1"}
+
+
+def test_ollama_is_told_to_choose_as_was_measured():
+    """Its own defaults sample: 0.8, top_k 40, top_p 0.9, and until 2026 a penalty of 1.1."""
+    drawn = {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.05, "repeat_penalty": 1.05}
+    generation = GenerationSection(**drawn, seed=7, max_new_tokens=99)
+    found = parse(make(generation=generation))[-8:]
+    wanted = {name: f"{value}" for name, value in drawn.items()} | {"repeat_last_n": "512"}
+    assert found == [*(wanted | {"seed": "7", "num_predict": "99"}).items()]
 
 
 @pytest.mark.parametrize("name", NAMES)

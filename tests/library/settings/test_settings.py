@@ -137,6 +137,20 @@ def test_the_printed_config_reads_back_as_it_was(tmp_path: Path) -> None:
     assert (again.lora, again.training, again.model) == (config.lora, config.training, config.model)
 
 
+def test_a_section_called_like_a_flag_of_its_own_can_be_one_word(tmp_path: Path) -> None:
+    """`generation: base`, as `--generation base`; the editor's schema knows it."""
+    for text, flags in (("generation: base", ()), ("", ("--generation", "base"))):
+        assert config_of(tmp_path, text, *flags).generation.source == "base"
+    text = "generation: {source: base, temperature: 0.5}"
+    assert config_of(tmp_path, text, "--generation", "settings").generation.source == "settings"
+    said = mistakes_of(tmp_path, "model: {device: cpu}\ngeneration: bse")
+    assert "config.yaml:2: bse is no generation.source" in said and "'base'" in said
+    assert "lora holds no settings" in mistakes_of(tmp_path, "lora: base")
+    schema = json.loads(written.schema_json())
+    kinds = [one["$ref"] for one in schema["properties"]["generation"]["anyOf"]]
+    assert kinds[1] == f"{kinds[0]}/properties/source"
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_cures_name_the_flags_of_the_script_that_runs(script, monkeypatch) -> None:
     """--learning-rate is the adapter's in one script, the student's in another."""
