@@ -124,7 +124,7 @@ def _load(folder: Path):
 
 def slimtune(folder: Path, count: int, tokens: int, _: int) -> None:
     """Our batched generation."""
-    from slimtune.inference.batching import in_order
+    from slimtune.inference.answers import in_order
     from slimtune.inference.decoding import Decoding
     from slimtune.inference.generation import generate
 

@@ -2,13 +2,14 @@
 
     python finetune/evaluate_model.py                          # base against fine-tuned
     python finetune/evaluate_model.py --models models/pruned,models/gguf/NAME-Q4_K_M.gguf
+    python finetune/evaluate_model.py --models ollama:llama3.2:3b,http://127.0.0.1:8080/v1#NAME
     python finetune/evaluate_model.py --base-model models/sample/base \\
         --lora-model models/finetuned/lora_adapter \\
         --test-data data/finetune/train_test.jsonl --output evaluation_results.csv
     python finetune/evaluate_model.py --interactive            # a chat; /exit ends it
     python finetune/evaluate_model.py --merge                  # -> models/finetuned/merged_model
 
-reads   base model, adapter, other models, prepared test rows
+reads   base model, adapter, other models (servers too), prepared test rows
 writes  evaluation_results.csv; evaluation_results_metrics.json, report.html and training_report.md
         beside it; with --merge the merged model
 """

@@ -252,6 +252,7 @@ def test_a_chat_with_a_gguf_needs_nothing_else(project, settings, gguf, tmp_path
 
 def test_a_chat_with_a_model_in_ollamas_store(settings, gguf, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("OLLAMA_MODELS", str(put_into_ollama(tmp_path / "store", "tiny:1", gguf)))
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")  # nobody's: else a running Ollama is asked
     flags = ("--interactive", "--models", "ollama:tiny:1", "--lora-model", "null")
     ran = succeeds("evaluate_model", *settings, *flags, stdin="And the dogs, at 99 o'clock?\n")
     assert "12 dogs ran over the hill." in ran.out

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from slimtune.config import Config
+from slimtune.config.fields import ELSEWHERE
 from slimtune.console import ExitCode, ResourceError, SlimTuneError, first_process, start_logging
 from slimtune.machine.process import leave_out_unused
 from slimtune.machine.tricks import tricks_off
@@ -67,15 +68,15 @@ def _run(main: Callable[[Config], None], doc: str, arguments: list[str]) -> int:
 
 def _with_model_folders(config: Config, script: str) -> Config | None:
     """Every script takes a GGUF file for a model; what unpacks it is imported only then."""
-    if not any(map(_may_be_gguf, model_references(config, script).values())):
+    if not any(map(_needs_a_look, model_references(config, script).values())):
         return config
     from slimtune.unpacking.references import with_folders
 
     return with_folders(config, script)
 
 
-def _may_be_gguf(reference: str) -> bool:
-    return reference.startswith("ollama:") or ".gguf" in reference or os.path.isfile(reference)
+def _needs_a_look(reference: str) -> bool:
+    return reference.startswith(ELSEWHERE) or ".gguf" in reference or os.path.isfile(reference)
 
 
 def _resources(error: Exception) -> SlimTuneError | None:

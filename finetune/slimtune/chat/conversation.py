@@ -20,7 +20,9 @@ from slimtune.evaluation import candidates
 from slimtune.evaluation.fairness import template_of
 from slimtune.inference.answers import Candidate
 from slimtune.inference.decoding import Decoding
-from slimtune.inference.engines import open_engine
+from slimtune.inference.engines import Engine, open_engine
+from slimtune.inference.server_address import Server
+from slimtune.inference.server_client import ServerClient
 
 _CONTEXT = 2048  # tokens of a conversation
 
@@ -50,11 +52,24 @@ def _partners(chosen: Sequence[Candidate], config: Config) -> list[Partner]:
     return [
         Partner(
             label=one.label,
-            template=template_of(one) or candidates.comparison_template(config),
-            load=partial(open_engine, one, config.model, _CONTEXT),
+            template=_template(one, config),
+            load=partial(_open, one, config),
         )
         for one in chosen
     ]
+
+
+def _template(candidate: Candidate, config: Config) -> str:
+    """A server shows none of its own and is sent messages."""
+    if candidate.kind == "server":
+        return ""
+    return template_of(candidate) or candidates.comparison_template(config)
+
+
+def _open(candidate: Candidate, config: Config) -> Engine | ServerClient:
+    if candidate.kind == "server":
+        return ServerClient(Server.of(candidate.reference))
+    return open_engine(candidate, config.model, _CONTEXT)
 
 
 def talk(chat: Chat, source: TextIO) -> None:

@@ -18,6 +18,7 @@ from slimtune.console import SlimTuneError
 from slimtune.data.turns import without_special_tokens
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.engines import Engine
+from slimtune.inference.server_client import ServerClient
 from slimtune.prompts import ChatMessage, encode_prompt
 
 
@@ -27,7 +28,7 @@ class Partner:
 
     label: str
     template: str
-    load: Callable[[], Engine]
+    load: Callable[[], Engine | ServerClient]
 
 
 class Chat:
@@ -53,7 +54,7 @@ class Chat:
         self.asked = 0  # questions so far: each answer draws anew
         self.speakers = [partners[-1].label]
         self.histories: dict[str, list[ChatMessage]] = {self.speakers[0]: []}
-        self.engines: dict[str, Engine] = {}
+        self.engines: dict[str, Engine | ServerClient] = {}
 
     def ask(self, question: str) -> None:
         """Says `question` to every speaker and shows the answers as they grow."""
@@ -72,7 +73,7 @@ class Chat:
         for label, answer in zip(self.speakers, answers, strict=True):
             self.histories[label].append(ChatMessage(role="assistant", content=answer.strip()))
 
-    def engine(self, label: str) -> Engine:
+    def engine(self, label: str) -> Engine | ServerClient:
         """The loaded model; those that do not speak are let go first."""
         for other in [one for one in self.engines if one not in self.speakers]:
             self.engines.pop(other).close()
@@ -146,6 +147,8 @@ class Chat:
 
     def _stream(self, label: str) -> Iterator[str]:
         engine = self.engine(label)
+        if isinstance(engine, ServerClient):
+            return engine.stream(self.conversation(label), self.decoding)
         context = min(self.max_length, engine.context)
         decoding = self.decoding.within(context // 2).for_row(self.asked)
         prompt = self._prompt(label, engine, context - decoding.max_new_tokens)

@@ -9,7 +9,9 @@ from slimtune.config import catalogues
 
 ModelReference = Annotated[
     str, "model"
-]  # a local folder (or .gguf file) or a Hub id: `settings` resolves it
+]  # a local folder (or .gguf file), a Hub id or ELSEWHERE: `settings` resolves it
+# How a reference begins that is no path and no Hub id: a name of Ollama's, a server's address.
+ELSEWHERE = ("ollama:", "http://", "https://")
 # One file or folder, or several with commas and weights (`inputs.py`): `settings` resolves each.
 Inputs = Annotated[Path, "inputs"]
 Share = Annotated[float, Field(ge=0, le=1)]

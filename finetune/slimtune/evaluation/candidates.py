@@ -9,15 +9,16 @@ from typing import Any
 from slimtune import prompts
 from slimtune.artifacts import require, run_of, system_prompt_for
 from slimtune.config import Config
+from slimtune.config.fields import ELSEWHERE
 from slimtune.console import InputError, near, note
 from slimtune.data.rows import beside, read_rows
 from slimtune.evaluation.measures import PATTERNS
+from slimtune.evaluation.served import served_candidate
 from slimtune.inference.answers import Candidate
 from slimtune.inference.gguf_tokenizer import tokens_of
 from slimtune.models.adapters import Adapter
 from slimtune.models.folders import is_hub_id, local_folder
 from slimtune.models.gguf_header import is_gguf, read_gguf
-from slimtune.models.ollama_store import blob_of, is_ollama, plain_name
 from slimtune.models.origin import say_if_unknown
 from slimtune.models.served_decoding import with_decoding_of
 from slimtune.models.tokenizer_files import template_facts
@@ -85,11 +86,15 @@ def _told_apart(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _longer(candidate: Candidate) -> str:
+    if candidate.kind == "server":
+        return candidate.reference
     where = Path(candidate.adapter or candidate.reference)
     return "/".join([*where.parts[-3:-1], candidate.label])
 
 
 def _require_whole(candidate: Candidate) -> None:
+    if candidate.kind == "server":  # it was asked for the model when it was named
+        return
     if candidate.kind == "gguf":
         tokens_of(read_gguf(Path(candidate.reference)))
         return
@@ -102,8 +107,8 @@ def _require_whole(candidate: Candidate) -> None:
 
 
 def _candidate(model: str, base: str) -> Candidate:
-    if is_ollama(model):
-        return Candidate(plain_name(model), str(blob_of(model)))
+    if model.startswith(ELSEWHERE):
+        return served_candidate(model)
     path = Path(model)
     label = path.parent.name if path.name in _ROLES else path.name.removesuffix("_model")
     if (path / _ADAPTER_FILE).is_file():

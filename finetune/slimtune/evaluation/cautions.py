@@ -59,12 +59,14 @@ def _of_answers(measured: dict[str, Any], rows: int) -> Iterator[Caution]:
 
 
 def _against_first(outcome: Outcome, first: Outcome, own_template: bool) -> Iterator[Caution]:
-    if outcome.asked.digest != first.asked.digest:
+    if outcome.candidate.kind == "server":
+        yield {"kind": "served"}
+    elif outcome.asked.digest != first.asked.digest and first.losses:
         yield {"kind": "own_template" if own_template else "tokenizer"}
     ours, theirs = ([answer.text for answer in one.generations] for one in (outcome, first))
     if ours != theirs:
         return
     if outcome.candidate.kind == "adapter":
         yield {"kind": "no_effect"}
-    elif outcome.losses == first.losses:
+    elif outcome.losses == first.losses and outcome.losses:
         yield {"kind": "identical"}

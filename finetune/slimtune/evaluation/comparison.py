@@ -5,7 +5,8 @@
     comparison = compare([base, tuned], rows, prompts.template("llama2"), config)
 
 The first candidate is the baseline that the others are judged against. Nothing here imports torch:
-each candidate is loaded in a child process of its own, whose memory ends with it.
+each candidate is loaded in a child process of its own, whose memory ends with it; a server is asked
+from here.
 """
 
 import logging
@@ -24,6 +25,7 @@ from slimtune.evaluation.answer_room import with_answer_room
 from slimtune.evaluation.cautions import Caution, cautions
 from slimtune.evaluation.fairness import common_template
 from slimtune.evaluation.scoring import measure, row_scores, signatures
+from slimtune.evaluation.served import ask_server
 from slimtune.inference.answers import Candidate, Job, Outcome, Question
 from slimtune.inference.decoding import Decoding
 
@@ -136,7 +138,8 @@ def _outcomes(
     for candidate in candidates:
         first = outcomes[0].asked if outcomes else None
         asked_with = fairness.asked_with(candidate, job.template)
-        outcomes.append(run(candidate, replace(job, first=first, template=asked_with)))
+        ask = ask_server if candidate.kind == "server" else run
+        outcomes.append(ask(candidate, replace(job, first=first, template=asked_with)))
     return outcomes
 
 

@@ -27,6 +27,7 @@ from slimtune.report.words import sentence
 
 _log = logging.getLogger(__name__)
 
+_FOLDERS = ("model", "adapter")  # the kinds whose reference has a config.json
 REPORT, PAGE = "training_report.md", "report.html"
 
 
@@ -110,7 +111,7 @@ def compare_models(config: Config) -> tuple[list[str], list[list[str]], list[str
 def _followed(config: Config, chosen: Sequence[Candidate]) -> Config:
     """With a max_length that every model folder can follow, and one decoding for all."""
     config = candidates.with_decoding(config)
-    return within_positions(config, *(one.reference for one in chosen if one.kind != "gguf"))
+    return within_positions(config, *(one.reference for one in chosen if one.kind in _FOLDERS))
 
 
 def _compare(

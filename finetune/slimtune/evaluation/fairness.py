@@ -24,7 +24,12 @@ _TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
 def template_of(candidate: Candidate) -> str | None:
-    """The chat template that lies with a candidate, its adapter first; None without one."""
+    """The chat template that lies with a candidate, its adapter first; None without one.
+
+    A server has one of its own, which it does not show.
+    """
+    if candidate.kind == "server":
+        return None
     if candidate.foreign:
         return read_gguf(Path(candidate.reference)).template
     for folder in (candidate.adapter, candidate.tokenizer, candidate.reference):

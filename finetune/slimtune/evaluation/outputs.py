@@ -8,6 +8,7 @@ from typing import Any
 
 from slimtune.artifacts.files import write_json
 from slimtune.evaluation.comparison import Comparison
+from slimtune.inference.answers import Outcome
 from slimtune.report.measure_table import MEASURES, value_of
 
 WORST_SAMPLES = 12
@@ -87,12 +88,22 @@ def _csv_rows(comparison: Comparison) -> Iterator[list[str]]:
         row = [asked.id, asked.prompt, " | ".join(asked.references)]
         for outcome, scores in zip(comparison.outcomes, comparison.scores, strict=True):
             answer = outcome.generations[number]
-            loss = outcome.losses[number]
             row += [answer.text]
             row += [MEASURES[name].written(scores[number][name]) for name in scored]
-            row += [f"{loss.nats:.4f}", str(loss.tokens)]
-            row += [str(answer.tokens), "yes" if answer.stopped else "no"]
+            row += _loss_cells(outcome, number)
+            row += [_or_dash(answer.tokens), "yes" if answer.stopped else "no"]
         yield [*row, *said]
+
+
+def _loss_cells(outcome: Outcome, number: int) -> list[str]:
+    """Nats and tokens of the reference; dashes of a server, which scores nothing."""
+    if not outcome.losses:
+        return ["–", "–"]
+    return [f"{outcome.losses[number].nats:.4f}", str(outcome.losses[number].tokens)]
+
+
+def _or_dash(count: int | None) -> str:
+    return "–" if count is None else str(count)
 
 
 def _sample(comparison: Comparison, number: int) -> dict[str, Any]:

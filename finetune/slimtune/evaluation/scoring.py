@@ -39,13 +39,14 @@ def measure(
     and token accuracy, the model has another tokenizer than the first.
     """
     # Losses are over the rows whose answer fits for every model.
-    scored = [r for r in range(len(questions)) if all(one.losses[r].tokens for one in outcomes)]
+    scoring = [one for one in outcomes if one.losses]  # all but servers
+    scored = [r for r in range(len(questions)) if all(one.losses[r].tokens for one in scoring)]
     found = [
         _estimates(outcome, own, questions, scored)
         for outcome, own in zip(outcomes, scores, strict=True)
     ]
     for outcome, estimates in zip(outcomes, found, strict=True):
-        if outcome.asked.digest != outcomes[0].asked.digest:
+        if scoring and outcome.asked.digest != scoring[0].asked.digest:
             for name, entry in MEASURES.items():
                 if entry.one_tokenizer:
                     estimates.pop(name, None)
@@ -80,7 +81,7 @@ def _estimates(
     for name in names_over("corpus"):
         metric = getattr(measures, name)()
         found[name] = bootstrap.corpus(metric, predictions, references)
-    if scored:
+    if scored and outcome.losses:
         losses = [outcome.losses[row] for row in scored]
         sizes = [sum(len(text.encode()) for text in questions[row].answers) for row in scored]
         for name in names_over("losses"):
@@ -106,12 +107,17 @@ def _plain(
                 [asked.reference for asked in questions],
             )
         ),
-        "answer_tokens": sum(answer.tokens for answer in outcome.generations),
+        "answer_tokens": _total([answer.tokens for answer in outcome.generations]),
         "reference_tokens": sum(loss.tokens for loss in outcome.losses),
         "shortened_prompts": len(outcome.asked.shortened),
         "unscored_answers": sum(not loss.tokens for loss in outcome.losses),
         "cost": asdict(outcome.cost),
     }
+
+
+def _total(counts: Sequence[int | None]) -> int | None:
+    """None where a server left out to count."""
+    return None if None in counts else sum(counts)
 
 
 def _judged(name: str, estimate: Estimate, first: Estimate) -> dict[str, Any]:

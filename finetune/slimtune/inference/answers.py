@@ -4,32 +4,37 @@ Nothing here imports torch: llama.cpp's child process reads these too.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
+from slimtune.config.fields import ELSEWHERE
 from slimtune.config.training import ModelSection
 from slimtune.console import InputError
 from slimtune.inference.decoding import Decoding
 from slimtune.models.gguf_header import is_gguf
+
+Result = TypeVar("Result")
 
 TOKEN_BUDGET = 8192  # of a batch: prompts and answers together
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to evaluate: a folder, Hub id or GGUF file, with an adapter on top if one is given.
+    """A model to evaluate: a folder, Hub id or GGUF file, with an adapter on top if one is given,
+    or one that a server runs, by its address or `ollama:NAME`.
 
     `tokenizer` is the model folder that a GGUF of ours was made from: it encodes the prompts, and
     the report compares the two. One that others made has none, and is asked with its own vocabulary
-    and its own chat template.
+    and its own chat template. `fingerprint` is what a server says that its model is known by.
     """
 
     label: str
     reference: str
     adapter: str | None = None
     tokenizer: str | None = None
+    fingerprint: str | None = None
 
     @property
     def foreign(self) -> bool:
@@ -37,7 +42,9 @@ class Candidate:
         return self.kind == "gguf" and self.tokenizer is None
 
     @property
-    def kind(self) -> Literal["gguf", "adapter", "model"]:
+    def kind(self) -> Literal["server", "gguf", "adapter", "model"]:
+        if self.reference.startswith(ELSEWHERE):
+            return "server"
         if is_gguf(self.reference):
             return "gguf"
         return "adapter" if self.adapter else "model"
@@ -138,18 +145,20 @@ class Generation:
 
     `ids` leave out the end token; `stopped` says that there was one, and the length was not the
     end. `margins` (nats between first and second choice of each step, the end token's included) are
-    there where they were asked for.
+    there where they were asked for. A server keeps ids to itself (None) and may tell their number,
+    `counted`.
     """
 
     text: str
-    ids: list[int]
+    ids: list[int] | None
     stopped: bool
     margins: list[float] | None = None
+    counted: int | None = None
 
     @property
-    def tokens(self) -> int:
-        """Tokens of the answer, the end token not counted."""
-        return len(self.ids)
+    def tokens(self) -> int | None:
+        """Tokens of the answer, the end token not counted; None where a server does not tell."""
+        return self.counted if self.ids is None else len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -183,20 +192,23 @@ class Speed(NamedTuple):
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model takes: speeds are those of a single sequence, memory is its process's peak."""
+    """What a model takes: speeds are those of a single sequence, memory is its process's peak.
 
-    parameters: int
-    bytes_on_disk: int
-    load_seconds: float
-    prompt_tokens_per_second: float
-    generated_tokens_per_second: float
+    None is what a server does not tell.
+    """
+
+    parameters: int | None
+    bytes_on_disk: int | None
+    load_seconds: float | None
+    prompt_tokens_per_second: float | None
+    generated_tokens_per_second: float | None
     seconds: float
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything a child process found out about one candidate, row by row.
+    """Everything that was found out about one candidate, row by row; a server has no `losses`.
 
     `guessing`: nats a token at its best, on rows and on plain texts, of a model that is worse than
     guessing there; else None.
@@ -208,3 +220,8 @@ class Outcome:
     asked: Asked
     cost: Cost
     guessing: float | None = None
+
+
+def in_order(pairs: Iterable[tuple[int, Result]]) -> list[Result]:
+    """The results of (row, result) pairs, by row."""
+    return [result for _, result in sorted(pairs, key=lambda pair: pair[0])]

@@ -65,11 +65,6 @@ def unfinished(batches: Iterable[list[int]], known: Collection[int]) -> list[lis
     return [batch for batch in batches if not set(batch) <= set(known)]
 
 
-def in_order(pairs: Iterable[tuple[int, Result]]) -> list[Result]:
-    """The results of (row, result) pairs, by row."""
-    return [result for _, result in sorted(pairs, key=lambda pair: pair[0])]
-
-
 def left_padded(
     sequences: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

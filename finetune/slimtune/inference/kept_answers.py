@@ -20,8 +20,8 @@ from slimtune.inference.answers import (
     Job,
     Outcome,
     Question,
+    in_order,
 )
-from slimtune.inference.batching import in_order
 from slimtune.models.adapters import ADAPTER_WEIGHTS
 from slimtune.models.folders import local_folder, weight_files
 
@@ -115,7 +115,12 @@ def _asked(question: Question) -> list[Any]:
 
 
 def _weights(candidate: Candidate) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of every weight file, as make looks at what it builds from."""
+    """Name, size and time of change of every weight file, as make looks at what it builds from.
+
+    None of a server's, whose candidate has a fingerprint.
+    """
+    if candidate.kind == "server":
+        return []
     if candidate.kind == "gguf":
         files = [Path(candidate.reference)]
     else:

@@ -32,7 +32,7 @@ def comparison_places(metrics: Mapping[str, Any], words: Words) -> dict[str, str
 
 
 def _verdict(metrics: Mapping[str, Any], words: Words) -> list[str]:
-    """Three lines: what was gained, what it weighs, whether to believe it."""
+    """Three lines: what was gained, what it weighs (if the first tells), whether to believe it."""
     first, *others = metrics["models"]
     rows, cautions = metrics["settings"]["rows"], metrics["cautions"]
     trust = words.doubted.format(count=len(cautions)) if cautions else words.trusted
@@ -48,7 +48,10 @@ def _verdict(metrics: Mapping[str, Any], words: Words) -> list[str]:
         first_score=_exact(first),
         rows=rows,
     )
-    smallest = min(metrics["models"], key=_bytes)
+    if _bytes(first) is None:
+        return [gained, trust]
+    sized = [model for model in metrics["models"] if _bytes(model) is not None]
+    smallest = min(sized, key=_bytes)
     weighs = words.smallest.format(
         label=plain(smallest["label"]),
         size=size(_bytes(smallest)),
@@ -148,5 +151,5 @@ def _exact(model: ModelMetrics) -> float:
     return model["exact_match"]["score"]
 
 
-def _bytes(model: ModelMetrics) -> int:
+def _bytes(model: ModelMetrics) -> int | None:
     return model["cost"]["bytes_on_disk"]

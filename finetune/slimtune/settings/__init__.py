@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from slimtune.config import SCRIPTS, Config, Options
+from slimtune.config.fields import ELSEWHERE
 from slimtune.config.inputs import join_inputs, split_inputs
 from slimtune.console import SettingsError
 from slimtune.settings.flags import fields_alone, flags_of, is_list, read_flags, section_fields
@@ -185,9 +186,9 @@ def _absolute(value: Any, field: FieldInfo, folder: Path) -> Any:
 
 
 def _model(reference: str, folder: Path) -> str:
-    """An existing folder or file, or what can be no Hub id, is a path; the rest is a Hub id, or a
-    name of Ollama's."""
-    if reference.startswith("ollama:"):
+    """An existing folder or file, or what can be no Hub id, is a path; the rest is a Hub id, or
+    lies elsewhere."""
+    if reference.startswith(ELSEWHERE):
         return reference
     path = folder / Path(reference).expanduser()
     known_roots = ("models/", "data/", "finetune/", "./", "../")

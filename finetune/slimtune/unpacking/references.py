@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from slimtune.config import Config
+from slimtune.console import SettingsError
 from slimtune.models.gguf_header import is_gguf
 from slimtune.models.ollama_store import blob_of, is_ollama, plain_name
 from slimtune.settings import model_references
@@ -16,6 +17,7 @@ def with_folders(config: Config, script: str) -> Config | None:
     """
     folders: dict[str, dict[str, str]] = {}
     for (section, name), reference in model_references(config, script).items():
+        _require_weights(f"{section}.{name}", reference)
         folder = _folder(reference, config)
         if folder is None:
             return None
@@ -26,6 +28,15 @@ def with_folders(config: Config, script: str) -> Config | None:
         for section, values in folders.items()
     }
     return config.model_copy(update=sections)
+
+
+def _require_weights(setting: str, reference: str) -> None:
+    if reference.startswith(("http://", "https://")):
+        raise SettingsError(
+            f"{setting}: {reference} is the address of a server",
+            "a server answers, and lends nobody its weights, which are needed here",
+            "give a folder, a Hub id or a GGUF file; a server is compared with --models",
+        )
 
 
 def _folder(reference: str, config: Config) -> str | None:

@@ -14,7 +14,7 @@ from slimtune.chat.partner import Chat, Partner
 from slimtune.chat.side_by_side import SideBySide, wrap
 from slimtune.console import InputError
 from slimtune.data.rows import read_rows
-from slimtune.inference.batching import in_order
+from slimtune.inference.answers import in_order
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.engines import TransformersEngine
 from slimtune.prompts import encode_prompt, template

@@ -9,7 +9,7 @@ import torch
 
 from slimtune.config import GenerationSection
 from slimtune.inference import generation
-from slimtune.inference.batching import in_order
+from slimtune.inference.answers import in_order
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.llama_library import library
 from slimtune.inference.sampling import Chooser

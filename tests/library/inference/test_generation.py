@@ -5,8 +5,8 @@ import torch
 
 from slimtune.console import ResourceError
 from slimtune.inference import generation
-from slimtune.inference.answers import Generation
-from slimtune.inference.batching import by_length, in_order, run_batched
+from slimtune.inference.answers import Generation, in_order
+from slimtune.inference.batching import by_length, run_batched
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.generation import stream
 

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from slimtune.inference.batching import in_order
+from slimtune.inference.answers import in_order
 from slimtune.inference.token_losses import token_losses
 
 
