@@ -3,6 +3,7 @@
     python finetune/evaluate_model.py                          # base against fine-tuned
     python finetune/evaluate_model.py --models models/pruned,models/gguf/NAME-Q4_K_M.gguf
     python finetune/evaluate_model.py --models ollama:llama3.2:3b,http://127.0.0.1:8080/v1#NAME
+    python finetune/evaluate_model.py --models BASE.gguf+ADAPTER.gguf
     python finetune/evaluate_model.py --base-model models/sample/base \\
         --lora-model models/finetuned/lora_adapter \\
         --test-data data/finetune/train_test.jsonl --output evaluation_results.csv

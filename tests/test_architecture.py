@@ -194,7 +194,6 @@ def test_remote_code_pickles_and_shells_are_never_used() -> None:
 # none.
 SHORT = {
     "config/fields.py": "what every section is made of; sections and Config both import it",
-    "config/inputs.py": "one setting's grammar, for settings, data and the script",
     "data/examples.py": "what the page shows of rows, beside what it counts",
     "data/mixing.py": "one formula",
     "evaluation/answer_room.py": "one setting's auto, without torch",

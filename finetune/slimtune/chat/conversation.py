@@ -31,7 +31,8 @@ def hold_chat(chosen: Sequence[Candidate], config: Config) -> None:
     """Chat on stdin and stdout, first with the last of `chosen`."""
     last = chosen[-1]
     if config.options.dry_run:
-        note(f"dry run: would chat with {last.label} ({last.reference})")
+        files = " + ".join(part for part in (last.reference, last.adapter) if part)
+        note(f"dry run: would chat with {last.label} ({files})")
         return
     partners = _partners(chosen, config)
     system = system_prompt_for(config, *map(Path, candidates.paths([last])))

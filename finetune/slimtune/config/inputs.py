@@ -3,7 +3,11 @@
     a.csv,b.jsonl          both
     a.csv:2,b.jsonl:0.5    the rows of a.csv twice, half of those of b.jsonl
 
-A name that exists is one, whatever commas, colons or drive letters are in it.
+and a base with an adapter on top, both files for llama.cpp:
+
+    base.gguf+adapter.gguf, ollama:NAME+adapter.gguf
+
+A name that exists is one, whatever commas, colons, pluses or drive letters are in it.
 """
 
 import os
@@ -46,6 +50,29 @@ def join_inputs(inputs: Iterable[Input]) -> Path:
     """The setting that names them."""
     named = [str(one.path) + (f":{one.weight:g}" if one.weight != 1 else "") for one in inputs]
     return Path(",".join(named) or ",")  # "" would be the working directory
+
+
+def split_adapter(reference: str, folder: Path = Path()) -> tuple[str, str | None]:
+    """(base, adapter) of `base.gguf+adapter.gguf`; (reference, None) of all else.
+
+    Of several places to part it the first whose base exists is taken, else the first.
+    """
+    pluses = [place for place, char in enumerate(reference) if char == "+"]
+    bases = [reference[:place] for place in pluses if place + 1 < len(reference)]
+    bases = [base for base in bases if base.endswith(".gguf") or base.startswith("ollama:")]
+    if not bases or _exists(reference, folder):
+        return reference, None
+    base = next((base for base in bases if _exists(base, folder)), bases[0])
+    return base, reference[len(base) + 1 :]
+
+
+def join_adapter(base: str, adapter: str) -> str:
+    """What `split_adapter` parts."""
+    return f"{base}+{adapter}"
+
+
+def _exists(name: str, folder: Path) -> bool:
+    return os.path.exists(folder / Path(name).expanduser())
 
 
 def _one(name: str, folder: Path) -> Input:

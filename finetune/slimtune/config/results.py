@@ -82,8 +82,8 @@ class Evaluation(Section):
     )
     models: list[ModelReference] = setting(
         [],
-        "More to compare: folders, Hub ids, .gguf files, ollama:NAME, or a model that a server\n"
-        "runs, as http://HOST:PORT/v1#NAME; separated by commas.",
+        "More to compare: folders, Hub ids, .gguf files, BASE.gguf+ADAPTER.gguf, ollama:NAME, or\n"
+        "a model that a server runs, as http://HOST:PORT/v1#NAME; separated by commas.",
     )
     test_data: Path | None = setting(
         None,

@@ -10,6 +10,7 @@ from slimtune import prompts
 from slimtune.artifacts import require, run_of, system_prompt_for
 from slimtune.config import Config
 from slimtune.config.fields import ELSEWHERE
+from slimtune.config.inputs import split_adapter
 from slimtune.console import InputError, near, note
 from slimtune.data.rows import beside, read_rows
 from slimtune.evaluation.measures import PATTERNS
@@ -18,6 +19,7 @@ from slimtune.inference.answers import Candidate
 from slimtune.inference.gguf_tokenizer import tokens_of
 from slimtune.models.adapters import Adapter
 from slimtune.models.folders import is_hub_id, local_folder
+from slimtune.models.gguf_adapter import require_adapter_of
 from slimtune.models.gguf_header import is_gguf, read_gguf
 from slimtune.models.origin import say_if_unknown
 from slimtune.models.served_decoding import with_decoding_of
@@ -67,9 +69,15 @@ def _base_and_adapter(config: Config) -> list[Candidate]:
 
 
 def _named(config: Config) -> list[Candidate]:
-    for model in config.evaluation.models:
-        require(model)
+    for part in named_parts(config):
+        require(part)
     return [_candidate(model, config.model.base_model) for model in config.evaluation.models]
+
+
+def named_parts(config: Config) -> list[str]:
+    """What evaluation.models names, one file or folder each, an adapter before its base."""
+    pairs = map(split_adapter, config.evaluation.models)
+    return [part for base, adapter in pairs for part in (adapter, base) if part]
 
 
 def _is_missing(part: str | None) -> bool:
@@ -96,7 +104,10 @@ def _require_whole(candidate: Candidate) -> None:
     if candidate.kind == "server":  # it was asked for the model when it was named
         return
     if candidate.kind == "gguf":
-        tokens_of(read_gguf(Path(candidate.reference)))
+        header = read_gguf(Path(candidate.reference))
+        tokens_of(header)
+        if candidate.adapter:
+            require_adapter_of(Path(candidate.adapter), header)
         return
     checkpoint = Checkpoint(local_folder(candidate.reference))
     if candidate.adapter:
@@ -109,6 +120,11 @@ def _require_whole(candidate: Candidate) -> None:
 def _candidate(model: str, base: str) -> Candidate:
     if model.startswith(ELSEWHERE):
         return served_candidate(model)
+    reference, adapter = split_adapter(model)
+    if adapter:
+        under, file = _candidate(reference, base), Path(adapter)
+        label = f"{under.label}+{file.stem}"
+        return replace(under, label=label, adapter=adapter, trained=_made_from(file))
     path = Path(model)
     label = path.parent.name if path.name in _ROLES else path.name.removesuffix("_model")
     if (path / _ADAPTER_FILE).is_file():
@@ -119,7 +135,8 @@ def _candidate(model: str, base: str) -> Candidate:
 
 
 def _made_from(gguf: Path) -> str | None:
-    """The model folder that a GGUF of ours was made from; None for one that others made."""
+    """The folder, of a model or an adapter, that a GGUF of ours was made from; None for one that
+    others made."""
     run = run_of(gguf)
     inputs = run["inputs"] if run else []
     folder = inputs[0]["path"] if inputs else None
@@ -176,7 +193,7 @@ def test_rows(config: Config) -> tuple[list[dict[str, Any]], Path]:
 
 def _trained(config: Config) -> list[Path]:
     """What is compared with the base, and may have been trained under a system message."""
-    named = [config.evaluation.lora_model, *config.evaluation.models, config.model.base_model]
+    named = [config.evaluation.lora_model, *named_parts(config), config.model.base_model]
     return [Path(one) for one in named if one]
 
 

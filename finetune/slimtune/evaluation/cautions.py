@@ -66,7 +66,8 @@ def _against_first(outcome: Outcome, first: Outcome, own_template: bool) -> Iter
     ours, theirs = ([answer.text for answer in one.generations] for one in (outcome, first))
     if ours != theirs:
         return
-    if outcome.candidate.kind == "adapter":
+    own, base = outcome.candidate, first.candidate
+    if own.adapter and not base.adapter and base.reference in (own.reference, own.tokenizer):
         yield {"kind": "no_effect"}
     elif outcome.losses == first.losses and outcome.losses:
         yield {"kind": "identical"}

@@ -144,7 +144,8 @@ def finish_stopped(config: Config) -> None:
 def _refuse(config: Config) -> None:
     """Raise SettingsError where finished files of this name, another's reports or inputs are."""
     settings = config.evaluation
-    read = [config.model.base_model, settings.lora_model, settings.test_data, *settings.models]
+    read = [config.model.base_model, settings.lora_model, settings.test_data]
+    read += candidates.named_parts(config)
     refuse_inputs([*_all_written(config), _manifest(config)], read)
     finish_stopped(config)
     refuse_finished_files(_manifest(config), config, _all_written(config))
@@ -163,7 +164,7 @@ def _refuse(config: Config) -> None:
 
 def _next(chosen: Sequence[Candidate]) -> str:
     """The step that is still missing: merging, converting, or a talk with the result."""
-    adapters = [Path(one.adapter) for one in chosen if one.adapter]
+    adapters = [Path(one.adapter) for one in chosen if one.kind == "adapter"]
     merged = [adapter.with_name("merged_model") for adapter in adapters]
     if any(not folder.is_dir() for folder in merged):
         return "python finetune/evaluate_model.py --merge"

@@ -26,12 +26,14 @@ _TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 def template_of(candidate: Candidate) -> str | None:
     """The chat template that lies with a candidate, its adapter first; None without one.
 
-    A server has one of its own, which it does not show.
+    The file of an adapter carries its own, the file under it the one of its first adapter. A server
+    has one of its own, which it does not show.
     """
     if candidate.kind == "server":
         return None
-    if candidate.foreign:
-        return read_gguf(Path(candidate.reference)).template
+    if candidate.foreign or (candidate.kind == "gguf" and candidate.adapter):
+        files = [Path(file) for file in (candidate.adapter, candidate.reference) if file]
+        return next(filter(None, (read_gguf(file).template for file in files)), None)
     for folder in (candidate.adapter, candidate.tokenizer, candidate.reference):
         file = Path(folder or "") / TEMPLATE_NAME
         if folder and file.is_file():
@@ -48,11 +50,13 @@ def common_template(
     its own chat template is. Nor has a GGUF that others made (see `asked_with`). Raises
     SettingsError for two candidates whose templates show a row differently.
     """
-    bases = {one.reference for one in candidates if one.adapter}
+    adapted = [one for one in candidates if one.adapter]
+    bases = {base for one in adapted for base in (one.reference, one.tokenizer) if base}
     found: list[tuple[Candidate, str]] = []
     for one in candidates:
         own = None if one.foreign else template_of(one)
-        if own is not None and (one.adapter or one.reference not in bases):
+        bare = not one.adapter and bool({one.reference, one.tokenizer} & bases)
+        if own is not None and not bare:
             found.append((one, own))
     for one, own in found[1:]:
         _require_equal(found[0], (one, own), questions)
@@ -116,9 +120,10 @@ def foreign_base(candidate: Candidate) -> str | None:
     """The base that the candidate's adapter was trained on, if it is not the one it got; else None.
 
     A fingerprint that the adapter kept has been compared when it was opened. Else names decide
-    first, weights where names differ: a folder may have moved.
+    first, weights where names differ: a folder may have moved. Of an adapter's file all that is
+    known was said when it was opened.
     """
-    if candidate.adapter is None or recorded(Path(candidate.adapter)):
+    if candidate.kind != "adapter" or recorded(Path(candidate.adapter)):
         return None
     trained_on, given = Adapter(candidate.adapter).base, candidate.reference
     if _place(trained_on) == _place(given):

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
@@ -14,10 +13,10 @@ from slimtune.evaluation.fairness import require_same_cut
 from slimtune.inference import guessing
 from slimtune.inference.answers import AnswerLoss, Asked, Candidate, Cost, Generation, Job, Outcome
 from slimtune.inference.engines import Engine, Rows, open_engine
-from slimtune.inference.kept_answers import Predictions
+from slimtune.inference.kept_answers import Predictions, files_of
 from slimtune.machine.process import peak_memory
-from slimtune.models.adapters import ADAPTER_WEIGHTS, Adapter
-from slimtune.models.folders import local_folder, weight_files
+from slimtune.models.adapters import Adapter
+from slimtune.models.folders import local_folder
 from slimtune.models.gguf_header import read_gguf
 from slimtune.models.weights import Checkpoint
 from slimtune.prompts import Encoded, encode, encode_prompt
@@ -113,17 +112,15 @@ def _losses(
 
 def _footprint(candidate: Candidate) -> tuple[int, int]:
     """(parameters, bytes of weights on disk), an adapter's included."""
+    files = files_of(candidate)
+    size = sum(file.stat().st_size for file in files)
     if candidate.kind == "gguf":
-        file = Path(candidate.reference)
-        return read_gguf(file).parameters, file.stat().st_size
-    folder = local_folder(candidate.reference)
-    parameters = Checkpoint(folder).parameters
-    files = weight_files(folder)
+        return sum(read_gguf(file).parameters for file in files), size
+    parameters = Checkpoint(local_folder(candidate.reference)).parameters
     if candidate.adapter:
         adapter = Adapter(candidate.adapter)
         parameters += sum(math.prod(info.shape) for info in adapter.tensors.values())
-        files = [*files, Path(candidate.adapter) / ADAPTER_WEIGHTS]
-    return parameters, sum(file.stat().st_size for file in files)
+    return parameters, size
 
 
 def _quiet_transformers() -> None:

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slimtune.artifacts import finish_files, refuse_finished_files, refuse_inputs, run_of
 from slimtune.artifacts import stage_files as staged
 from slimtune.artifacts.files import write_text
 from slimtune.config import Config
+from slimtune.config.inputs import join_adapter
 from slimtune.console import SettingsError, near, size
 from slimtune.export import convert, ollama, preflight
 from slimtune.export.adapter_file import AdapterFile, require_alone, write_adapter
@@ -29,8 +30,12 @@ from slimtune.models.adapters import Adapter
 from slimtune.models.folders import local_folder
 from slimtune.models.gguf_header import read_gguf
 from slimtune.models.ollama_store import plain_name
-from slimtune.models.origin import say_if_unknown
+from slimtune.models.origin import FINGERPRINT, fingerprint, say_if_unknown
 from slimtune.models.tokenizer_files import template_facts
+
+if TYPE_CHECKING:
+    from slimtune.export.proof.reference import Reference
+    from slimtune.export.proof.verify import Cost
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,13 @@ class AdapterExport:
         return {file: plan for file, plan in self.bases.items() if file not in self.present}
 
     @property
-    def server_command(self) -> str:
-        """How llama-server puts the adapter on the first base."""
+    def following(self) -> str:
+        """The comparison of the adapter on each base, and how llama-server puts it on the first."""
+        pairs = ",".join(join_adapter(near(base), near(self.file)) for base in self.bases)
         words = ["llama-server", "-m", near(next(iter(self.bases))), "--lora", near(self.file)]
         if self.own_template:
             words += ["--jinja", "--chat-template-file", near(self.own_template)]
-        return " ".join(words)
+        return f"python finetune/evaluate_model.py --models {pairs}\n       {' '.join(words)}"
 
     def estimates(self) -> dict[str, str]:
         """For --dry-run: what would be written, what is there."""
@@ -126,11 +132,11 @@ def deliver(config: Config, modelfile: Path | None) -> tuple[list[Path], dict[st
         said = modelfile and ollama.modelfile_for(modelfile, base, plan, config, export.file)
         files = [*export.missing, *export.outputs, *([modelfile] if modelfile else [])]
         if config.options.dry_run:
-            return files, export.estimates(), export.server_command
+            return files, export.estimates(), export.following
         numbers = convert_and_prove(export, config)
     if modelfile:
         ollama.write_modelfile(modelfile, said)
-    return files, numbers, export.server_command
+    return files, numbers, export.following
 
 
 def convert_and_prove(export: AdapterExport, config: Config) -> dict[str, str]:
@@ -147,8 +153,10 @@ def convert_and_prove(export: AdapterExport, config: Config) -> dict[str, str]:
     outputs = export.outputs
     with staged("convert_to_gguf", manifest, config, outputs=outputs, inputs=inputs) as stage:
         written = stage.folder / export.file.name
-        report = write_adapter(export.adapter, written, plain_name(config.gguf.model_name))
+        name = plain_name(config.gguf.model_name)
+        report = write_adapter(export.adapter, written, name, export.template)
         stage.metrics.update(vars(report))
+        stage.metrics[FINGERPRINT] = fingerprint(export.source.checkpoint)
         if export.own_template:
             write_text(stage.folder / export.own_template.name, export.template)
         said, found = _prove(export, written, config)
@@ -176,14 +184,27 @@ def _prove(
             said[f"proof on {kind}"] = proving.proof_lines(proof)
             if kind not in EXACT and reference.answers:
                 merged = _merged_first(export, plan, reference, config)
-                figures[kind]["nll_merged_first"] = merged
-                said[f"merged, then {kind}"] = f"loss per token {merged:.4f}"
+                figures[kind] |= {f"{name}_merged_first": one for name, one in vars(merged).items()}
+                said[f"what {kind} costs"] = _choice(export, plan, figures[kind], merged)
     return said, {"proofs": figures}
 
 
-def _merged_first(export: AdapterExport, plan: GgufPlan, reference: Any, config: Config) -> float:
-    """Nats a token of the same answers where the adapter is merged first and quantised then."""
-    from slimtune.export.proof.verify import mean_loss
+def _choice(export: AdapterExport, plan: GgufPlan, proof: dict[str, Any], merged: "Cost") -> str:
+    """The adapter on the quantised base beside merging first, so that a person can choose."""
+    lost = proof["nll_gguf"] - proof["nll_reference"]
+    one, adapter = size(plan.bytes), size(export.adapter.bytes)
+    return (
+        f"adapter on this base {lost:+.4f} nats a token, same greedy text for "
+        f"{proof['agreement']:.0%} of the tokens, {one} once and {adapter} a task; merged first "
+        f"{merged.nats:+.4f}, {merged.agreement:.0%}, {one} a task"
+    )
+
+
+def _merged_first(
+    export: AdapterExport, plan: GgufPlan, reference: "Reference", config: Config
+) -> "Cost":
+    """What the type costs where the adapter is merged first and quantised then."""
+    from slimtune.export.proof.verify import cost_of
 
     gguf = config.gguf
     with (
@@ -193,7 +214,7 @@ def _merged_first(export: AdapterExport, plan: GgufPlan, reference: Any, config:
         merged_plan = preflight.preflight(merged, plan.quantization, encoding=plan.encoding)
         file = Path(folder) / "merged.gguf"
         write_file({file: replace(merged_plan, template=export.template)})
-        return mean_loss(file, reference)
+        return cost_of(file, reference)
 
 
 def _for_the_base(config: Config) -> Config:

@@ -175,10 +175,14 @@ def _replaced(adapter: Adapter, base: Checkpoint) -> list[str]:
     ]
 
 
-def write_adapter(plan: AdapterFile, output: Path, name: str) -> ConversionReport:
+def write_adapter(
+    plan: AdapterFile, output: Path, name: str, template: str | None = None
+) -> ConversionReport:
     """Writes the file tensor by tensor; what was written.
 
-    A file that is there is written over; a failed one is left for the caller to remove.
+    `template` is the chat template that it was trained with: our own chat and comparison ask with
+    it, whatever the base's file carries; llama.cpp does not look for it there. A file that is there
+    is written over; a failed one is left for the caller to remove.
     """
     started = time.perf_counter()
     writer = gguf.GGUFWriter(None, plan.architecture.name)
@@ -186,6 +190,8 @@ def write_adapter(plan: AdapterFile, output: Path, name: str) -> ConversionRepor
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(_ALPHA, plan.alpha)
     writer.add_name(name)
+    if template:
+        writer.add_chat_template(template)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(quantization(plan.type_name).file_type)
     for one in plan.factors:

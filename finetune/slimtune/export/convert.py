@@ -20,6 +20,7 @@ from slimtune.export.plan import Encoding, GgufPlan, ModelSource
 from slimtune.export.proof import proof_rows
 from slimtune.models.merging import MergedCheckpoint
 from slimtune.models.ollama_store import plain_name
+from slimtune.models.origin import MODEL_FINGERPRINT, fingerprint
 from slimtune.models.served_decoding import with_decoding_of
 
 _log = logging.getLogger(__name__)
@@ -114,6 +115,8 @@ def convert_and_prove(
             for file, stack in open_stages.items()
         }
         reports = _convert(source, plans, stages, config)
+        for stage in stages.values():
+            stage.metrics[MODEL_FINGERPRINT] = fingerprint(source.checkpoint, as_read=True)
         proofs = _prove(source, plans, stages, open_stages, config)
     numbers = conversion_lines(plans.values()) | {"parameters": f"{reports[0].parameters:,}"}
     if len(reports) == 1:

@@ -25,9 +25,11 @@ class Candidate:
     """A model to evaluate: a folder, Hub id or GGUF file, with an adapter on top if one is given,
     or one that a server runs, by its address or `ollama:NAME`.
 
-    `tokenizer` is the model folder that a GGUF of ours was made from: it encodes the prompts, and
-    the report compares the two. One that others made has none, and is asked with its own vocabulary
-    and its own chat template. `fingerprint` is what a server says that its model is known by.
+    The adapter of a GGUF is a GGUF, too. `tokenizer` is the model folder that a GGUF of ours was
+    made from: it encodes the prompts, and the report compares the two. One that others made has
+    none, and is asked with its own vocabulary and its own chat template. `trained` is the folder
+    that the file of an adapter was made from, for the same comparison. `fingerprint` is what a
+    server says that its model is known by.
     """
 
     label: str
@@ -35,6 +37,7 @@ class Candidate:
     adapter: str | None = None
     tokenizer: str | None = None
     fingerprint: str | None = None
+    trained: str | None = None
 
     @property
     def foreign(self) -> bool:

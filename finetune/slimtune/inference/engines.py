@@ -195,7 +195,8 @@ def _open_gguf(candidate: Candidate, room: int, token_budget: int) -> LlamaCppEn
     tokenizer = tokenizers.load_tokenizer(candidate.tokenizer) if candidate.tokenizer else None
     most = 4 if file.stat().st_size > _LARGE else 16
     slots = max(min(most, token_budget // room), 1)
-    model = LlamaCpp(file, context=room, slots=slots)
+    adapter = Path(candidate.adapter) if candidate.adapter else None
+    model = LlamaCpp(file, adapter=adapter, context=room, slots=slots)
     return LlamaCppEngine(model, tokenizer or GgufTokenizer(model, header), slots)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from gguf import TokenType
 
 from slimtune.console import InputError
+from slimtune.models.gguf_adapter import require_model
 from slimtune.models.gguf_header import GgufHeader, damaged
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class GgufTokens:
 
 def tokens_of(header: GgufHeader) -> GgufTokens:
     """Raises InputError for a file without a vocabulary, or with one that does not add up."""
+    require_model(header)
     tokens = header.get("tokenizer.ggml.tokens", list)
     if not tokens:
         raise InputError(

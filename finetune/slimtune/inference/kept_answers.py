@@ -114,6 +114,15 @@ def _asked(question: Question) -> list[Any]:
     return [[dict(message) for message in question.messages], question.reference, shape]
 
 
+def files_of(candidate: Candidate) -> list[Path]:
+    """Every file of weights that a candidate is made of, its adapter's last."""
+    adapter = Path(candidate.adapter) if candidate.adapter else None
+    if candidate.kind == "gguf":
+        return [Path(candidate.reference), *([adapter] if adapter else [])]
+    files = weight_files(local_folder(candidate.reference))
+    return [*files, *([adapter / ADAPTER_WEIGHTS] if adapter else [])]
+
+
 def _weights(candidate: Candidate) -> list[tuple[str, int, int]]:
     """Name, size and time of change of every weight file, as make looks at what it builds from.
 
@@ -121,12 +130,7 @@ def _weights(candidate: Candidate) -> list[tuple[str, int, int]]:
     """
     if candidate.kind == "server":
         return []
-    if candidate.kind == "gguf":
-        files = [Path(candidate.reference)]
-    else:
-        files = weight_files(local_folder(candidate.reference))
-    if candidate.adapter:
-        files = [*files, Path(candidate.adapter) / ADAPTER_WEIGHTS]
+    files = files_of(candidate)
     states = [file.stat() for file in files]
     pairs = zip(files, states, strict=True)
     return [(file.name, state.st_size, state.st_mtime_ns) for file, state in pairs]

@@ -16,7 +16,7 @@ import numpy as np
 
 from slimtune.artifacts import run_of
 from slimtune.console import InputError, near
-from slimtune.models.headers import TensorInfo, read_float32
+from slimtune.models.headers import read_float32
 from slimtune.models.json_files import read_model_json
 
 if TYPE_CHECKING:
@@ -25,17 +25,19 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 FINGERPRINT = "base_fingerprint"  # in the metrics of run.json and at the head of the card
+MODEL_FINGERPRINT = "model_fingerprint"  # in the record of a GGUF: of the model it was made from
 _CARD_LINE = re.compile(rf"^{FINGERPRINT}: ([0-9a-f]{{16}})$", re.MULTILINE)
 _FLOATS = ("F32", "F16", "BF16")
 _HEAD = 4096  # characters of a card in which the line stands
 _OUTPUT = "lm_head.weight"
 
 
-def fingerprint(base: "Checkpoint") -> str | None:
+def fingerprint(base: "Checkpoint", *, as_read: bool = False) -> str | None:
     """SHA-256 of the first, middle and last row of every weight, 16 digits; None where quantised.
 
     Values count as bfloat16, so that a copy in float32 is the same model; shards and an output
-    layer stored beside the embedding it is tied to do not count. Any training changes it.
+    layer stored beside the embedding it is tied to do not count. Any training changes it. Of a
+    merge it is the base's, and with `as_read` that of the merged weights.
     """
     infos = {n: base.tensors[n] for n in sorted(base.tensors) if not (base.tied and n == _OUTPUT)}
     if any(info.kind not in _FLOATS for info in infos.values()):
@@ -44,19 +46,21 @@ def fingerprint(base: "Checkpoint") -> str | None:
     for name, info in infos.items():
         digest.update(f"{name} {info.shape}".encode())
         for row in sorted({0, info.shape[0] // 2, info.shape[0] - 1}) if info.shape else ():
-            digest.update(_as_bfloat16(info, row))
+            told = (row, row + 1)
+            rows = base.read_float32(name, *told) if as_read else read_float32(info, *told)
+            digest.update(_as_bfloat16(rows))
     return digest.hexdigest()[:16]
 
 
-def _as_bfloat16(info: TensorInfo, row: int) -> bytes:
+def _as_bfloat16(row: np.ndarray) -> bytes:
     """A row rounded to the nearest bfloat16, to even where two are as near."""
-    bits = np.ascontiguousarray(read_float32(info, row, row + 1)).view("<u4").astype(np.uint64)
+    bits = np.ascontiguousarray(row).view("<u4").astype(np.uint64)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
 
 
 def recorded(adapter: Path) -> str | None:
-    """The fingerprint of the base that an adapter says it was trained on; None for one that does
-    not say.
+    """The fingerprint of the base that an adapter, a folder or a GGUF file, says it was trained on;
+    None for one that does not say.
     """
     run = run_of(adapter)
     if run and isinstance(run["metrics"].get(FINGERPRINT), str):

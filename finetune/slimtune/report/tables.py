@@ -95,12 +95,18 @@ def _cell(model: ModelMetrics, name: str, first: ModelMetrics) -> str:
 
 
 def _quantisation(models: Sequence[ModelMetrics], words: Words) -> str:
-    """What each GGUF lost against the model it was made from, where that was compared too."""
+    """What each GGUF lost against the model it was made from, where that was compared too.
+
+    A base with an adapter, both files, is held against the folders of the two.
+    """
     files = [model for model in models if model["kind"] == "gguf"]
     if not files:
         return words.no_gguf
-    sources = {model["reference"]: model for model in models if model["kind"] == "model"}
-    return "\n\n".join(_loss(file, sources.get(file["tokenizer"]), words) for file in files)
+    folders = [model for model in models if model["kind"] != "gguf"]
+    sources = {(model["reference"], model["adapter"]): model for model in folders}
+    made_from = [(file["tokenizer"], file["trained"]) for file in files]
+    pairs = zip(files, map(sources.get, made_from), strict=True)
+    return "\n\n".join(_loss(file, source, words) for file, source in pairs)
 
 
 def _loss(file: ModelMetrics, source: ModelMetrics | None, words: Words) -> str:

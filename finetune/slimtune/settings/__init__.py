@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from slimtune.config import SCRIPTS, Config, Options
 from slimtune.config.fields import ELSEWHERE
-from slimtune.config.inputs import join_inputs, split_inputs
+from slimtune.config.inputs import join_adapter, join_inputs, split_adapter, split_inputs
 from slimtune.console import SettingsError
 from slimtune.settings.flags import fields_alone, flags_of, is_list, read_flags, section_fields
 from slimtune.settings.yaml_file import Given, Mistake, SettingPath, WrittenSettings, read_yaml
@@ -181,8 +181,17 @@ def _absolute(value: Any, field: FieldInfo, folder: Path) -> Any:
     if "model" in field.metadata:
         return _model(value, folder)
     if is_list(field) and "model" in getattr(field.annotation.__args__[0], "__metadata__", ()):
-        return [_model(one, folder) for one in value]
+        return [_with_adapter(one, folder) for one in value]
     return value
+
+
+def _with_adapter(reference: str, folder: Path) -> str:
+    """A model, or a base and the file of its adapter."""
+    base, adapter = split_adapter(reference, folder)
+    if adapter is None:
+        return _model(base, folder)
+    path = folder / Path(adapter).expanduser()
+    return join_adapter(_model(base, folder), str(path.resolve()))
 
 
 def _model(reference: str, folder: Path) -> str:
@@ -192,6 +201,7 @@ def _model(reference: str, folder: Path) -> str:
         return reference
     path = folder / Path(reference).expanduser()
     known_roots = ("models/", "data/", "finetune/", "./", "../")
-    if path.exists() or not _HUB_ID.match(reference) or reference.startswith(known_roots):
+    local = reference.startswith(known_roots) or reference.endswith(".gguf")
+    if path.exists() or local or not _HUB_ID.match(reference):
         return str(path.resolve())
     return reference

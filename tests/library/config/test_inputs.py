@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from slimtune.config.inputs import Input, join_inputs, split_inputs
+from slimtune.config.inputs import Input, join_inputs, split_adapter, split_inputs
 
 THERE = ("a.csv", "b.jsonl", "c,d.csv", "e:2", "f.csv:3", "g, h.csv")
 
@@ -45,3 +45,23 @@ def test_what_is_named(folder, written, found) -> None:
 def test_a_name_that_no_system_allows_is_missing(folder) -> None:
     (one,) = split_inputs("x" * 5000, folder)
     assert one.path.name == "x" * 5000
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("base.gguf", ("base.gguf", None)),
+        ("base.gguf+lora.gguf", ("base.gguf", "lora.gguf")),
+        ("base.gguf+tuned/lora_adapter", ("base.gguf", "tuned/lora_adapter")),
+        ("ollama:llama3.2:1b+lora.gguf", ("ollama:llama3.2:1b", "lora.gguf")),
+        ("base.gguf+", ("base.gguf+", None)),
+        ("models/c++/base", ("models/c++/base", None)),
+        ("x+y.gguf", ("x+y.gguf", None)),
+        ("i.gguf+j.gguf", ("i.gguf+j.gguf", None)),
+        ("i.gguf+j.gguf+lora.gguf", ("i.gguf+j.gguf", "lora.gguf")),
+        ("none.gguf+a.gguf+b.gguf", ("none.gguf", "a.gguf+b.gguf")),
+    ],
+)
+def test_a_base_and_its_adapter(folder, written, found) -> None:
+    (folder / "i.gguf+j.gguf").write_text("x")
+    assert split_adapter(written, folder) == found

@@ -38,7 +38,9 @@ def model(label: str, exact: float, size: int, **changes) -> dict:
     return {
         "label": label,
         "reference": f"models/{label}",
+        "adapter": None,
         "tokenizer": None,
+        "trained": None,
         "kind": "model",
         **dict.fromkeys(names_of("quality"), judged),
         "perplexity": perplexity(4.0),
@@ -135,6 +137,17 @@ def test_verdict_names_the_best_the_smallest_and_the_doubts(metrics):
 def test_quantisation_is_measured_against_the_source(metrics):
     report = render_report({}, metrics)
     assert "against **tuned**: exact match -1.5 points, perplexity × 1.050, file 29 %" in report
+
+
+def test_a_base_with_an_adapter_is_measured_against_the_folders_of_both(metrics):
+    both = {"reference": "models/base", "adapter": "models/lora", "kind": "adapter"}
+    files = {"kind": "gguf", "tokenizer": "models/base", "adapter": "l.gguf"}
+    metrics["models"] += [
+        model("fine-tuned", 84.0, 11_000_000, **both),
+        model("base-Q8_0+l", 83.0, 5_500_000, **files, trained="models/lora"),
+    ]
+    report = render_report({}, metrics)
+    assert "against **fine-tuned**: exact match -1.0 points, perplexity × 1.000" in report
 
 
 def test_a_gguf_without_its_source_is_said_to_be_unpaired(metrics):

@@ -101,6 +101,16 @@ def test_a_hub_id_stays_one_unless_a_folder_has_its_name(
     )
 
 
+def test_a_base_and_its_adapter_are_two_paths(tmp_path: Path) -> None:
+    text = "evaluation: {models: [gguf/b.gguf+l.gguf, 'ollama:a:1b+../l.gguf', some/id]}"
+    sub = tmp_path / "sub"
+    sub.mkdir()
+    base, stored, hub = config_of(sub, text, script="evaluate_model").evaluation.models
+    assert base == f"{sub}/gguf/b.gguf+{sub}/l.gguf"
+    assert stored == f"ollama:a:1b+{tmp_path}/l.gguf"
+    assert hub == "some/id"
+
+
 def test_a_list_is_written_with_commas(tmp_path: Path) -> None:
     config = config_of(tmp_path, "", "--lora-target-modules", "q_proj, v_proj")
     assert config.lora.target_modules == ["q_proj", "v_proj"]

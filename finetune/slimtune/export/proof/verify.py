@@ -90,12 +90,21 @@ def verify(
     )
 
 
-def mean_loss(gguf: Path, reference: Reference) -> float:
-    """Nats a token of the reference's answers, as llama.cpp has them of this file."""
-    asked = zip(reference.rows, reference.answers, strict=False)
-    pairs = [(row.prompt, answer.scored) for row, answer in asked]
-    with LlamaCpp(gguf, context=1 + max(len(p) + len(a) for p, a in pairs)) as model:
-        return _mean([found for pair in pairs for _, found in model.losses([pair])])
+@dataclass(frozen=True)
+class Cost:
+    """What a file costs against the reference: `nats` a token that its answers lose, and the share
+    of the reference's greedy tokens that it says too (`agreement`).
+    """
+
+    nats: float
+    agreement: float
+
+
+def cost_of(gguf: Path, reference: Reference, patience: float = 600.0) -> Cost:
+    """The cost of a file that need not pass; raises what `verify` does for other ids or ends."""
+    answers, losses = _ask(gguf, None, reference, None, patience)
+    lost = _mean(losses) - _mean([one.losses for one in reference.answers])
+    return Cost(lost, _agreement([one.generation for one in reference.answers], answers))
 
 
 def _ask(
