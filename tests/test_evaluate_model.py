@@ -123,6 +123,42 @@ class TestComparison:
         succeeds(*words, 2, "--overwrite")
         assert len(table_of(tmp_path / "r.csv")) == 2
 
+    def test_each_model_beside_the_one_it_was_made_from(
+        self, settings, merged, pruned, distilled, gguf, tmp_path
+    ) -> None:
+        output = tmp_path / "results.csv"
+        models = ",".join(map(str, (gguf, merged, pruned, distilled)))
+        flags = ("--models", models, "--baseline", "merged", "--output", output)
+        succeeds("evaluate_model", *settings, *flags)
+        told = json.loads((tmp_path / "results_metrics.json").read_text())["models"]
+        assert [one["label"] for one in told] == [
+            *("merged", "base", "fine-tuned", "tiny-F16", "pruned", "distilled")
+        ]
+        found = {one["label"]: one for one in told}
+        sources = {name: one["made_from"] for name, one in found.items()}
+        assert sources == {
+            "merged": "fine-tuned",
+            "base": None,
+            "fine-tuned": "base",
+            "tiny-F16": "merged",
+            "pruned": "merged",
+            "distilled": "pruned",
+        }
+        originals = {one["original"] for name, one in found.items() if name != "fine-tuned"}
+        assert originals == {"fine-tuned"} and found["fine-tuned"]["original"] is None
+        apart = {
+            name: one["kl_divergence"]["score"] for name, one in found.items() if one["original"]
+        }
+        assert apart["tiny-F16"] < apart["distilled"] and apart["tiny-F16"] < 0.01 < apart["base"]
+        assert found["distilled"]["kl_divergence"]["verdict_made_from"] is not None
+
+    @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry"])
+    def test_a_baseline_that_is_not_compared(self, dry, settings, adapter, tmp_path) -> None:
+        flags = ("--baseline", "finetuned", "--output", tmp_path / "out" / "r.csv", *dry)
+        error = refused(2, "no model of this comparison", "evaluate_model", *settings, *flags)
+        assert "base, fine-tuned" in error[1] and "did you mean fine-tuned?" in error[2]
+        assert leaves_nothing(tmp_path / "out")
+
     @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry"])
     def test_a_broken_model_is_told_before_any_is_asked(
         self, dry, settings, adapter, tmp_path, monkeypatch

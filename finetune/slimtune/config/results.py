@@ -85,6 +85,11 @@ class Evaluation(Section):
         "More to compare: folders, Hub ids, .gguf files, BASE.gguf+ADAPTER.gguf, ollama:NAME, or\n"
         "a model that a server runs, as http://HOST:PORT/v1#NAME; separated by commas.",
     )
+    baseline: str | None = setting(
+        None,
+        "Name in the table of the model that comes first and that all others are judged against;\n"
+        "null: the base model. Each is judged against the one it was made from as well.",
+    )
     test_data: Path | None = setting(
         None,
         "Prepared rows to test on; null: the NAME_test.jsonl beside the training rows.",

@@ -1,5 +1,6 @@
 """Which models are compared on which rows: the settings' words as candidates with labels."""
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from slimtune.artifacts import require, run_of, system_prompt_for
 from slimtune.config import Config
 from slimtune.config.fields import ELSEWHERE
 from slimtune.config.inputs import split_adapter
-from slimtune.console import InputError, near, note
+from slimtune.console import InputError, SettingsError, near, note
 from slimtune.data.rows import beside, read_rows
 from slimtune.evaluation.measures import PATTERNS
 from slimtune.evaluation.served import served_candidate
@@ -31,7 +32,7 @@ _ROLES = ("final", "lora_adapter")  # names that say less than their folder's
 
 
 def candidates_of(config: Config) -> list[Candidate]:
-    """The base, the base with its adapter, then evaluation.models; the first is the baseline.
+    """The base, the base with its adapter, then evaluation.models.
 
     Raises InputError for any that cannot be loaded, before the first takes its time.
     """
@@ -39,6 +40,25 @@ def candidates_of(config: Config) -> list[Candidate]:
     for one in found:
         _require_whole(one)
     return _told_apart(found)
+
+
+def compared_of(config: Config) -> list[Candidate]:
+    """The candidates as they are compared: evaluation.baseline comes first.
+
+    SettingsError for one that is not among them; InputError as above.
+    """
+    found, baseline = candidates_of(config), config.evaluation.baseline
+    labels = [one.label for one in found]
+    if baseline is None:
+        return found
+    if baseline not in labels:
+        near_names = difflib.get_close_matches(baseline, labels, n=1)
+        raise SettingsError(
+            f"evaluation.baseline: {baseline}: no model of this comparison has that name",
+            f"they are called {', '.join(labels)}",
+            f"did you mean {near_names[0]}?" if near_names else "name one of them, or leave it out",
+        )
+    return sorted(found, key=lambda one: one.label != baseline)  # the others keep their order
 
 
 def partners_of(config: Config) -> list[Candidate]:

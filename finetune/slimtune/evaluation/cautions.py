@@ -25,6 +25,7 @@ def cautions(
         if outcome is not first:
             own = outcome.candidate.label in settings["own_templates"]
             troubles = [*_against_first(outcome, first, own), *troubles]
+        troubles += _against_source(measured, first.candidate.label)
         found += [names | caution for caution in troubles]
     return found
 
@@ -56,6 +57,13 @@ def _of_answers(measured: dict[str, Any], rows: int) -> Iterator[Caution]:
     for kind, name in (("shortened", "shortened_prompts"), ("unscored", "unscored_answers")):
         if measured[name]:
             yield {"kind": kind, "count": measured[name], "rows": rows}
+
+
+def _against_source(measured: dict[str, Any], first: str) -> Iterator[Caution]:
+    """The model it was made from stands in the first's place."""
+    source = measured["made_from"]
+    if source != first and measured["exact_match"]["verdict_made_from"] == "worse":
+        yield {"kind": "worse", "first": source}
 
 
 def _against_first(outcome: Outcome, first: Outcome, own_template: bool) -> Iterator[Caution]:

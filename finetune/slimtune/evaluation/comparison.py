@@ -10,9 +10,11 @@ from here.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,9 +26,10 @@ from slimtune.evaluation import fairness
 from slimtune.evaluation.answer_room import with_answer_room
 from slimtune.evaluation.cautions import Caution, cautions
 from slimtune.evaluation.fairness import common_template
+from slimtune.evaluation.origins import Origin, originals_first, origins_of
 from slimtune.evaluation.scoring import measure, row_scores, signatures
 from slimtune.evaluation.served import ask_server
-from slimtune.inference.answers import Candidate, Job, Outcome, Question
+from slimtune.inference.answers import Candidate, Job, Original, Outcome, Question
 from slimtune.inference.decoding import Decoding
 
 _log = logging.getLogger("slimtune")
@@ -61,7 +64,8 @@ def compare(
     kept_in: Path | None = None,
     isolated: bool = True,
 ) -> Comparison:
-    """Evaluates every candidate on `rows` (canonical) and judges each against the first.
+    """Evaluates every candidate on `rows` (canonical) and judges each against the first, and
+    against the one it was made from (see `origins`).
 
     `template` is for models whose folders have no chat_template.jinja of their own. Of the settings
     count those of the model's numbers, of generation and evaluation, and training.max_length:
@@ -79,20 +83,22 @@ def compare(
     config = with_answer_room(config, questions)
     evaluation = config.evaluation
     template = agreed_template(candidates, template, questions)
-    job = Job(
-        questions,
-        template,
-        config.training.max_length,
-        Decoding.of(config.generation),
-        numbers=config.model,
-        token_budget=evaluation.token_budget,
-        kept_in=kept_in,
-    )
-    if not job.decoding.plain:
-        _log.info("answers are chosen by %s", _said(config.generation.words, job.decoding))
-    outcomes = _outcomes(candidates, job, _in_child if isolated else _here)
+    origins = origins_of(candidates)
+    with _kept_in(kept_in) as folder:
+        job = Job(
+            questions,
+            template,
+            config.training.max_length,
+            Decoding.of(config.generation),
+            numbers=config.model,
+            token_budget=evaluation.token_budget,
+            kept_in=folder,
+        )
+        if not job.decoding.plain:
+            _log.info("answers are chosen by %s", _said(config.generation.words, job.decoding))
+        outcomes = _outcomes(candidates, origins, job, _in_child if isolated else _here)
     scores = [row_scores(outcome, questions) for outcome in outcomes]
-    measures = measure(outcomes, scores, questions)
+    measures = measure(outcomes, scores, questions, origins)
     settings = {
         "rows": len(questions),
         "max_length": job.max_length,
@@ -130,17 +136,45 @@ def agreed_template(
     return common_template(candidates, template, questions)
 
 
+@contextmanager
+def _kept_in(folder: Path | None) -> Iterator[Path]:
+    """The folder that answers are kept in; one for this comparison alone where there is none."""
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as own:
+        yield Path(own)
+
+
 def _outcomes(
-    candidates: Sequence[Candidate], job: Job, run: Callable[[Candidate, Job], Outcome]
+    candidates: Sequence[Candidate],
+    origins: Mapping[str, Origin],
+    job: Job,
+    run: Callable[[Candidate, Job], Outcome],
 ) -> list[Outcome]:
-    """One after another; what the first was asked is what all others must be."""
-    outcomes: list[Outcome] = []
-    for candidate in candidates:
-        first = outcomes[0].asked if outcomes else None
-        asked_with = fairness.asked_with(candidate, job.template)
+    """One after another, each original before those that are compared with it; what the first of
+    them was asked is what all others must be."""
+    found: dict[str, Outcome] = {}
+    originals = {origin.original for origin in origins.values()}
+    for candidate in originals_first(candidates, origins):
+        label = candidate.label
+        first = next(iter(found.values())).asked if found else None
+        asked = replace(
+            job,
+            first=first,
+            template=fairness.asked_with(candidate, job.template),
+            is_original=label in originals,
+            original=_original(found.get(origins[label].original or "")),
+        )
         ask = ask_server if candidate.kind == "server" else run
-        outcomes.append(ask(candidate, replace(job, first=first, template=asked_with)))
-    return outcomes
+        found[label] = ask(candidate, asked)
+    return [found[candidate.label] for candidate in candidates]
+
+
+def _original(outcome: Outcome | None) -> Original | None:
+    if outcome is None or outcome.distributions is None:
+        return None
+    return Original(outcome.candidate.label, outcome.distributions, outcome.asked)
 
 
 def _here(candidate: Candidate, job: Job) -> Outcome:

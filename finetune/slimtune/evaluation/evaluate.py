@@ -33,7 +33,8 @@ REPORT, PAGE = "training_report.md", "report.html"
 
 def settings_for(config: Config, models: Sequence[Path], output: Path) -> Config:
     """The settings of a comparison of the base with `models`, written to `output`."""
-    chosen = {"lora_model": None, "models": [str(model) for model in models], "output": output}
+    named = {"models": [str(model) for model in models], "baseline": None}
+    chosen = named | {"lora_model": None, "output": output}
     return config.model_copy(update={"evaluation": config.evaluation.model_copy(update=chosen)})
 
 
@@ -69,7 +70,7 @@ def _metrics_file(config: Config) -> Path:
 
 def plan_comparison(config: Config) -> dict[str, str]:
     """For --dry-run: the models and how many rows, after every check that needs no model."""
-    chosen = candidates.candidates_of(config)
+    chosen = candidates.compared_of(config)
     config = _followed(config, chosen)
     rows, _ = candidates.test_rows(config)
     _refuse(config)
@@ -81,7 +82,7 @@ def plan_comparison(config: Config) -> dict[str, str]:
 def compare_models(config: Config) -> tuple[list[str], list[list[str]], list[str], str]:
     """Compare and write everything; the table (headers, rows), the cautions, the next command."""
     _refuse(config)
-    chosen = candidates.candidates_of(config)
+    chosen = candidates.compared_of(config)
     config = _followed(config, chosen)
     rows, test_data = candidates.test_rows(config)
     questions = comparison.questions_of(rows, config.evaluation.extract)

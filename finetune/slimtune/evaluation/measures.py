@@ -5,6 +5,7 @@ The table of measures (report/measures.yaml) names the functions and says how ea
     over answer    name(prediction, reference, pattern) -> percent, 0 to 100
     over corpus    name() -> the sacreBLEU metric, for all rows together
     over losses    name(losses, sizes) -> Estimate; sizes are the answers' UTF-8 bytes
+    over divergences   name(losses) -> Estimate, of the rows that were compared with an original
 
 A new pattern is one expression with one group here, and one entry of config/catalogues.yaml.
 """
@@ -204,6 +205,21 @@ def bits_per_byte(losses: Sequence[AnswerLoss], sizes: Sequence[int]) -> Estimat
     """Σ nats / ln 2 / Σ sizes."""
     per_byte = [one.nats / log(2) / size for one, size in zip(losses, sizes, strict=True)]
     return mean(per_byte, sizes)
+
+
+def kl_divergence(losses: Sequence[AnswerLoss]) -> Estimate:
+    """Σ KL(original ‖ model) / Σ tokens, in nats: the mean over tokens, as llama-perplexity has it.
+
+    Over the whole vocabulary at each token: errors that cancel in the perplexity stay here.
+    """
+    per_token = [one.divergence / one.compared for one in losses]
+    return mean(per_token, [one.compared for one in losses])
+
+
+def first_choice_agreement(losses: Sequence[AnswerLoss]) -> Estimate:
+    """100 · Σ agreed / Σ tokens: where the likeliest token is the original's."""
+    shares = [100 * one.agreed / one.compared for one in losses]
+    return mean(shares, [one.compared for one in losses])
 
 
 @dataclass(frozen=True)

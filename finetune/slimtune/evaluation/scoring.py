@@ -4,12 +4,14 @@ A measure of quality is the function of its name in evaluation/measures.py; the 
 says which there are and what each is computed from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 from slimtune.evaluation import bootstrap, measures
-from slimtune.evaluation.bootstrap import Estimate
+from slimtune.evaluation.bootstrap import Estimate, Verdict
+from slimtune.evaluation.origins import Origin
 from slimtune.inference.answers import Outcome, Question
 from slimtune.report.measure_table import MEASURES, names_of, names_over
 
@@ -28,15 +30,23 @@ def _best_score(name: str, text: str, asked: Question) -> float:
     return max(score(text, reference, asked.extract) for reference in asked.references)
 
 
+Estimates = dict[str, Estimate]
+_UNKNOWN = Origin()
+
+
 def measure(
     outcomes: Sequence[Outcome],
     scores: Sequence[Sequence[dict[str, float]]],
     questions: Sequence[Question],
+    origins: Mapping[str, Origin] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """Each model's measures as plain data: score, 95 % interval, and the verdict against the first.
+    """Each model's measures as plain data: score, 95 % interval, and the verdicts against the first
+    model and against the one it was made from, `origins` says which by their labels.
 
-    None for a measure that does not exist: no reference answer fits max_length, or, for perplexity
-    and token accuracy, the model has another tokenizer than the first.
+    None for a measure that does not exist: no reference answer fits max_length; for perplexity and
+    token accuracy, the model has another tokenizer than the first; for what is measured against an
+    original, there is none, or its vocabulary is another. None for a verdict where there is nothing
+    to compare with.
     """
     # Losses are over the rows whose answer fits for every model.
     scoring = [one for one in outcomes if one.losses]  # all but servers
@@ -50,10 +60,8 @@ def measure(
             for name, entry in MEASURES.items():
                 if entry.one_tokenizer:
                     estimates.pop(name, None)
-    return [
-        _plain(outcome, estimates, found[0], questions)
-        for outcome, estimates in zip(outcomes, found, strict=True)
-    ]
+    known = {one.candidate.label: estimates for one, estimates in zip(outcomes, found, strict=True)}
+    return [_plain(outcome, known, origins, questions) for outcome in outcomes]
 
 
 def signatures(questions: Sequence[Question]) -> dict[str, str]:
@@ -72,7 +80,7 @@ def _estimates(
     scores: Sequence[dict[str, float]],
     questions: Sequence[Question],
     scored: Sequence[int],
-) -> dict[str, Estimate]:
+) -> Estimates:
     predictions = [answer.text for answer in outcome.generations]
     references = [asked.references for asked in questions]
     found = {}
@@ -86,20 +94,34 @@ def _estimates(
         sizes = [sum(len(text.encode()) for text in questions[row].answers) for row in scored]
         for name in names_over("losses"):
             found[name] = getattr(measures, name)(losses, sizes)
+    compared = [loss for loss in outcome.losses if loss.compared]
+    if compared:
+        for name in names_over("divergences"):
+            found[name] = getattr(measures, name)(compared)
     return found
 
 
 def _plain(
     outcome: Outcome,
-    estimates: dict[str, Estimate],
-    first: dict[str, Estimate],
+    known: Mapping[str, Estimates],
+    origins: Mapping[str, Origin],
     questions: Sequence[Question],
 ) -> dict[str, Any]:
+    label = outcome.candidate.label
+    origin = origins.get(label, _UNKNOWN)
+    beside = {"verdict": next(iter(known)), "verdict_made_from": origin.made_from}
+    judged = {}
+    for name, estimate in known[label].items():
+        judged[name] = _interval(estimate)
+        for key, other in beside.items():
+            same = _one_original(name, label, other, origins)
+            judged[name][key] = _verdict(name, estimate, known.get(other, {})) if same else None
     return {
         **asdict(outcome.candidate),
         "kind": outcome.candidate.kind,
+        **asdict(origin),
         **dict.fromkeys(names_of("quality")),
-        **{name: _judged(name, one, first[name]) for name, one in estimates.items()},
+        **judged,
         "health": asdict(
             measures.health(
                 [answer.text for answer in outcome.generations],
@@ -111,6 +133,8 @@ def _plain(
         "reference_tokens": sum(loss.tokens for loss in outcome.losses),
         "shortened_prompts": len(outcome.asked.shortened),
         "unscored_answers": sum(not loss.tokens for loss in outcome.losses),
+        "compared_rows": sum(loss.compared > 0 for loss in outcome.losses),
+        "compared_tokens": sum(loss.compared for loss in outcome.losses),
         "cost": asdict(outcome.cost),
     }
 
@@ -120,8 +144,21 @@ def _total(counts: Sequence[int | None]) -> int | None:
     return None if None in counts else sum(counts)
 
 
-def _judged(name: str, estimate: Estimate, first: Estimate) -> dict[str, Any]:
+def _interval(estimate: Estimate) -> dict[str, Any]:
     low, high = estimate.interval
+    return {"score": estimate.score, "low": low, "high": high}
+
+
+def _verdict(name: str, estimate: Estimate, others: Estimates) -> Verdict | None:
+    if name not in others:
+        return None
     higher = MEASURES[name].arrow == "higher"
-    verdict = bootstrap.verdict(estimate, first, higher_is_better=higher)
-    return {"score": estimate.score, "low": low, "high": high, "verdict": verdict}
+    return bootstrap.verdict(estimate, others[name], higher_is_better=higher)
+
+
+def _one_original(name: str, label: str, other: str | None, origins: Mapping[str, Origin]) -> bool:
+    """Whether a measure against an original compares: two originals make two scales."""
+    if MEASURES[name].over != "divergences":
+        return True
+    ours, theirs = (origins.get(one or "", _UNKNOWN).original for one in (label, other))
+    return ours == theirs

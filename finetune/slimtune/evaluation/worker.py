@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import math
+import re
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -12,16 +13,19 @@ from transformers.utils import logging as transformers_logging
 from slimtune.evaluation.fairness import require_same_cut
 from slimtune.inference import guessing
 from slimtune.inference.answers import AnswerLoss, Asked, Candidate, Cost, Generation, Job, Outcome
-from slimtune.inference.engines import Engine, Rows, open_engine
+from slimtune.inference.distributions import Distributions, sample_of
+from slimtune.inference.engines import Engine, PromptTokenizer, Rows, open_engine
 from slimtune.inference.kept_answers import Predictions, files_of
 from slimtune.machine.process import peak_memory
 from slimtune.models.adapters import Adapter
 from slimtune.models.folders import local_folder
 from slimtune.models.gguf_header import read_gguf
 from slimtune.models.weights import Checkpoint
-from slimtune.prompts import Encoded, encode, encode_prompt
+from slimtune.prompts import IGNORED, Encoded, encode, encode_prompt
 
 _log = logging.getLogger(__name__)
+
+_FILLING = re.compile(r"\[PAD\d+\]")  # llama.cpp's converter's name for an id without a token
 
 
 def evaluate(candidate: Candidate, job: Job) -> Outcome:
@@ -32,7 +36,7 @@ def evaluate(candidate: Candidate, job: Job) -> Outcome:
     """
     _quiet_transformers()
     kept = Predictions.of(candidate, job)
-    if known := kept.outcome(candidate):
+    if known := kept.outcome(candidate, job.is_original):
         _log.info("%s: finished in an earlier run", candidate.label)
         return known
     started = time.perf_counter()
@@ -57,7 +61,8 @@ def _ask(
     _log.info("%s: answering %d prompts", candidate.label, len(cut))
     generations = kept.complete(Generation, partial(engine.generate, cut, job.decoding))
     _log.info("%s: scoring the reference answers", candidate.label)
-    losses = kept.complete(AnswerLoss, partial(_losses, engine, examples))
+    plan = _plan(engine, examples, asked, job, kept)
+    losses = kept.complete(AnswerLoss, partial(_losses, engine, examples, plan))
     reading, writing = engine.speed(max(cut, key=len))
     parameters, size = _footprint(candidate)
     cost = Cost(
@@ -70,7 +75,7 @@ def _ask(
         peak_memory_bytes=peak_memory(engine.process),
     )
     worse = _guessing(engine, losses, job.max_length)
-    return Outcome(candidate, generations, losses, asked, cost, worse)
+    return Outcome(candidate, generations, losses, asked, cost, worse, plan.keep)
 
 
 def _guessing(engine: Engine, rows: Sequence[AnswerLoss], longest: int) -> float | None:
@@ -96,18 +101,43 @@ def _encoded(engine: Engine, job: Job) -> tuple[list[list[int]], list[Encoded | 
     # Equal for models that read all rows as the same token ids.
     digest = hashlib.sha256(repr((prompts, examples)).encode()).hexdigest()
     too_long = tuple(row for row, prompt in enumerate(prompts) if len(prompt) > room)
-    return cut, examples, Asked(digest, too_long)
+    return cut, examples, Asked(digest, too_long, _vocabulary(tokenizer))
+
+
+def _vocabulary(tokenizer: PromptTokenizer) -> str:
+    """A digest of all tokens; those that only fill up a GGUF's matrix do not count."""
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    while tokens and _FILLING.fullmatch(str(tokens[-1])):
+        tokens.pop()
+    return hashlib.sha256(repr(tokens).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _plan(
+    engine: Engine, examples: Sequence[Encoded | None], asked: Asked, job: Job, kept: Predictions
+) -> Distributions:
+    """What becomes of the predictions on each example that fits: kept, compared, or neither."""
+    original = job.original if job.original and asked.reads_as(job.original.asked) else None
+    keep = kept.distributions if job.is_original else None
+    fitting = [example for example in examples if example is not None]
+    tokens = [sum(label != IGNORED for label in one["labels"][1:]) for one in fitting]
+    rows = sample_of(tokens, len(engine.tokenizer)) if keep or original else frozenset()
+    if 0 < len(rows) < len(fitting):
+        _log.info("%d of %d rows are compared token by token", len(rows), len(fitting))
+    return Distributions(rows, keep, original and original.distributions)
 
 
 def _losses(
-    engine: Engine, examples: Sequence[Encoded | None], known: Rows
+    engine: Engine, examples: Sequence[Encoded | None], plan: Distributions, known: Rows
 ) -> Iterator[tuple[int, AnswerLoss]]:
-    """The loss of each row's answers; none for answers longer than max_length."""
+    """The loss of each row's answers; none for answers longer than max_length.
+
+    Of an original a row is known only where what it expects there is on disk.
+    """
     rows = [row for row, example in enumerate(examples) if example is not None]
     yield from ((row, AnswerLoss(0.0, 0)) for row in set(range(len(examples))) - set(rows))
     fitting = [examples[row] for row in rows]
-    places = {place for place, row in enumerate(rows) if row in known}
-    yield from ((rows[place], loss) for place, loss in engine.losses(fitting, places))
+    places = {place for place, row in enumerate(rows) if row in known} - plan.missing()
+    yield from ((rows[place], loss) for place, loss in engine.losses(fitting, places, plan))
 
 
 def _footprint(candidate: Candidate) -> tuple[int, int]:

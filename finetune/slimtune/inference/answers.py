@@ -5,7 +5,7 @@ Nothing here imports torch: llama.cpp's child process reads these too.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -106,10 +106,28 @@ class Question:
 
 @dataclass(frozen=True)
 class Asked:
-    """How the rows became token ids: a digest of all ids, and the rows that lost their start."""
+    """How the rows became token ids: a digest of all ids, and the rows that lost their start.
+
+    `vocabulary` is a digest of all tokens in the order of their ids.
+    """
 
     digest: str
     shortened: tuple[int, ...]
+    vocabulary: str = ""
+
+    def reads_as(self, other: "Asked") -> bool:
+        """Whether both read the rows as the same ids of the same vocabulary."""
+        return (self.digest, self.vocabulary) == (other.digest, other.vocabulary)
+
+
+@dataclass(frozen=True)
+class Original:
+    """The model that another is compared with token by token: where it has kept what it expects of
+    each token of the rows, and how it was asked."""
+
+    label: str
+    distributions: Path
+    asked: Asked
 
 
 @dataclass(frozen=True)
@@ -119,7 +137,8 @@ class Job:
     `numbers` says where and in what numbers to compute, in the words of the settings: each child
     decides for itself, so that the parent needs no torch. `first` is how the baseline was asked
     (None for the baseline itself), `kept_in` the folder that holds answers while a comparison is
-    unfinished (None: nowhere).
+    unfinished (None: nowhere). `is_original` has what the model expects kept there too, for others
+    that are compared with it; `original` is the one that this model is compared with.
     """
 
     questions: tuple[Question, ...]
@@ -130,6 +149,8 @@ class Job:
     token_budget: int = TOKEN_BUDGET
     first: Asked | None = None
     kept_in: Path | None = None
+    is_original: bool = False
+    original: Original | None = None
 
     @property
     def computed(self) -> dict[str, Any]:
@@ -167,23 +188,43 @@ class Generation:
 @dataclass(frozen=True)
 class AnswerLoss:
     """Σ −ln p over the supervised tokens of one row (nats), how many they are, and how many of them
-    were the model's first choice."""
+    were the model's first choice.
+
+    Over the `compared` tokens of them: Σ KL divergence to the original (nats), and how many first
+    choices were the original's.
+    """
 
     nats: float
     tokens: int
     hits: int = 0
+    divergence: float = 0.0
+    agreed: int = 0
+    compared: int = 0
 
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """−ln p of each supervised token given all before it (nats), and whether it is likeliest."""
+    """−ln p of each supervised token given all before it (nats), and whether it is likeliest.
+
+    Where the row was compared with an original's: the KL divergence to it at each token (nats), and
+    whether both have the same first choice.
+    """
 
     nats: list[float]
     hits: list[bool]
+    divergences: list[float] = field(default_factory=list)
+    agreements: list[bool] = field(default_factory=list)
 
     @property
     def total(self) -> AnswerLoss:
-        return AnswerLoss(math.fsum(self.nats), len(self.nats), sum(self.hits))
+        return AnswerLoss(
+            math.fsum(self.nats),
+            len(self.nats),
+            sum(self.hits),
+            math.fsum(self.divergences),
+            sum(self.agreements),
+            len(self.divergences),
+        )
 
 
 class Speed(NamedTuple):
@@ -214,7 +255,7 @@ class Outcome:
     """Everything that was found out about one candidate, row by row; a server has no `losses`.
 
     `guessing`: nats a token at its best, on rows and on plain texts, of a model that is worse than
-    guessing there; else None.
+    guessing there; else None. `distributions` is where an original has kept what it expects.
     """
 
     candidate: Candidate
@@ -223,6 +264,7 @@ class Outcome:
     asked: Asked
     cost: Cost
     guessing: float | None = None
+    distributions: Path | None = None
 
 
 def in_order(pairs: Iterable[tuple[int, Result]]) -> list[Result]:

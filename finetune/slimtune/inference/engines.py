@@ -26,6 +26,7 @@ from slimtune.inference.answers import (
 )
 from slimtune.inference.batching import unfinished
 from slimtune.inference.decoding import Decoding
+from slimtune.inference.distributions import Distributions
 from slimtune.inference.gguf_tokenizer import GgufTokenizer
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.inference.token_losses import token_losses
@@ -49,7 +50,8 @@ class Engine(Protocol):
 
     `generate` and `losses` give (row, result) as they are found; rows that are `known` may be left
     out, and the figures of the others do not depend on it: what is drawn for a row comes from
-    `decoding.for_row(row)`. `stream` draws from the decoding's own seed.
+    `decoding.for_row(row)`. `stream` draws from the decoding's own seed. `losses` keeps the
+    predictions of rows, or compares them with an original's, as `distributions` says.
     """
 
     tokenizer: PromptTokenizer
@@ -61,7 +63,10 @@ class Engine(Protocol):
     ) -> Iterator[tuple[int, Generation]]: ...
 
     def losses(
-        self, examples: Sequence[Encoded], known: Rows = frozenset()
+        self,
+        examples: Sequence[Encoded],
+        known: Rows = frozenset(),
+        distributions: Distributions | None = None,
     ) -> Iterator[tuple[int, AnswerLoss]]: ...
 
     def stream(self, prompt: list[int], decoding: Decoding) -> Iterator[str]: ...
@@ -97,9 +102,18 @@ class TransformersEngine:
         )
 
     def losses(
-        self, examples: Sequence[Encoded], known: Rows = frozenset()
+        self,
+        examples: Sequence[Encoded],
+        known: Rows = frozenset(),
+        distributions: Distributions | None = None,
     ) -> Iterator[tuple[int, AnswerLoss]]:
-        found = token_losses(self.model, examples, token_budget=self.token_budget, known=known)
+        found = token_losses(
+            self.model,
+            examples,
+            token_budget=self.token_budget,
+            known=known,
+            distributions=distributions,
+        )
         return ((row, losses.total) for row, losses in found)
 
     def stream(self, prompt: list[int], decoding: Decoding) -> Iterator[str]:
@@ -148,15 +162,20 @@ class LlamaCppEngine:
         return replace(answer, text=text.strip())
 
     def losses(
-        self, examples: Sequence[Encoded], known: Rows = frozenset()
+        self,
+        examples: Sequence[Encoded],
+        known: Rows = frozenset(),
+        distributions: Distributions | None = None,
     ) -> Iterator[tuple[int, AnswerLoss]]:
+        listening = distributions or Distributions(frozenset())
         starts = [_first_label(example["labels"]) for example in examples]
         ids = [example["input_ids"] for example in examples]
         for rows in self._rounds(ids, self.slots, known):
             pairs = [(ids[row][: starts[row]], ids[row][starts[row] :]) for row in rows]
-            for place, losses in self.model.losses(pairs):
-                labels = examples[rows[place]]["labels"][starts[rows[place]] :]
-                yield rows[place], _supervised(losses, labels).total
+            places = [_supervised(examples[row]["labels"][starts[row] :]) for row in rows]
+            plans = list(map(listening.row, rows, places))
+            for place, losses in self.model.losses(pairs, plans):
+                yield rows[place], _at(places[place], losses).total
 
     def stream(self, prompt: list[int], decoding: Decoding) -> Iterator[str]:
         return self.model.stream(prompt, decoding)
@@ -205,9 +224,12 @@ def _first_label(labels: Sequence[int]) -> int:
     return next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
 
 
-def _supervised(losses: TokenLosses, labels: Sequence[int]) -> TokenLosses:
+def _supervised(labels: Sequence[int]) -> list[int]:
+    """The places of the supervised tokens."""
+    return [place for place, label in enumerate(labels) if label != IGNORED]
+
+
+def _at(places: Sequence[int], losses: TokenLosses) -> TokenLosses:
     """Without the tokens between two answers, which llama.cpp scores as well."""
-    places = [place for place, label in enumerate(labels) if label != IGNORED]
-    return TokenLosses(
-        [losses.nats[place] for place in places], [losses.hits[place] for place in places]
-    )
+    nats = [losses.nats[place] for place in places]
+    return replace(losses, nats=nats, hits=[losses.hits[place] for place in places])

@@ -92,7 +92,8 @@ class GgufTokenizer:
     """The face of a transformers tokenizer, as far as `prompts` asks for one, over llama.cpp."""
 
     def __init__(self, model: "LlamaCpp", header: GgufHeader) -> None:
-        self.model, known = model, tokens_of(header)
+        self.model = model
+        self.known = known = tokens_of(header)
         first = put_first(model, known)
         self.bos_token_id = known.bos if first is None else first
         self.eos_token_id = known.eos
@@ -104,6 +105,9 @@ class GgufTokenizer:
 
     def __len__(self) -> int:
         return self.size
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str | None]:
+        return [self.known.name(index) for index in ids]
 
     def __call__(
         self, text: str | Sequence[str], *, add_special_tokens: bool = True, verbose: bool = True

@@ -22,6 +22,7 @@ from slimtune.inference.answers import (
     Question,
     in_order,
 )
+from slimtune.inference.distributions import Distributions, kept_rows
 from slimtune.models.adapters import ADAPTER_WEIGHTS
 from slimtune.models.folders import local_folder, weight_files
 
@@ -30,10 +31,17 @@ RowNumbers = set[int]
 
 
 class Predictions:
-    """What is known already about one candidate, and the file that grows with every answer."""
+    """What is known already about one candidate, and the file that grows with every answer.
 
-    def __init__(self, file: Path | None, questions: Sequence[Question]) -> None:
-        self.file = file
+    What an original expects of each token lies in the folder `distributions` beside it. Losses that
+    were compared with the `original` of this name are known only beside the same.
+    """
+
+    def __init__(
+        self, file: Path | None, questions: Sequence[Question], original: str = ""
+    ) -> None:
+        self.file, self.original = file, original
+        self.distributions = file and file.with_suffix(".distributions")
         if file and file.is_symlink():  # none of ours: through it, another file would grow
             file.unlink()
         self.rows = [f"{number}:{_digest(_asked(one))}" for number, one in enumerate(questions)]
@@ -46,7 +54,8 @@ class Predictions:
             return cls(None, job.questions)
         told = [job.template, job.max_length, asdict(job.decoding), job.computed]
         name = _digest([asdict(candidate), _weights(candidate), *told])
-        return cls(job.kept_in / f"{name}.jsonl", job.questions)
+        original = job.original.distributions.stem if job.original else ""
+        return cls(job.kept_in / f"{name}.jsonl", job.questions, original)
 
     def complete(
         self, kind: type[Kept], find: Callable[[RowNumbers], Iterator[tuple[int, Kept]]]
@@ -55,7 +64,8 @@ class Predictions:
 
         A row found again replaces what was known: it belongs to a batch that was cut short.
         """
-        names = [f"{kind.__name__}:{key}" for key in self.rows]
+        beside = self.original if kind is AnswerLoss else ""
+        names = [f"{kind.__name__}:{beside}{key}" for key in self.rows]
         rows = [row for row, name in enumerate(names) if name in self.known]
         results = {row: kind(**self.known[names[row]]) for row in rows}
         for row, result in find(set(results)):
@@ -66,22 +76,31 @@ class Predictions:
     def finish(self, outcome: Outcome) -> None:
         """Notes that nothing is missing, and what it took."""
         told = {"asked": asdict(outcome.asked), "cost": asdict(outcome.cost)}
+        folder = outcome.distributions
+        told["distributions"] = kept_rows(folder) if folder else None
         self._keep(self._finished, told | {"guessing": outcome.guessing})
 
-    def outcome(self, candidate: Candidate) -> Outcome | None:
-        """The whole outcome where an earlier run finished this candidate, else None."""
+    def outcome(self, candidate: Candidate, is_original: bool = False) -> Outcome | None:
+        """The whole outcome where an earlier run finished this candidate, else None.
+
+        Of an original it is whole only with what it expects of each token.
+        """
         found = self.known.get(self._finished)
-        if found is None:
+        if found is None or (is_original and not self._are_kept(found["distributions"])):
             return None
-        asked = Asked(found["asked"]["digest"], tuple(found["asked"]["shortened"]))
+        asked = Asked(**found["asked"] | {"shortened": tuple(found["asked"]["shortened"])})
         generations = self.complete(Generation, lambda _: iter(()))
         losses = self.complete(AnswerLoss, lambda _: iter(()))
         cost, guessing = Cost(**found["cost"]), found.get("guessing")
-        return Outcome(candidate, generations, losses, asked, cost, guessing)
+        folder = self.distributions if is_original else None
+        return Outcome(candidate, generations, losses, asked, cost, guessing, folder)
+
+    def _are_kept(self, rows: list[int] | None) -> bool:
+        return rows is not None and not Distributions(frozenset(rows), self.distributions).missing()
 
     @property
     def _finished(self) -> str:
-        return f"finished:{_digest(self.rows)}"
+        return f"finished:{_digest([self.original, *self.rows])}"
 
     def _keep(self, name: str, value: dict[str, Any]) -> None:
         self.known[name] = value

@@ -9,7 +9,7 @@ import ctypes
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +18,7 @@ import numpy as np
 from slimtune.console import InputError, ResourceError
 from slimtune.inference.answers import Generation, Speed, TokenLosses
 from slimtune.inference.decoding import Decoding
+from slimtune.inference.distributions import RowDistributions, RowPlan
 from slimtune.inference.llama_vocabulary import LlamaVocabulary
 from slimtune.inference.sampling import Chooser
 
@@ -101,12 +102,21 @@ class LlamaContext(LlamaVocabulary):
                 yield text[shown:]
                 shown = len(text)
 
-    def losses(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> Iterator[tuple[int, TokenLosses]]:
-        """(index, losses of the answer's tokens) of (prompt, answer) pairs, `slots` at a time."""
-        for start in range(0, len(pairs), self.slots):
-            yield from enumerate(self._losses(pairs[start : start + self.slots]), start)
+    def losses(
+        self, pairs: Sequence[tuple[Prompt, Prompt]], plans: Sequence[RowPlan | None] = ()
+    ) -> Iterator[tuple[int, TokenLosses]]:
+        """(index, losses of the answer's tokens) of (prompt, answer) pairs, `slots` at a time.
 
-    def _losses(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> list[TokenLosses]:
+        A pair that has a plan is kept or compared as it says.
+        """
+        plans = plans or [None] * len(pairs)
+        for start in range(0, len(pairs), self.slots):
+            side_by_side = slice(start, start + self.slots)
+            yield from enumerate(self._losses(pairs[side_by_side], plans[side_by_side]), start)
+
+    def _losses(
+        self, pairs: Sequence[tuple[Prompt, Prompt]], plans: Sequence[RowPlan | None]
+    ) -> list[TokenLosses]:
         """Those of at most `slots` pairs, decoded side by side."""
         entries: list[Entry] = []
         targets: list[int] = []
@@ -118,15 +128,18 @@ class LlamaContext(LlamaVocabulary):
                 entries.append((slot, position, token, position + 1 >= len(prompt)))
             targets += ids[1:]
         found = [TokenLosses([], []) for _ in pairs]
+        seen = [plan and plan.open() for plan in plans]
         for start in range(0, len(entries), self.room):
             part = entries[start : start + self.room]
             self._decode(part)
             for row, (slot, _, _, wanted) in enumerate(part):
                 if wanted:
-                    nats, hit = _loss(self._logits(row), targets[start + row])
-                    found[slot].nats.append(nats)
-                    found[slot].hits.append(hit)
-        return found
+                    logs = _log_probabilities(self._logits(row))
+                    _put_beside(seen[slot], len(found[slot].nats), logs)
+                    token = targets[start + row]
+                    found[slot].nats.append(-float(logs[token]))
+                    found[slot].hits.append(int(logs.argmax()) == token)
+        return [_closed(*one) for one in zip(found, seen, strict=True)]
 
     def margins(self, prompt: Prompt, answer: Prompt) -> list[float]:
         """Nats between first and second choice at each step of an answer, and after its last."""
@@ -243,9 +256,21 @@ def _text(answer: _Answer) -> str:
     return answer.text + answer.decoder.decode(b"", final=True)
 
 
-def _loss(logits: np.ndarray, token: int) -> tuple[float, bool]:
-    """−ln p(token) in nats, and whether no token is likelier."""
+def _log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """ln p of every token, in nats."""
     wide = logits.astype(np.float64)
     top = wide.max()
-    nats = float(top + np.log(np.exp(wide - top).sum()) - wide[token])
-    return nats, int(logits.argmax()) == token
+    return wide - (top + np.log(np.exp(wide - top).sum()))
+
+
+def _put_beside(seen: RowDistributions | None, place: int, logs: np.ndarray) -> None:
+    """What is expected at a place of the answer, if it is a supervised one."""
+    if seen is not None and place in seen.plan.places:
+        seen.add(logs)
+
+
+def _closed(losses: TokenLosses, seen: RowDistributions | None) -> TokenLosses:
+    if seen is None:
+        return losses
+    seen.close()
+    return replace(losses, divergences=seen.divergences, agreements=seen.agreements)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from slimtune.inference.answers import Generation, Speed, TokenLosses
 from slimtune.inference.decoding import Decoding
+from slimtune.inference.distributions import RowPlan
 from slimtune.inference.llama_child import LlamaChild, Verb, default_threads, work
 from slimtune.inference.llama_context import LlamaContext, Prompt
 from slimtune.inference.llama_vocabulary import LlamaVocabulary
@@ -73,12 +74,15 @@ class LlamaCpp(LlamaChild):
                 pass
             raise
 
-    def losses(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> Iterator[tuple[int, TokenLosses]]:
+    def losses(
+        self, pairs: Sequence[tuple[Prompt, Prompt]], plans: Sequence[RowPlan | None] = ()
+    ) -> Iterator[tuple[int, TokenLosses]]:
         """(index, losses of the answer's tokens) of (prompt, answer) pairs.
 
-        As many side by side as there are slots; one by one the last digits are others.
+        As many side by side as there are slots; one by one the last digits are others. `plans` says
+        of each pair whether its predictions are kept, or compared with an original's.
         """
-        return self._tell("losses", pairs)
+        return self._tell("losses", pairs, plans)
 
     def margins(self, prompt: Prompt, answer: Prompt) -> list[float]:
         """Nats between first and second choice at each step of `answer`, and after its last."""

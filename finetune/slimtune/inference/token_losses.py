@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from slimtune.inference.answers import TokenLosses
 from slimtune.inference.batching import left_padded, run_batched
+from slimtune.inference.distributions import Distributions, RowPlan
 from slimtune.prompts import IGNORED
 
 LOGIT_BYTES = 2**28
@@ -20,27 +21,42 @@ def token_losses(
     *,
     token_budget: int = LOSS_TOKEN_BUDGET,
     known: Collection[int] = frozenset(),
+    distributions: Distributions | None = None,
 ) -> Iterator[tuple[int, TokenLosses]]:
     """(row, losses) of each example's supervised tokens, batch by batch.
 
     Examples are `prompts.encode`'s (input_ids, labels). Rows that are `known` are left out as
-    `run_batched` says; logits of a batch stay within 256 MB.
+    `run_batched` says; logits of a batch stay within 256 MB. `distributions` says which rows'
+    predictions are kept, or compared with an original's.
     """
     budget = min(token_budget, LOGIT_BYTES // (4 * model.config.vocab_size))
     lengths = [len(example["input_ids"]) for example in examples]
-    return run_batched(
-        lengths, budget, lambda rows: batch_losses(model, [examples[row] for row in rows]), known
-    )
+
+    def losses(rows: list[int]) -> list[TokenLosses]:
+        batch = [examples[row] for row in rows]
+        plans = [_plan(distributions, row, examples[row]["labels"]) for row in rows]
+        return batch_losses(model, batch, plans)
+
+    return run_batched(lengths, budget, losses, known)
+
+
+def _plan(distributions: Distributions | None, row: int, labels: Sequence[int]) -> RowPlan | None:
+    if distributions is None:
+        return None
+    return distributions.row(row, range(sum(label != IGNORED for label in labels[1:])))
 
 
 @torch.inference_mode()
 def batch_losses(
-    model: PreTrainedModel, examples: Sequence[Mapping[str, Sequence[int]]]
+    model: PreTrainedModel,
+    examples: Sequence[Mapping[str, Sequence[int]]],
+    plans: Sequence[RowPlan | None] = (),
 ) -> list[TokenLosses]:
     """The losses of examples that are read side by side; a row without labels has none.
 
-    Logits exist only from the first supervised position of the batch on, in the model's own type,
-    and become fp32 only where a label is.
+    Each row that has a plan is kept or compared as it says. Logits exist only from the first
+    supervised position of the batch on, in the model's own type, and become fp32 only where a label
+    is.
     """
     labels = _left_padded_labels([example["labels"] for example in examples], model.device)
     supervised = labels != IGNORED
@@ -58,11 +74,27 @@ def batch_losses(
     )
     where = supervised[:, first:]
     logits, wanted = output.logits[where], labels[:, first:][where]
-    losses = F.cross_entropy(logits.float(), wanted, reduction="none")
+    logs = F.log_softmax(logits.float(), -1)
+    losses = F.nll_loss(logs, wanted, reduction="none")
     hits = logits.argmax(-1) == wanted
     counts = where.sum(1).tolist()  # the mask went through row by row, so rows lie in a piece each
-    pairs = zip(losses.split(counts), hits.split(counts), strict=True)
-    return [TokenLosses(nats.tolist(), hit.tolist()) for nats, hit in pairs]
+    pieces = (one.split(counts) for one in (losses, hits, logs))
+    rows = zip(*pieces, plans or [None] * len(examples), strict=True)
+    return [
+        TokenLosses(nats.tolist(), hit.tolist(), *_beside(seen, plan))
+        for nats, hit, seen, plan in rows
+    ]
+
+
+def _beside(logs: torch.Tensor, plan: RowPlan | None) -> tuple[list[float], list[bool]]:
+    """Divergences and agreements of a row's (tokens, vocabulary) log-probabilities."""
+    if plan is None:
+        return [], []
+    one = plan.open()
+    for seen in logs.cpu().numpy():
+        one.add(seen)
+    one.close()
+    return one.divergences, one.agreements
 
 
 def _left_padded_labels(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from slimtune.console import size
 
 Group = Literal["quality", "health", "cost"]
-Source = Literal["answer", "corpus", "losses"]
+Source = Literal["answer", "corpus", "losses", "divergences"]
 
 _ARROWS = {"higher": "↑", "lower": "↓", "one": "→", "none": ""}
 _FORMATS = {"count": "{:,}".format, "bytes": size, "rate": "{:,.0f}".format}

@@ -91,7 +91,8 @@ def _cell(model: ModelMetrics, name: str, first: ModelMetrics) -> str:
     judged = model[name]
     interval = f"{measure.written(judged['low'])}–{measure.written(judged['high'])}"
     shown = f"{measure.written(value)} ({interval})"
-    return shown if model is first else f"{shown} {_SIGNS[judged['verdict']]}"
+    sign = _SIGNS.get(judged["verdict"])  # None where there is nothing to compare with
+    return shown if model is first or sign is None else f"{shown} {sign}"
 
 
 def _quantisation(models: Sequence[ModelMetrics], words: Words) -> str:

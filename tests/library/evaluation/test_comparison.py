@@ -21,6 +21,7 @@ from slimtune import prompts
 from slimtune.config import Config, GenerationSection, Training
 from slimtune.console import InputError, ResourceError, SettingsError
 from slimtune.evaluation import comparison as comparison_module
+from slimtune.evaluation import worker
 from slimtune.evaluation.comparison import Comparison, compare
 from slimtune.evaluation.outputs import (
     comparison_table,
@@ -32,7 +33,7 @@ from slimtune.evaluation.outputs import (
 from slimtune.inference.answers import Candidate
 from slimtune.models import loading
 from slimtune.report import training_report
-from slimtune.report.measure_table import MEASURES
+from slimtune.report.measure_table import names_of, names_over
 from slimtune.report.words import sentence
 
 LLAMA2 = prompts.template("llama2")
@@ -138,7 +139,7 @@ def test_measures_say_what_each_model_is_and_costs(base, comparison):
 def test_the_baseline_does_not_differ_from_itself(comparison):
     first = comparison.measures[0]
     judged = [m for m in first.values() if isinstance(m, dict) and "verdict" in m]
-    assert len(judged) == sum(one.group == "quality" for one in MEASURES.values())
+    assert len(judged) == len(set(names_of("quality")) - set(names_over("divergences")))
     assert {m["verdict"] for m in judged} == {"no clear change"}
 
 
@@ -183,6 +184,7 @@ def test_another_tokenizer_leaves_out_what_does_not_compare(base, other_tokenize
     found = compared([Candidate("base", str(base)), Candidate("other", str(other))], rows)
     first, second = found.measures
     assert first["perplexity"] and second["perplexity"] is None and second["bits_per_byte"]
+    assert second["kl_divergence"] is None and second["original"] == "base"
     assert "tokenizer" in [caution["kind"] for caution in found.cautions]
     assert "–" in comparison_table(found)[1][1]
 
@@ -232,8 +234,46 @@ def test_a_gguf_answers_like_the_model_it_was_made_from(base, rows, tmp_path, co
     first, second = found.measures
     for name in ("perplexity", "token_accuracy"):
         assert second[name]["score"] == pytest.approx(first[name]["score"], rel=1e-3)
+    assert 0 < second["kl_divergence"]["score"] < 1e-3
+    assert second["first_choice_agreement"]["score"] > 95
+    assert second["compared_tokens"] == second["reference_tokens"]
     assert second["cost"]["parameters"] == first["cost"]["parameters"]
     assert 1e6 < second["cost"]["peak_memory_bytes"] < 1e9
+
+
+def test_what_an_original_expects_is_kept_until_nobody_needs_it(base, rows, tmp_path, monkeypatch):
+    """A comparison that goes on asks the original again only for what is not on disk."""
+    adapter = write_adapter(base, tmp_path / "adapter", trained=True)
+    both = [Candidate("base", str(base)), Candidate("tuned", str(base), adapter=str(adapter))]
+    kept = tmp_path / "kept"
+    before = compared(both, rows, kept_in=kept).measures
+    (expected,) = kept.glob("*.distributions")
+    assert before[1]["kl_divergence"]["score"] > 0 and len(list(expected.iterdir())) == len(rows)
+    opened, real = [], worker.open_engine
+    monkeypatch.setattr(worker, "open_engine", lambda *a: opened.append(a[0].label) or real(*a))
+    assert compared(both, rows, kept_in=kept).measures == before and not opened
+    (expected / "3.u16").unlink()
+    again = compared(both, rows, kept_in=kept).measures
+    assert opened == ["base"] and (expected / "3.u16").is_file()
+    assert again[1]["kl_divergence"] == before[1]["kl_divergence"]
+    alone = compared(both[1:], rows, kept_in=kept).measures  # another original: none
+    assert alone[0]["kl_divergence"] is None
+    assert set(tmp_path.iterdir()) == {adapter, kept}
+
+
+def test_only_some_rows_are_compared_where_all_would_fill_the_disk(
+    base, rows, tmp_path, monkeypatch, caplog
+):
+    from slimtune.inference import distributions
+
+    monkeypatch.setattr(distributions.sample_of, "__defaults__", (2 * 400 * 12,))
+    other = write_tiny_llama(tmp_path / "other", initializer_range=0.1)
+    with caplog.at_level("INFO"):
+        both = [Candidate("base", str(base)), Candidate("other", str(other))]
+        first, second = compared(both, rows).measures
+    assert 0 < second["compared_rows"] < len(rows) and second["compared_tokens"] <= 12
+    assert second["unscored_answers"] == 0
+    assert f"{second['compared_rows']} of 5 rows are compared token by token" in caplog.text
 
 
 def foreign_gguf(folder: Path, file: Path) -> Candidate:

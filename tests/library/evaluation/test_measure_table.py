@@ -44,7 +44,7 @@ def outcome(label: str, right: int) -> Outcome:
     texts = [asked.reference for asked in QUESTIONS[:right]]
     texts += ["不知道"] * (len(QUESTIONS) - right)
     generations = [Generation(text, [1, 2, 3], True) for text in texts]
-    losses = [AnswerLoss(4.0 + 90 / right, 4, 2)] * len(QUESTIONS)
+    losses = [AnswerLoss(4.0 + 90 / right, 4, 2, 0.3 / right, 3, 4)] * len(QUESTIONS)
     cost = Cost(12_345, 67_890_000, 0.1, 1234.0, 99.0, 30.0, 500_000_000)
     return Outcome(Candidate(label, label), generations, losses, Asked("same", ()), cost)
 
@@ -54,7 +54,7 @@ def comparison() -> Comparison:
     outcomes = [outcome("base", 15), outcome("tuned", 45)]
     scores = [row_scores(one, QUESTIONS) for one in outcomes]
     settings = {"rows": 60, "max_new_tokens": 8, "extract": "whole", "leaked_rows": None}
-    settings["signatures"] = signatures(QUESTIONS)
+    settings |= {"decoding": "greedy", "signatures": signatures(QUESTIONS)}
     found = measure(outcomes, scores, QUESTIONS)
     return Comparison(tuple(QUESTIONS), outcomes, scores, found, [], settings)
 

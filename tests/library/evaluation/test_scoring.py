@@ -2,9 +2,11 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
+from slimtune.evaluation.origins import Origin
 from slimtune.evaluation.scoring import measure, row_scores, signatures
 from slimtune.inference.answers import (
     AnswerLoss,
@@ -15,7 +17,7 @@ from slimtune.inference.answers import (
     Outcome,
     Question,
 )
-from slimtune.report.measure_table import names_of
+from slimtune.report.measure_table import names_of, names_over
 
 QUESTIONS = [
     Question(f"r{n}", ({"role": "user", "content": f"{n}?"},), (f"答案{n}",)) for n in range(60)
@@ -27,10 +29,8 @@ def outcome(label: str, right: int, nats_per_token: float, tokens: int = 4) -> O
     """Answers `right` of the questions correctly, at about `nats_per_token`."""
     chance = random.Random(3)
     texts = [q.reference if n < right else "不知道" for n, q in enumerate(QUESTIONS)]
-    losses = [
-        AnswerLoss(tokens * (nats_per_token + chance.uniform(-0.2, 0.2)), tokens, tokens // 2)
-        for _ in texts
-    ]
+    nats = [tokens * (nats_per_token + chance.uniform(-0.2, 0.2)) for _ in texts]
+    losses = [AnswerLoss(one, tokens, tokens // 2) for one in nats]
     generations = [Generation(text, [1, 2, 3], True) for text in texts]
     asked = Asked(f"{tokens} tokens an answer", ())
     return Outcome(Candidate(label, label), generations, losses, asked, COST)
@@ -76,12 +76,69 @@ def test_rows_whose_answer_did_not_fit_are_left_out_of_the_bits():
 
 def test_every_measure_has_its_interval_and_verdict():
     found = measured(outcome("b", 45, 1.0), outcome("a", 15, 2.0))
-    for name in names_of("quality"):
+    for name in set(names_of("quality")) - set(names_over("divergences")):
         judged = found[name]
         assert judged["low"] <= judged["score"] <= judged["high"], name
         assert judged["verdict"] in ("better", "worse", "no clear change"), name
     assert found["perplexity"]["verdict"] == "better"
     assert found["token_accuracy"]["score"] == 50
+
+
+def apart(one: Outcome, nats: float, agreed: int, compared: int = 4) -> Outcome:
+    """The outcome with a divergence from its original of about `nats` a token."""
+    chance = random.Random(5)
+    told = {"agreed": agreed, "compared": compared}
+    one.losses[:] = [
+        replace(loss, divergence=compared * nats * chance.uniform(0.5, 1.5), **told)
+        for loss in one.losses
+    ]
+    return one
+
+
+def judged(origins: dict[str, Origin], *outcomes: Outcome) -> dict[str, dict]:
+    scores = [row_scores(one, QUESTIONS) for one in outcomes]
+    found = measure(outcomes, scores, QUESTIONS, origins)
+    return {one["label"]: one for one in found}
+
+
+def test_divergence_and_agreement_are_means_over_the_compared_tokens():
+    one = outcome("q4", 30, 1.0)
+    one.losses[0] = replace(one.losses[0], divergence=6.0, agreed=1, compared=3)
+    one.losses[1] = replace(one.losses[1], divergence=0.5, agreed=1, compared=1)
+    found = judged({}, outcome("base", 30, 1.0), one)
+    assert found["q4"]["kl_divergence"]["score"] == pytest.approx(6.5 / 4)
+    assert found["q4"]["first_choice_agreement"]["score"] == pytest.approx(50)
+    assert (found["q4"]["compared_rows"], found["q4"]["compared_tokens"]) == (2, 4)
+    assert found["base"]["kl_divergence"] is found["base"]["first_choice_agreement"] is None
+
+
+def test_each_is_judged_against_the_one_it_was_made_from():
+    """Distillation wins back what pruning lost, and both are still worse than the first."""
+    origins = {"pruned": Origin("merged", "merged"), "distilled": Origin("pruned", "merged")}
+    merged, pruned = outcome("merged", 58, 1.0), apart(outcome("pruned", 20, 2.0), 0.5, 2)
+    distilled = apart(outcome("distilled", 45, 1.3), 0.1, 3)
+    found = judged(origins, merged, pruned, distilled)
+    assert found["merged"]["made_from"] is None and found["distilled"]["made_from"] == "pruned"
+    assert found["distilled"]["original"] == "merged"
+    for name in ("exact_match", "bits_per_byte"):
+        assert found["merged"][name]["verdict_made_from"] is None
+        assert found["pruned"][name]["verdict_made_from"] == "worse"
+        assert found["distilled"][name]["verdict_made_from"] == "better"
+        assert found["distilled"][name]["verdict"] == "worse"
+
+
+def test_a_divergence_is_judged_only_beside_one_from_the_same_original():
+    origins = {"pruned": Origin("merged", "merged"), "distilled": Origin("pruned", "merged")}
+    origins |= {"merged": Origin("base", "base"), "stranger": Origin("pruned", "other")}
+    outcomes = [outcome("base", 9, 3.0), apart(outcome("merged", 58, 1.0), 3.0, 1)]
+    outcomes += [apart(outcome("pruned", 20, 2.0), 0.5, 2), apart(outcome("distilled", 45, 1.3),
+                 0.1, 3), apart(outcome("stranger", 45, 1.3), 0.1, 3)]  # fmt: skip
+    found = judged(origins, *outcomes)
+    for name, wanted in (("kl_divergence", "better"), ("first_choice_agreement", "better")):
+        assert found["distilled"][name]["verdict_made_from"] == wanted
+        assert found["pruned"][name]["verdict_made_from"] is None  # merged is the original itself
+        assert found["stranger"][name]["verdict_made_from"] is None
+        assert {one[name]["verdict"] for one in list(found.values())[1:]} == {None}
 
 
 def test_perplexity_weighs_by_tokens():
