@@ -83,6 +83,8 @@ class TestComparison:
         assert {row["decoding"] for row in one} == {said}
         metrics = [json.loads((file / "r_metrics.json").read_text()) for file in files]
         assert [one["settings"]["decoding"] for one in metrics] == ["greedy", said, said]
+        reports = [(file / "training_report.md").read_text("utf-8") for file in files]
+        assert "tokens, greedy." in reports[0] and f"chosen by {said}." in reports[1]
         column = "fine-tuned answer"
         assert [row[column] for row in one] != [row[column] for row in greedy]
 

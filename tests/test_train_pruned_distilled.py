@@ -77,6 +77,9 @@ def test_every_stage_is_an_output_of_its_own(small) -> None:
     cache = Path(runs["teacher_cache"]["metrics"]["cache"])
     assert (cache / "cache.json").is_file()
     assert not (small / "checkpoints").exists()
+    for stage in ("pruned", "distilled", "lora_adapter", "final"):
+        served = json.loads((small / stage / "generation_config.json").read_text("utf-8"))
+        assert served["do_sample"] is False and served["max_new_tokens"] == 12, stage
 
 
 def test_the_final_model_is_the_distilled_one_with_the_adapter(small) -> None:

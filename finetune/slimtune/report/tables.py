@@ -65,7 +65,8 @@ def _verdict(metrics: Mapping[str, Any], words: Words) -> list[str]:
 
 def _comparison(metrics: Mapping[str, Any], words: Words) -> str:
     settings, models = metrics["settings"], metrics["models"]
-    parts = [words.rows.format(**settings)]
+    drawn = settings.get("decoding", "greedy") != "greedy"
+    parts = [(words.rows_drawn if drawn else words.rows).format(**settings)]
     parts += [words.extracted.format(**settings)] if settings["extract"] != "whole" else []
     measured = names_of("quality") + names_of("health")
     parts += [_side_by_side(models, measured, words), words.legend]

@@ -84,6 +84,7 @@ class Words:
     extracted: str
     took: str
     rows: str
+    rows_drawn: str
     signatures: str
     prompt: str
     reference: str

@@ -125,6 +125,16 @@ def test_a_real_model_streams_what_it_generates(model, tokenizer):
     assert answer.text and f"> {answer.text}" in shown.replace("> >", ">")
 
 
+def test_each_answer_of_a_chat_draws_anew(model, tokenizer):
+    """And a second talk with the same seed says the same."""
+    hot = Decoding(10, temperature=2.0, seed=5)
+    engine = TransformersEngine(model, tokenizer)
+    shown = [talk(engine, "w5\n/undo\nw5\n/undo\nw5\n", decoding=hot)[1] for _ in range(2)]
+    lines = [line for line in shown[0].splitlines() if line.startswith("> ")]
+    answers = [line for line in lines if "taken back" not in line]
+    assert shown[0] == shown[1] and len(set(answers)) > 1
+
+
 def test_undo_takes_back_the_last_question_and_answer(parrot, tokenizer):
     _, shown = talk(parrot, "w5\nw6\n/undo\nw7\n/undo\n/undo\n/undo\n")
     turns = [

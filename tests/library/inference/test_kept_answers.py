@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,9 @@ def test_weights_that_changed_are_asked_again(tmp_path):
     os.utime(folder / "model.safetensors", ns=(1, 1))
     after = kept_answers.Predictions.of(Candidate("base", str(folder)), job)
     assert before.file == again.file != after.file
+    warm = replace(job, decoding=Decoding(8, temperature=0.7))
+    files = {
+        kept_answers.Predictions.of(Candidate("base", str(folder)), one).file
+        for one in (job, warm, replace(warm, decoding=replace(warm.decoding, seed=1)))
+    }
+    assert len(files) == 3  # an answer belongs to the decoding that it was chosen by

@@ -1,6 +1,7 @@
 """A GGUF becomes the folder that it was made from: the same weights, ids and losses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -14,14 +15,16 @@ from tiny_ggufs import changed
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from slimtune.config import Config, ModelSection, Options
+from slimtune.config import Config, GenerationSection, ModelSection, Options
 from slimtune.console import InputError, ResourceError
-from slimtune.export.gguf_writer import write_gguf
+from slimtune.export.gguf_writer import write_file, write_gguf
+from slimtune.export.preflight import preflight
 from slimtune.export.pretokenizers import known_names, pre_tokenizer_name, pre_tokenizer_of
 from slimtune.export.tensors import row_order
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.inference.token_losses import batch_losses
 from slimtune.models import tokenizers
+from slimtune.models.served_decoding import own_decoding
 from slimtune.unpacking import gguf_tokenizers, gguf_weights
 from slimtune.unpacking.unpack import plan_unpacking, read_gguf, unpacked
 
@@ -112,6 +115,17 @@ def test_the_folder_comes_back(model, tmp_path) -> None:
         assert after[key] == before[key], key
     templates = [(one / "chat_template.jinja").read_text() for one in (folder, found)]
     assert templates[0] == templates[1]
+
+
+def test_what_a_file_says_of_sampling_stays_with_its_folder(tmp_path) -> None:
+    """So that `generation: base` finds it; the settings' own where it says nothing."""
+    folder = write_tiny_llama(tmp_path / "model", hidden=64)
+    drawn = GenerationSection(temperature=0.7, top_k=20, repeat_penalty=1.05)
+    write_file({tmp_path / "d.gguf": replace(preflight(folder, "F32"), generation=drawn)})
+    found = unpacked(tmp_path / "d.gguf", "d", settings(tmp_path))
+    assert own_decoding(found).words == drawn.words
+    ids = json.loads((found / "generation_config.json").read_text("utf-8"))
+    assert (ids["bos_token_id"], ids["eos_token_id"]) == (1, 2)
 
 
 @pytest.mark.parametrize("rule", RULES)
