@@ -47,6 +47,8 @@ class Shape:
 
 
 VOCABULARY = 32_000
+# From these llama.cpp's converter writes the general.sampling.* that we write for greedy decoding.
+_GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "penalty_repeat": 1.0}
 SHAPES = {
     "small": Shape("a tiny Llama", 256, 768, 4, 4, 2, 20_000_000),
     "1.1b": Shape("1.1 B (TinyLlama)", 2048, 5632, 22, 32, 4),
@@ -75,6 +77,7 @@ def write_model(folder: Path, shape: Shape, tokenizer: Path) -> None:
     tokenizers.save_tokenizer(tokenizers.from_sentencepiece(tokenizer), folder, tokenizer.parent)
     if not (folder / tokenizer.name).is_file():
         shutil.copy(tokenizer, folder)
+    (folder / "generation_config.json").write_text(json.dumps(_GREEDY), encoding="utf-8")
     (folder / "config.json").write_text(json.dumps(_config(shape), indent=2), encoding="utf-8")
 
 

@@ -165,7 +165,7 @@ class Gguf(Section):
     through_f16: bool = setting(
         False,
         "true rounds matrices to F16 before quantising them, as llama.cpp's own tools do: the\n"
-        "same bytes as theirs. false quantises the exact weights.",
+        "same tensors as theirs. false quantises the exact weights.",
     )
     ggml_library: Path | None = setting(
         None,
