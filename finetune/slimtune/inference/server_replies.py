@@ -26,7 +26,12 @@ _MORE: dict[str, tuple[str, float]] = {
     "repeat_penalty": ("repeat_penalty", 1.0),
     "repetition_penalty": ("repeat_penalty", 1.0),  # vLLM's name for it
 }
-MORE = tuple(_MORE)
+# The penalty looks back on all of prompt and answer: llama.cpp's own window is 64 tokens. -1, which
+# meant the whole context once, is refused by b11549; it reserves four bytes a token.
+_WINDOW = {"repeat_last_n": 1 << 16}
+MORE = (*_MORE, *_WINDOW)
+# Of these a decoding knows nothing, and a Modelfile may.
+_NONE = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
 _CUT = ("length", "max_tokens")  # reasons of an end that is not the model's own
 
 
@@ -50,6 +55,8 @@ def openai_body(
 ) -> dict[str, Any]:
     """A request for a streamed answer; `without` names what of MORE the server does not take."""
     more = {name: getattr(decoding, known) for name, (known, _) in _MORE.items()}
+    if decoding.repeat_penalty != 1:
+        more |= _WINDOW
     return {
         "model": model,
         "messages": [dict(message) for message in messages],
@@ -59,12 +66,15 @@ def openai_body(
         "top_p": decoding.top_p,
         "max_tokens": decoding.max_new_tokens,
         "seed": decoding.seed,
+        **_NONE,
         **{name: value for name, value in more.items() if name not in without},
     }
 
 
 def counts(name: str, decoding: Decoding) -> bool:
     """Whether a part of MORE changes answers of this decoding: where it is greedy, few do."""
+    if name in _WINDOW:
+        return decoding.repeat_penalty != 1
     known, nothing = _MORE[name]
     drawn = known in ("top_k", "min_p")
     return getattr(decoding, known) != nothing and not (drawn and decoding.greedy)
@@ -86,6 +96,8 @@ def ollama_body(model: str, messages: Messages, decoding: Decoding) -> dict[str,
             "repeat_penalty": decoding.repeat_penalty,
             "num_predict": decoding.max_new_tokens,
             "seed": decoding.seed,
+            **_WINDOW,
+            **_NONE,
         },
     }
 

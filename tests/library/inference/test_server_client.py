@@ -71,6 +71,7 @@ def test_the_decoding_is_passed_outright(server):
     assert body["messages"] == ASKED and body["model"] == "tiny"
     told = {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "seed": 7}
     told |= {"max_tokens": 12, "repeat_penalty": 1.1, "repetition_penalty": 1.1}
+    told |= {"repeat_last_n": 65536, "presence_penalty": 0, "frequency_penalty": 0}
     assert told.items() <= body.items()
 
 
@@ -87,6 +88,7 @@ def test_ollama_gets_every_part_by_its_own_api_and_may_cut_nothing(ollama):
     (body,) = ollama.asked
     assert body["messages"] == ASKED and body["truncate"] is body["shift"] is False
     told = {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "seed": 7}
+    told |= {"repeat_last_n": 65536, "presence_penalty": 0, "frequency_penalty": 0}
     assert body["options"] == told | {"num_predict": 12, "repeat_penalty": 1.1}
 
 
