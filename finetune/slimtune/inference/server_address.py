@@ -4,7 +4,6 @@ The first is any server that speaks OpenAI's chat completions (llama-server, vLL
 too), the second a running Ollama by its own API, at the address that OLLAMA_HOST names.
 """
 
-import ipaddress
 import os
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -56,16 +55,6 @@ class Server:
     def shown(self) -> str:
         """How an error names it."""
         return f"{self.reference} ({self.base})" if self.ollama else self.reference.rstrip("#")
-
-    @property
-    def loopback(self) -> bool:
-        """Whether it is this machine's own, to which no proxy leads."""
-        host = urlsplit(self.base).hostname or ""
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            return host == "localhost" or host.endswith(".localhost")
-        return address.is_loopback or address.is_unspecified
 
     def named(self, model: str) -> Self:
         """The same server with another of its models."""

@@ -22,6 +22,7 @@ import httpx2
 from slimtune.console import SlimTuneError
 from slimtune.inference import server_replies as replies
 from slimtune.inference.decoding import Decoding
+from slimtune.inference.json_requests import MOST, body_of, error_in, http_client
 from slimtune.inference.server_address import Server
 from slimtune.inference.server_replies import Listed, Messages, Piece
 from slimtune.inference.server_troubles import (
@@ -41,9 +42,6 @@ Result = TypeVar("Result")
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds: llama-server says 503 while it loads a model
 PATIENCE = 600.0  # seconds of silence: Ollama loads a model before its first word
-_CONNECT = 10.0
-_LARGEST = 16 << 20  # bytes of one reply
-_TOO_LARGE = f"more than {_LARGEST >> 20} MB"
 
 
 @dataclass(frozen=True)
@@ -78,15 +76,8 @@ class ServerClient:
         self.patience = PATIENCE if patience is None else patience
         self.pauses = PAUSES if pauses is None else pauses
         self._without: list[str] = []
-        headers = {"Authorization": f"Bearer {server.key}"} if server.key else {}
         try:
-            self._http = httpx2.Client(
-                # Nothing compressed: a few bytes of that could be all of memory.
-                headers={"Accept-Encoding": "identity", **headers},
-                timeout=httpx2.Timeout(self.patience, connect=min(_CONNECT, self.patience)),
-                trust_env=not server.loopback,
-                follow_redirects=False,
-            )
+            self._http = http_client(server.base, key=server.key, patience=self.patience)
         except (ImportError, ValueError, OSError) as error:
             raise self.troubles.no_way(error) from error
 
@@ -167,7 +158,7 @@ class ServerClient:
             body = replies.openai_body(model, messages, decoding, self._without)
         with self._opened("POST", place, body) as response:
             for event in self._events(response):
-                if (said := replies.error_in(event)) is not None:
+                if (said := error_in(event)) is not None:
                     raise self.troubles.error_for_answer(said, response.status_code)
                 try:
                     piece = read(event)
@@ -229,7 +220,7 @@ class ServerClient:
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         texts: Iterator[str] = iter(())
         if kind == "text/event-stream":
-            source = httpx2.EventSource(response, max_event_size=_LARGEST)
+            source = httpx2.EventSource(response, max_event_size=MOST)
             texts = (event.data for event in source)
         elif kind == "application/x-ndjson":
             texts = self._lines(response)
@@ -238,8 +229,8 @@ class ServerClient:
         size = 0
         for text in texts:
             size += len(text)
-            if size > _LARGEST:
-                raise self.troubles.nonsense(_TOO_LARGE)
+            if size > MOST:
+                raise self.troubles.nonsense(f"more than {MOST >> 20} MB")
             if text.strip() == "[DONE]":
                 return
             if text.strip():
@@ -250,17 +241,15 @@ class ServerClient:
         for chunk in response.iter_text():
             *lines, rest = (rest + chunk).split("\n")
             yield from lines
-            if len(rest) > _LARGEST:
-                raise self.troubles.nonsense(_TOO_LARGE)
+            if len(rest) > MOST:
+                raise self.troubles.nonsense(f"more than {MOST >> 20} MB")
         yield rest
 
     def _body(self, response: httpx2.Response) -> str:
-        found = bytearray()
-        for chunk in response.iter_bytes():
-            found += chunk
-            if len(found) > _LARGEST:
-                raise self.troubles.nonsense(_TOO_LARGE)
-        return found.decode("utf-8", "replace")
+        try:
+            return body_of(response)
+        except ValueError as error:
+            raise self.troubles.nonsense(str(error)) from error
 
     def _object(self, text: str) -> dict[str, Any]:
         text = without_key(text, self.server)

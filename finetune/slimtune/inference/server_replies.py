@@ -130,14 +130,6 @@ def ollama_piece(event: Mapping[str, Any]) -> Piece:
     return Piece(said["content"], end, _count(event, "eval_count"), _text(event, "model"))
 
 
-def error_in(event: Mapping[str, Any]) -> str | None:
-    """What a reply says went wrong, whatever its status was; None for an answer."""
-    error = event.get("error")
-    if isinstance(error, dict):
-        return str(error.get("message") or error)
-    return None if error is None else str(error)
-
-
 def _reasons(said: Mapping[str, Any]) -> bool:
     """A model that used up its tokens while it still thought, or calls a tool: no text is right."""
     return any(said.get(name) for name in ("reasoning_content", "reasoning", "tool_calls"))

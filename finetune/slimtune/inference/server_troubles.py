@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from slimtune.console import InputError, ResourceError, SlimTuneError
+from slimtune.inference.json_requests import error_in
 from slimtune.inference.server_address import API_KEY, Server
-from slimtune.inference.server_replies import error_in
 
 Trouble = TypeVar("Trouble", bound=SlimTuneError)
 

@@ -2,12 +2,14 @@
 
 import json
 import logging
+from urllib.parse import urlsplit
 
 import pytest
 from fake_servers import EVENTS, LINES, FakeServer, Said, ollama_answer, openai_answer
 
 from slimtune.console import InputError, ResourceError, SettingsError
 from slimtune.inference.decoding import Decoding
+from slimtune.inference.json_requests import is_loopback
 from slimtune.inference.server_address import API_KEY, Server
 from slimtune.inference.server_client import ServerClient
 
@@ -314,7 +316,8 @@ def test_what_a_server_says_is_one_short_line_without_control_characters(server)
 
 
 def test_an_endless_answer_ends(server, monkeypatch):
-    monkeypatch.setattr("slimtune.inference.server_client._LARGEST", 1000)
+    for module in ("server_client", "json_requests"):
+        monkeypatch.setattr(f"slimtune.inference.{module}.MOST", 1000)
     for said in (stream(*[WORD] * 100), Said(text="x" * 2000), Said(500, "x" * 2000)):
         assert "no answer" in failure(InputError, server, said)
 
@@ -352,5 +355,5 @@ def test_what_is_no_address(reference, words):
 def test_a_column_is_named_after_model_and_server(reference, label, loopback, monkeypatch):
     monkeypatch.delenv("OLLAMA_HOST", raising=False)
     server = Server.of(reference)
-    assert (server.label, server.loopback) == (label, loopback)
+    assert (server.label, is_loopback(urlsplit(server.base).hostname)) == (label, loopback)
     assert Server.of(server.reference) == server
