@@ -74,11 +74,12 @@ def show_comparison(config: Config) -> None:
     if config.options.dry_run:
         would_write(*evaluate.written(config), estimates=evaluate.plan_comparison(config))
         return
-    headers, rows, cautions, next = evaluate.compare_models(config)
-    table(headers, rows)
-    for caution in cautions:
+    found = evaluate.compare_models(config)
+    table(found.headers, found.rows)
+    for caution in found.cautions:
         note(f"caution: {caution}")
-    wrote(*evaluate.written(config), numbers={"models": len(rows)}, next=next)
+    numbers = {"models": len(found.rows)} | found.steps
+    wrote(*evaluate.written(config), numbers=numbers, next=found.next)
 
 
 if __name__ == "__main__":

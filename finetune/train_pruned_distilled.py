@@ -16,7 +16,7 @@ from slimtune.artifacts import refuse_inputs, require, run_of
 from slimtune.artifacts.combined_run import links_in, run_stages, stages_to_run
 from slimtune.config import Config
 from slimtune.console import decoration, near, table, would_write, wrote
-from slimtune.report.cost_card import HEADERS, cost_rows, write_card
+from slimtune.report.cost_card import closing_table, cost_rows, write_card
 
 STAGE = "train_pruned_distilled"
 COMMAND = f"python finetune/{STAGE}.py"
@@ -77,7 +77,7 @@ def main(config: Config) -> None:
     with decoration(near(card)):
         rows = cost_rows(links)
         write_card(card, f"{near(out)}: what each stage cost and brought", rows)
-    table(HEADERS, rows)
+    table(*closing_table(rows))
     convert = f"python finetune/convert_to_gguf.py --model-path {near(final)}"
     next = convert if run_of(final) else f"{COMMAND} --resume"
     wrote(*(links[name].output for name in todo), card, numbers={"stages": stages}, next=next)

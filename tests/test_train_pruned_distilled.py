@@ -194,11 +194,13 @@ def test_the_card_says_what_each_stage_cost_and_brought(project, small) -> None:
         "merge": final,
     }.items():
         assert table[stage]["parameters"] == f"{model['cost']['parameters']:,}"
-        assert table[stage]["match %"] == f"{model['exact_match']['score']:.1f}"
+        assert table[stage]["exact match %"] == f"{model['exact_match']['score']:.1f}"
         assert table[stage]["perplexity"] == f"{model['perplexity']['score']:.2f}"
     assert table["cache"]["on disk"] == size(runs["teacher_cache"]["metrics"]["bytes"])
     best = runs["lora_adapter"]["metrics"]["validation_loss_best"]
-    assert table["lora"]["validation loss"] == f"{best:.4f}" and table["lora"]["match %"] == "–"
+    assert (
+        table["lora"]["validation loss"] == f"{best:.4f}" and table["lora"]["exact match %"] == "–"
+    )
     assert all(table[stage]["seconds"].isdigit() for stage in list(table)[1:])
     assert all(table[stage]["peak memory"].endswith("B") for stage in list(table)[1:])
 

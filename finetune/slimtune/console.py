@@ -123,23 +123,47 @@ def near(path: Path | str) -> str:
         return str(path)
 
 
+_SHORTEST_NAME = 8  # cells of the first column, however narrow the terminal
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table to stdout: the first column to the left, numbers to the right."""
+    """Print a table to stdout: the first column to the left, numbers to the right.
+
+    No figure is ever cut. Where a terminal is too narrow, the names in the first column lose their
+    middle: models differ at both ends.
+    """
     from rich.box import SIMPLE_HEAD
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for index, header in enumerate(headers):
-        shown.add_column(header, justify="left" if index == 0 else "right", no_wrap=True)
-    for row in rows:
-        shown.add_row(*row)
-    console = Console(file=sys.stdout)
-    # A pipe reports 80 columns; a table cut there loses figures.
-    console.width = (
-        max(console.width, console.measure(shown).maximum) if console.is_terminal else 200
-    )
+    def drawn(longest: int) -> tuple[Table, int]:
+        shown = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
+        for index, header in enumerate(headers):
+            shown.add_column(header, justify="left" if index == 0 else "right", no_wrap=True)
+        for name, *figures in rows:
+            shown.add_row(_without_middle(name, longest), *figures)
+        # rich's own measure ends at the width of the console that is asked.
+        return shown, Console(width=10_000, markup=False, emoji=False).measure(shown).maximum
+
+    longest = max((cell_len(row[0]) for row in rows), default=0)
+    shown, width = drawn(longest)
+    console = Console(file=sys.stdout, markup=False, emoji=False)
+    if console.is_terminal and width > console.width:
+        shown, width = drawn(max(_SHORTEST_NAME, longest - (width - console.width)))
+    console.width = width
     console.print(shown)
+
+
+def _without_middle(text: str, cells: int) -> str:
+    """At most so many cells of a terminal, … for what is left out; Chinese characters take two."""
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) <= cells:
+        return text
+    head = (cells - 1) // 2
+    tail = set_cell_size(text[::-1], cells - 1 - head)[::-1]
+    return f"{set_cell_size(text, head).rstrip()}…{tail.lstrip()}"
 
 
 def size(count: float) -> str:

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from slimtune.artifacts import (
@@ -79,8 +80,19 @@ def plan_comparison(config: Config) -> dict[str, str]:
     return {"rows": str(len(rows)), "models": ", ".join(one.label for one in chosen)}
 
 
-def compare_models(config: Config) -> tuple[list[str], list[list[str]], list[str], str]:
-    """Compare and write everything; the table (headers, rows), the cautions, the next command."""
+@dataclass(frozen=True)
+class Closing:
+    """The last words of a comparison: its table, what each step brought, cautions, what is next."""
+
+    headers: list[str]
+    rows: list[list[str]]
+    steps: dict[str, str]
+    cautions: list[str]
+    next: str
+
+
+def compare_models(config: Config) -> Closing:
+    """Compare and write everything."""
     _refuse(config)
     chosen = candidates.compared_of(config)
     config = _followed(config, chosen)
@@ -105,8 +117,9 @@ def compare_models(config: Config) -> tuple[list[str], list[list[str]], list[str
         write_text(stage.folder / REPORT, report)
         write_text(stage.folder / PAGE, page)
     shutil.rmtree(kept, ignore_errors=True)
-    headers, lines = outputs.comparison_table(found)
-    return headers, lines, [sentence(one) for one in found.cautions], _next(chosen)
+    told = [sentence(one) for one in found.cautions]
+    table = outputs.comparison_table(found, language)
+    return Closing(*table, outputs.steps(found, language), told, _next(chosen))
 
 
 def _followed(config: Config, chosen: Sequence[Candidate]) -> Config:

@@ -10,6 +10,7 @@ from slimtune.artifacts.files import write_json
 from slimtune.evaluation.comparison import Comparison
 from slimtune.inference.answers import Outcome
 from slimtune.report.measure_table import MEASURES, value_of
+from slimtune.report.words import LANGUAGES
 
 WORST_SAMPLES = 12
 
@@ -54,21 +55,44 @@ def worst_rows(comparison: Comparison, count: int = WORST_SAMPLES) -> list[int]:
     return sorted(range(len(scores)), key=lambda row: scores[row])[:count]
 
 
-def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """(headers, rows) for `console.table`: one row a model, the baseline first."""
-    shown = {name: measure for name, measure in MEASURES.items() if measure.console}
-    headers = ["model", *(str(measure.console) for measure in shown.values())]
+def comparison_table(
+    comparison: Comparison, language: str = "en"
+) -> tuple[list[str], list[list[str]]]:
+    """(headers, rows) for `console.table`: one row a model, the baseline first; 80 columns."""
+    words = LANGUAGES[language].closing
+    shown = [name for name, measure in MEASURES.items() if measure.console]
+    headers = [words["model"], *(str(MEASURES[name].label(language).console) for name in shown)]
     rows = []
     for measured in comparison.measures:
         cells = [_figure(measured, name) for name in shown]
         rows.append([measured["label"], *cells])
     # The verdict stands beside the measure that decides it; the first has nothing to compare with.
-    beside = 2 + list(shown).index("exact_match")
-    verdicts = ["–", *(one["exact_match"]["verdict"] for one in comparison.measures[1:])]
-    headers.insert(beside, "vs first")
-    for row, verdict in zip(rows, verdicts, strict=True):
+    beside = 2 + shown.index("exact_match")
+    verdicts = [words[one["exact_match"]["verdict"]] for one in comparison.measures[1:]]
+    headers.insert(beside, words["verdict"])
+    for row, verdict in zip(rows, ["–", *verdicts], strict=True):
         row.insert(beside, verdict)
     return headers, rows
+
+
+def steps(comparison: Comparison, language: str = "en") -> dict[str, str]:
+    """Label -> what became of it against the model that it was made from, where that is not the
+    first: did distillation win back what pruning lost, did a GGUF lose against merged."""
+    words = LANGUAGES[language].steps
+    models = {one["label"]: one for one in comparison.measures}
+    told = {}
+    for label, model in models.items():
+        source = models.get(model["made_from"])
+        if source is None or source is comparison.measures[0]:
+            continue
+        verdict = model["exact_match"]["verdict_made_from"]
+        points = model["exact_match"]["score"] - source["exact_match"]["score"]
+        told[label] = words[verdict].format(source=source["label"], points=points)
+        apart = [one["kl_divergence"] for one in (model, source)]
+        if model["original"] == source["original"] and all(apart):
+            now, before = (_figure(one, "kl_divergence") for one in (model, source))
+            told[label] += words["divergence"].format(divergence=now, before=before)
+    return told
 
 
 def _figure(measured: dict[str, Any], name: str) -> str:

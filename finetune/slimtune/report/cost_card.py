@@ -12,7 +12,10 @@ from slimtune.report.measure_table import MEASURES, value_of
 
 _COMPARED = ("perplexity", "exact_match", "generated_tokens_per_second")
 HEADERS = ["stage", "seconds", "peak memory", "parameters", "on disk", "validation loss"]
-HEADERS += [str(MEASURES[name].console) for name in _COMPARED]
+HEADERS += [MEASURES[name].label("en").title for name in _COMPARED]
+# What of it fits 80 columns of a terminal; the rest is in the card.
+_CLOSING = ["stage", "seconds", "peak memory", "on disk"]
+_CLOSING += [MEASURES[name].label("en").title for name in _COMPARED[:2]]
 _NOTHING = "–"
 _PARAMETERS = ("parameters_after", "trainable_parameters", "parameters")
 
@@ -36,6 +39,12 @@ def cost_rows(links: Mapping[str, Link]) -> list[list[str]]:
         if run:
             rows.append([name, *_cost(run), *_brought(found.get(name))])
     return rows
+
+
+def closing_table(rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """(headers, rows) for `console.table`."""
+    shown = [HEADERS.index(name) for name in _CLOSING]
+    return _CLOSING, [[row[column] for column in shown] for row in rows]
 
 
 def write_card(file: Path, title: str, rows: Sequence[Sequence[str]]) -> None:

@@ -27,10 +27,11 @@ class _Entry(BaseModel):
 
 
 class Label(_Entry):
-    """A measure's words in one language."""
+    """A measure's words in one language; `console` is the header of its column on the terminal."""
 
     title: str
     meaning: str
+    console: str | None = None
 
 
 class Measure(_Entry):
@@ -41,7 +42,6 @@ class Measure(_Entry):
     arrow: Literal["higher", "lower", "one", "none"]
     digits: int | Literal["count", "bytes", "rate"]
     unit: str
-    console: str | None = None
     csv: bool = False
     plot: bool = False
     one_tokenizer: bool = False
@@ -54,7 +54,14 @@ class Measure(_Entry):
             raise ValueError("`over` belongs to quality, and to each measure of it")
         if self.csv and self.over != "answer":
             raise ValueError("a CSV has a column only of what is measured over each answer")
+        if bool(self.en.console) != bool(self.zh.console):
+            raise ValueError("a column on the terminal has a header in both languages")
         return self
+
+    @property
+    def console(self) -> bool:
+        """Whether the console's table shows it."""
+        return self.en.console is not None
 
     def label(self, language: str) -> Label:
         return {"en": self.en, "zh": self.zh}[language]

@@ -59,7 +59,8 @@ class DataWords:
 class Words:
     """Sentences take their figures by name (`str.format`); headers are those of one table each.
 
-    `stage_measures` translates what other stages note in their run.json, which is in English.
+    `closing` and `steps` are for the terminal's table and the lines under it; `stage_measures`
+    translates what other stages note in their run.json, which is in English.
     """
 
     language: str
@@ -71,6 +72,8 @@ class Words:
     trusted: str
     doubted: str
     verdicts: dict[str, str]
+    closing: dict[str, str]
+    steps: dict[str, str]
     measure: tuple[str, str]
     setting: tuple[str, str]
     curve: tuple[str, str, str]

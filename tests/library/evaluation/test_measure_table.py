@@ -99,9 +99,9 @@ def test_every_measure_stands_in_the_report_and_the_plots_where_it_says(comparis
 
 def test_every_measure_stands_in_the_console_and_the_csv_where_it_says(comparison, tmp_path):
     headers, rows = comparison_table(comparison)
-    shown = [entry.console for entry in MEASURES.values() if entry.console]
+    shown = [entry.en.console for entry in MEASURES.values() if entry.console]
     assert [one for one in headers if one not in ("model", "vs first")] == shown
-    assert headers[1:4] == ["match %", "vs first", "ROUGE-L"]
+    assert headers == ["model", "match %", "vs first", "KL", "size", "write t/s", "memory"]
     assert [row[2] for row in rows] == ["–", "better"]
     write_answers_csv(comparison, tmp_path / "r.csv")
     with (tmp_path / "r.csv").open(encoding="utf-8-sig", newline="") as handle:
@@ -112,7 +112,14 @@ def test_every_measure_stands_in_the_console_and_the_csv_where_it_says(compariso
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"over": "answer"}, {"group": "quality"}, {"arow": "x"}, {"zh": None}, {"csv": True}],
+    [
+        {"over": "answer"},
+        {"group": "quality"},
+        {"arow": "x"},
+        {"zh": None},
+        {"csv": True},
+        {"en": ENTRY["en"] | {"console": "a"}},
+    ],
 )
 def test_an_entry_that_is_not_as_it_should_be_is_refused(wrong):
     assert read_table(json.dumps({"x": ENTRY}))["x"].written(2.25) == "2.2"

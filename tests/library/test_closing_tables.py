@@ -1,0 +1,131 @@
+"""The tables that close a script, on a real terminal of 80 columns and in a pipe."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from slimtune.evaluation import outputs
+from slimtune.evaluation.comparison import Comparison
+from slimtune.report.cost_card import HEADERS, closing_table
+from slimtune.report.measure_table import names_of
+
+FINETUNE = Path(__file__).parents[2] / "finetune"
+PRINTS = (
+    "import json, sys; from slimtune.console import table; table(*json.load(open(sys.argv[1])))"
+)
+LABELS = ["base", "slimtune-sample-Q4_K_M", "我的客服模型-蒸馏后-第二版-Q4_K_M", "a [b] :cat: c"]
+LABELS += ["runs/a/" + "m" * 60 + "-Q8_0"]
+
+
+def printed(
+    headers: list[str], rows: list[list[str]], folder: Path, columns: int | None
+) -> list[str]:
+    """The lines of `console.table` in a process whose stdout is a terminal, or a pipe (None)."""
+    told = folder / "told.json"
+    told.write_text(json.dumps([headers, rows]), encoding="utf-8")
+    kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR", "NO_COLOR")}
+    env = kept | {"PYTHONPATH": str(FINETUNE), "PYTHONIOENCODING": "utf-8", "TERM": "xterm"}
+    command = [sys.executable, "-c", PRINTS, str(told)]
+    if columns is None:
+        done = subprocess.run(command, env=env, capture_output=True, check=True)
+        return done.stdout.decode("utf-8").splitlines()
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
+    with subprocess.Popen(command, env=env, stdin=theirs, stdout=theirs, stderr=theirs) as child:
+        os.close(theirs)
+        said = b"".join(iter(lambda: _read(ours), b""))
+    os.close(ours)
+    assert child.returncode == 0, said.decode()
+    return re.sub("\x1b\\[[0-9;]*m", "", said.decode("utf-8")).splitlines()
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # Linux says so where the child's end is closed
+        return b""
+
+
+@pytest.fixture
+def comparison() -> Comparison:
+    """Five models, each made from the one before, with the widest figures that are met."""
+    cost = {"parameters": 1_100_048_384, "bytes_on_disk": 999_900_000, "load_seconds": 1.0}
+    cost |= {"prompt_tokens_per_second": 9e3, "generated_tokens_per_second": 1234.0}
+    cost |= {"seconds": 1e3, "peak_memory_bytes": 987_600_000}
+    judged = {"score": 100.0, "low": 100.0, "high": 100.0, "verdict": "no clear change"}
+    judged["verdict_made_from"] = "worse"
+    models = []
+    for place, label in enumerate(LABELS):
+        source = LABELS[place - 1] if place else None
+        told = {"label": label, "made_from": source, "original": "base", "cost": cost}
+        quality = dict.fromkeys(names_of("quality"), judged)
+        quality["kl_divergence"] = judged | {"score": 12.3456} if place else None
+        models.append(told | quality)
+    return Comparison((), [], [], models, [], {})
+
+
+def figures(row: list[str]) -> list[str]:
+    return " ".join(row[1:]).split()
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_comparison_fits_80_columns_with_every_figure(comparison, language, tmp_path):
+    headers, rows = outputs.comparison_table(comparison, language)
+    lines = printed(headers, rows, tmp_path, 80)
+    assert len(lines) == 2 + len(LABELS)
+    assert {cell_len(line) for line in lines} == {80}
+    assert lines[0].split("  ")[0] == headers[0] and all(one in lines[0] for one in headers)
+    for line, row in zip(lines[2:], rows, strict=True):
+        assert line.split()[-len(figures(row)) :] == figures(row)
+    names = [line[: line.index("100.0")].rstrip() for line in lines[2:]]
+    assert names[0] == LABELS[0] and names[3] == LABELS[3]
+    assert names[1].startswith("slimtune-") and names[1].endswith("Q4_K_M")
+    assert names[2].startswith("我的客服") and names[2].endswith("版-Q4_K_M")
+    assert names[4].startswith("runs/a/") and names[4].endswith("-Q8_0")
+
+
+def test_names_are_whole_where_there_is_room(comparison, tmp_path):
+    headers, rows = outputs.comparison_table(comparison)
+    for columns in (160, None):
+        lines = printed(headers, rows, tmp_path, columns)
+        assert [line.rpartition("  100.0")[0].rstrip() for line in lines[2:]] == LABELS
+
+
+def test_on_a_terminal_that_is_far_too_narrow_no_figure_is_lost(comparison, tmp_path):
+    headers, rows = outputs.comparison_table(comparison)
+    lines = printed(headers, rows, tmp_path, 40)
+    for line, row in zip(lines[2:], rows, strict=True):
+        assert line.split()[-len(figures(row)) :] == figures(row)
+
+
+def test_the_card_of_a_combined_run_fits_80_columns(tmp_path):
+    row = ["evaluate", "123456", "987.6 MB", "1,100,048,384", "999.9 MB", "12.3456"]
+    row += ["123456.78", "100.0", "1,234"]
+    assert len(row) == len(HEADERS)
+    lines = printed(*closing_table([row]), tmp_path, 80)
+    told = ["evaluate", "123456", "987.6", "MB", "999.9", "MB", "123456.78", "100.0"]
+    assert max(map(cell_len, lines)) <= 80 and lines[2].split() == told
+
+
+@pytest.mark.parametrize(
+    ("language", "wanted"),
+    [
+        ("en", "worse than {}, match +2.5, KL 12.3456 (was 12.3456)"),
+        ("zh", "差于 {}，匹配 +2.5，KL 12.3456（原为 12.3456）"),
+    ],
+)
+def test_each_step_is_told_where_it_did_not_start_from_the_first(comparison, language, wanted):
+    first, second, third, fourth, fifth = comparison.measures
+    second["exact_match"] = second["exact_match"] | {"score": 97.5}
+    fourth["made_from"], fifth["made_from"] = None, first["label"]
+    told = outputs.steps(comparison, language)
+    assert told == {third["label"]: wanted.format(second["label"])}
+    second["original"] = "another"
+    assert "KL" not in outputs.steps(comparison, language)[third["label"]]
