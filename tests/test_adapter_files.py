@@ -99,6 +99,23 @@ def test_a_base_file_of_another_model_is_not_taken_for_this_one(
     refused(2, "the file of another base", "convert_to_gguf", *settings, *flags)
 
 
+def test_a_base_file_is_made_again_where_other_weights_lie_under_the_bases_name(
+    beside, project, adapter, settings, tmp_path
+) -> None:
+    """A base of others has no record that would tell; an adapter of others no fingerprint."""
+    base = shutil.copytree(project / "base", tmp_path / "base")
+    other = shutil.copytree(adapter, tmp_path / "lora_adapter")
+    (other / "run.json").unlink()
+    (other / "README.md").unlink()
+    words = ("convert_to_gguf", *settings, "--model-path", base, "--lora-model", other)
+    words += ("--lora-as", "adapter", "--output-dir", tmp_path, "--verify", "off")
+    succeeds(*words)
+    write_tiny_llama(base, hidden=64, initializer_range=0.1)
+    words += ("--model-name", "second")
+    error = refused(2, "the file of another base", *words)
+    assert "--overwrite" in error[2]
+
+
 def test_a_modelfile_with_an_adapter_says_until_when_it_works(
     beside, project, adapter, settings, tmp_path, monkeypatch
 ) -> None:

@@ -30,7 +30,7 @@ from slimtune.models.adapters import Adapter
 from slimtune.models.folders import local_folder
 from slimtune.models.gguf_header import read_gguf
 from slimtune.models.ollama_store import plain_name
-from slimtune.models.origin import FINGERPRINT, fingerprint, say_if_unknown
+from slimtune.models.origin import FINGERPRINT, MODEL_FINGERPRINT, fingerprint, say_if_unknown
 from slimtune.models.tokenizer_files import template_facts
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def open_export(config: Config) -> Iterator[AdapterExport]:
         bases = {
             file: replace(plan, template=template) for file, plan in zip(files, plans, strict=True)
         }
-        present = {file for file in files if _is_there(file, config)}
+        present = {file for file in files if _is_there(file, source, config)}
         parts = (plans[0].architecture, gguf.adapter_type, plans[0].encoding.encoder)
         file = gguf.output_dir / f"{plain_name(gguf.model_name)}-lora-{gguf.adapter_type}.gguf"
         other = [one for one in present if read_gguf(one).template != template]
@@ -224,7 +224,7 @@ def _for_the_base(config: Config) -> Config:
     return config.model_copy(update={"gguf": config.gguf.model_copy(update=alone)})
 
 
-def _is_there(file: Path, config: Config) -> bool:
+def _is_there(file: Path, source: ModelSource, config: Config) -> bool:
     """Whether the base's file is there and was made from this model.
 
     Raises SettingsError for a file of another model, unless it may be written over.
@@ -235,7 +235,11 @@ def _is_there(file: Path, config: Config) -> bool:
     made_from = Path(run["inputs"][0]["path"]) if run and run["inputs"] else None
     now = run_of(model) if model.is_dir() else None
     same_run = not now or not run or run["inputs"][0].get("run_id") == now["run_id"]
-    if made_from is not None and made_from.resolve() == model.resolve() and same_run:
+    # A folder of others has no record: under its name other weights may lie by now.
+    weights = run["metrics"].get(MODEL_FINGERPRINT) if run else None
+    same_weights = weights in (None, fingerprint(source.checkpoint))
+    same_place = made_from is not None and made_from.resolve() == model.resolve()
+    if same_place and same_run and same_weights:
         return True
     raise SettingsError(
         f"{near(file)}: the file of another base",
