@@ -19,21 +19,21 @@ from slimtune.console import near, would_write, wrote
 def main(config: Config) -> None:
     from slimtune.models.served_decoding import settled
     from slimtune.training import distillation_stage, prechecks, teachers, written_answers
+    from slimtune.training.auto_teacher import with_teacher
     from slimtune.training.dataset import read_dataset
     from slimtune.training.distillation import passages_of, perplexities, require_teachable
     from slimtune.training.pipeline import require_resumable, train
 
     student, final = config.distillation.student_model, config.distillation.output_dir
     checkpoints = final.with_name(f"{final.name}_checkpoints")
+    config = with_teacher(config, student)
     settings, rows = config.distillation, [config.training.train_data, config.training.val_data]
     read = [student, settings.teacher_model, settings.text_data, *rows]
     refuse_inputs([final, checkpoints], read)
     refuse_finished(final, config)
     prechecks.precheck(config, checkpoints)
-    require(config.distillation.teacher_model)
-    require(student)
     require(config.training.train_data)
-    config = settled(config, student, config.distillation.teacher_model)
+    config = settled(config, student, settings.teacher_model)
     template, modelfile = config.model.prompt_template, config.gguf.wants_modelfile
     dataset = read_dataset(student, template, config.training, modelfile=modelfile)
     require_teachable(config, student, dataset)

@@ -26,11 +26,12 @@ def main(config: Config) -> None:
     from slimtune.evaluation import evaluate
     from slimtune.models import merging, served_decoding
     from slimtune.pruning.prune import estimate_pruning, prune_model
-    from slimtune.training import distillation, lora, pipeline, prechecks, timing
+    from slimtune.training import auto_teacher, distillation, lora, pipeline, prechecks, timing
     from slimtune.training.dataset import read_dataset
     from slimtune.training.distillation_stage import ask_teacher, plan_distillation, student
 
     base, out = config.model.base_model, config.pruned_distilled.output_dir
+    config = auto_teacher.with_teacher(config, base, unpruned=base)
     teacher, text_data = config.distillation.teacher_model, config.distillation.text_data
     rows = [config.training.train_data, config.training.val_data, config.evaluation.test_data]
     refuse_inputs([out], [base, teacher, text_data, *rows])
@@ -43,8 +44,7 @@ def main(config: Config) -> None:
     todo = stages_to_run(links, chosen, config, COMMAND)
     stopped, stopped_student = out / "checkpoints", out / "distilled_checkpoints"
     prechecks.precheck(config, stopped, stopped_student)
-    for needed in (base, teacher, config.training.train_data):
-        require(needed)
+    require(config.training.train_data)
     config = served_decoding.settled(config, base, teacher)
     # Before the first stage, dry or not: this finds the mistakes in the settings of the last one.
     template, modelfile = config.model.prompt_template, config.gguf.wants_modelfile

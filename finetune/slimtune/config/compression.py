@@ -98,9 +98,9 @@ class Distillation(Section):
     """A large model teaches a small one: the pruned student wins back what it lost."""
 
     teacher_model: ModelReference = setting(
-        "models/sample/teacher",
-        "Model that teaches. It must have the student's tokenizer; the model before pruning is\n"
-        "always a possible teacher.",
+        "auto",
+        "Model that teaches; it must have the student's tokenizer. auto: the sample's teacher for\n"
+        "the sample's models, else the model before pruning.",
     )
     student_model: ModelReference = setting("models/pruned", "Model that learns.")
     output_dir: Path = setting(Path("models/distilled"), "Folder for the distilled student.")
@@ -128,10 +128,10 @@ class Distillation(Section):
         Path("models/teacher_cache"),
         "Folder for the teacher's answers. The same rows and teacher are never asked twice.",
     )
-    text_data: Path | None = setting(
-        Path("data/sample_text.txt"),
+    text_data: Literal["auto"] | Path | None = setting(
+        "auto",
         "Plain text, one passage a line, taught beside the rows so that the student keeps its\n"
-        "general knowledge; null: rows only.",
+        "general knowledge; null: rows only. auto: the sample's text for the sample's models.",
     )
     text_passages: Annotated[int, Field(ge=0)] = setting(
         2000, "How many passages of the text to use (spread over the file); costs time."
