@@ -280,3 +280,16 @@ def test_a_chat_goes_on_after_a_servers_error(settings, server):
     ran = succeeds("evaluate_model", *settings, *flags, stdin="Too long?\nAnd now?\n/exit\n")
     assert "exceeds the context" in ran.out and "Hello there" in ran.out
     assert [message["role"] for message in server.asked[-1]["messages"]] == ["user"]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_server_can_be_the_baseline(words, asked, server, tmp_path):
+    """Is mine better than the one I run: what the server lacks compares with nothing."""
+    server.say = answers_of(asked)
+    label = f"tiny@{server.host}"
+    succeeds(*words, "--models", server.address, "--baseline", label)
+    tiny, base = metrics_in(tmp_path)["models"]
+    assert (tiny["label"], base["exact_match"]["verdict"]) == (label, "worse")
+    assert base["perplexity"]["score"] > 0 and base["perplexity"]["verdict"] is None
+    assert base["token_accuracy"] and base["bits_per_byte"]
+    assert "None" not in (tmp_path / "training_report.md").read_text("utf-8")
