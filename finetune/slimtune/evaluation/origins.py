@@ -2,7 +2,7 @@
 
 A model was *made from* the nearest one in its lineage that is compared too: a pruned model from the
 one that was cut, a distilled one from its student, a GGUF and a merged model from what they were
-written from, an adapter from its base.
+written from, an adapter from its base. What a server runs has no origin that anyone could know.
 
 Its *original* is where the steps that should change no answer began: merging, pruning, distilling
 and converting are followed back, learning ends the way. A model that has learned, or of which
@@ -33,16 +33,17 @@ class Origin:
 
 def origins_of(candidates: Sequence[Candidate]) -> dict[str, Origin]:
     """Label -> origin of each candidate, as the records of the stages tell."""
-    places = {_identity(one): one.label for one in candidates}
-    ways = {one.label: list(_way(one, places)) for one in candidates}
+    here = [one for one in candidates if one.kind != "server"]
+    places = {_identity(one): one.label for one in here}
+    ways = {one.label: list(_way(one, places)) for one in here}
     starts = {label: _start(label, ways) for label in ways}
-    first = starts[candidates[0].label] if candidates else None
-    found = {}
+    first = starts.get(candidates[0].label)
+    found = {one.label: Origin() for one in candidates}
     for label, way in ways.items():
         made_from = way[0][0] if way else None
         original = starts[label] if starts[label] != label else first
         # Only a forged record makes a start of its own start's descendant.
-        known = original != label and starts[original] == original
+        known = original not in (label, None) and starts[original] == original
         found[label] = Origin(made_from, original if known else None)
     return found
 
@@ -86,8 +87,11 @@ def _way(candidate: Candidate, places: Mapping[_Identity, str]) -> Iterator[_Ste
             yield places[here], learned
         seen.add(here)
         reference, adapter = here
-        if adapter is not None:  # an adapter sits on its base: what it learned lies between
-            here, learned = (reference, None), True
+        if adapter is not None:
+            # The file of an adapter was made from a folder's; that sits on its base, and what it
+            # learned lies between.
+            written = _source(run_of(Path(adapter))) if os.path.isfile(adapter) else None
+            here, learned = written or (reference, None), learned or written is None
         else:
             run = run_of(Path(reference)) if os.path.exists(reference) else None
             learned = learned or (run is not None and run["stage"] == _LEARNING)

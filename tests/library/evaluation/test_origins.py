@@ -114,6 +114,26 @@ def test_an_export_that_merges_on_its_way(places):
     assert told(places, "base", "both")["both"] == ("base", "base")
 
 
+def test_the_file_of_an_adapter_is_what_its_folder_was(places):
+    """Whatever file of the base it is put on."""
+    file = gguf(places["q4"].with_name("lora.gguf"), places["adapter"], places["base"])
+    under = gguf(places["q4"].with_name("base-q4.gguf"), places["base"])
+    found = {}
+    for known in (["base", "tuned"], ["base"]):
+        asked = [*candidates(places, *known), Candidate("both", str(under), str(file))]
+        found[len(known)] = origins_of(asked)["both"]
+    assert found == {2: Origin("tuned", "tuned"), 1: Origin("base", "base")}
+
+
+def test_what_a_server_runs_has_no_origin(places):
+    server = Candidate("served", "http://127.0.0.1:8080/v1#name")
+    for asked in ([server, *candidates(places, "merged", "q4")],
+                  [*candidates(places, "merged", "q4"), server]):  # fmt: skip
+        found = origins_of(asked)
+        assert found["served"] == Origin() and found["q4"] == Origin("merged", "merged")
+    assert origins_of([server, *candidates(places, "base", "tuned")])["tuned"] == Origin("base")
+
+
 def test_originals_are_asked_first(places):
     asked = candidates(places, "q4", "pruned", "base", "merged", "tuned")
     order = [one.label for one in originals_first(asked, origins_of(asked))]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
 from slimtune.export.gguf_writer import write_gguf
-from slimtune.inference.batching import in_order
+from slimtune.inference.answers import in_order
 from slimtune.inference.distributions import (
     Distributions,
     RowPlan,
