@@ -81,14 +81,14 @@ def show(found: dict[str, float], seeds: int) -> None:
 
 def figures(seed: int) -> dict[str, float]:
     """Perplexity of every side for one seed of the calibration."""
+    from slimtune.inference.stack import batches_of, read_layers
     from slimtune.models.weights import Checkpoint
     from slimtune.pruning.anatomy import prunable_shape
-    from slimtune.pruning.calibration import batches_of, own_words
+    from slimtune.pruning.calibration import own_words
     from slimtune.pruning.depth import drop_layers
     from slimtune.pruning.hidden import cut_hidden
     from slimtune.pruning.sizes import Ratios, smaller
     from slimtune.pruning.sparsity import sparsify
-    from slimtune.pruning.stack import read_layers
     from slimtune.pruning.width import cut_width
 
     shape, held = prunable_shape(Checkpoint(MODEL)), batches_of(held_out())

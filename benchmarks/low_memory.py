@@ -37,7 +37,7 @@ source, output, calibrated = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]
 shape = smaller(prunable_shape(Checkpoint(source)), Ratios(ffn=0.25, groups=0.25))
 options = {"criterion": "magnitude"}
 if calibrated:
-    from slimtune.pruning.calibration import batches_of
+    from slimtune.inference.stack import batches_of
     rows = torch.randint(shape.vocabulary, (16, 64), generator=torch.Generator().manual_seed(0))
     options = {"criterion": "activation", "batches": batches_of(rows.tolist())}
 cut_width(source, output, shape, scratch=output.with_name("scratch"), **options)

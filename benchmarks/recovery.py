@@ -62,8 +62,8 @@ def show(found: dict[str, float], seeds: int) -> None:
 
 def figures(seed: int) -> dict[str, float]:
     """Perplexity on stories kept aside, of the whole model, the cut one, and each student of it."""
-    from slimtune.pruning.calibration import batches_of, own_words
-    from slimtune.pruning.stack import read_layers
+    from slimtune.inference.stack import batches_of, read_layers
+    from slimtune.pruning.calibration import own_words
     from slimtune.training.batches import Sample
 
     torch.set_num_threads(1)
@@ -93,9 +93,9 @@ def figures(seed: int) -> dict[str, float]:
 
 def cut_in(folder: Path, words: list[list[int]], seed: int, scratch: Path) -> None:
     """A quarter of FFN neurons and KV groups cut by activation, what is behind them refitted."""
+    from slimtune.inference.stack import batches_of
     from slimtune.models.weights import Checkpoint
     from slimtune.pruning.anatomy import prunable_shape
-    from slimtune.pruning.calibration import batches_of
     from slimtune.pruning.sizes import Ratios, smaller
     from slimtune.pruning.width import cut_width
 

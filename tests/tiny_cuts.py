@@ -14,7 +14,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from slimtune.pruning.calibration import batches_of
+from slimtune.inference.stack import batches_of
 
 torch.set_num_threads(1)
 IDS = torch.arange(3, 15).reshape(2, 6)

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +12,13 @@ from slimtune.config import Config
 from slimtune.console import InputError, SettingsError, near
 from slimtune.data.rows import read_rows
 from slimtune.inference import guessing
+from slimtune.inference.stack import TokenBatch, batches_of, read_layers
 from slimtune.models import tokenizers
 from slimtune.models.family import ModelShape
 from slimtune.models.positions import followed
 from slimtune.pruning.criteria import CALIBRATED
-from slimtune.pruning.stack import TokenBatch, read_layers
 
 _log = logging.getLogger(__name__)
-_BATCH_TOKENS = 4096
 _CHECK_EVERY = 5  # every so manieth row is kept back to measure the model before and after
 
 
@@ -150,22 +148,6 @@ def require_sound(model: Path, calibration: Calibration, perplexity: float, scra
     vocabulary = Checkpoint(model).config["vocab_size"]
     pruned = guessing.was_pruned(model)
     guessing.judge(model, rows, plain, vocabulary, explained=pruned)
-
-
-def batches_of(rows: Sequence[Sequence[int]], tokens: int = _BATCH_TOKENS) -> list[TokenBatch]:
-    """Rows of like length together, padded at the end: causal layers never look there."""
-    batches: list[TokenBatch] = []
-    waiting: list[Sequence[int]] = []
-    for row in [*sorted(rows, key=len), None]:
-        if waiting and (row is None or (len(waiting) + 1) * len(row) > tokens):
-            longest = len(waiting[-1])
-            ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in waiting])
-            lengths = torch.tensor([len(one) for one in waiting])
-            batches.append(TokenBatch(ids, torch.arange(longest) < lengths[:, None]))
-            waiting = []
-        if row is not None:
-            waiting.append(row)
-    return batches
 
 
 def longest_row(model: Path, config: Config) -> int:

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from slimtune.inference.stack import Stack, Stream, TokenBatch
 from slimtune.models.family import ModelShape
 from slimtune.models.weights import Checkpoint
 from slimtune.pruning.anatomy import Keep
-from slimtune.pruning.stack import Stack, Stream, TokenBatch
 from slimtune.pruning.writer import few_ids, masked, require_equal, write_pruned
 
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from slimtune.inference.stack import Stack, Stream, TokenBatch, input_hook
 from slimtune.models.family import ModelShape, linear
 from slimtune.models.weights import Checkpoint
 from slimtune.pruning.criteria import Evidence
-from slimtune.pruning.stack import Stack, Stream, TokenBatch, input_hook
 from slimtune.pruning.writer import finite
 
 READERS = {"ffn": "down_proj", "groups": "o_proj"}  # the matrix that reads a kind of unit

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from slimtune.inference.stack import Stack, Stream, TokenBatch
 from slimtune.models.family import NORM_PART, PARTS, ModelShape, linear
 from slimtune.models.weights import EMBEDDING, OUTPUT, Checkpoint
 from slimtune.pruning.anatomy import Keep
 from slimtune.pruning.criteria import CRITERIA, Evidence, strongest
 from slimtune.pruning.evidence import Gram, column_squares, row_squares
 from slimtune.pruning.refit import refit
-from slimtune.pruning.stack import Stack, Stream, TokenBatch
 from slimtune.pruning.writer import (
     PrunedWriter,
     few_ids,

@@ -9,6 +9,7 @@ from slimtune.artifacts import stage_folder
 from slimtune.artifacts.files import write_text
 from slimtune.config import Config
 from slimtune.console import size
+from slimtune.inference.stack import read_layers
 from slimtune.machine.process import large_blocks_returned
 from slimtune.models import memory
 from slimtune.models.family import ModelShape
@@ -27,7 +28,6 @@ from slimtune.pruning.depth import drop_layers
 from slimtune.pruning.hidden import cut_hidden
 from slimtune.pruning.sizes import Ratios, rounded, smaller, steps
 from slimtune.pruning.sparsity import sparsify
-from slimtune.pruning.stack import read_layers
 from slimtune.pruning.width import cut_width
 from slimtune.pruning.writer import require_finite, smaller_config
 

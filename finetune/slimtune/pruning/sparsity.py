@@ -12,10 +12,10 @@ import torch
 from slimtune.artifacts.files import write_json
 from slimtune.config import Pruning
 from slimtune.console import QualityError
+from slimtune.inference.stack import Stack, Stream, TokenBatch, input_hook
 from slimtune.models.family import ATTENTION, LINEARS, linear
 from slimtune.models.weights import Checkpoint, CheckpointWriter, copy_companions
 from slimtune.pruning.anatomy import prunable_shape
-from slimtune.pruning.stack import Stack, Stream, TokenBatch, input_hook
 
 NOTICE = "zeros change neither the file's size nor the speed; cut neurons or heads for that"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from slimtune.inference.stack import Stack, Stream, TokenBatch
 from slimtune.machine.process import large_blocks_returned
 from slimtune.models.family import ModelShape, linear
 from slimtune.models.weights import Checkpoint
@@ -17,7 +18,6 @@ from slimtune.pruning.anatomy import Keep, channels, prunable_shape
 from slimtune.pruning.criteria import CRITERIA, Criterion, strongest
 from slimtune.pruning.evidence import READERS, Gram, Slopes, gather, slopes, weigh
 from slimtune.pruning.refit import refit
-from slimtune.pruning.stack import Stack, Stream, TokenBatch
 from slimtune.pruning.writer import (
     PrunedWriter,
     few_ids,

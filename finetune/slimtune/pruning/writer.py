@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM
 
 from slimtune.artifacts.files import write_json
 from slimtune.console import InputError, QualityError
+from slimtune.inference.stack import Stack, TokenBatch, input_hook
 from slimtune.models.family import FAMILIES, NORM_PART, PARTS, ModelShape, axes_of, place
 from slimtune.models.weights import OUTPUT, Checkpoint, CheckpointWriter, copy_companions
 from slimtune.pruning.anatomy import Keep, channels, kept_along, prunable_shape
-from slimtune.pruning.stack import Stack, TokenBatch, input_hook
 
 
 class PrunedWriter:

@@ -6,13 +6,13 @@ from tiny_cuts import FAMILIES, IDS, build, loaded, words
 from torch import nn
 
 from slimtune.console import QualityError
+from slimtune.inference.stack import Stack, read_layers
 from slimtune.models.weights import Checkpoint
 from slimtune.pruning import depth, hidden, writer
 from slimtune.pruning.anatomy import prunable_shape
 from slimtune.pruning.depth import drop_layers, influence
 from slimtune.pruning.hidden import cut_hidden
 from slimtune.pruning.sizes import Ratios, smaller
-from slimtune.pruning.stack import Stack, read_layers
 
 
 def shape(folder, **ratios):

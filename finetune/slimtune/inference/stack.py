@@ -6,7 +6,7 @@ nor with the number of calibration rows. Layers are transformers' own modules, c
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from slimtune.models.headers import TensorInfo, read_tensor
 from slimtune.models.weights import EMBEDDING, OUTPUT, Checkpoint
 
 _TOKENS = 256  # positions whose logits are computed at a time
+_BATCH_TOKENS = 4096
+
+Read = Callable[[str, int, int | None], torch.Tensor]  # rows start..stop of a tensor
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,31 @@ class TokenBatch:
         return int(self.real.sum())
 
 
-class Stack:
-    """The layers of a model, loaded when asked for: `tensors` say where the weights lie."""
+def batches_of(rows: Sequence[Sequence[int]], tokens: int = _BATCH_TOKENS) -> list[TokenBatch]:
+    """Rows of like length together, padded at the end: causal layers never look there."""
+    batches: list[TokenBatch] = []
+    waiting: list[Sequence[int]] = []
+    for row in [*sorted(rows, key=len), None]:
+        if waiting and (row is None or (len(waiting) + 1) * len(row) > tokens):
+            longest = len(waiting[-1])
+            ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in waiting])
+            lengths = torch.tensor([len(one) for one in waiting])
+            batches.append(TokenBatch(ids, torch.arange(longest) < lengths[:, None]))
+            waiting = []
+        if row is not None:
+            waiting.append(row)
+    return batches
 
-    def __init__(self, config: dict, tensors: Mapping[str, TensorInfo]) -> None:
+
+class Stack:
+    """The layers of a model, loaded when asked for: `tensors` say where the weights lie.
+
+    `read` gives their rows where they are more than what lies there, as those of a merge are.
+    """
+
+    def __init__(
+        self, config: dict, tensors: Mapping[str, TensorInfo], read: Read | None = None
+    ) -> None:
         settings = {k: v for k, v in config.items() if k not in ("model_type", "layer_types")}
         settings["num_hidden_layers"] = 1
         one = AutoConfig.for_model(config["model_type"], **settings)
@@ -47,6 +71,7 @@ class Stack:
         self._rotary = type(model.model.rotary_emb)(one)
         self.layers = config["num_hidden_layers"]
         self.tensors = tensors
+        self._read = read or (lambda name, start, stop: read_tensor(tensors[name], start, stop))
         self.tied = config.get("tie_word_embeddings", False) or OUTPUT not in tensors
 
     @classmethod
@@ -58,7 +83,7 @@ class Stack:
         """Decoder layer `index` in float32; `train` asks for gradients of its weights."""
         prefix = f"model.layers.{index}."
         names = [name for name in self._layer.state_dict() if prefix + name in self.tensors]
-        state = {name: read_tensor(self.tensors[prefix + name]).float() for name in names}
+        state = {name: self._read(prefix + name, 0, None).float() for name in names}
         layer = copy.deepcopy(self._layer)
         layer.load_state_dict(state, assign=True)
         return layer.requires_grad_(train)
@@ -79,7 +104,7 @@ class Stack:
     def norm(self, *, train: bool = False) -> nn.Module:
         """The norm before the output layer."""
         norm = copy.deepcopy(self._norm)
-        weight = read_tensor(self.tensors["model.norm.weight"]).float()
+        weight = self._read("model.norm.weight", 0, None).float()
         norm.load_state_dict({"weight": weight}, assign=True)
         return norm.requires_grad_(train)
 
@@ -91,24 +116,32 @@ class Stack:
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Hidden states of token ids, from a few rows of the embedding at a time."""
-        info = self.tensors[EMBEDDING]
-        hidden = torch.empty(*ids.shape, info.shape[1])
-        for start, rows in tensor_rows(info):
+        hidden = torch.empty(*ids.shape, self.tensors[EMBEDDING].shape[1])
+        for start, rows in self._rows(EMBEDDING):
             inside = (ids >= start) & (ids < start + len(rows))
             hidden[inside] = rows[ids[inside] - start].float()
         return hidden
 
     def head(self) -> Iterator[tuple[int, torch.Tensor]]:
         """The output layer a few rows at a time: (first id, rows in float32)."""
-        for start, rows in tensor_rows(self.tensors[EMBEDDING if self.tied else OUTPUT]):
+        for start, rows in self._rows(EMBEDDING if self.tied else OUTPUT):
             yield start, rows.float()
+
+    def _rows(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
+        for start, stop in _pieces(self.tensors[name]):
+            yield start, self._read(name, start, stop)
 
 
 def tensor_rows(info: TensorInfo) -> Iterator[tuple[int, torch.Tensor]]:
     """`Checkpoint.rows` for a matrix that is still being written: (first row, a few rows)."""
+    for start, stop in _pieces(info):
+        yield start, read_tensor(info, start, stop)
+
+
+def _pieces(info: TensorInfo) -> Iterator[tuple[int, int]]:
     step = max(1, weights.CHUNK_BYTES // info.row_bytes)
     for start in range(0, info.shape[0], step):
-        yield start, read_tensor(info, start, min(start + step, info.shape[0]))
+        yield start, min(start + step, info.shape[0])
 
 
 class _RowsOfFile(nn.Module):
