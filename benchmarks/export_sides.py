@@ -1,6 +1,7 @@
 """What benchmarks/export.py does in processes of their own: `export_sides.py SIDE WORDS`."""
 
 import sys
+import tempfile
 from pathlib import Path
 
 from export_models import SHAPES, write_adapter, write_model
@@ -43,20 +44,19 @@ def measure_importance(model: str, text: str, theirs: str) -> None:
     """Our side of `imatrix`: the chunks llama-imatrix makes, each beginning with BOS."""
     import numpy as np
 
-    from slimtune.export.architecture import read_architecture
     from slimtune.export.imatrix import read_imatrix
-    from slimtune.export.importance import sums_of_squares
-    from slimtune.export.tensors import gguf_name
-    from slimtune.models import loading, tokenizers
-    from slimtune.models.compute import Compute
-    from slimtune.models.weights import Checkpoint
+    from slimtune.export.importance import observe
+    from slimtune.export.plan import as_source
+    from slimtune.export.preflight import preflight
+    from slimtune.inference.stack import batches_of
+    from slimtune.models import tokenizers
 
     tokenizer = tokenizers.load_tokenizer(model)
     ids = tokenizer(Path(text).read_text(encoding="utf-8")[:20_000])["input_ids"]
     chunks = [[tokenizer.bos_token_id, *ids[i * 256 + 1 : (i + 1) * 256]] for i in range(4)]
-    architecture = read_architecture(Path(model), Checkpoint(model).config)
-    loaded = loading.load_model(model, Compute.choose("cpu", "float32"))
-    sums, counts = sums_of_squares(loaded, chunks, lambda name: gguf_name(architecture, name))
+    plan, batches = preflight(model, "F16"), batches_of(chunks)
+    with tempfile.TemporaryDirectory(dir=Path(model).parent) as scratch:
+        sums, counts, _ = observe(as_source(model), plan, batches, Path(scratch))
     known = read_imatrix(Path(theirs)).weights
     if known.keys() != sums.keys():
         raise SystemExit(f"other matrices were measured: {sorted(known.keys() ^ sums.keys())[:4]}")

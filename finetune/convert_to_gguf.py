@@ -4,14 +4,15 @@
     python finetune/convert_to_gguf.py --model-path models/finetuned/merged_model \\
         --quantization Q4_K_M --create-modelfile --model-name llama2-finetuned
     ollama create llama2-finetuned -f Modelfile      # or --ollama-create does it, and tries it out
+    python finetune/convert_to_gguf.py --target-size 1.2GB    # the least loss for that size
     python finetune/convert_to_gguf.py --model-path models/sample/base \\
         --lora-model models/finetuned/lora_adapter --lora-as adapter
 
 reads   a model folder (safetensors), in one pass, whatever its size; with --lora-model an adapter
         to merge on the way, or to write beside its base; prepared rows for the proof
-writes  OUTPUT_DIR/NAME-TYPE.gguf for each type of --quantization; with --lora-as adapter
-        NAME-lora-F16.gguf, and BASE-TYPE.gguf unless it is there; with --create-modelfile a
-        Modelfile for the first of them, in the working directory
+writes  OUTPUT_DIR/NAME-TYPE.gguf for each type of --quantization, or one NAME-SIZE.gguf; with
+        --lora-as adapter NAME-lora-F16.gguf, and BASE-TYPE.gguf unless it is there; with
+        --create-modelfile a Modelfile for the first of them, in the working directory
 """
 
 from pathlib import Path

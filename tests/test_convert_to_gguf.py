@@ -147,6 +147,78 @@ def test_importance_measured_on_training_rows(settings, gguf, tmp_path) -> None:
     )
 
 
+TARGETS = {
+    ("--target-size", "130kB"): "tiny-130kB",
+    ("--target-bits", "6"): "tiny-6bpw",
+    ("--max-loss", "0.05"): "tiny-0.05nats",
+}
+
+
+@pytest.mark.parametrize("flags", TARGETS, ids=TARGETS.values())
+def test_a_file_of_a_given_size_tells_its_loss_beforehand(
+    flags, settings, merged, tmp_path, monkeypatch
+) -> None:
+    """The chat partner knows nothing of it: an ordinary GGUF, proven, with a Modelfile."""
+    monkeypatch.chdir(tmp_path)
+    more = ("--imatrix-rows", 16, "--output-dir", "out", "--create-modelfile")
+    ran = succeeds("convert_to_gguf", *settings, *flags, *more)
+    name = TARGETS[flags]
+    assert f"wrote  out/{name}.gguf" in ran.out and "token ids equal" in ran.out
+    assert f'FROM "./out/{name}.gguf"' in Path("Modelfile").read_text(encoding="utf-8")
+    metrics = json.loads((tmp_path / f"out/{name}_run.json").read_text())["metrics"]
+    assert f"expected loss: {metrics['expected_loss']:.4f} nats a token" in ran.out
+    told = {tensor: entry["type"] for tensor, entry in metrics["tensors"].items()}
+    found = {one.name: one.tensor_type.name for one in GGUFReader(f"out/{name}.gguf").tensors}
+    assert told.items() <= found.items() and set(found.values()) - {"F32"} == set(told.values())
+    losses = [entry["loss"] for entry in metrics["tensors"].values()]
+    assert sum(losses) == pytest.approx(metrics["expected_loss"])
+    if flags[0] == "--target-size":
+        assert 126_000 < (tmp_path / f"out/{name}.gguf").stat().st_size <= 130_000
+    if flags[0] == "--max-loss":
+        assert metrics["expected_loss"] <= 0.05
+
+
+def test_what_was_measured_once_serves_the_next_size(settings, merged, tmp_path) -> None:
+    flags = ("--target-size", "130kB", "--imatrix-rows", 16, "--output-dir", tmp_path)
+    succeeds("convert_to_gguf", *settings, *flags, "--verify", "off")
+    flags = ("--target-size", "130kB", "--imatrix", tmp_path / "tiny.imatrix.gguf")
+    flags += ("--output-dir", tmp_path / "again", "--verify", "off")
+    assert not imported_by("convert_to_gguf", *settings, *flags) & {"torch", "transformers"}
+    one, two = (folder / "tiny-130kB.gguf" for folder in (tmp_path, tmp_path / "again"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_merging_on_the_way_to_a_given_size(settings, project, adapter, merged, tmp_path) -> None:
+    """The merged model is measured, though no folder holds it."""
+    flags = ("--target-size", "130kB", "--imatrix-rows", 16, "--verify", "off")
+    succeeds("convert_to_gguf", *settings, *flags, "--output-dir", tmp_path / "a")
+    flags += ("--model-path", project / "base", "--lora-model", adapter)
+    succeeds("convert_to_gguf", *settings, *flags, "--output-dir", tmp_path / "b")
+    one, two = (tmp_path / folder / "tiny-130kB.gguf" for folder in "ab")
+    assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry"])
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--target-size", "10kB"], "cannot be so small"),
+        (["--target-bits", "2"], "cannot be so small"),
+        (["--target-size", "1.2 apples"], "1.2GB, 900MB or 1.1GiB"),
+        (["--target-size", "1MB", "--max-loss", "0.1"], "target_size and max_loss both say"),
+        (["--target-bits", "5", "--train-data", "none.jsonl"], "none.jsonl is not there"),
+        (["--target-bits", "5", "--lora-as", "adapter"], "is for a whole model"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused_before_the_work(
+    flags, words, dry, settings, merged, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = refused(2, "", "convert_to_gguf", *settings, *flags, *dry, "--output-dir", "out")
+    assert words in " ".join(ran)
+    assert leaves_nothing(tmp_path)
+
+
 def test_a_conversion_needs_neither_torch_nor_transformers(settings, merged, tmp_path) -> None:
     """They alone weigh more than the memory a conversion may take."""
     flags = ("--verify", "off", "--quantization", "Q8_0", "--output-dir", tmp_path)

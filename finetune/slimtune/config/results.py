@@ -1,10 +1,11 @@
 """What a model is made for: answers; comparison, chat and report; a GGUF file, its proof, its
 Modelfile."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from slimtune.config.catalogues import names
 from slimtune.config.fields import (
@@ -120,6 +121,12 @@ class Evaluation(Section):
     language: Literal["en", "zh"] = setting("en", "Language of the reports.")
 
 
+def _short(count: int) -> str:
+    """Bytes as a word for a file's name: 1.2GB, 1.55MB."""
+    unit = next((u for u in ("GB", "MB", "kB") if count >= _UNITS[u]), "B")
+    return f"{count / _UNITS[unit]:.6g}{unit}"
+
+
 Quantization = Literal[names("gguf_types")]
 
 
@@ -129,6 +136,23 @@ def _several(value: Any) -> Any:
 
 
 Quantizations = Annotated[list[Quantization], BeforeValidator(_several), Field(min_length=1)]
+
+
+_UNITS = {"": 1, "B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9}
+_UNITS |= {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def _bytes(value: Any) -> Any:
+    """A size of a file as people write it: 1.2GB, 900 MB, 1.1GiB, 1200000000."""
+    found = re.fullmatch(r"([0-9.]+) ?([a-zA-Z]*)", value) if isinstance(value, str) else None
+    if found is None or found[2] not in _UNITS or found[1].count(".") > 1:
+        if isinstance(value, str):
+            raise ValueError("a size is written as 1.2GB, 900MB or 1.1GiB")
+        return value
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+Size = Annotated[Annotated[int, Field(gt=0)] | None, BeforeValidator(_bytes)]
 
 
 class Gguf(Section):
@@ -154,10 +178,25 @@ class Gguf(Section):
     quantization: Quantizations = choice(
         ["Q4_K_M"], "Types, one file each, made from one read of the model.", "gguf_types"
     )
+    target_size: Size = setting(
+        None,
+        "Bytes that the file may have (1.2GB, 900MB), in place of quantization: each matrix gets\n"
+        "the type that loses least for the room, by what errors cost on training rows. What the\n"
+        "whole loses is told beforehand. null: no such limit.",
+    )
+    target_bits: Annotated[float, Field(gt=0, le=32)] | None = setting(
+        None, "The same, as bits a weight in the mean of all tensors (4.5)."
+    )
+    max_loss: Annotated[float, Field(gt=0)] | None = setting(
+        None,
+        "The smallest file that loses no more than this, in nats of KL divergence from the model\n"
+        "a token, in place of quantization: 0.01 is hardly seen, 0.1 is.",
+    )
     imatrix: Literal["auto"] | Path | None = setting(
         None,
         "Which columns of each matrix matter most, so that 4 and 5 bits lose less: auto measures\n"
-        "it on training rows (loads the model once), or a file of llama-imatrix; null: none.",
+        "it on training rows, one layer in memory at a time, or a file of llama-imatrix; null:\n"
+        "none, but auto where a size, bits or loss is given.",
     )
     imatrix_rows: Positive = setting(
         128, "Training rows that imatrix auto measures; more take longer and change little."
@@ -191,6 +230,34 @@ class Gguf(Section):
         "Proof that file and model agree, before the file gets its name: quick compares 8 rows,\n"
         "full 64; both load the model once (2 to 4 bytes a parameter). off proves nothing.",
     )
+
+    @property
+    def target(self) -> str | None:
+        """What a file of a given size, bits or loss is called after its model's name."""
+        if self.target_size is not None:
+            return _short(self.target_size)
+        if self.target_bits is not None:
+            return f"{self.target_bits:g}bpw"
+        return None if self.max_loss is None else f"{self.max_loss:g}nats"
+
+    @property
+    def kinds(self) -> list[str]:
+        """What the files are called after their model's name: types, or the one target."""
+        return [self.target] if self.target else self.quantization
+
+    @property
+    def measures_importance(self) -> bool:
+        return self.imatrix == "auto" or (self.imatrix is None and self.target is not None)
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        named = ("target_size", "target_bits", "max_loss")
+        given = [name for name in named if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} both say how large the file may be")
+        if given and self.lora_as == "adapter":
+            raise ValueError(f"{given[0]} is for a whole model, and lora_as: adapter writes two")
+        return self
 
     @property
     def wants_modelfile(self) -> bool:

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from slimtune.artifacts import Stage, stage_files
 from slimtune.config import Config
 from slimtune.console import SlimTuneError, size
-from slimtune.export import preflight
+from slimtune.export import allocation, preflight
 from slimtune.export.ggml import find_encoder
 from slimtune.export.gguf_writer import ConversionReport, write_file
 from slimtune.export.go_template import chosen
@@ -27,10 +27,10 @@ _log = logging.getLogger(__name__)
 
 
 def files_of(config: Config) -> list[Path]:
-    """OUTPUT_DIR/NAME-TYPE.gguf for each type."""
+    """OUTPUT_DIR/NAME-TYPE.gguf for each type, or NAME-TARGET.gguf."""
     gguf = config.gguf
     model = plain_name(gguf.model_name)
-    return [gguf.output_dir / f"{model}-{name}.gguf" for name in gguf.quantization]
+    return [gguf.output_dir / f"{model}-{name}.gguf" for name in gguf.kinds]
 
 
 def manifest_of(file: Path) -> Path:
@@ -56,15 +56,27 @@ def read_by(config: Config) -> list[Path | str | None]:
 
 
 def plans_for(source: ModelSource, config: Config) -> list[GgufPlan]:
-    """One plan for each type of `gguf.quantization`; raises what `preflight` raises for them."""
+    """One plan for each type of `gguf.quantization`; raises what `preflight` raises for them.
+
+    With a target it is one, of the smallest types until what errors cost is measured; raises
+    SettingsError for a target that they miss, and where there are no rows to measure on.
+    """
     gguf = config.gguf
-    named = None if gguf.imatrix in (None, "auto") else read_imatrix(gguf.imatrix)
+    named = read_imatrix(gguf.imatrix) if isinstance(gguf.imatrix, Path) else None
     encoding = Encoding(find_encoder(gguf.ggml_library), named, gguf.through_f16)
-    first, *others = gguf.quantization
-    plan = preflight.preflight(source, first, encoding=encoding)
+    first, *others = gguf.quantization if gguf.target is None else ["F16"]
+    # Where types are allocated, only those that can be encoded here are.
+    needed = encoding if gguf.target is None else replace(encoding, importance=None)
+    plan = preflight.preflight(source, first, encoding=needed)
     template = chosen(source.folder, config.model.prompt_template)
     generation = with_decoding_of(config, source.folder).generation
     plan = replace(plan, template=template, generation=generation)
+    if gguf.target is not None:
+        plan = replace(plan, quantization=gguf.target, encoding=encoding)
+        plan = allocation.smallest(plan)
+        allocation.require_possible(plan, gguf, plain_name(gguf.model_name))
+        if gguf.measures_importance:
+            preflight.require_rows(config)
     plans = [plan, *(replace(plan, quantization=name) for name in others)]
     for one in plans:
         preflight.require_encoder(one)
@@ -114,7 +126,7 @@ def convert_and_prove(
             )
             for file, stack in open_stages.items()
         }
-        reports = _convert(source, plans, stages, config)
+        plans, reports = _convert(source, plans, stages, config)
         for stage in stages.values():
             stage.metrics[MODEL_FINGERPRINT] = fingerprint(source.checkpoint, as_read=True)
         proofs = _prove(source, plans, stages, open_stages, config)
@@ -126,18 +138,26 @@ def convert_and_prove(
 
 def _convert(
     source: ModelSource, plans: dict[Path, GgufPlan], stages: dict[Path, Stage], config: Config
-) -> list[ConversionReport]:
-    """All types from one read; those that no library here encodes through llama-quantize."""
-    imatrix, name = config.gguf.imatrix, plain_name(config.gguf.model_name)
-    if imatrix == "auto":
+) -> tuple[dict[Path, GgufPlan], list[ConversionReport]]:
+    """All types from one read; those that no library here encodes through llama-quantize.
+
+    The plans come back as they were carried out: with what was measured, and what it decided.
+    """
+    gguf, name = config.gguf, plain_name(config.gguf.model_name)
+    imatrix = gguf.imatrix
+    if gguf.measures_importance:
         from slimtune.export.importance import measure_importance  # torch and transformers
 
         imatrix = next(iter(stages.values())).folder / f"{name}.imatrix.gguf"
-        importance = measure_importance(source, next(iter(plans.values())), imatrix, config)
+        importance = measure_importance(
+            source, next(iter(plans.values())), imatrix, config, sensitive=gguf.target is not None
+        )
         plans = {
             file: replace(plan, encoding=replace(plan.encoding, importance=importance))
             for file, plan in plans.items()
         }
+    if gguf.target is not None:
+        plans = {file: allocation.allocate(plan, gguf, name) for file, plan in plans.items()}
     written = {file: stages[file].folder / file.name for file in plans}
     own = [file for file, plan in plans.items() if not plan.needs_tool]
     reports = {}
@@ -148,7 +168,9 @@ def _convert(
         reports[file] = _by_tool(plans[file], written[file], imatrix, name)
     for file, report in reports.items():
         stages[file].metrics.update(vars(report))
-    return [reports[file] for file in plans]
+        if plans[file].allocation is not None:
+            stages[file].metrics.update(allocation.recorded(plans[file].allocation))
+    return plans, [reports[file] for file in plans]
 
 
 def _prove(
@@ -173,7 +195,10 @@ def _prove(
     for file, plan in plans.items():
         try:
             with proving.failures_kept({file: written[file]}):
-                proof = proving.prove(written[file], file, plan.quantization, reference)
+                allowed = allocation.tolerance(plan)
+                proof = proving.prove(
+                    written[file], file, plan.quantization, reference, tolerance=allowed
+                )
         except SlimTuneError as error:
             _log.warning("%s", error)
             failures.append(error)

@@ -69,6 +69,20 @@ class Encoder:
         )
         return encoded
 
+    def decode(self, encoded: np.ndarray, kind: Type, shape: tuple[int, int]) -> np.ndarray:
+        """What `encode` made of rows of a shape, as float32 again."""
+        if kind == Type.F16 and self._library is not None:
+            return self._convert("ggml_fp16_to_fp32_row", encoded.reshape(shape), np.float32)
+        decoder = getattr(self._library, _decoder(kind), None)
+        if decoder is None:
+            size = gguf.GGML_QUANT_SIZES[kind][1] * shape[1] // gguf.GGML_QUANT_SIZES[kind][0]
+            raw = encoded.view(np.uint8).reshape(shape[0], size)
+            return gguf.quants.dequantize(raw, kind).reshape(shape)
+        decoder.restype, decoder.argtypes = None, [_POINTER, _POINTER, _LONG]
+        values = np.empty(shape, np.float32)
+        decoder(encoded.ctypes.data, values.ctypes.data, values.size)
+        return values
+
     def through_f16(self, rows: np.ndarray, bf16: bool = False) -> np.ndarray:
         """float32 values rounded to what F16 holds.
 
@@ -92,6 +106,12 @@ class Encoder:
         converted = np.empty(values.shape, dtype)
         getattr(self._library, function)(values.ctypes.data, converted.ctypes.data, values.size)
         return converted
+
+
+def _decoder(kind: Type) -> str:
+    """ggml's function for rows of a type: dequantize_row_q4_K, dequantize_row_iq4_nl."""
+    base, letter = kind.name[:-1].lower(), kind.name[-1]
+    return f"dequantize_row_{base}{letter if letter == 'K' else letter.lower()}"
 
 
 @cache

@@ -16,6 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import gguf
@@ -26,7 +27,7 @@ from slimtune.console import InputError, ResourceError
 from slimtune.export.architecture import write_architecture
 from slimtune.export.plan import Encoding, GgufPlan
 from slimtune.export.preflight import preflight, require_disk
-from slimtune.export.quant_types import PLAIN, encoded_bytes, quantization
+from slimtune.export.quant_types import PLAIN, encoded_bytes
 from slimtune.export.tensors import row_order
 from slimtune.export.vocabulary import write_vocabulary
 from slimtune.models.served_decoding import gguf_sampling
@@ -127,14 +128,22 @@ def _write_header(plan: GgufPlan, path: Path, name: str | None) -> _File:
 
 
 def _laid_out(plan: GgufPlan, path: Path, header: int) -> _File:
-    position, positions = _padded(header), {}
+    position, positions = padded(header), {}
     for tensor, choice in plan.choices.items():
         positions[tensor] = position
-        position = _padded(position + encoded_bytes(plan.shape(tensor), choice.type))
+        position = padded(position + encoded_bytes(plan.shape(tensor), choice.type))
     return _File(plan, path, positions, position)
 
 
-def _padded(position: int) -> int:
+def header_bytes(plan: GgufPlan, name: str | None = None) -> int:
+    """Where the first tensor begins: the same whatever types the tensors get."""
+    with TemporaryDirectory() as folder:
+        file = _write_header(plan, Path(folder) / "header.gguf", name)
+        return min(file.positions.values())
+
+
+def padded(position: int) -> int:
+    """The next place at which a tensor may begin."""
     return gguf.GGUFWriter.ggml_pad(position, gguf.GGUF_DEFAULT_ALIGNMENT)
 
 
@@ -155,7 +164,7 @@ def _write_metadata(plan: GgufPlan, writer: gguf.GGUFWriter, name: str | None) -
     template = None if plan.encoding.through_f16 else plan.template
     write_vocabulary(writer, plan.folder, plan.vocabulary, template)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_file_type(quantization(plan.quantization).file_type)
+    writer.add_file_type(plan.file_type)
     if plan.encoding.importance is not None:
         plan.encoding.importance.write_metadata(writer)
 
@@ -231,13 +240,16 @@ def _encoded(plan: GgufPlan, chunk: _Chunk, rows: np.ndarray) -> np.ndarray:
     """The bytes of rows in their type; InputError for values that it cannot hold."""
     kind = plan.choices[chunk.tensor].type
     _require_range(plan, chunk, rows, kind)
+    return encode(plan, chunk.tensor, rows, kind)
+
+
+def encode(plan: GgufPlan, tensor: str, rows: np.ndarray, kind: Type) -> np.ndarray:
+    """The bytes of some rows of a tensor in a type, as the plan's encoding has it."""
     encoding = plan.encoding
     if encoding.through_f16 and kind not in PLAIN:
-        stored = plan.checkpoint.tensors[plan.source[chunk.tensor]]
+        stored = plan.checkpoint.tensors[plan.source[tensor]]
         rows = encoding.encoder.through_f16(rows, bf16=stored.kind == "BF16")
-    weights = None
-    if encoding.importance is not None and kind not in PLAIN:
-        weights = encoding.importance.of(chunk.tensor, rows.shape[1])
+    weights = None if kind in PLAIN else plan.column_weights(tensor)
     return encoding.encoder.encode(rows, kind, weights)
 
 

@@ -2,12 +2,13 @@
 
 An encoder that knows them keeps the columns that matter more exactly. llama.cpp's files are read in
 both formats, GGUF (`NAME.in_sum2` and `NAME.counts`) and the older .dat (int32 counts, names,
-float32 sums); ours are written as GGUF, and llama-quantize reads them.
+float32 sums); ours are written as GGUF, and llama-quantize reads them. Beside them ours may hold
+what an error costs (`sensitivity`) as `NAME.fisher_rows` and `NAME.fisher_columns`: llama.cpp
+passes over tensors that it does not know.
 """
 
-import logging
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,16 +19,37 @@ from slimtune.artifacts.files import require_fetched
 from slimtune.console import InputError
 
 _SUM, _COUNT = ".in_sum2", ".counts"
+_ROWS, _COLUMNS = ".fisher_rows", ".fisher_columns"
+_LEAST = 1e-3  # of the mean
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What an error D in a matrix costs in nats a token: ½ Σ rows_i columns_j D_ij² / Σ rows."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+
+    @property
+    def column_weights(self) -> np.ndarray:
+        """Those of columns, none of them nothing: an encoder divides by the sum over a block."""
+        least = np.float32(_LEAST * self.columns.mean(dtype=np.float64))
+        return np.maximum(self.columns, least or np.float32(1))
 
 
 @dataclass(frozen=True)
 class Importance:
-    """GGUF name of a matrix -> float32 mean squares of its input, one a column."""
+    """GGUF name of a matrix -> float32 mean squares of its input, one a column.
+
+    `sensitivity` is that of each matrix, embedding and output among them; empty where only inputs
+    were measured.
+    """
 
     weights: dict[str, np.ndarray]
     file: str
     dataset: str | None
     chunks: int
+    sensitivity: dict[str, Sensitivity] = field(default_factory=dict)
 
     def of(self, name: str, columns: int) -> np.ndarray | None:
         """The weights of one tensor; None where it was not measured (the embedding never is)."""
@@ -37,6 +59,18 @@ class Importance:
                 f"{self.file}: {name} has {len(found)} weights",
                 f"the tensor has {columns} columns: this importance matrix is another model's",
                 "make one from this model: --imatrix auto",
+            )
+        return found
+
+    def cost_of(self, name: str, shape: tuple[int, ...]) -> Sensitivity:
+        """The sensitivity of a matrix (rows, columns); InputError where it is another model's."""
+        found = self.sensitivity.get(name)
+        if found is None or (len(found.rows), len(found.columns)) != shape:
+            what = "is not in it" if found is None else f"has {len(found.rows)} rows"
+            raise InputError(
+                f"{self.file}: {name} {what}",
+                f"the tensor has {shape[0]} rows: this sensitivity is another model's",
+                "measure that of this model: --imatrix auto",
             )
         return found
 
@@ -59,14 +93,21 @@ def read_imatrix(file: Path) -> Importance:
         importance = _from_gguf(file) if is_gguf else _from_dat(file)
     except (OSError, ValueError, KeyError, IndexError, struct.error, UnicodeDecodeError) as error:
         raise _no_imatrix(file, str(error) or type(error).__name__) from error
-    for name, weights in importance.weights.items():
+    costs = importance.sensitivity.items()
+    measured = [*importance.weights.items(), *((n, c.rows) for n, c in costs)]
+    for name, weights in [*measured, *((n, c.columns) for n, c in costs)]:
         if not np.isfinite(weights).all():
             raise _no_imatrix(file, f"{name} is not finite")
     return importance
 
 
 def write_imatrix(
-    file: Path, sums: dict[str, np.ndarray], counts: dict[str, int], dataset: str, chunk: int
+    file: Path,
+    sums: dict[str, np.ndarray],
+    counts: dict[str, int],
+    dataset: str,
+    chunk: int,
+    sensitivity: dict[str, Sensitivity] | None = None,
 ) -> None:
     """Sums of squares and the tokens they were summed over, as llama-imatrix writes them."""
     writer = gguf.GGUFWriter(file, "")
@@ -78,6 +119,9 @@ def write_imatrix(
     for name in sorted(sums):
         writer.add_tensor(name + _SUM, sums[name].astype(np.float32)[None])
         writer.add_tensor(name + _COUNT, np.array([[counts[name]]], np.float32))
+    for name, cost in sorted((sensitivity or {}).items()):
+        writer.add_tensor(name + _ROWS, cost.rows.astype(np.float32))
+        writer.add_tensor(name + _COLUMNS, cost.columns.astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -91,9 +135,13 @@ def _from_gguf(file: Path) -> Importance:
     for name in (n.removesuffix(_SUM) for n in tensors if n.endswith(_SUM)):
         sums, count = tensors[name + _SUM].astype(np.float32), tensors[name + _COUNT]
         weights[name] = sums / np.float32(count[0]) if count[0] > 0 else np.ones_like(sums)
+    sensitivity = {
+        name: Sensitivity(tensors[name + _ROWS].copy(), tensors[name + _COLUMNS].copy())
+        for name in (n.removesuffix(_ROWS) for n in tensors if n.endswith(_ROWS))
+    }
     datasets = reader.fields["imatrix.datasets"].contents()
     chunks = int(reader.fields["imatrix.chunk_count"].contents())
-    return Importance(weights, file.name, datasets[0] if datasets else None, chunks)
+    return Importance(weights, file.name, datasets[0] if datasets else None, chunks, sensitivity)
 
 
 def _from_dat(file: Path) -> Importance:
@@ -127,6 +175,3 @@ def _no_imatrix(file: Path, why: str) -> InputError:
         why,
         "give a file that llama-imatrix wrote (.gguf or .dat), or --imatrix auto",
     )
-
-
-_log = logging.getLogger(__name__)

@@ -1,86 +1,113 @@
-"""An importance matrix of our own: sums of squares of what enters each linear layer.
+"""An importance matrix of our own, and what errors cost, measured on prepared rows as in training.
 
-For every matrix W but the output's, sum over tokens t of x_t², x_t being the input of W at t, one
-sum a column; as llama-imatrix measures it, on prepared rows rendered as in training.
+For every matrix of the layers the sum over tokens t of x_t², x_t being what enters it at t, one sum
+a column: as llama-imatrix measures it. For every matrix at all, where it is asked for, the
+sensitivity of the loss (`sensitivity`). The model is never whole in memory.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from slimtune import prompts
 from slimtune.config import Config
 from slimtune.console import SettingsError, near
 from slimtune.data.rows import read_rows
 from slimtune.export.go_template import chosen
-from slimtune.export.imatrix import Importance, read_imatrix, write_imatrix
-from slimtune.export.plan import GgufPlan, ModelSource, load_source
-from slimtune.export.tensors import gguf_name
+from slimtune.export.imatrix import Importance, Sensitivity, read_imatrix, write_imatrix
+from slimtune.export.plan import GgufPlan, ModelSource
+from slimtune.export.preflight import require_rows
+from slimtune.export.sensitivity import fisher_sums, squares_of_inputs
+from slimtune.export.tensors import gguf_name, row_order
+from slimtune.inference.stack import Stack, Stream, TokenBatch, batches_of
 from slimtune.models import tokenizers
+from slimtune.models.merging import MergedCheckpoint
 from slimtune.models.positions import within_positions
 
 _log = logging.getLogger(__name__)
 
-OUTPUT_MATRIX = "output.weight"
+_BATCH_TOKENS = 1024
+_SEED = 42  # of the labels that are drawn
 
 
 def measure_importance(
-    source: ModelSource, plan: GgufPlan, output: Path, config: Config
+    source: ModelSource, plan: GgufPlan, output: Path, config: Config, *, sensitive: bool = False
 ) -> Importance:
     """Measures `imatrix_rows` training rows and keeps the sums in `output`, a GGUF.
 
-    The model is in memory once, as float32. Raises SettingsError where there are no rows.
+    `sensitive` measures what errors cost as well: backwards after forwards, three times the work.
+    What flows between the layers lies beside `output` meanwhile. Raises SettingsError where there
+    are no rows.
     """
+    require_rows(config)
     file, count = config.training.train_data, config.gguf.imatrix_rows
-    if not file.is_file():
-        raise SettingsError(
-            f"gguf.imatrix is auto, and {near(file)} is not there",
-            "importance is measured on training rows",
-            "run prepare_data.py, name rows with --train-data, or a file with --imatrix",
-        )
-    tokenizer = tokenizers.load_tokenizer(source.folder)
-    template = chosen(source.folder, config.model.prompt_template)
-    rows = [row["messages"] for row in read_rows(file)[:count]]
     longest = within_positions(config, source.folder).training.max_length
-    encoded = [prompts.encode(tokenizer, r, template, longest) for r in rows]
-    ids = [row["input_ids"] for row in encoded if row]
-    _log.info("measuring importance on %d rows of %s", len(ids), near(file))
-    sums, counts = sums_of_squares(
-        load_source(source),
-        ids,
-        lambda name: gguf_name(plan.architecture, name),
-    )
-    write_imatrix(output, sums, counts, file.name, longest)
+    batches = batches_of(_encoded(source, config, count, longest), _BATCH_TOKENS)
+    what = "importance and sensitivity" if sensitive else "importance"
+    tokens = sum(batch.tokens for batch in batches)
+    _log.info("measuring %s on %d tokens of %s", what, tokens, near(file))
+    with TemporaryDirectory(dir=output.parent) as scratch:
+        sums, counts, costs = observe(source, plan, batches, Path(scratch), sensitive=sensitive)
+    write_imatrix(output, sums, counts, file.name, longest, costs)
     return read_imatrix(output)
 
 
-@torch.inference_mode()
-def sums_of_squares(
-    model: PreTrainedModel, rows: Iterable[list[int]], name_of: Callable[[str], str | None]
-) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """(sums, tokens) by GGUF name, over all positions of `rows` (token ids, one row a sequence)."""
-    sums: dict[str, torch.Tensor] = {}
-    counts: dict[str, int] = {}
+def observe(
+    source: ModelSource,
+    plan: GgufPlan,
+    batches: Sequence[TokenBatch],
+    scratch: Path,
+    *,
+    sensitive: bool = False,
+) -> tuple[dict[str, np.ndarray], dict[str, int], dict[str, Sensitivity]]:
+    """(sums of squares, tokens, sensitivity) by GGUF name, rows in the order of the file."""
+    stack = _stack(source)
+    costs = {}
+    if sensitive:
+        squares, fisher = fisher_sums(stack, batches, scratch, _SEED)
+        costs = {_name(plan, name): _as_in_file(plan, name, *fisher[name]) for name in fisher}
+    else:
+        squares = squares_of_inputs(stack, batches, [Stream(scratch, "hidden")])
+    sums = {_name(plan, name): total.float().numpy() for name, total in squares.items()}
+    tokens = sum(batch.tokens for batch in batches)
+    return sums, dict.fromkeys(sums, tokens), costs
 
-    def watch(name: str) -> Callable[..., None]:
-        def add(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
-            squares = inputs[0].flatten(0, -2).double().square().sum(0)
-            sums[name] = sums.get(name, 0) + squares
-            counts[name] = counts.get(name, 0) + inputs[0].flatten(0, -2).shape[0]
 
-        return add
+def _encoded(source: ModelSource, config: Config, count: int, longest: int) -> list[list[int]]:
+    tokenizer = tokenizers.load_tokenizer(source.folder)
+    template = chosen(source.folder, config.model.prompt_template)
+    rows = [row["messages"] for row in read_rows(config.training.train_data)[:count]]
+    encoded = [prompts.encode(tokenizer, row, template, longest) for row in rows]
+    found = [row["input_ids"] for row in encoded if row]
+    if not found:
+        raise SettingsError(
+            f"{near(config.training.train_data)}: no row fits into {longest} tokens",
+            "importance is measured on training rows",
+            "raise training.max_length, or name other rows with --train-data",
+        )
+    return found
 
-    hooks = []
-    for module_name, module in model.named_modules():
-        name = name_of(f"{module_name}.weight") if isinstance(module, torch.nn.Linear) else None
-        if name is not None and name != OUTPUT_MATRIX:
-            hooks.append(module.register_forward_pre_hook(watch(name)))
-    for row in rows:
-        model(torch.tensor([row]), use_cache=False, logits_to_keep=1)
-    for hook in hooks:
-        hook.remove()
-    return {name: total.float().numpy() for name, total in sums.items()}, counts
+
+def _stack(source: ModelSource) -> Stack:
+    checkpoint = source.checkpoint
+    if isinstance(checkpoint, MergedCheckpoint):
+        return Stack(checkpoint.merged_config, checkpoint.tensors, checkpoint.read)
+    return Stack(checkpoint.config, checkpoint.tensors)
+
+
+def _name(plan: GgufPlan, name: str) -> str:
+    return gguf_name(plan.architecture, name)
+
+
+def _as_in_file(
+    plan: GgufPlan, name: str, rows: torch.Tensor, columns: torch.Tensor
+) -> Sensitivity:
+    order = row_order(plan.architecture, _name(plan, name))
+    found = rows.float().numpy()
+    if order is not None:
+        found = found.reshape(-1, len(order))[:, order].reshape(-1)
+    return Sensitivity(found, columns.float().numpy())

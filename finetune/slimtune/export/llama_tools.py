@@ -120,6 +120,7 @@ def _require_possible(unknown: Unsupported, config: Config) -> None:
         "create_modelfile": config.gguf.create_modelfile,
         "ollama_create": config.gguf.ollama_create,
         "imatrix": config.gguf.imatrix is not None,
+        "target_size, target_bits or max_loss": config.gguf.target is not None,
     }
     for name in (name for name, given in wanted.items() if given):
         raise SettingsError(

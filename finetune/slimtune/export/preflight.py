@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from slimtune.console import InputError, ResourceError, size
+from slimtune.config import Config
+from slimtune.console import InputError, ResourceError, SettingsError, near, size
 from slimtune.export.architecture import read_architecture
 from slimtune.export.llama_tools import find_quantize, no_encoder
 from slimtune.export.plan import Encoding, GgufPlan, ModelSource, as_source
@@ -77,6 +78,20 @@ def require_disk(plans: dict[Path, GgufPlan]) -> None:
         )
 
 
+def require_rows(config: Config) -> None:
+    """Raises SettingsError where there are no rows to measure importance and sensitivity on."""
+    file = config.training.train_data
+    if not file.is_file():
+        what = f"gguf.imatrix is {config.gguf.imatrix}"
+        if config.gguf.target:
+            what = f"a file of {config.gguf.target} is asked for"
+        raise SettingsError(
+            f"{what}, and {near(file)} is not there",
+            "importance is measured on training rows",
+            "run prepare_data.py, name rows with --train-data, or a file with --imatrix",
+        )
+
+
 def require_proof(verify: str) -> None:
     """Raises ResourceError if a proof is wanted and llama.cpp's code is not there to give it."""
     if verify != "off" and not _has_library():
@@ -115,17 +130,21 @@ def _reference_memory(folder: Path) -> dict[Precision, float]:
 
 
 def preflight_lines(plan: GgufPlan) -> dict[str, str]:
-    """The plan for a script's last lines: size, types, and every tensor that fell back.
+    """The plan for a script's last lines: size, types, every tensor that fell back, expected loss.
 
     Tensors that differ in their layer only are counted together; run.json lists each.
     """
     alike = Counter(re.sub(r"^blk\.\d+", "blk.*", text) for text in plan.fallbacks)
     fallbacks = [text if count == 1 else f"{count} × {text}" for text, count in alike.items()]
-    return {
+    lines = {
         "on disk": size(plan.bytes),
         "types": ", ".join(f"{count} {name}" for name, count in plan.types.items()),
-        "fallbacks": ", ".join(fallbacks) or "none",
     }
+    if plan.allocation is None:
+        return lines | {"fallbacks": ", ".join(fallbacks) or "none"}
+    if plan.allocation.loss is None:
+        return lines
+    return lines | {"expected loss": f"{plan.allocation.loss:.4f} nats a token (KL divergence)"}
 
 
 def _is_small(checkpoint: Checkpoint, name: str) -> bool:

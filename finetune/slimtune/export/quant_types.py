@@ -4,7 +4,7 @@ A type encodes blocks of 32 (Q4_0 … Q8_0) or 256 (K-quants) values of a row; a
 multiple falls back to a type with a smaller block, and to F16 where even 32 does not divide it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,6 +51,31 @@ QUANTIZATIONS: dict[str, QuantType] = bind("gguf_types", _MIXTURES)
 PLAIN = (Type.F32, Type.F16, Type.BF16)
 K_QUANTS = (Type.Q4_K, Type.Q5_K, Type.Q6_K)
 _FALLBACK = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}
+# Types that a matrix may get where bytes or loss are given: none needs an importance matrix.
+CANDIDATES = (
+    Type.Q2_K,
+    Type.Q3_K,
+    Type.IQ4_XS,
+    Type.IQ4_NL,
+    Type.Q4_0,
+    Type.Q4_K,
+    Type.Q4_1,
+    Type.Q5_0,
+    Type.Q5_K,
+    Type.Q5_1,
+    Type.Q6_K,
+    Type.Q8_0,
+    Type.F16,
+)
+_BY_NUMPY = (Type.F32, Type.F16, Type.BF16, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0)
+# What a file is called where the most bytes are of a type: llama.cpp and Ollama show it.
+_MOSTLY = {
+    Type.F32: LlamaFileType.ALL_F32,
+    Type.Q2_K: LlamaFileType.MOSTLY_Q2_K,
+    Type.Q3_K: LlamaFileType.MOSTLY_Q3_K_M,
+    Type.Q4_K: LlamaFileType.MOSTLY_Q4_K_M,
+    Type.Q5_K: LlamaFileType.MOSTLY_Q5_K_M,
+}
 # The first ffn_down can go astray in these two where an importance matrix is used.
 _GUARDED = {"Q4_0": Type.Q4_1, "Q5_0": Type.Q5_1}
 
@@ -71,6 +96,21 @@ def quantization(name: str) -> QuantType:
             f"choose one of {', '.join(QUANTIZATIONS)}",
         )
     return QUANTIZATIONS[name]
+
+
+def candidates(columns: int, library: bool, extra: Iterable[Type] = ()) -> list[Type]:
+    """The types for rows of `columns` values; some need ggml's `library`."""
+    return [
+        kind
+        for kind in dict.fromkeys([*CANDIDATES, *extra])
+        if columns % gguf.GGML_QUANT_SIZES[kind][0] == 0 and (library or kind in _BY_NUMPY)
+    ]
+
+
+def mostly(types: Mapping[Type, int]) -> LlamaFileType:
+    """The name for a file with so many bytes of each type."""
+    most = max(types, key=types.__getitem__)
+    return _MOSTLY.get(most) or LlamaFileType[f"MOSTLY_{most.name}"]
 
 
 def choose_types(

@@ -12,10 +12,12 @@ from slimtune.console import InputError
 from slimtune.export.architecture import read_architecture
 from slimtune.export.gguf_writer import write_gguf
 from slimtune.export.imatrix import read_imatrix, write_imatrix
-from slimtune.export.importance import sums_of_squares
-from slimtune.export.plan import Encoding
+from slimtune.export.importance import observe
+from slimtune.export.plan import Encoding, as_source
+from slimtune.export.preflight import preflight
 from slimtune.export.quant_types import choose_types
 from slimtune.export.tensors import gguf_name
+from slimtune.inference.stack import batches_of
 from slimtune.models.weights import Checkpoint
 
 NAME = "blk.0.ffn_up.weight"
@@ -67,12 +69,13 @@ def test_another_models_matrix_is_refused(llama, tmp_path):
         write_gguf(llama, tmp_path / "out.gguf", "Q4_K_M", encoding=encoding)
 
 
-def test_sums_are_of_what_enters_each_layer(llama):
+def test_sums_are_of_what_enters_each_layer(llama, tmp_path):
     """Against the activations themselves: norms before the projections, by hand for layer 0."""
     model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
-    architecture = read_architecture(llama, Checkpoint(llama).config)
     rows = [[1, 5, 9, 12], [1, 7]]
-    sums, counts = sums_of_squares(model, rows, lambda name: gguf_name(architecture, name))
+    plan = preflight(llama, "F32")
+    sums, counts, costs = observe(as_source(llama), plan, batches_of(rows), tmp_path)
+    assert not costs
     assert set(counts.values()) == {6} and len(sums) == 14 and "output.weight" not in sums
     expected = torch.zeros(256)
     with torch.inference_mode():

@@ -47,12 +47,16 @@ def prove(
     quantization: str,
     reference: Reference,
     adapter: Path | None = None,
+    *,
+    tolerance: float | None = None,
 ) -> dict[str, Any]:
     """`{"proof": ...}` for the run's record; `adapter` is a file that llama.cpp puts on `written`.
 
+    `tolerance` is what the loss may rise by, in nats a token; None: by what the type may cost.
     Raises QualityError for a difference, ResourceError where llama.cpp hangs or lacks memory.
     """
-    found = verify(written, reference, quantization, adapter=adapter, patience=_PATIENCE)
+    limits = {"tolerance": tolerance, "patience": _PATIENCE}
+    found = verify(written, reference, quantization, adapter=adapter, **limits)
     failed_name(final).unlink(missing_ok=True)  # an earlier attempt's
     return {"proof": asdict(found)}
 

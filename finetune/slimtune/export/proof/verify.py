@@ -51,11 +51,13 @@ def verify(
     quantization: str,
     *,
     adapter: Path | None = None,
+    tolerance: float | None = None,
     threads: int | None = None,
     patience: float = 600.0,
 ) -> GgufProof:
     """Compares the ids of all rows and the end token, then text and likelihood of those answered.
 
+    `tolerance` is the rise of the loss that is allowed, None: that of the type `quantization`.
     `adapter` is the GGUF of one, which llama.cpp puts on the model; the reference has it too.
     Raises QualityError for the first difference found, also when llama.cpp refuses the file or
     crashes on it; ResourceError where xllamacpp is missing, memory does not suffice, or llama.cpp
@@ -76,7 +78,9 @@ def verify(
             _require_same_text(gguf, row, said, answer, reference)
     nll_reference = _mean([one.losses for one in reference.answers])
     nll_gguf = _mean(losses)
-    _require_likelihood(gguf, reference, quantization, nll_reference, nll_gguf)
+    if tolerance is None:
+        tolerance = TOLERANCES[quantization]
+    _require_likelihood(gguf, reference, quantization, tolerance, nll_reference, nll_gguf)
     _require_stops(gguf, reference.answers, answers, losses)
     return GgufProof(
         prompts=len(reference.rows),
@@ -184,11 +188,15 @@ def _require_same_text(
 
 
 def _require_likelihood(
-    gguf: Path, reference: Reference, quantization: str, expected: float, measured: float
+    gguf: Path,
+    reference: Reference,
+    quantization: str,
+    tolerance: float,
+    expected: float,
+    measured: float,
 ) -> None:
     _log.info("%s: NLL %.4f, the model's own %.4f nats a token", gguf.name, measured, expected)
     rise = measured - expected
-    tolerance = TOLERANCES[quantization]
     if reference.precision == "bfloat16":
         tolerance += REFERENCE_IN_BF16
     allowed = tolerance * max(1.0, expected)

@@ -1,0 +1,108 @@
+"""What each type would cost in each matrix, from a sample of its rows, before anything is written.
+
+loss of type Q in W = ½ Σ_ij F_ij (W − Q(W))²_ij, with F_ij = rows_i columns_j / total of `imatrix`.
+
+Rows are drawn in proportion to rows_i, evenly along their running sum, so the loss is half the mean
+over the sample of Σ_j columns_j (W − Q(W))²_ij: of an embedding, the tokens that occur. All types
+are tried on the same rows, by the encoder that will write them and with its weights for columns.
+
+Where nothing is known but what enters a matrix, the loss is the share of its output that is error,
+Σ_j x_j² (W − Q(W))²_ij / Σ_j x_j² W_ij²: enough to rank matrices of one kind, no figure in nats.
+"""
+
+import math
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+
+from slimtune.export.budget import Option
+from slimtune.export.gguf_writer import encode, padded
+from slimtune.export.imatrix import Sensitivity
+from slimtune.export.plan import GgufPlan
+from slimtune.export.quant_types import candidates, encoded_bytes
+from slimtune.export.tensors import row_order
+
+# One row in so many, so that all types together are less work than writing the file; and limits.
+_ONE_IN, _FEWEST, _MOST = 32, 8, 32
+_READ_WHOLE = 1 << 17  # values
+
+
+def type_losses(plan: GgufPlan, extra: Iterable[Type] = ()) -> dict[str, list[Option]]:
+    """The options of every matrix of the plan; `extra` are types to weigh besides the candidates.
+
+    A type that cannot hold the values is left out.
+    """
+    names = [name for name in plan.tensors if plan.is_matrix(name)]
+    encoder = plan.encoding.encoder
+    kinds = {name: candidates(plan.shape(name)[1], encoder.k_quants, extra) for name in names}
+    for kind in {kind for found in kinds.values() for kind in found}:
+        encoder.prepare(kind)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        found = pool.map(lambda name: _options(plan, name, kinds[name]), names)
+        return dict(zip(names, found, strict=True))
+
+
+def predicts(plan: GgufPlan) -> bool:
+    """Whether the losses of the plan's matrices will be nats a token."""
+    return plan.encoding.importance is not None and bool(plan.encoding.importance.sensitivity)
+
+
+def _options(plan: GgufPlan, name: str, kinds: Iterable[Type]) -> list[Option]:
+    shape = plan.shape(name)
+    rows, columns = _weights(plan, name)
+    chosen, times = _drawn(rows, min(max(shape[0] // _ONE_IN, _FEWEST), _MOST, shape[0]))
+    values = _rows(plan, name, chosen)
+    scale = 0.5 if predicts(plan) else 1 / max(_weighed(values**2, columns, times), 1e-30)
+    options = []
+    for kind in kinds:
+        if kind == Type.F32:
+            loss = 0.0
+        else:
+            encoded = encode(plan, name, values, kind)
+            with np.errstate(over="ignore", invalid="ignore"):
+                errors = plan.encoding.encoder.decode(encoded, kind, values.shape) - values
+                loss = scale * _weighed(errors**2, columns, times)
+        if math.isfinite(loss):
+            options.append(Option(kind, padded(encoded_bytes(shape, kind)), loss))
+    return options
+
+
+def _weighed(squares: np.ndarray, columns: np.ndarray, times: np.ndarray) -> float:
+    """Mean over the sample of Σ_j columns_j squares_ij."""
+    return float(times @ (squares.astype(np.float64) @ columns) / times.sum())
+
+
+def _weights(plan: GgufPlan, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of rows and of columns, float64."""
+    shape, importance = plan.shape(name), plan.encoding.importance
+    if importance is None:
+        return np.ones(shape[0]), np.ones(shape[1])
+    if not importance.sensitivity:
+        known = importance.of(name, shape[1])
+        return np.ones(shape[0]), np.ones(shape[1]) if known is None else known.astype(np.float64)
+    cost: Sensitivity = importance.cost_of(name, shape)
+    return cost.rows.astype(np.float64), cost.columns.astype(np.float64)
+
+
+def _drawn(weights: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, how often each was drawn): `count` draws, evenly along the weights' running sum."""
+    running = np.cumsum(weights)
+    if running[-1] <= 0:
+        running = np.arange(1, len(weights) + 1, dtype=np.float64)
+    places = running[-1] * (np.arange(count) + 0.5) / count
+    return np.unique(np.searchsorted(running, places), return_counts=True)
+
+
+def _rows(plan: GgufPlan, name: str, chosen: np.ndarray) -> np.ndarray:
+    """Some rows of the file's matrix, float32: a small one is read whole, which is one read."""
+    order, stored = row_order(plan.architecture, name), plan.source[name]
+    if order is not None:
+        chosen = chosen // len(order) * len(order) + order[chosen % len(order)]
+    rows, columns = plan.shape(name)
+    if rows * columns <= _READ_WHOLE:
+        return np.ascontiguousarray(plan.checkpoint.read_float32(stored)[chosen])
+    read = plan.checkpoint.read_float32
+    return np.concatenate([read(stored, row, row + 1) for row in map(int, chosen)])

@@ -1,0 +1,132 @@
+"""What an error in a weight costs: against autograd on the whole model, and in real KL."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from tiny_folders import write_tiny_llama
+from transformers import AutoModelForCausalLM
+
+from slimtune.export import importance, sensitivity
+from slimtune.export.imatrix import Sensitivity, read_imatrix, write_imatrix
+from slimtune.export.plan import as_source
+from slimtune.export.preflight import preflight
+from slimtune.inference.stack import Stack, batches_of
+
+ROWS = [[1, 5, 9, 12, 33], [1, 7, 8], [1, 100, 101, 102, 103, 9, 9]]
+TOKENS = sum(map(len, ROWS))
+
+
+def labels(count: int, vocabulary: int) -> torch.Tensor:
+    """In place of those that are drawn, so that a reference can have the same."""
+    return (torch.arange(count) * 37 + 11) % vocabulary
+
+
+@pytest.fixture
+def known_labels(monkeypatch):
+    def gradient(logits, generator):
+        chances = logits.softmax(-1)
+        where = torch.arange(len(logits)), labels(*logits.shape)
+        chances[where] -= 1
+        return chances
+
+    monkeypatch.setattr(sensitivity, "_drawn_gradient", gradient)
+
+
+def squared_gradients(folder) -> dict[str, torch.Tensor]:
+    """Σ over rows of text of (dL/dW)², by autograd, for one token."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    matrices = {name: p for name, p in model.named_parameters() if p.ndim == 2}
+    found = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in matrices.items()}
+    for row in ROWS:
+        logits = model(torch.tensor([row])).logits[0]
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(logits, labels(*logits.shape), reduction="sum").backward()
+        for name, p in matrices.items():
+            found[name] += p.grad.double().square() / TOKENS
+    return found
+
+
+def measured(folder, scratch) -> dict:
+    return sensitivity.fisher_sums(Stack.of(folder), batches_of(ROWS), scratch, 0)[1]
+
+
+def test_sums_are_those_of_the_squared_gradients(narrow_untied, tmp_path, known_labels):
+    expected, found = squared_gradients(narrow_untied), measured(narrow_untied, tmp_path)
+    assert found.keys() == expected.keys() and len(found) == 16
+    for name, squares in expected.items():
+        assert found[name][0].numpy() == pytest.approx(squares.sum(1).numpy(), rel=1e-3, abs=1e-9)
+        assert found[name][1].numpy() == pytest.approx(squares.sum(0).numpy(), rel=1e-3, abs=1e-9)
+
+
+def test_a_tied_matrix_costs_what_it_costs_at_either_end(narrow, tmp_path, known_labels):
+    found = measured(narrow, tmp_path)["model.embed_tokens.weight"]
+    squares = squared_gradients(narrow)["model.embed_tokens.weight"]
+    # The gradient of the sum holds products of both ends on top, of either sign.
+    assert float(found[0].sum()) == pytest.approx(float(squares.sum()), rel=0.3)
+    assert float(found[0].sum()) == pytest.approx(float(found[1].sum()), rel=1e-4)
+
+
+def test_labels_are_drawn_from_the_model(narrow_untied):
+    logits = torch.randn(2000, 7)[:1].repeat(4000, 1)
+    gradient = sensitivity._drawn_gradient(logits.clone(), torch.Generator().manual_seed(0))
+    assert gradient.sum(-1).abs().max() < 1e-5
+    drawn = (gradient < 0).float().mean(0)
+    assert drawn.numpy() == pytest.approx(logits[0].softmax(-1).numpy(), abs=0.03)
+
+
+def test_half_the_product_is_the_divergence(narrow_untied, tmp_path):
+    """An error of a known size in one matrix: KL by the whole model against ½ Σ F D²."""
+    plan, source = preflight(narrow_untied, "F32"), as_source(narrow_untied)
+    rows = torch.randint(3, 400, (40, 24), generator=torch.Generator().manual_seed(0)).tolist()
+    found = importance.observe(source, plan, batches_of(rows), tmp_path, sensitive=True)[2]
+    model = AutoModelForCausalLM.from_pretrained(narrow_untied, dtype=torch.float32).eval()
+    ids = torch.tensor(rows)
+    for name, place in (("blk.1.ffn_up.weight", "model.layers.1.mlp.up_proj"), OUTPUT):
+        weight = model.get_submodule(place).weight
+        error = 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+        with torch.inference_mode():
+            before = model(ids).logits.log_softmax(-1)
+            weight += error
+            after = model(ids).logits.log_softmax(-1)
+            weight -= error
+        kl = (before.exp() * (before - after)).sum(-1).mean().item()
+        cost: Sensitivity = found[name]
+        expected = 0.5 * cost.rows @ error.numpy() ** 2 @ cost.columns / cost.rows.sum()
+        assert expected == pytest.approx(kl, rel=0.25), name
+
+
+OUTPUT = ("output.weight", "lm_head")
+
+
+def test_rows_lie_as_in_the_file(narrow_untied, tmp_path, known_labels):
+    """llama.cpp has the rows of a head in another order: so has their cost."""
+    plan, source = preflight(narrow_untied, "F32"), as_source(narrow_untied)
+    costs = importance.observe(source, plan, batches_of(ROWS), tmp_path / "s", sensitive=True)[2]
+    name = "model.layers.0.self_attn.q_proj.weight"
+    found = measured(narrow_untied, tmp_path / "t")[name][0].float().numpy()
+    half = 8  # heads of 16
+    order = [i // 2 + half * (i % 2) for i in range(2 * half)]
+    assert costs["blk.0.attn_q.weight"].rows.reshape(4, 16) == pytest.approx(
+        found.reshape(4, 16)[:, order]
+    )
+
+
+def test_it_lies_beside_the_importance_and_llama_cpps_readers_pass_it_over(tmp_path):
+    name, sums = "blk.0.ffn_up.weight", np.array([1.0, 4.0, 9.0], np.float32)
+    cost = Sensitivity(np.array([1.0, 2.0], np.float32), np.array([0.5, 1.0, 1.5], np.float32))
+    write_imatrix(tmp_path / "i.gguf", {name: sums}, {name: 10}, "rows", 5, {name: cost})
+    found = read_imatrix(tmp_path / "i.gguf")
+    assert found.weights[name] == pytest.approx(sums / 10)
+    assert found.sensitivity[name].rows.tolist() == [1.0, 2.0]
+    assert found.sensitivity[name].columns.tolist() == [0.5, 1.0, 1.5]
+    names = {tensor.name for tensor in gguf.GGUFReader(tmp_path / "i.gguf").tensors}
+    assert {one for one in names if one.endswith((".in_sum2", ".counts"))} == {
+        f"{name}.in_sum2",
+        f"{name}.counts",
+    }
+
+
+@pytest.fixture(scope="module")
+def narrow_untied(tmp_path_factory):
+    return write_tiny_llama(tmp_path_factory.mktemp("untied"), hidden=64)
