@@ -145,6 +145,7 @@ def write_generation_config(
     if generation.repeat_penalty != 1:
         written["repetition_penalty"] = generation.repeat_penalty
     if generation.max_new_tokens != "auto":
+        written.pop("max_length", None)  # transformers warns of both at every answer
         written["max_new_tokens"] = generation.max_new_tokens
     write_json(folder / GENERATION_CONFIG, written)
 

@@ -66,6 +66,14 @@ def test_greedy_can_be_loaded_changed_and_saved_again(base, tmp_path) -> None:
     model.save_pretrained(tmp_path / "again")
 
 
+def test_of_two_lengths_the_one_that_was_asked_for_is_written(base) -> None:
+    edit_json(base / "generation_config.json", max_length=4096)
+    write_generation_config(base, GenerationSection())
+    assert written(base)["max_length"] == 4096
+    write_generation_config(base, GenerationSection(max_new_tokens=7))
+    assert written(base)["max_new_tokens"] == 7 and "max_length" not in written(base)
+
+
 def test_what_is_drawn_is_said_in_transformers_names(base) -> None:
     write_generation_config(base, DRAWN)
     assert written(base) == QWEN | {"min_p": 0.0}
