@@ -22,7 +22,7 @@ from slimtune.inference.answers import Candidate
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.engines import Engine, open_engine
 from slimtune.inference.server_address import Server
-from slimtune.inference.server_client import ServerClient
+from slimtune.inference.server_client import AT_ONCE, ServerClient
 
 _CONTEXT = 2048  # tokens of a conversation
 
@@ -69,7 +69,7 @@ def _template(candidate: Candidate, config: Config) -> str:
 
 def _open(candidate: Candidate, config: Config) -> Engine | ServerClient:
     if candidate.kind == "server":
-        return ServerClient(Server.of(candidate.reference))
+        return ServerClient(Server.of(candidate.reference), pauses=AT_ONCE)
     return open_engine(candidate, config.model, _CONTEXT)
 
 

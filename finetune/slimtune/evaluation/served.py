@@ -17,13 +17,12 @@ from slimtune.evaluation.fairness import require_same_cut
 from slimtune.inference.answers import Asked, Candidate, Cost, Generation, Job, Outcome
 from slimtune.inference.kept_answers import Predictions, RowNumbers
 from slimtune.inference.server_address import Server
-from slimtune.inference.server_client import ServerClient
+from slimtune.inference.server_client import AT_ONCE, ServerClient
 from slimtune.inference.server_replies import Listed
 from slimtune.models.ollama_store import blob_of, full_name, is_ollama, plain_name
 
 _log = logging.getLogger(__name__)
 
-_AT_ONCE = (1.0, 2.0)  # seconds: before the work a person waits
 _HERE = 2.0  # seconds in which an Ollama that runs says so
 _EVERY = 16  # rows between two words on progress
 
@@ -54,7 +53,7 @@ def _runs(server: Server) -> bool:
 
 def _listed(server: Server) -> Listed:
     """What the server says about its model, which is the only one where none is named."""
-    with ServerClient(server, pauses=_AT_ONCE) as client:
+    with ServerClient(server, pauses=AT_ONCE) as client:
         known = client.listed()
     if known is None and server.model:
         return Listed(server.model)

@@ -1,5 +1,6 @@
-"""Inference: engines that answer and score, whether transformers or llama.cpp computes.
+"""Inference: who answers, and who scores as well.
 
-Greedy decoding is `generation`, the loss of given tokens `token_losses`; what both say is a record
-of `answers`, and llama.cpp says the same ones. `engines` gives the two one face.
+`engines` gives transformers and llama.cpp one face: they answer (`generation` chooses tokens by a
+`Decoding`) and score (`token_losses`). A server (`server_client`) only answers. What all of them
+say is a record of `answers`.
 """

@@ -41,6 +41,7 @@ _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds: llama-server says 503 while it loads a model
+AT_ONCE = (1.0, 2.0)  # where a person waits
 PATIENCE = 600.0  # seconds of silence: Ollama loads a model before its first word
 
 
