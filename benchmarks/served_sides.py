@@ -21,11 +21,11 @@ def ask_llama_server(
     gguf: Path, adapter: Path | None, rows: Sequence[dict[str, Any]], most_tokens: int
 ) -> list[str]:
     """llama.cpp's server in a child process, started with files and lengths alone."""
+    from slimtune.inference.decoding import Decoding
     from slimtune.inference.llama_server import LlamaServer
 
-    options = {"adapter": adapter, "context": _CONTEXT, "max_new_tokens": most_tokens}
-    with LlamaServer(gguf, **options) as server:
-        return [server.chat(_asked(row)).text for row in rows]
+    with LlamaServer(gguf, adapter=adapter, context=_CONTEXT) as server:
+        return [server.chat(_asked(row), Decoding(most_tokens)).text for row in rows]
 
 
 def ollama_version() -> str | None:

@@ -141,14 +141,19 @@ class LlamaContext(LlamaVocabulary):
                     found[slot].hits.append(int(logs.argmax()) == token)
         return [_closed(*one) for one in zip(found, seen, strict=True)]
 
-    def margins(self, prompt: Prompt, answer: Prompt) -> list[float]:
-        """Nats between first and second choice at each step of an answer, and after its last."""
+    def margins(self, prompt: Prompt, answer: Prompt, at_once: int = 0) -> list[float]:
+        """Nats between first and second choice at each step of an answer, and after its last.
+
+        `at_once` tokens are computed together, 0: all. Of quantised matrices llama.cpp computes
+        few tokens otherwise than many, and how far that moves the margins is how exact they are.
+        """
         ids = [*prompt, *answer]
         self._require_room(len(ids))
         self.lib.llama_memory_seq_rm(self.memory, 0, -1, -1)
         found: list[float] = []
-        for start in range(0, len(ids), self.room):
-            places = range(start, min(start + self.room, len(ids)))
+        size = min(at_once or self.room, self.room)
+        for start in range(0, len(ids), size):
+            places = range(start, min(start + size, len(ids)))
             part = [(0, place, ids[place], place + 1 >= len(prompt)) for place in places]
             self._decode(part)
             for row, (_, _, _, wanted) in enumerate(part):

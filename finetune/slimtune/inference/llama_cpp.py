@@ -49,6 +49,10 @@ class LlamaCpp(LlamaChild):
         """Ids as Ollama gets them: BOS first if the file says so, `</s>` in the text is EOS."""
         return self._ask("tokenize", text, add_special, parse_special)
 
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        """The text up to each token, with U+FFFD where bytes are no character, or not yet."""
+        return self._ask("texts", ids)
+
     def generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Generation]:
         """Answers to prompts given as ids, in the order of the prompts."""
         answers = dict(self.answers(prompts, decoding))
@@ -84,9 +88,11 @@ class LlamaCpp(LlamaChild):
         """
         return self._tell("losses", pairs, plans)
 
-    def margins(self, prompt: Prompt, answer: Prompt) -> list[float]:
-        """Nats between first and second choice at each step of `answer`, and after its last."""
-        return self._ask("margins", prompt, answer)
+    def margins(self, prompt: Prompt, answer: Prompt, at_once: int = 0) -> list[float]:
+        """Nats between first and second choice at each step of `answer`, and after its last,
+        computed `at_once` tokens together (0: all).
+        """
+        return self._ask("margins", prompt, answer, at_once)
 
     def speed(self, prompt: Prompt, new_tokens: int = 64) -> Speed:
         """Tokens per second of one sequence: reading `prompt`, then writing `new_tokens`."""
@@ -118,6 +124,7 @@ def _once(method: Callable[..., object]) -> Verb:
 
 _VERBS: dict[str, Verb] = {
     "tokenize": _once(LlamaContext.tokenize),
+    "texts": _once(LlamaContext.texts),
     "speed": _once(LlamaContext.speed),
     "margins": _once(LlamaContext.margins),
     "generate": LlamaContext.generate,

@@ -4,6 +4,7 @@ Use `llama_cpp`, which keeps this in a child process: llama.cpp aborts the proce
 """
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 
 from slimtune.console import InputError
@@ -48,6 +49,12 @@ class LlamaVocabulary:
         buffer = ctypes.create_string_buffer(1024)
         size = self.lib.llama_token_to_piece(self.vocabulary, token, buffer, len(buffer), 0, False)
         return buffer.raw[: max(size, 0)]
+
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        """The text up to each token, with U+FFFD where bytes are no character, or not yet."""
+        pieces = [self.piece(token) for token in ids]
+        ends = range(1, len(pieces) + 1)
+        return [b"".join(pieces[:end]).decode("utf-8", "replace") for end in ends]
 
     def _load(self, whole: bool) -> int:
         parameters = self.lib.llama_model_default_params()

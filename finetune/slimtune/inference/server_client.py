@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Self, TypeVar
 
@@ -47,7 +47,7 @@ PATIENCE = 600.0  # seconds of silence: Ollama loads a model before its first wo
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole answer; `tokens` is None where the server does not count.
+    """A whole answer; `tokens` and `prompt_tokens` are None where the server does not count.
 
     `writing` is what came after the first piece: (tokens, seconds).
     """
@@ -56,10 +56,13 @@ class Reply:
     tokens: int | None
     stopped: bool
     writing: tuple[int, float]
+    prompt_tokens: int | None = None
 
 
 class ServerClient:
     """One server. `patience` is how long it may be silent, `pauses` lie between tries, in seconds.
+    With `own_sampling` requests say nothing of it: the server decides, as for a client that does
+    not care.
 
     Raises ResourceError where it is not there, busy for too long, silent, or wants another key;
     InputError where it has no such model, takes no such request, or answers what is no answer.
@@ -72,10 +75,12 @@ class ServerClient:
         *,
         patience: float | None = None,
         pauses: Sequence[float] | None = None,
+        own_sampling: bool = False,
     ) -> None:
         self.server, self.troubles = server, Troubles(server)
         self.patience = PATIENCE if patience is None else patience
         self.pauses = PAUSES if pauses is None else pauses
+        self.own_sampling = own_sampling
         self._without: list[str] = []
         try:
             self._http = http_client(server.base, key=server.key, patience=self.patience)
@@ -157,6 +162,8 @@ class ServerClient:
         else:
             place, read = "/chat/completions", replies.openai_piece
             body = replies.openai_body(model, messages, decoding, self._without)
+        if self.own_sampling:
+            body = replies.unsaid(body, decoding)
         with self._opened("POST", place, body) as response:
             for event in self._events(response):
                 if (said := error_in(event)) is not None:
@@ -167,7 +174,7 @@ class ServerClient:
                     raise self.troubles.nonsense(str(wrong)) from wrong
                 if piece.model is not None and not _same(piece.model, model):
                     raise self.troubles.other_model(piece.model)
-                yield Piece(CONTROL.sub("", piece.text), piece.end, piece.tokens)
+                yield replace(piece, text=CONTROL.sub("", piece.text))
 
     def _texts(self, pieces: Iterator[Piece]) -> Iterator[str]:
         end = None
@@ -180,19 +187,20 @@ class ServerClient:
     def _whole(self, pieces: Iterator[Piece]) -> Reply:
         texts: list[str] = []
         times: list[float] = []
-        end, tokens = None, None
+        end, tokens, prompt_tokens = None, None, None
         for piece in pieces:
             if piece.text:
                 texts.append(piece.text)
                 times.append(time.perf_counter())
             end = end or (piece if piece.end else None)
             tokens = tokens if piece.tokens is None else piece.tokens
+            prompt_tokens = prompt_tokens if piece.prompt_tokens is None else piece.prompt_tokens
         if end is None:
             raise self.troubles.broken_off()
         seconds = times[-1] - times[0] if times else 0.0
         written = max((tokens or len(times)) - 1, 0)
         text = without_key("".join(texts), self.server).strip()
-        return Reply(text, tokens, end.stopped, (written, seconds))
+        return Reply(text, tokens, end.stopped, (written, seconds), prompt_tokens)
 
     def _told(self, place: str) -> dict[str, Any]:
         with self._opened("GET", place) as response:

@@ -32,6 +32,9 @@ _WINDOW = {"repeat_last_n": 1 << 16}
 MORE = (*_MORE, *_WINDOW)
 # Of these a decoding knows nothing, and a Modelfile may.
 _NONE = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
+# What is left of a request that says nothing of sampling.
+_UNSAID = ("model", "messages", "stream", "stream_options", "truncate", "shift", "options")
+_UNSAID += ("max_tokens", "num_predict")
 _CUT = ("length", "max_tokens")  # reasons of an end that is not the model's own
 
 
@@ -43,6 +46,7 @@ class Piece:
     end: str | None = None
     tokens: int | None = None
     model: str | None = None
+    prompt_tokens: int | None = None
 
     @property
     def stopped(self) -> bool:
@@ -69,6 +73,18 @@ def openai_body(
         **_NONE,
         **{name: value for name, value in more.items() if name not in without},
     }
+
+
+def unsaid(body: Mapping[str, Any], decoding: Decoding) -> dict[str, Any]:
+    """A request that says nothing of sampling: whoever serves the model decides.
+
+    What is left of the decoding is the longest answer and, where it draws, the seed.
+    """
+    kept = _UNSAID if decoding.greedy else (*_UNSAID, "seed")
+    shorter = {name: value for name, value in body.items() if name in kept}
+    if "options" in body:
+        shorter["options"] = unsaid(body["options"], decoding)
+    return shorter
 
 
 def counts(name: str, decoding: Decoding) -> bool:
@@ -107,7 +123,11 @@ def openai_piece(event: Mapping[str, Any]) -> Piece:
     choices, usage = event.get("choices"), event.get("usage")
     if not isinstance(choices, list):
         raise ValueError("no list of choices")
-    found = {"tokens": _count(usage, "completion_tokens"), "model": _text(event, "model")}
+    found = {
+        "tokens": _count(usage, "completion_tokens"),
+        "model": _text(event, "model"),
+        "prompt_tokens": _count(usage, "prompt_tokens"),
+    }
     if not choices:  # the event that only counts
         return Piece(**found)
     choice = choices[0]
@@ -127,7 +147,8 @@ def ollama_piece(event: Mapping[str, Any]) -> Piece:
     if not isinstance(said, dict) or not isinstance(said.get("content"), str):
         raise ValueError("no message with text")
     end = (_text(event, "done_reason") or "stop") if event.get("done") is True else None
-    return Piece(said["content"], end, _count(event, "eval_count"), _text(event, "model"))
+    counts = _count(event, "eval_count"), _text(event, "model"), _count(event, "prompt_eval_count")
+    return Piece(said["content"], end, *counts)
 
 
 def _reasons(said: Mapping[str, Any]) -> bool:
