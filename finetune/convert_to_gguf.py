@@ -3,7 +3,7 @@
     python finetune/convert_to_gguf.py
     python finetune/convert_to_gguf.py --model-path models/finetuned/merged_model \\
         --quantization Q4_K_M --create-modelfile --model-name llama2-finetuned
-    ollama create llama2-finetuned -f Modelfile      # or --ollama-create does it, and tries it out
+    ollama create llama2-finetuned -f Modelfile      # or --ollama-create does, and compares
     python finetune/convert_to_gguf.py --target-size 1.2GB    # the least loss for that size
     python finetune/convert_to_gguf.py --model-path models/sample/base \\
         --lora-model models/finetuned/lora_adapter --lora-as adapter
@@ -40,7 +40,7 @@ def main(config: Config) -> None:
         refuse_finished_files(manifest, config, written)
     if modelfile:
         ollama.require_target(modelfile, config)
-    preflight.require_proof(gguf.verify)
+    preflight.require_proof(gguf)
     if gguf.lora_as == "adapter":
         tell(*adapter_export.deliver(config, modelfile), config)
         return
@@ -61,12 +61,8 @@ def main(config: Config) -> None:
         else:
             numbers = convert.convert_and_prove(source, plans, config)
         if modelfile and not config.options.dry_run:
-            ollama.write_modelfile(modelfile, said)
-            following = " ".join(ollama.create_command(gguf.model_name, modelfile))
-            if gguf.ollama_create:
-                ollama.create(gguf.model_name, modelfile)
-                numbers["ollama"] = ollama.try_out(plan, config)
-                following = f"ollama run {gguf.model_name}"
+            told, following = ollama.install(modelfile, said, files[0], plan, config)
+            numbers |= told
     tell([*filter(None, [*files, modelfile])], numbers, following, config)
 
 

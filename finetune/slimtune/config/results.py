@@ -213,8 +213,8 @@ class Gguf(Section):
     )
     model_name: str = setting(
         "slimtune-sample",
-        "Name of the files and of the Ollama model: NAME, NAME:TAG or USER/NAME:TAG; in the names\n"
-        "of files / and : become -. A Modelfile wants the ASCII that Ollama takes.",
+        "Name of the Ollama model: NAME, NAME:TAG or USER/NAME:TAG. Files are called after its\n"
+        "last part, with - for :. A Modelfile wants the ASCII that Ollama takes.",
         pattern=r"^\w[\w.-]*(/\w[\w.-]*)*(:\w[\w.-]*)?$",
     )
     create_modelfile: bool = setting(
@@ -222,13 +222,14 @@ class Gguf(Section):
     )
     ollama_create: bool = setting(
         False,
-        "true runs `ollama create` with the Modelfile and asks the new model one prompt;\n"
-        "needs ollama installed and running.",
+        "true runs `ollama create` with the Modelfile, asks the new model eight rows, and\n"
+        "compares its answers with the file's own; needs ollama installed and running.",
     )
-    verify: Literal["quick", "full", "off"] = setting(
+    verify: Literal["quick", "full", "served", "off"] = setting(
         "quick",
         "Proof that file and model agree, before the file gets its name: quick compares 8 rows,\n"
-        "full 64; both load the model once (2 to 4 bytes a parameter). off proves nothing.",
+        "full 64; both load the model once (2 to 4 bytes a parameter). served is quick, and asks\n"
+        "llama.cpp's own server the 8 rows as a client does. off proves nothing.",
     )
 
     @property

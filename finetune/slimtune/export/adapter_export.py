@@ -29,7 +29,7 @@ from slimtune.export.quant_types import EXACT
 from slimtune.models.adapters import Adapter
 from slimtune.models.folders import local_folder
 from slimtune.models.gguf_header import read_gguf
-from slimtune.models.ollama_store import plain_name
+from slimtune.models.ollama_store import file_name
 from slimtune.models.origin import FINGERPRINT, MODEL_FINGERPRINT, fingerprint, say_if_unknown
 from slimtune.models.tokenizer_files import template_facts
 
@@ -110,7 +110,7 @@ def open_export(config: Config) -> Iterator[AdapterExport]:
         }
         present = {file for file in files if _is_there(file, source, config)}
         parts = (plans[0].architecture, gguf.adapter_type, plans[0].encoding.encoder)
-        file = gguf.output_dir / f"{plain_name(gguf.model_name)}-lora-{gguf.adapter_type}.gguf"
+        file = gguf.output_dir / f"{file_name(gguf.model_name)}-lora-{gguf.adapter_type}.gguf"
         other = [one for one in present if read_gguf(one).template != template]
         own_template = file.with_suffix(".jinja") if other else None
         export = AdapterExport(
@@ -131,12 +131,15 @@ def deliver(config: Config, modelfile: Path | None) -> tuple[list[Path], dict[st
         base, plan = next(iter(export.bases.items()))
         said = modelfile and ollama.modelfile_for(modelfile, base, plan, config, export.file)
         files = [*export.missing, *export.outputs, *([modelfile] if modelfile else [])]
+        following = export.following
         if config.options.dry_run:
-            return files, export.estimates(), export.following
+            return files, export.estimates(), following
         numbers = convert_and_prove(export, config)
-    if modelfile:
-        ollama.write_modelfile(modelfile, said)
-    return files, numbers, export.following
+        if modelfile:
+            told, created = ollama.install(modelfile, said, base, plan, config, export.file)
+            numbers |= told
+            following = created if config.gguf.ollama_create else following
+    return files, numbers, following
 
 
 def convert_and_prove(export: AdapterExport, config: Config) -> dict[str, str]:
@@ -153,7 +156,7 @@ def convert_and_prove(export: AdapterExport, config: Config) -> dict[str, str]:
     outputs = export.outputs
     with staged("convert_to_gguf", manifest, config, outputs=outputs, inputs=inputs) as stage:
         written = stage.folder / export.file.name
-        name = plain_name(config.gguf.model_name)
+        name = file_name(config.gguf.model_name)
         report = write_adapter(export.adapter, written, name, export.template)
         stage.metrics.update(vars(report))
         stage.metrics[FINGERPRINT] = fingerprint(export.source.checkpoint)
@@ -179,7 +182,10 @@ def _prove(
         reference = proving.affordable_reference(both, export.template, rows)
         for base, plan in export.bases.items():
             kind = plan.quantization
-            proof = proving.prove(base, base, kind, reference, adapter=written)
+            template = export.template if export.own_template else None
+            proof = proving.prove(
+                base, base, kind, reference, config, adapter=written, chat_template=template
+            )
             figures[kind] = proof["proof"]
             said[f"proof on {kind}"] = proving.proof_lines(proof)
             if kind not in EXACT and reference.answers:
@@ -219,7 +225,7 @@ def _merged_first(
 
 def _for_the_base(config: Config) -> Config:
     """The settings of a conversion of the base alone, named after its folder."""
-    name = plain_name(Path(config.gguf.model_path).name)
+    name = file_name(Path(config.gguf.model_path).name)
     alone = {"lora_model": None, "model_name": name}
     return config.model_copy(update={"gguf": config.gguf.model_copy(update=alone)})
 

@@ -19,7 +19,7 @@ from slimtune.export.llama_tools import quantize_file
 from slimtune.export.plan import Encoding, GgufPlan, ModelSource
 from slimtune.export.proof import proof_rows
 from slimtune.models.merging import MergedCheckpoint
-from slimtune.models.ollama_store import plain_name
+from slimtune.models.ollama_store import file_name
 from slimtune.models.origin import MODEL_FINGERPRINT, fingerprint
 from slimtune.models.served_decoding import with_decoding_of
 
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 def files_of(config: Config) -> list[Path]:
     """OUTPUT_DIR/NAME-TYPE.gguf for each type, or NAME-TARGET.gguf."""
     gguf = config.gguf
-    model = plain_name(gguf.model_name)
+    model = file_name(gguf.model_name)
     return [gguf.output_dir / f"{model}-{name}.gguf" for name in gguf.kinds]
 
 
@@ -42,7 +42,7 @@ def written_with(file: Path, config: Config) -> list[Path]:
 
     One that is read instead is not written, and stays.
     """
-    importance = file.with_name(f"{plain_name(config.gguf.model_name)}.imatrix.gguf")
+    importance = file.with_name(f"{file_name(config.gguf.model_name)}.imatrix.gguf")
     given = config.gguf.imatrix
     is_read = isinstance(given, Path) and given.resolve() == importance.resolve()
     return [file] if is_read else [file, importance]
@@ -74,7 +74,7 @@ def plans_for(source: ModelSource, config: Config) -> list[GgufPlan]:
     if gguf.target is not None:
         plan = replace(plan, quantization=gguf.target, encoding=encoding)
         plan = allocation.smallest(plan)
-        allocation.require_possible(plan, gguf, plain_name(gguf.model_name))
+        allocation.require_possible(plan, gguf, file_name(gguf.model_name))
         if gguf.measures_importance:
             preflight.require_rows(config)
     plans = [plan, *(replace(plan, quantization=name) for name in others)]
@@ -143,7 +143,7 @@ def _convert(
 
     The plans come back as they were carried out: with what was measured, and what it decided.
     """
-    gguf, name = config.gguf, plain_name(config.gguf.model_name)
+    gguf, name = config.gguf, file_name(config.gguf.model_name)
     imatrix = gguf.imatrix
     if gguf.measures_importance:
         from slimtune.export.importance import measure_importance  # torch and transformers
@@ -196,9 +196,8 @@ def _prove(
         try:
             with proving.failures_kept({file: written[file]}):
                 allowed = allocation.tolerance(plan)
-                proof = proving.prove(
-                    written[file], file, plan.quantization, reference, tolerance=allowed
-                )
+                parts = written[file], file, plan.quantization, reference, config
+                proof = proving.prove(*parts, tolerance=allowed)
         except SlimTuneError as error:
             _log.warning("%s", error)
             failures.append(error)

@@ -22,7 +22,10 @@ _log = logging.getLogger(__name__)
 
 
 _GREEDY = GenerationSection()
-_LAST_WITH_ADAPTER = "# Ollama up to 0.34.0 takes the next line; for later ones merge the adapter."
+LAST_WITH_ADAPTER = "0.34.0"  # of Ollama's versions: later ones refuse the line ADAPTER
+_ADAPTER_NOTE = (
+    f"# Ollama up to {LAST_WITH_ADAPTER} takes the next line; for later ones merge the adapter."
+)
 
 
 def modelfile(
@@ -55,7 +58,7 @@ def modelfile(
         )
     lines = [f"FROM {_quoted('FROM', _from(gguf))}"]
     if adapter is not None:
-        lines += [_LAST_WITH_ADAPTER, f"ADAPTER {_quoted('ADAPTER', _from(adapter))}"]
+        lines += [_ADAPTER_NOTE, f"ADAPTER {_quoted('ADAPTER', _from(adapter))}"]
     lines.append(f"TEMPLATE {_quoted('TEMPLATE', go.text)}")
     if system:
         lines.append(f"SYSTEM {_quoted('SYSTEM', _printable('SYSTEM', system))}")

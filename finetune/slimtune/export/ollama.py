@@ -1,44 +1,30 @@
-"""Ollama's side of an export: the Modelfile beside the user, `ollama create`, and one question."""
+"""Ollama's side of an export: the Modelfile beside the user, `ollama create`, eight questions."""
 
-import json
-import logging
+import re
 import shutil
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePath
-from urllib.error import URLError
-from urllib.request import ProxyHandler, Request, build_opener
 
 from slimtune.artifacts import not_without_overwrite, system_prompt_for
 from slimtune.artifacts.files import write_text
 from slimtune.config import Config
 from slimtune.console import ResourceError, SettingsError, near
-from slimtune.export.modelfile import modelfile
+from slimtune.export.modelfile import LAST_WITH_ADAPTER, modelfile
 from slimtune.export.plan import GgufPlan
-from slimtune.export.proof import proof_rows, trained_in
-from slimtune.models.ollama_store import ollama_address, require_name
+from slimtune.export.proof import trained_in
+from slimtune.inference.server_address import Server
+from slimtune.inference.server_client import ServerClient
+from slimtune.models.ollama_store import PREFIX, require_name
 from slimtune.models.tokenizer_files import special_tokens
-from slimtune.prompts import ChatMessage
 
-_log = logging.getLogger(__name__)
-
-_ANSWER_TOKENS = 64
 _CONTEXT = 4096  # Ollama reserves memory for every token of the context
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What Ollama said, and how many tokens it made of the prompt."""
-
-    text: str
-    prompt_tokens: int | None
+_HELLO_SECONDS = 10.0
 
 
 def require_target(file: Path, config: Config) -> None:
     """Before the work: raises SettingsError for a name that Ollama does not take, and for a
     Modelfile that is there already and may not be replaced; ResourceError if `ollama create` is to
-    be run and there is no ollama.
+    be run and there is no ollama, or none that runs.
     """
     require_name(config.gguf.model_name)
     if file.exists() and not config.options.overwrite:
@@ -48,12 +34,39 @@ def require_target(file: Path, config: Config) -> None:
             "move it away, or add --overwrite",
         )
         not_without_overwrite(yours, config)
-    if config.gguf.ollama_create and shutil.which("ollama") is None:
+    if config.gguf.ollama_create:
+        _require_ollama(config)
+
+
+def _require_ollama(config: Config) -> None:
+    if shutil.which("ollama") is None:
         raise ResourceError(
             "gguf.ollama_create: there is no ollama on PATH",
             "the model cannot be handed over to a program that is not installed",
             "install it from ollama.com, or use --create-modelfile alone and create it elsewhere",
         )
+    server = Server.of(PREFIX + config.gguf.model_name)
+    with ServerClient(server, patience=_HELLO_SECONDS, pauses=()) as client:
+        version = client.version()
+    if version is None:
+        raise ResourceError(
+            f"gguf.ollama_create: no Ollama answers at {server.base}",
+            "`ollama create` hands a model to a running server",
+            "start it with `ollama serve` (OLLAMA_HOST names another address), or use "
+            "--create-modelfile alone and create the model later",
+        )
+    if config.gguf.lora_as == "adapter" and _newer(version, LAST_WITH_ADAPTER):
+        raise ResourceError(
+            f"gguf.ollama_create: Ollama {version} takes no adapter beside its base",
+            f"the last version that does is {LAST_WITH_ADAPTER}",
+            "merge it: --lora-as merged",
+        )
+
+
+def _newer(version: str, than: str) -> bool:
+    """Whether it is a later release; one that is no number is not."""
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    return bool(found) and tuple(map(int, found.groups())) > tuple(map(int, than.split(".")))
 
 
 def modelfile_for(
@@ -72,8 +85,26 @@ def modelfile_for(
     )
 
 
-def write_modelfile(file: Path, text: str) -> None:
+def install(
+    file: Path,
+    text: str,
+    gguf: Path,
+    plan: GgufPlan,
+    config: Config,
+    adapter: Path | None = None,
+) -> tuple[dict[str, str], str]:
+    """Writes the Modelfile, and has Ollama take the model if the settings say so.
+
+    Gives what there is to tell of it, and the command that comes next.
+    """
+    name = config.gguf.model_name
     write_text(file, text)
+    if not config.gguf.ollama_create:
+        return {}, " ".join(create_command(name, file))
+    create(name, file)
+    from slimtune.export.ollama_answers import try_out  # and transformers
+
+    return try_out(text, gguf, plan, config, adapter=adapter), f"ollama run {name}"
 
 
 def create_command(name: str, file: Path) -> list[str]:
@@ -91,61 +122,6 @@ def create(name: str, file: Path) -> None:
             "start `ollama serve` if it is not running, then run this command by hand: "
             "the GGUF file and the Modelfile are finished",
         )
-
-
-def try_out(plan: GgufPlan, config: Config) -> str:
-    """Asks the new model one prompt and says what it answered, and whether it read training's ids.
-
-    A different number of tokens is a warning: Ollama's templates and ours are proven equal, but not
-    for the version that is installed here.
-    """
-    from slimtune import prompts
-    from slimtune.models import tokenizers
-
-    conversation = proof_rows(config, plan.template)[0]
-    first = next((i for i, m in enumerate(conversation) if m["role"] == "assistant"), None)
-    asked, system = list(conversation[:first]), system_prompt_for(config, trained_in(config))
-    answer = ask(config.gguf.model_name, asked)
-    if system and asked[0]["role"] != "system":  # Ollama puts the Modelfile's SYSTEM first
-        asked.insert(0, ChatMessage(role="system", content=system))
-    expected = len(
-        prompts.encode_prompt(tokenizers.load_tokenizer(plan.folder), asked, plan.template)
-    )
-    if answer.prompt_tokens not in (None, expected):
-        _log.warning(
-            "Ollama made %s tokens of the prompt, training %d: compare `ollama show --template %s` "
-            "with the Modelfile",
-            answer.prompt_tokens,
-            expected,
-            config.gguf.model_name,
-        )
-    return f"{answer.text.strip()!r} to {asked[-1]['content']!r}"
-
-
-def ask(name: str, messages: Sequence[ChatMessage], patience: float = 300.0) -> Answer:
-    """Ollama's greedy answer to a conversation, through its API; ResourceError without one."""
-    body = {
-        "model": name,
-        "messages": list(messages),
-        "stream": False,
-        "options": {"temperature": 0, "num_predict": _ANSWER_TOKENS},
-    }
-    request = Request(
-        f"{ollama_address()}/api/chat",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    try:
-        # No proxy of the environment: the server is this machine's.
-        with build_opener(ProxyHandler({})).open(request, timeout=patience) as reply:
-            found = json.load(reply)
-        return Answer(found["message"]["content"], found.get("prompt_eval_count"))
-    except (URLError, OSError, ValueError, KeyError) as error:
-        raise ResourceError(
-            f"{ollama_address()}: Ollama created {name} and does not answer",
-            f"{type(error).__name__}: {error}",
-            f"start `ollama serve`, then try `ollama run {name}`",
-        ) from error
 
 
 def _relative(gguf: Path, folder: Path) -> PurePath:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slimtune.config import Config
+from slimtune.config import Config, Gguf
 from slimtune.console import InputError, ResourceError, SettingsError, near, size
 from slimtune.export.architecture import read_architecture
 from slimtune.export.llama_tools import find_quantize, no_encoder
@@ -92,13 +92,18 @@ def require_rows(config: Config) -> None:
         )
 
 
-def require_proof(verify: str) -> None:
-    """Raises ResourceError if a proof is wanted and llama.cpp's code is not there to give it."""
-    if verify != "off" and not _has_library():
+def require_proof(gguf: Gguf) -> None:
+    """Raises ResourceError if llama.cpp's answers are wanted, for the proof or to compare Ollama's
+    with, and its code is not there to give them.
+    """
+    wanted = {f"verify is {gguf.verify}": gguf.verify != "off", "ollama_create": gguf.ollama_create}
+    asking = next((name for name, given in wanted.items() if given), None)
+    if asking and not _has_library():
         raise ResourceError(
-            f"gguf.verify is {verify}: llama.cpp's library cannot be used on this machine",
+            f"gguf.{asking}: llama.cpp's library cannot be used on this machine",
             "without it nothing can show that the file answers as the model does",
-            "pip install -r requirements.txt on Linux or macOS, or go on unproven: --verify off",
+            "pip install -r requirements.txt on Linux or macOS, or go on unproven: --verify off "
+            "--create-modelfile",
         )
 
 

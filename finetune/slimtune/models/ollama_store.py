@@ -43,6 +43,11 @@ def plain_name(reference: str) -> str:
     return re.sub(r"[:/]", "-", reference.removeprefix(PREFIX))
 
 
+def file_name(model_name: str) -> str:
+    """What files of ours are called after: the last part, `me/tiny:v1` is tiny-v1."""
+    return plain_name(model_name.rpartition("/")[2])
+
+
 def blob_of(reference: str) -> Path:
     """The GGUF file of `ollama:[HOST/][NAMESPACE/]MODEL[:TAG]`.
 

@@ -1,170 +1,213 @@
 """The handover to Ollama: an `ollama` that records what it was told, and a server that answers."""
 
 import json
-import os
-import stat
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fake_ollama import AsOllamaDoes, FakeOllama, install, running, said
 from running import files_under, refused, succeeds
 from tiny_folders import write_tiny_llama
 
 from slimtune import prompts
 from slimtune.console import ResourceError
-from slimtune.export import ollama
-from slimtune.models import tokenizers
+from slimtune.export import ollama, ollama_answers
+from slimtune.export.proof.serving import Difference
+from slimtune.inference.decoding import Decoding
+from slimtune.inference.server_address import Server
+from slimtune.inference.server_client import ServerClient
 
-PROGRAM = """#!{python}
-import json, os, pathlib, shutil, sys
-folder = pathlib.Path({folder!r})
-(folder / "told.json").write_text(json.dumps([sys.argv[1:], os.getcwd()]))
-if {code}:
-    sys.exit("pulling manifest\\nError: could not connect to ollama server, run 'ollama serve'")
-shutil.copy(sys.argv[-1], folder / "Modelfile.seen")
-"""
-
-
-class Server(BaseHTTPRequestHandler):
-    """Ollama's /api/chat, as far as a question needs it."""
-
-    asked: list[dict]
-    reply: dict
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        type(self).asked.append({"path": self.path, **body})
-        text = json.dumps(self.reply).encode()
-        self.send_response(200 if self.reply else 500)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *_: object) -> None:
-        """Nothing on stderr."""
+SYSTEM = {"role": "system", "content": "Be brief."}
+CAT = {"role": "user", "content": "The cat?"}
+TURNS = [
+    {"role": "user", "content": "今天天气？"},
+    {"role": "assistant", "content": "很好。"},
+    {"role": "user", "content": "And 12 dogs?"},
+]
 
 
 @pytest.fixture
-def server(monkeypatch) -> type[Server]:
-    """A server on a port of its own; OLLAMA_HOST names it, a proxy of the environment does not."""
-    handler = type("Answering", (Server,), {"asked": [], "reply": {}})
-    http = HTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    monkeypatch.setenv("OLLAMA_HOST", f"0.0.0.0:{http.server_port}")
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    yield handler
-    http.shutdown()
-    http.server_close()
-
-
-def install(folder: Path, monkeypatch, *, code: int = 0) -> None:
-    """Puts an `ollama` first on PATH."""
-    program = folder / "bin" / "ollama"
-    program.parent.mkdir(parents=True)
-    program.write_text(PROGRAM.format(python=sys.executable, folder=str(folder), code=code))
-    program.chmod(program.stat().st_mode | stat.S_IEXEC)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return write_tiny_llama(tmp_path_factory.mktemp("model"), hidden=64, initializer_range=0.3)
+def server(monkeypatch):
+    with running(monkeypatch) as handler:
+        yield handler
 
 
 @pytest.fixture
-def words(model, tmp_path, monkeypatch) -> list[object]:
+def words(taught, tmp_path, monkeypatch) -> list[object]:
+    """Nine rows, of which eight are asked: a question, two turns, and seven more questions."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
     (work / "config.yaml").write_text("gguf: {model_name: tiny, quantization: F16}\n")
-    (work / "rows.jsonl").write_text('{"instruction": "The cat?", "output": "Sat."}\n')
-    words = ["--config", "config.yaml", "--model-path", model, "--output-dir", "out"]
+    answer = {"role": "assistant", "content": "Sat."}
+    more = [[{"role": "user", "content": f"area({n})?"}] for n in range(7)]
+    rows = [
+        json.dumps({"messages": [*asked, answer]}, ensure_ascii=False)
+        for asked in ([CAT], TURNS, *more)
+    ]
+    (work / "rows.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    words = ["--config", "config.yaml", "--model-path", taught, "--output-dir", "out"]
     return [*words, "--test-data", "rows.jsonl", "--system-prompt", "Be brief.", "--ollama-create"]
 
 
-def length(model: Path, *messages: dict[str, str]) -> int:
-    template = prompts.template("llama2")
-    return len(prompts.encode_prompt(tokenizers.load_tokenizer(model), messages, template))
-
-
-SYSTEM = {"role": "system", "content": "Be brief."}
-CAT = {"role": "user", "content": "The cat?"}
-
-
-def test_the_model_is_created_and_asked(words, model, server, tmp_path, monkeypatch) -> None:
+@pytest.fixture
+def created(server, tmp_path, monkeypatch) -> Iterator[type[FakeOllama]]:
+    """An Ollama that takes the model and answers as the real one does."""
     install(tmp_path, monkeypatch)
-    count = length(model, SYSTEM, CAT)
-    server.reply = {"message": {"content": " Sat.\n"}, "prompt_eval_count": count}
+    with AsOllamaDoes(tmp_path, tmp_path / "work", prompts.template("llama2")) as answers:
+        server.chat = staticmethod(answers)
+        yield server
+
+
+def test_the_model_is_created_and_asked_eight_rows(words, created, tmp_path, caplog) -> None:
     ran = succeeds("convert_to_gguf", *words)
     arguments, folder = json.loads((tmp_path / "told.json").read_text())
     assert arguments == ["create", "tiny", "-f", "Modelfile"]
     assert Path(folder) == tmp_path / "work"
     assert (tmp_path / "Modelfile.seen").read_text().startswith('FROM "./out/tiny-F16.gguf"\n')
-    (asked,) = server.asked
-    assert (asked["path"], asked["model"], asked["stream"]) == ("/api/chat", "tiny", False)
-    assert asked["messages"] == [CAT] and asked["options"]["temperature"] == 0
-    assert "ollama: 'Sat.' to 'The cat?'" in ran.out
+    assert len(created.asked) == 8
+    for asked in created.asked:
+        assert (asked["path"], asked["model"]) == ("/api/chat", "tiny")
+        assert list(asked["options"]) == ["num_predict"]  # sampling is the Modelfile's
+    assert [asked["messages"] for asked in created.asked[:2]] == [[CAT], TURNS]
+    assert "ollama 0.33.0: 8 of 8 answers equal\n" in ran.out
     assert ran.out.endswith("next:  ollama run tiny\n")
-    assert "Ollama made" not in ran.err
+    assert "row " not in caplog.text
 
 
-def test_another_length_than_in_training_is_a_warning(
-    words, server, tmp_path, monkeypatch, caplog
-) -> None:
-    install(tmp_path, monkeypatch)
-    server.reply = {"message": {"content": "Sat."}, "prompt_eval_count": 3}
-    succeeds("convert_to_gguf", *words)
-    assert "Ollama made 3 tokens of the prompt, training" in caplog.text
-
-
-def test_a_name_with_user_and_tag_names_the_files_too(
-    words, model, server, tmp_path, monkeypatch
-) -> None:
-    install(tmp_path, monkeypatch)
-    server.reply = {"message": {"content": "Sat."}}
-    ran = succeeds("convert_to_gguf", *words, "--model-name", "me/tiny:v1.2")
+def test_the_files_are_called_after_the_last_part_of_a_name(words, created, tmp_path) -> None:
+    ran = succeeds("convert_to_gguf", *words, "--model-name", "me/tiny:v1.2", "--verify", "off")
     assert json.loads((tmp_path / "told.json").read_text())[0][1] == "me/tiny:v1.2"
-    assert (
-        (tmp_path / "Modelfile.seen").read_text().startswith('FROM "./out/me-tiny-v1.2-F16.gguf"')
-    )
+    assert (tmp_path / "Modelfile.seen").read_text().startswith('FROM "./out/tiny-v1.2-F16.gguf"')
+    assert "8 of 8 answers equal" in ran.out  # asked, though nothing else is proven
     assert ran.out.endswith("next:  ollama run me/tiny:v1.2\n")
+
+
+def test_the_first_answer_that_differs_is_told_with_its_cause(
+    words, created, tmp_path, caplog
+) -> None:
+    """Ollama goes by temperature 0.8, and the Modelfile says 0."""
+    answers = created.chat
+
+    def chat(body: dict) -> dict:
+        lines = (tmp_path / "Modelfile.seen").read_text().splitlines()
+        kept = [line.removeprefix("PARAMETER ") for line in lines if line.startswith("PARAMETER")]
+        created.parameters = "\n".join(kept).replace("temperature 0", "temperature    0.8")
+        return said("The dogs ran.", None) if len(created.asked) in (3, 5) else answers(body)
+
+    created.chat = staticmethod(chat)
+    ran = succeeds("convert_to_gguf", *words, "--verify", "off")
+    assert "ollama 0.33.0: 6 of 8 answers equal\n" in ran.out
+    assert "row 3, 'area(0)?': expected " in caplog.text and "row 5" not in caplog.text
+    assert "served 'The dogs ran.'" in caplog.text
+    assert "the parameters: temperature is 0.8, not 0.0 (`ollama show" in caplog.text
+
+
+MODELFILE = (
+    'FROM "./m.gguf"\nPARAMETER stop "</s>"\nPARAMETER num_ctx 256\nPARAMETER temperature 0\n'
+)
+KEPT = 'num_ctx                        256\nstop                           "</s>"\n'
+
+
+@pytest.mark.parametrize(
+    ("served_tokens", "kept", "cause"),
+    [
+        (9, KEPT, "the template: compare `ollama show --template tiny`"),
+        (3, KEPT + "temperature    0.8", "the parameters: temperature is 0.8, not 0.0"),
+        (3, KEPT, "the parameters: temperature is unset, not 0.0"),
+        (3, KEPT + "temperature    0", "the version: "),
+        (None, KEPT + "temperature    0.0", "the version: "),
+        (3, "", "the version: "),  # an Ollama that does not tell
+    ],
+)
+def test_what_can_be_the_cause(served_tokens, kept, cause, server) -> None:
+    server.parameters = kept
+    difference = Difference(1, "Q?", "a", "b", 3, served_tokens)
+    with ServerClient(Server.of("ollama:tiny"), pauses=()) as client:
+        assert ollama_answers._cause(difference, MODELFILE, client).startswith(cause)
 
 
 def test_a_name_that_ollama_refuses_is_told_before_the_work(words, tmp_path) -> None:
     words = [*words[:-1], "--model-name", "客服"]
-    for flags in (["--create-modelfile"], ["--create-modelfile", "--dry-run"]):
+    for flags in (["--create-modelfile"], ["--create-modelfile", "--dry-run"], ["--ollama-create"]):
         refused(2, "no name that Ollama takes", "convert_to_gguf", *words, *flags)
     assert not (tmp_path / "work/out").exists()
     succeeds("convert_to_gguf", *words)  # without Ollama, a file may be called so
     assert (tmp_path / "work/out/客服-F16.gguf").is_file()
 
 
-def test_without_ollama_nothing_is_begun(words, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    refused(4, "no ollama on PATH", "convert_to_gguf", *words)
-    refused(4, "no ollama on PATH", "convert_to_gguf", *words, "--dry-run")
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry"])
+def test_without_a_running_ollama_nothing_is_begun(dry, words, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
+    error = refused_without_work(words, tmp_path, dry, monkeypatch, program=False)
+    assert "no ollama on PATH" in error
+    error = refused_without_work(words, tmp_path, dry, monkeypatch, program=True)
+    assert "no Ollama answers at http://127.0.0.1:9" in error and "`ollama serve`" in error
+
+
+def refused_without_work(words, tmp_path, dry, monkeypatch, *, program: bool) -> str:
+    if program:
+        install(tmp_path, monkeypatch)
+    else:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    error = refused(4, "", "convert_to_gguf", *words, *dry)
     assert not (tmp_path / "work/out").exists()
+    return "\n".join(error)
 
 
-def test_ollama_that_fails_says_why_and_the_files_stay(words, tmp_path, monkeypatch) -> None:
+def test_an_adapter_is_refused_where_ollama_takes_none(
+    words, server, tmp_path, monkeypatch
+) -> None:
+    """The adapter itself is not looked at before that: any folder will do."""
+    install(tmp_path, monkeypatch)
+    words += ["--lora-as", "adapter", "--lora-model", tmp_path]
+    server.version = "0.34.1"
+    error = refused(4, "Ollama 0.34.1 takes no adapter", "convert_to_gguf", *words)
+    assert "--lora-as merged" in error[2]
+    for version in ("0.34.0", "0.9.6", "0.0.0-dev"):
+        server.version = version
+        assert "takes no adapter" not in "".join(refused(3, "", "convert_to_gguf", *words))
+
+
+def test_ollama_that_fails_says_why_and_the_files_stay(
+    words, server, tmp_path, monkeypatch
+) -> None:
     install(tmp_path, monkeypatch, code=1)
     error = refused(4, "could not connect to ollama server", "convert_to_gguf", *words)
     assert "`ollama create tiny -f Modelfile` ended with exit code 1" in error[0]
     assert {"Modelfile", "out/tiny-F16.gguf"} <= set(files_under(tmp_path / "work"))
 
 
-def test_a_server_that_does_not_answer(server, monkeypatch) -> None:
+def ask(patience: float = 5.0) -> object:
+    server = Server.of("ollama:tiny")
+    with ServerClient(server, patience=patience, pauses=(), own_sampling=True) as client:
+        return ollama_answers._reply(client, [CAT], Decoding(max_new_tokens=4))
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        ({}, "status 500"),
+        ({"error": "model runner has stopped"}, "model runner has stopped"),
+        ({"message": {"role": "assistant"}, "done": True}, "no message with text"),
+        ({"message": {"content": None}, "done": True}, "no message with text"),
+    ],
+)
+def test_a_server_that_does_not_answer(reply, why, server) -> None:
+    server.chat = staticmethod(lambda body: reply)
+    with pytest.raises(ResourceError, match="Ollama created tiny and does not answer") as caught:
+        ask()
+    assert why in caught.value.why
+
+
+def test_a_server_that_answers_late(server, words, tmp_path, monkeypatch) -> None:
+    server.late = 0.5
     with pytest.raises(ResourceError, match="does not answer") as caught:
-        ollama.ask("tiny", [CAT])
-    assert "500" in caught.value.why
-    server.reply = {"error": "no message"}
-    with pytest.raises(ResourceError, match="does not answer"):
-        ollama.ask("tiny", [CAT])
-    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
-    with pytest.raises(ResourceError, match="127.0.0.1:9: Ollama created tiny"):
-        ollama.ask("tiny", [CAT])
+        ask(patience=0.1)
+    assert "silent for 0 s" in caught.value.why
+    monkeypatch.setattr(ollama, "_HELLO_SECONDS", 0.1)
+    install(tmp_path, monkeypatch)
+    refused(4, "no Ollama answers at http://127.0.0.1", "convert_to_gguf", *words)
 
 
 @pytest.mark.parametrize(

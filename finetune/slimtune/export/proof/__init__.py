@@ -4,6 +4,7 @@ This file is light: rows are read and rendered before the work, by scripts that 
 torch. `proving` runs the proof, `reference` asks the model, `verify` compares its file with that.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from slimtune import prompts
@@ -12,7 +13,9 @@ from slimtune.config import Config
 from slimtune.data.rows import beside, read_rows
 from slimtune.prompts import ChatMessage
 
-_ROWS = {"quick": 8, "full": 64, "off": 1}  # Ollama is asked one even where nothing is proven
+ANSWER_TOKENS = 48  # of the answers that are compared
+SERVED_ROWS = 8  # that a server is asked: Ollama too, even where nothing is proven
+_ROWS = {"quick": 8, "full": 64, "served": SERVED_ROWS, "off": SERVED_ROWS}
 
 # For models converted without prepared rows at hand; with digits, code, Chinese and an emoji.
 _PROMPTS = (
@@ -33,6 +36,11 @@ def proof_rows(config: Config, template: str) -> list[list[ChatMessage]]:
     for messages in rows:
         prompts.render(messages, template, bos_token="<s>", eos_token="</s>")
     return rows
+
+
+def asked(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """A conversation without its last answer."""
+    return list(messages[:-1] if messages[-1]["role"] == "assistant" else messages)
 
 
 def trained_in(config: Config) -> Path:

@@ -8,11 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from slimtune.config import Config
 from slimtune.console import SlimTuneError, near
 from slimtune.export.plan import ModelSource
 from slimtune.export.preflight import reference_precision
 from slimtune.export.proof.reference import Reference, build_reference
+from slimtune.export.proof.serving import Served, require_served
 from slimtune.export.proof.verify import verify
+from slimtune.inference.decoding import Decoding
 from slimtune.prompts import ChatMessage
 
 _log = logging.getLogger(__name__)
@@ -46,19 +49,33 @@ def prove(
     final: Path,
     quantization: str,
     reference: Reference,
-    adapter: Path | None = None,
+    config: Config,
     *,
+    adapter: Path | None = None,
+    chat_template: str | None = None,
     tolerance: float | None = None,
 ) -> dict[str, Any]:
-    """`{"proof": ...}` for the run's record; `adapter` is a file that llama.cpp puts on `written`.
+    """`{"proof": ...}` for the run's record; `adapter` is a file that llama.cpp puts on `written`,
+    `chat_template` what a server is started with in place of the file's own.
 
     `tolerance` is what the loss may rise by, in nats a token; None: by what the type may cost.
     Raises QualityError for a difference, ResourceError where llama.cpp hangs or lacks memory.
     """
     limits = {"tolerance": tolerance, "patience": _PATIENCE}
-    found = verify(written, reference, quantization, adapter=adapter, **limits)
+    proof = asdict(verify(written, reference, quantization, adapter=adapter, **limits))
+    if config.gguf.verify == "served":
+        decoding = Decoding.of(config.generation).within(reference.max_new_tokens)
+        served = require_served(
+            written,
+            reference,
+            decoding,
+            adapter=adapter,
+            chat_template=chat_template,
+            patience=_PATIENCE,
+        )
+        proof["served"] = asdict(served)
     failed_name(final).unlink(missing_ok=True)  # an earlier attempt's
-    return {"proof": asdict(found)}
+    return {"proof": proof}
 
 
 @contextmanager
@@ -89,9 +106,11 @@ def proof_lines(proof: dict[str, Any]) -> str:
     """The proof in one line."""
     found = proof["proof"]
     text = f"token ids equal on {found['prompts']} prompts and {found['texts']} hard texts"
+    served = f"; llama.cpp's server: {Served(**found['served']).words}" if "served" in found else ""
     if found["nll_gguf"] is None:
-        return text + "; no more than that and the end token, for lack of memory"
+        return text + "; no more than that and the end token, for lack of memory" + served
     before, after = found["nll_reference"], found["nll_gguf"]
     text += f"; loss per token {before:.4f} -> {after:.4f}"
     text += f"; same greedy text for {found['agreement']:.0%} of the tokens"
-    return text + f"; {found['stopped']} answers end, {found['stopping']} of the model's"
+    text += f"; {found['stopped']} answers end, {found['stopping']} of the model's"
+    return text + served

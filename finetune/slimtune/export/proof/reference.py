@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from slimtune import prompts
 from slimtune.export.plan import ModelSource, as_source, load_source
+from slimtune.export.proof import ANSWER_TOKENS, asked
 from slimtune.export.proof.hard_texts import hard_texts
 from slimtune.export.quant_types import Precision
 from slimtune.inference import guessing
@@ -21,8 +22,11 @@ from slimtune.prompts import IGNORED, ChatMessage
 
 @dataclass(frozen=True)
 class ProofRow:
-    """A conversation: its prompt as Ollama gets it, training's ids of it, the ids of its answer."""
+    """A conversation: what is `asked`, its prompt as Ollama gets it, training's ids of it, the ids
+    of its answer.
+    """
 
+    asked: Sequence[ChatMessage]
     text: str
     prompt: list[int]
     answer: list[int]
@@ -59,7 +63,7 @@ def build_reference(
     *,
     compared: int = 4,
     precision: Precision = "float32",
-    max_new_tokens: int = 48,
+    max_new_tokens: int = ANSWER_TOKENS,
 ) -> Reference:
     """Rows of all conversations, and the model's words on the first `compared`.
 
@@ -118,10 +122,10 @@ def _row(
     tokenizer: PreTrainedTokenizerFast, messages: Sequence[ChatMessage], template: str
 ) -> ProofRow:
     prompt = prompts.encode_prompt(tokenizer, messages, template)
-    answered = messages[-1]["role"] == "assistant"
-    asked = messages[:-1] if answered else messages
+    question = asked(messages)
+    answered = len(question) < len(messages)
     text = prompts.render(
-        asked,
+        question,
         template,
         bos_token=tokenizer.bos_token,
         eos_token=tokenizer.eos_token,
@@ -131,4 +135,4 @@ def _row(
     labels = encoded["labels"][len(prompt) :] if encoded else []
     answer = [token for token in labels if token != IGNORED]
     first = tokenizer.bos_token if prompts.puts_bos(tokenizer) else ""
-    return ProofRow(text.removeprefix(first), prompt, answer)
+    return ProofRow(question, text.removeprefix(first), prompt, answer)
