@@ -5,9 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from fake_ollama import AsOllamaDoes, FakeOllama, install, running, said
+from peft import LoraConfig, get_peft_model
 from running import files_under, refused, succeeds
 from tiny_folders import write_tiny_llama
+from transformers import AutoModelForCausalLM
 
 from slimtune import prompts
 from slimtune.console import ResourceError
@@ -81,6 +84,20 @@ def test_the_files_are_called_after_the_last_part_of_a_name(words, created, tmp_
     assert (tmp_path / "Modelfile.seen").read_text().startswith('FROM "./out/tiny-v1.2-F16.gguf"')
     assert "8 of 8 answers equal" in ran.out  # asked, though nothing else is proven
     assert ran.out.endswith("next:  ollama run me/tiny:v1.2\n")
+
+
+def test_an_adapter_is_created_with_its_base(words, created, tmp_path, taught) -> None:
+    """--ollama-create had no effect there; a base alone would answer otherwise."""
+    model = AutoModelForCausalLM.from_pretrained(taught, dtype=torch.float32)
+    torch.manual_seed(4)
+    lora = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(model, lora).save_pretrained("adapter")
+    words += ["--lora-model", "adapter", "--lora-as", "adapter", "--verify", "off"]
+    ran = succeeds("convert_to_gguf", *words)
+    text = (tmp_path / "Modelfile.seen").read_text(encoding="utf-8")
+    assert 'ADAPTER "./out/tiny-lora-F16.gguf"' in text
+    assert "ollama 0.33.0: 8 of 8 answers equal\n" in ran.out
+    assert ran.out.endswith("next:  ollama run tiny\n")
 
 
 def test_the_first_answer_that_differs_is_told_with_its_cause(

@@ -94,6 +94,29 @@ def test_ollama_gets_every_part_by_its_own_api_and_may_cut_nothing(ollama):
     assert body["options"] == told | {"num_predict": 12, "repeat_penalty": 1.1}
 
 
+@pytest.mark.parametrize("name", ["server", "ollama"])
+@pytest.mark.parametrize("decoding", [GREEDY, DRAWN])
+def test_sampling_can_be_left_to_the_server(name, decoding, request):
+    """Only the longest answer is said, and with what seed to draw where that is meant."""
+    running = request.getfixturevalue(name)
+    answer(running, decoding, own_sampling=True)
+    (body,) = running.asked
+    known = {"model", "messages", "stream", "stream_options", "truncate", "shift", "options"}
+    told = {key: value for key, value in body.items() if key not in known}
+    longest = {"num_predict" if running.ollama else "max_tokens": 12}
+    drawn = {} if decoding.greedy else {"seed": 7}
+    assert body.get("options", {}) | told == longest | drawn
+
+
+def test_the_tokens_of_the_prompt_are_what_the_server_counts(server, ollama):
+    whole = {"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}]}
+    server.next.append(Said(text=json.dumps(whole | {"usage": {"prompt_tokens": 29}})))
+    line = {"message": {"content": "Hi"}, "done": True, "prompt_eval_count": 29}
+    ollama.next.append(Said(text=json.dumps(line), kind=LINES))
+    assert answer(server).prompt_tokens == answer(ollama).prompt_tokens == 29
+    assert answer(ollama).prompt_tokens is None
+
+
 def test_a_server_that_streams_nothing_answers_at_once(server):
     whole = {"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}]}
     server.next.append(Said(text=json.dumps(whole | {"usage": {"completion_tokens": 3}})))
