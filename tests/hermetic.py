@@ -21,6 +21,8 @@ import pytest
 
 _SLOW, _OTHER = 10.0, 0.2  # seconds that a test marked slow takes, and one that is not
 _MEMORY = 2_500_000_000  # bytes that a process holds at most, its children included
+_MANY = 50  # modules that are worth another search of everything
+_frozen = [0]  # how many modules there were, each time
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,11 +40,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
+    _freeze_imports()
+
+
+def pytest_runtest_logfinish() -> None:
+    """What a test was the first to want: transformers imports most of itself only then."""
+    if len(sys.modules) > _frozen[-1] + _MANY:
+        _freeze_imports()
+
+
+def _freeze_imports() -> None:
     """Takes what is imported by now out of the garbage collector, which would search it again and
-    again: a third of a second each time with torch and transformers in memory.
+    again: a third of a second each time with torch and transformers in memory, and each training
+    collects three times.
     """
     gc.collect()
     gc.freeze()
+    _frozen.append(len(sys.modules))
 
 
 @pytest.hookimpl(optionalhook=True)

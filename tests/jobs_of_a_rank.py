@@ -51,7 +51,9 @@ def fork(folder: Path, rank: int, environment: Mapping[str, str]) -> int:
         os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
         from accelerate.state import AcceleratorState, GradientState
+        from running import settle_torch
 
+        settle_torch()
         AcceleratorState._reset_state(reset_partial_state=True)  # it believes to be alone
         GradientState._reset_state()
         do_all(folder)

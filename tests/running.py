@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from unittest.mock import patch
 
@@ -45,9 +47,27 @@ def run(script: str, *arguments: object, stdin: str = "") -> Ran:
         patch.object(sys, "stdin", typed),
         patch.object(sys, "argv", [module.__file__, *words]),
         patch("slimtune.script.leave_out_unused"),  # the next run in this process may want it
+        small_pictures(),
     ):
         code = _run(module.main, module.__doc__, words)
     return Ran(int(code), out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def small_pictures() -> Iterator[None]:
+    """Within, matplotlib draws few pixels and looks for no margins: 0.1 s in place of 0.3, and most
+    runs draw. Tests of the pictures themselves call what draws them.
+    """
+    from matplotlib.figure import Figure
+
+    save = Figure.savefig
+
+    def small(figure: Figure, file: object, **options: object) -> None:
+        figure.set_layout_engine("none")
+        save(figure, file, **options | {"dpi": 20})
+
+    with patch.object(Figure, "savefig", small):
+        yield
 
 
 @contextmanager
@@ -55,8 +75,7 @@ def compared_here() -> Iterator[None]:
     """Within, a comparison asks its models in this process and times each once.
 
     A child process for each model would import torch again, four seconds, and a speed is the
-    median of fifteen runs. tests/library/evaluation/test_comparison.py and
-    test_each_model_has_a_process_of_its_own do it as users do.
+    median of fifteen runs. tests/library/evaluation/test_comparison.py does it as users do.
     """
     from slimtune.evaluation import comparison
     from slimtune.inference import generation
@@ -64,6 +83,32 @@ def compared_here() -> Iterator[None]:
     here = patch.object(comparison, "_in_child", comparison._here)
     with here, patch.object(generation, "SPEED_RUNS", 1):
         yield
+
+
+@contextmanager
+def compared_in_forks() -> Iterator[None]:
+    """Within, each model of a comparison has a fork of this process for its own.
+
+    Users get a spawned one, which imports torch and transformers first, seven seconds each; that is
+    what test_children_find_what_this_process_finds starts.
+    """
+    from slimtune.evaluation import comparison
+
+    def forks(workers: int, context: object, **_: object) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(workers, get_context("fork"), initializer=settle_torch)
+
+    with patch.object(comparison, "ProcessPoolExecutor", forks):
+        yield
+
+
+def settle_torch() -> None:
+    """For a process that was just forked: torch makes its pool of threads again at the first call,
+    and two of the threads in which transformers loads weights may both be first: "Invalid thread
+    pool!".
+    """
+    import torch  # not above: the process that hands out the tests needs none
+
+    torch.set_num_threads(torch.get_num_threads())
 
 
 def imported_by(script: str, *arguments: object) -> set[str]:
@@ -91,11 +136,7 @@ def killed(place: str, when: Callable[..., bool], script: str, *arguments: objec
     child = os.fork()
     if child == 0:
         try:
-            # torch makes its pool of threads again at the first call after a fork, and two of the
-            # threads in which transformers loads weights may both be first: "Invalid thread pool!".
-            import torch  # not above: the process that hands out the tests needs none
-
-            torch.set_num_threads(torch.get_num_threads())
+            settle_torch()
             with patch(place, _deadly(pkgutil.resolve_name(place), when)):
                 ran = run(script, *arguments)
             os.write(2, f"exit {ran.code}\n{ran.err}".encode())  # it should not have come here

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from running import another_run_writing, files_under, leaves_nothing, refused, succeeds
+from running import (
+    another_run_writing,
+    compared_in_forks,
+    files_under,
+    leaves_nothing,
+    refused,
+    succeeds,
+)
 from tiny_folders import write_tiny_llama
 from tiny_ggufs import put_into_ollama
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -31,7 +38,7 @@ def exact(metrics_file: Path) -> dict[str, float]:
 
 @pytest.mark.usefixtures("in_process")
 class TestComparison:
-    def test_flags_only(self, project, rows, adapter, tmp_path, monkeypatch) -> None:
+    def test_flags_only(self, project, rows, adapter, merged, tmp_path, monkeypatch) -> None:
         monkeypatch.chdir(tmp_path)
         ran = succeeds(
             *("evaluate_model", "--base-model", project / "base", "--lora-model", adapter),
@@ -41,10 +48,7 @@ class TestComparison:
         assert "wrote  evaluation_results.csv\n" in ran.out
         assert "wrote  training_report.md\n" in ran.out
         assert "wrote  report.html\n" in ran.out
-        # The adapter has a merged model beside it once another test has made it.
-        merged = (adapter.parent / "merged_model").is_dir()
-        next_ = "convert_to_gguf.py --model-path" if merged else "evaluate_model.py --merge"
-        assert f"next:  python finetune/{next_}" in ran.out
+        assert f"next:  python finetune/convert_to_gguf.py --model-path {merged}" in ran.out
         assert re.search(r"^\s*base +0\.0", ran.out, re.M)
         assert re.search(r"^\s*fine-tuned +100\.0 +better", ran.out, re.M)
         names = {f"evaluation_results{end}" for end in (".csv", "_metrics.json", "_run.json")}
@@ -182,9 +186,10 @@ class TestComparison:
 
 
 def test_each_model_has_a_process_of_its_own(settings, adapter, tmp_path) -> None:
-    """As users run it: no model's memory counts for another."""
+    """No model's memory counts for another; answers and measures come back from there."""
     flags = ("--max-rows", 3, "--output", tmp_path / "r.csv")
-    succeeds("evaluate_model", *settings, *flags)
+    with compared_in_forks():
+        succeeds("evaluate_model", *settings, *flags)
     scores = exact(tmp_path / "r_metrics.json")
     assert scores["base"] < 10 and scores["fine-tuned"] == 100
 
