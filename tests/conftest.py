@@ -2,17 +2,19 @@
 
     config.yaml  base/  raw.json  ->  rows/  ->  tuned/lora_adapter  ->  tuned/merged_model  -> ...
 
-Tests only read it and write into folders of their own. Every test process has one: nothing is
-shared between them, so any part of the suite runs alone, in any order and in any number of
-processes (hermetic.py holds the tests to that).
+Tests only read it and write into folders of their own. A stage takes up to ten seconds, so all test
+processes of a run have one project: the first that wants a stage makes it while the others wait.
+Any part of the suite still runs alone, in any order and in any number of processes (hermetic.py
+holds the tests to that, and `project` that nobody else has written into it).
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from running import compared_here, succeeds
 from tiny_rows import TOLD, raw_rows
 
@@ -41,17 +43,51 @@ gguf: {model_path: tuned/merged_model, output_dir: gguf, model_name: tiny, quant
 """
 
 
+# What the fixtures below leave in the project's folder; `cache` is distillation's.
+STAGES = {"rows", "tuned", "pruned", "distilled", "cache", "gguf"}
+GIVEN = {"config.yaml", "raw.json", "text.txt", "base"}
+
+
 @pytest.fixture(scope="session")
-def project(tmp_path_factory) -> Path:
+def once(tmp_path_factory) -> Callable[[str, Callable[[], object]], None]:
+    """`once(name, make)` calls `make` in the first test process that wants it, and only there."""
+    shared = shared_folder(tmp_path_factory)
+
+    def made(name: str, make: Callable[[], object]) -> None:
+        done = shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                make()
+                done.touch()
+
+    return made
+
+
+def shared_folder(tmp_path_factory) -> Path:
+    """The temporary folder of this run; each of xdist's processes has its own below it."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory, once) -> Iterator[Path]:
     """A folder with config.yaml, a random base model, raw rows and plain text."""
-    folder = tmp_path_factory.mktemp("project")
+    folder = shared_folder(tmp_path_factory) / "project"
+    once("project", lambda: write_project(folder))
+    yield folder
+    found = {path.name for path in folder.glob("[!.]*")}
+    assert found <= GIVEN | STAGES, "a test has written into the project that all tests read"
+    assert len(list(folder.glob("cache/[!.]*"))) <= 1, "a test has filled the project's cache"
+
+
+def write_project(folder: Path) -> None:
+    from tiny_folders import write_tiny_llama
+
+    folder.mkdir()
     (folder / "config.yaml").write_text(SETTINGS, encoding="utf-8")
     (folder / "raw.json").write_text(json.dumps(raw_rows(), ensure_ascii=False), "utf-8")
     (folder / "text.txt").write_text("\n".join(TOLD.values()) + "\n", encoding="utf-8")
-    from tiny_folders import write_tiny_llama
-
     write_tiny_llama(folder / "base", hidden=64)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -68,36 +104,36 @@ def in_process() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def rows(project, settings) -> Path:
-    succeeds("prepare_data", *settings)
+def rows(project, settings, once) -> Path:
+    once("rows", lambda: succeeds("prepare_data", *settings))
     return project / "rows"
 
 
 @pytest.fixture(scope="session")
-def adapter(project, settings, rows) -> Path:
-    succeeds("train_lora", *settings)
+def adapter(project, settings, rows, once) -> Path:
+    once("adapter", lambda: succeeds("train_lora", *settings))
     return project / "tuned" / "lora_adapter"
 
 
 @pytest.fixture(scope="session")
-def merged(project, settings, adapter) -> Path:
-    succeeds("evaluate_model", *settings, "--merge")
+def merged(project, settings, adapter, once) -> Path:
+    once("merged", lambda: succeeds("evaluate_model", *settings, "--merge"))
     return project / "tuned" / "merged_model"
 
 
 @pytest.fixture(scope="session")
-def pruned(project, settings, merged) -> Path:
-    succeeds("model_pruning", *settings)
+def pruned(project, settings, merged, once) -> Path:
+    once("pruned", lambda: succeeds("model_pruning", *settings))
     return project / "pruned"
 
 
 @pytest.fixture(scope="session")
-def distilled(project, settings, pruned) -> Path:
-    succeeds("knowledge_distillation", *settings)
+def distilled(project, settings, pruned, once) -> Path:
+    once("distilled", lambda: succeeds("knowledge_distillation", *settings))
     return project / "distilled"
 
 
 @pytest.fixture(scope="session")
-def gguf(project, settings, merged) -> Path:
-    succeeds("convert_to_gguf", *settings)
+def gguf(project, settings, merged, once) -> Path:
+    once("gguf", lambda: succeeds("convert_to_gguf", *settings))
     return project / "gguf" / "tiny-F16.gguf"

@@ -19,16 +19,18 @@ ENDS: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.fixture(scope="module")
-def finished(project, distilled, gguf, pruned) -> Path:
-    """The project with what every script writes; of the combined run, its first stage."""
-    shutil.copytree(pruned, project / "small" / "pruned")
-    yield project
-    shutil.rmtree(project / "small")
+def finished(project, distilled, gguf, pruned, tmp_path_factory) -> Path:
+    """A copy of the project with what every script writes; of the combined run, its first stage."""
+    folder = tmp_path_factory.mktemp("finished") / "project"
+    shutil.copytree(project, folder)
+    shutil.copytree(pruned, folder / "small" / "pruned")
+    return folder
 
 
 @pytest.mark.parametrize("script", ENDS)
-def test_finished_output_is_no_obstacle(script, finished, settings, tmp_path, monkeypatch) -> None:
+def test_finished_output_is_no_obstacle(script, finished, monkeypatch) -> None:
     flags, output = ENDS[script]
+    settings = ("--config", finished / "config.yaml")
     monkeypatch.chdir(finished)
     before = files_under(finished)
     refused(2, "--overwrite", script, *settings, *flags)

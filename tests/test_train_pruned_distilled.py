@@ -28,10 +28,12 @@ STAGES = ("pruned", "teacher_cache", "distilled", "lora_adapter", "final")
 
 
 @pytest.fixture(scope="module")
-def small(project, settings, merged) -> Path:
+def small(settings, distilled, tmp_path_factory) -> Path:
+    """Its teacher has been asked already: the cache is the one that made `distilled`."""
+    folder = tmp_path_factory.mktemp("small")
     with compared_here():
-        succeeds("train_pruned_distilled", *settings)
-    return project / "small"
+        succeeds("train_pruned_distilled", *settings, "--output-dir", folder)
+    return folder
 
 
 def records(folder: Path) -> dict[str, dict]:
@@ -150,7 +152,7 @@ def test_a_dry_run_asks_both_stopped_trainings_whether_they_would_go_on(
     assert asked == ["distilled_checkpoints", "checkpoints"]
 
 
-def test_a_stopped_run_goes_on_at_that_stage(settings, merged, tmp_path, monkeypatch) -> None:
+def test_a_stopped_run_goes_on_at_that_stage(settings, distilled, tmp_path, monkeypatch) -> None:
     def stop(*args, **kwargs) -> None:
         raise KeyboardInterrupt
 
@@ -172,7 +174,7 @@ def test_a_stopped_run_goes_on_at_that_stage(settings, merged, tmp_path, monkeyp
 def test_a_card_that_fails_costs_no_finished_run(settings, small, monkeypatch, caplog) -> None:
     before = (small / "card.md").read_text(encoding="utf-8")
     monkeypatch.setattr("train_pruned_distilled.cost_rows", lambda _: 1 / 0)
-    ran = succeeds("train_pruned_distilled", *settings, "--resume")
+    ran = succeeds("train_pruned_distilled", *settings, "--output-dir", small, "--resume")
     assert "card.md is left out (ZeroDivisionError" in caplog.text
     assert "convert_to_gguf.py" in ran.out.splitlines()[-1]
     assert (small / "card.md").read_text(encoding="utf-8") == before

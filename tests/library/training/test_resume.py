@@ -270,7 +270,7 @@ def test_the_whole_path_killed_in_a_training_stage(stage, settings, small_path, 
 
 
 @pytest.fixture(scope="module")
-def small_path(settings, merged, tmp_path_factory) -> tuple[tuple, Path]:
+def small_path(settings, distilled, tmp_path_factory) -> tuple[tuple, Path]:
     """The words of a whole path with several saves a stage, and what it ends with."""
     words = ("train_pruned_distilled", *settings, "--evaluations-per-epoch", "2", "--epochs", "2")
     words += ("--stages", "prune,cache,distil,lora,merge")  # the comparison takes the most time

@@ -33,14 +33,13 @@ def settings_for(folder: Path, rows: Path, gguf: Path) -> tuple[str, Path]:
 
 
 @pytest.mark.parametrize("script", FLAGS)
-def test_a_broken_file_ends_in_exit_3_before_anything_is_written(
-    script, settings, rows, tmp_path
-) -> None:
+def test_a_broken_file_ends_in_exit_3_before_anything_is_written(script, rows, tmp_path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes([3, 0, 0, 0]) + b"\xff" * 16)
-    before = files_under(settings[1].parent)
+    settings = settings_for(tmp_path, rows, tmp_path / "x.gguf")
+    before = files_under(tmp_path)
     error = refused(3, "damaged", script, *settings, FLAGS[script], tmp_path / "x.gguf")
     assert "x.gguf" in str(error)
-    assert files_under(settings[1].parent) == before
+    assert files_under(tmp_path) == before
 
 
 @pytest.mark.parametrize("script", FLAGS)
