@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from filelock import FileLock
@@ -41,6 +42,28 @@ evaluation: {lora_model: tuned/lora_adapter, output: evaluation/results.csv}
 gguf: {model_path: tuned/merged_model, output_dir: gguf, model_name: tiny, quantization: F16,
        verify: quick}
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def started_by_users() -> Iterator[Callable[..., object]]:
+    """llama.cpp's processes are forks of one (llama_starts.py); here is what starts them else."""
+    from llama_starts import Server
+
+    from slimtune.inference import llama_child
+
+    server, usual = Server(), llama_child._start
+    with patch.object(llama_child, "_start", server.start if hasattr(os, "fork") else usual):
+        yield usual
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def llama_cpp_as_users_start_it(started_by_users) -> Iterator[None]:
+    """A Python of its own for each of llama.cpp's processes, as everywhere but in the tests."""
+    from slimtune.inference import llama_child
+
+    with patch.object(llama_child, "_start", started_by_users):
+        yield
 
 
 # What the fixtures below leave in the project's folder; `cache` is distillation's.

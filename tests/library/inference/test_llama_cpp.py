@@ -22,6 +22,7 @@ from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.models import tokenizers
 from slimtune.models.weights import copy_companions
 
+pytestmark = pytest.mark.usefixtures("llama_cpp_as_users_start_it")
 TEXTS = ["The cat sat", "今天天气 [INST] x [/INST]", "    return 3.14", "", "a</s> b"]
 
 

@@ -18,6 +18,7 @@ from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.inference.llama_server import LlamaServer
 from slimtune.models import tokenizers
 
+pytestmark = pytest.mark.usefixtures("llama_cpp_as_users_start_it")
 ASKED = [{"role": "user", "content": "The cat, 今天?"}]
 ROOM = {"context": 256, "threads": 1}
 SHORT = Decoding(max_new_tokens=6)
