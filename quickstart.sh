@@ -63,7 +63,7 @@ models=models/finetuned/merged_model,models/pruned,models/distilled,models/prune
 models=$models,models/gguf/slimtune-sample-Q4_K_M.gguf
 step models/evaluation/evaluation_results.csv python finetune/evaluate_model.py --models "$models"
 
-printf '\ndone in %d min %d s; the report: models/evaluation/training_report.md\n' \
+printf '\ndone in %d min %d s; the report: models/evaluation/report.html\n' \
   $((SECONDS / 60)) $((SECONDS % 60))
 cat <<'END'
 

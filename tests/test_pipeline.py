@@ -23,6 +23,7 @@ from slimtune.export.quant_types import TIE
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.models import tokenizers
+from slimtune.report.words import LANGUAGES
 
 pytestmark = pytest.mark.slow
 
@@ -193,8 +194,8 @@ def test_the_comparison_tells_the_models_apart(project) -> None:
 @pytest.mark.parametrize("stage", ["train_lora", "merge", "model_pruning", "convert_to_gguf"])
 def test_the_report_tells_of_every_stage(project, stage) -> None:
     report = (project / "evaluation/training_report.md").read_text("utf-8")
-    assert f"| `{stage}` |" in report
-    assert not re.search(r"\$\{?[a-z]", report.split("## Samples")[0])
+    assert f"<details><summary>{LANGUAGES['en'].stage_titles[stage]}" in report
+    assert not re.search(r"\$\{?[a-z]", report.split("## Questions")[0])
 
 
 def test_every_output_names_what_it_was_made_from(project) -> None:

@@ -23,7 +23,8 @@ from slimtune.evaluation import candidates, comparison, outputs
 from slimtune.evaluation.answer_room import with_answer_room
 from slimtune.inference.answers import Candidate
 from slimtune.models.positions import within_positions
-from slimtune.report import training_report
+from slimtune.report.page import render_page
+from slimtune.report.training_report import Found, render_report
 from slimtune.report.words import sentence
 
 _log = logging.getLogger(__name__)
@@ -112,10 +113,9 @@ def compare_models(config: Config) -> Closing:
         metrics = outputs.metrics_of(found)
         stage.metrics.update(metrics)
         runs = lineage(*map(Path, inputs)) | {stage.name: stage.record()}
-        adapter, language = config.evaluation.lora_model, config.evaluation.language
-        report, page = training_report.reports(metrics, runs, adapter, language)
-        write_text(stage.folder / REPORT, report)
-        write_text(stage.folder / PAGE, page)
+        told, language = Found.of(metrics, runs), config.evaluation.language
+        write_text(stage.folder / REPORT, render_report(told, language))
+        write_text(stage.folder / PAGE, render_page(told, language))
     shutil.rmtree(kept, ignore_errors=True)
     told = [sentence(one) for one in found.cautions]
     table = outputs.comparison_table(found, language)

@@ -4,15 +4,18 @@ import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from slimtune.artifacts.files import write_json
+from slimtune.evaluation.bootstrap import SEED
 from slimtune.evaluation.comparison import Comparison
 from slimtune.inference.answers import Outcome
 from slimtune.report.measure_table import MEASURES, value_of
+from slimtune.report.standing import best
 from slimtune.report.words import LANGUAGES
 
-WORST_SAMPLES = 12
+WORST_SAMPLES, RANDOM_SAMPLES = 12, 3
 
 # Spreadsheets run a cell that starts like this; a plain number is harmless. Full-width forms count.
 _FORMULA = re.compile(r"\s*[=+\-@＝＋－＠\t\r]")
@@ -44,15 +47,21 @@ def metrics_of(comparison: Comparison) -> dict[str, Any]:
         "models": comparison.measures,
         "cautions": comparison.cautions,
         "samples": [_sample(comparison, row) for row in worst_rows(comparison)],
+        "random_samples": [_sample(comparison, row) for row in random_rows(comparison)],
     }
 
 
 def worst_rows(comparison: Comparison, count: int = WORST_SAMPLES) -> list[int]:
     """The rows where the best model after the baseline fares worst (ROUGE-L), worst first."""
-    others = range(min(1, len(comparison.labels) - 1), len(comparison.labels))
-    shown = max(others, key=lambda m: comparison.measures[m]["rouge_l"]["score"])
+    shown = comparison.labels.index(best(comparison.measures)["label"])
     scores = [row["rouge_l"] for row in comparison.scores[shown]]
     return sorted(range(len(scores)), key=lambda row: scores[row])[:count]
+
+
+def random_rows(comparison: Comparison, count: int = RANDOM_SAMPLES) -> list[int]:
+    """Rows drawn by chance, the same ones each time, in their order."""
+    rows = range(len(comparison.questions))
+    return sorted(Random(SEED).sample(rows, min(count, len(rows))))
 
 
 def comparison_table(
@@ -142,6 +151,10 @@ def _sample(comparison: Comparison, number: int) -> dict[str, Any]:
         "answers": answers,
         "scores": {
             label: scores[number]["rouge_l"]
+            for label, scores in zip(comparison.labels, comparison.scores, strict=True)
+        },
+        "right": {
+            label: scores[number]["exact_match"]
             for label, scores in zip(comparison.labels, comparison.scores, strict=True)
         },
     }

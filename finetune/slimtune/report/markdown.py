@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$#!])")
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
 _LONGEST = 400
 
 
@@ -16,7 +16,7 @@ def plain(text: str, longest: int = _LONGEST) -> str:
     it is cut with an ellipsis.
     """
     shown = text if len(text) <= longest else text[:longest] + "…"
-    shown = _CONTROL.sub("\ufffd", shown)
+    shown = CONTROL.sub("\ufffd", shown)
     escaped = _SPECIAL.sub(r"\\\1", html.escape(shown, quote=False))
     unlinked = escaped.replace("://", "&#58;//").replace("www.", "www&#46;")
     return "<br>".join(line.strip() for line in unlinked.strip().splitlines())
@@ -34,3 +34,8 @@ def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str
     """A table whose first column is text and whose others are figures; cells come escaped."""
     rule = ["---", *("---:" for _ in headers[1:])]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [headers, rule, *rows])
+
+
+def anchor(heading: str) -> str:
+    """The name under which a heading is linked to: GitHub's, lower case and dashes."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")

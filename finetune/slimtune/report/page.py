@@ -1,54 +1,52 @@
-"""report.html: the same report as one self-contained page, with plots; it asks nothing of the net.
+"""report.html: the report as one self-contained page with pictures; it asks nothing of the net.
 
 The blocks are those of the Markdown report, already inert; a content security policy forbids
-scripts and every request on top of that. Plots are inline SVG, whose labels the browser writes:
+scripts and every request on top of that. Pictures are inline SVG, whose labels the browser writes:
 matplotlib has no Chinese glyphs and would draw a row of boxes.
 """
 
 import re
-from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from markdown_it import MarkdownIt
 
-from slimtune.report import training_report
-from slimtune.report.measure_table import MEASURES, Group, names_of, value_of
+from slimtune.report import bars, shown_rows, tables
+from slimtune.report.loss_picture import loss_picture
+from slimtune.report.markdown import anchor
+from slimtune.report.measure_table import MEASURES, Group, names_of
+from slimtune.report.size_picture import size_picture
+from slimtune.report.training_report import Found, report_places, report_template
 from slimtune.report.words import LANGUAGES, Words
 
 _STYLE = Path(__file__).with_name("page.css")
 _CODES = {"en": "en", "zh": "zh-CN"}
 _PLACE = re.compile(r"<p>(\$\{\w+\})</p>")
+_SECTION = re.compile(r"<h2>(.*?)</h2>")
 _SIGN = re.compile("[▲▼](?=</td>)")
 _CLASSES = {"▲": "better", "▼": "worse"}
 
 
-def render_page(
-    lineage: Mapping[str, Mapping[str, Any]],
-    metrics: Mapping[str, Any],
-    *,
-    language: str = "en",
-    curve: Sequence[Mapping[str, float]] = (),
-) -> str:
-    """The whole page; the arguments are those of `report_places`."""
+def render_page(found: Found, language: str = "en") -> str:
+    """The whole page."""
     words = LANGUAGES[language]
     convert = MarkdownIt("commonmark", {"html": True}).enable("table").render
-    places = training_report.report_places(lineage, metrics, language=language, curve=curve)
-    blocks = {place: convert(block) for place, block in places.items()}
-    blocks["comparison"] = _bars_of("quality", metrics, words) + _coloured(blocks["comparison"])
-    blocks["cost"] = _bars_of("cost", metrics, words) + blocks["cost"]
-    blocks["training"] += _curve(curve, words)
-    template = training_report.report_template(language)
+    places = report_places(found, language)
+    blocks = {place: _scrolling(convert(block)) for place, block in places.items()}
+    blocks |= _drawn(found, blocks, words)
+    template = report_template(language)
     # The template is turned into HTML first: no text of a row is ever read as a place.
-    template.template = _PLACE.sub(r"<section>\1</section>", convert(template.template))
-    title = re.search(r"<h1>(.*?)</h1>", template.template)
-    return _PAGE.format(
+    body = _PLACE.sub(r"\1", _scrolling(convert(template.template)))
+    head, rest = body.split("${contents}")
+    title = re.search(r"<h1>(.*?)</h1>", head)
+    template.template = _PAGE.format(
         language=_CODES[language],
         title=escape(title[1] if title else ""),
-        style=_STYLE.read_text(encoding="utf-8"),
-        body=template.substitute(blocks),
+        head=head,
+        contents=words.contents,
+        sections=_SECTION.sub(_opened, rest).strip().removeprefix("</section>"),
     )
+    return template.substitute(blocks, style=_STYLE.read_text(encoding="utf-8"))
 
 
 _PAGE = """\
@@ -58,44 +56,77 @@ _PAGE = """\
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>{title}</title>
 <style>
-{style}</style>
+${{style}}</style>
 </head>
 <body>
-{body}</body>
+<header>
+{head}</header>
+<nav aria-label="{contents}">
+${{contents}}</nav>
+<main>
+{sections}</section>
+</main>
+</body>
 </html>
 """
 
 
-def _bars_of(group: Group, metrics: Mapping[str, Any], words: Words) -> str:
-    """The plots of a group: of each measure that the table wants drawn."""
-    plotted = [name for name in names_of(group) if MEASURES[name].plot]
-    return "".join(_measure_bars(metrics["models"], name, words) for name in plotted)
+def _opened(heading: re.Match[str]) -> str:
+    """A heading as the beginning of a section that the contents link to."""
+    return f'</section>\n<section id="{anchor(heading[1])}">\n{heading[0]}'
 
 
-def _measure_bars(models: Sequence[Mapping[str, Any]], name: str, words: Words) -> str:
-    """A bar for each model that has the measure, with its interval where it was judged."""
-    measure = MEASURES[name]
-    rows = []
-    for model in models:
-        value = value_of(model, name)
-        if value is None:
-            continue
-        judged = model[name] if measure.group == "quality" else None
-        interval = (judged["low"], judged["high"]) if judged else None
-        rows.append(Bar(model["label"], value, interval, measure.written(value)))
-    return bar_chart(measure.title(words.language), rows) if rows else ""
-
-
-def _curve(curve: Sequence[Mapping[str, float]], words: Words) -> str:
-    _, *names = words.curve
-    lines = {
-        name: [(entry["step"], entry[key]) for entry in curve if key in entry]
-        for name, key in zip(names, ("loss", "eval_loss"), strict=True)
+def _drawn(found: Found, blocks: dict[str, str], words: Words) -> dict[str, str]:
+    """The places that are pictures here, with the figures of the Markdown report folded beneath."""
+    metrics, models = found.metrics, found.metrics["models"]
+    losses = [loss_picture(label, lines, words) for label, lines in found.histories.items()]
+    return {
+        "verdict": _verdict(found, words),
+        "sizes": size_picture(models, words) + _folded(words.as_table, _figures(blocks["sizes"])),
+        "steps": bars.step_bars(models, found.steps, words) if found.steps else blocks["steps"],
+        "samples": shown_rows.rows_html(metrics, words),
+        "losses": "".join(losses) + _folded(words.as_table, blocks["losses"])
+        if losses
+        else blocks["losses"],
+        "comparison": _figures(_coloured(blocks["comparison"])) + _charts(found, "quality", words),
+        "cost": _figures(blocks["cost"]) + _charts(found, "cost", words),
     }
-    drawn = {name: line for name, line in lines.items() if line}
-    return line_chart(", ".join(drawn), drawn) if drawn else ""
+
+
+def _verdict(found: Found, words: Words) -> str:
+    """Its three lines, each beside the figure that a glance must catch."""
+    told = MarkdownIt("commonmark").renderInline
+    lines = [
+        f'<p class="{bars.KINDS.get(line.kind, "same")}"><strong>{escape(line.figure)}</strong> '
+        f"<span>{told(line.sentence)}</span></p>"
+        for line in tables.verdict_lines(found.metrics, words)
+    ]
+    return f'<div class="verdict">{"".join(lines)}</div>\n'
+
+
+def _charts(found: Found, group: Group, words: Words) -> str:
+    """The bars of a group: of each measure that the table wants drawn."""
+    plotted = [name for name in names_of(group) if MEASURES[name].plot]
+    drawn = (bars.measure_bars(found.metrics["models"], name, words) for name in plotted)
+    return f'<div class="charts">{"".join(drawn)}</div>\n'
+
+
+def _figures(block: str) -> str:
+    """A block whose tables hold nothing but figures: none of them is broken."""
+    return f'<div class="figures">\n{block}</div>\n'
+
+
+def _folded(title: str, block: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>\n{block}</details>\n"
+
+
+def _scrolling(block: str) -> str:
+    """Each table in a frame of its own: it scrolls, its first column and the page stay."""
+    framed = block.replace("<table>", '<div class="table"><table>')
+    return framed.replace("</table>", "</table></div>")
 
 
 def _coloured(block: str) -> str:
@@ -105,86 +136,3 @@ def _coloured(block: str) -> str:
         return f'<b class="{_CLASSES[sign[0]]}">{sign[0]}</b>'
 
     return _SIGN.sub(coloured, block)
-
-
-_WIDTH, _LABELS, _FIGURES = 760, 210, 110
-_ROW, _BAR = 30, 16
-_HEIGHT, _LEFT, _BOTTOM = 240, 56, 34
-
-
-class Bar(NamedTuple):
-    """One model's value, its interval (None without one), and how it is written."""
-
-    label: str
-    value: float
-    interval: tuple[float, float] | None
-    written: str
-
-
-def bar_chart(title: str, rows: Sequence[Bar]) -> str:
-    """Horizontal bars from 0, with whiskers for intervals."""
-    ends = [max(bar.value, *(bar.interval or (0.0,))) for bar in rows]
-    scale = (_WIDTH - _LABELS - _FIGURES) / (max(ends) or 1.0)
-    drawn = [_bar(bar, place * _ROW, scale) for place, bar in enumerate(rows)]
-    return _svg(title, _ROW * len(rows), "".join(drawn))
-
-
-def line_chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Lines through (step, loss) points, one class of line a series, with a legend."""
-    points = [point for line in series.values() for point in line]
-    (left, right), (low, high) = (_range([point[axis] for point in points]) for axis in (0, 1))
-    across = (_WIDTH - _LEFT - 12) / (right - left)
-    down = (_HEIGHT - _BOTTOM - 16) / (high - low)
-
-    def place(point: tuple[float, float]) -> str:
-        return f"{_LEFT + (point[0] - left) * across:.1f},{12 + (high - point[1]) * down:.1f}"
-
-    parts = [_text(_LEFT - 8, 12 + (high - value) * down + 4, f"{value:.3g}", "end")
-             for value in (low, (low + high) / 2, high)]  # fmt: skip
-    parts += [_text(_LEFT + (step - left) * across, _HEIGHT - 12, f"{step:.0f}", "middle")
-              for step in (left, (left + right) / 2, right)]  # fmt: skip
-    for number, (name, line) in enumerate(series.items()):
-        path = " ".join(map(place, line))
-        parts.append(f'<polyline class="line{number}" points="{path}"/>')
-        parts += [f'<circle class="dot{number}" r="2.5" cx="{x}" cy="{y}"/>'
-                  for x, y in (place(point).split(",") for point in line)]  # fmt: skip
-        parts.append(
-            f'<g class="name{number}">{_text(_WIDTH - 12, 24 + 20 * number, name, "end")}</g>'
-        )
-    return _svg(title, _HEIGHT, "".join(parts))
-
-
-def _bar(bar: Bar, top: int, scale: float) -> str:
-    middle, width = top + _ROW / 2, bar.value * scale
-    parts = [
-        _text(_LABELS - 10, middle + 4, _fitted(bar.label), "end"),
-        f'<rect class="bar" x="{_LABELS}" y="{middle - _BAR / 2}" height="{_BAR}" '
-        f'width="{width:.1f}"/>',
-    ]
-    end = bar.value
-    if bar.interval:
-        low, high = (_LABELS + one * scale for one in bar.interval)
-        parts.append(
-            f'<path class="whisker" d="M{low:.1f} {middle}H{high:.1f}'
-            f'M{low:.1f} {middle - 5}v10M{high:.1f} {middle - 5}v10"/>'
-        )
-        end = max(end, bar.interval[1])
-    return "".join([*parts, _text(_LABELS + end * scale + 8, middle + 4, bar.written, "start")])
-
-
-def _fitted(label: str, longest: int = 26) -> str:
-    return label if len(label) <= longest else f"{label[: longest - 1]}…"
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _svg(title: str, height: int, drawn: str) -> str:
-    head = f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">'
-    return f"<figure><figcaption>{escape(title)}</figcaption>{head}{drawn}</svg></figure>"
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)

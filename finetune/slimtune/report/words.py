@@ -59,25 +59,70 @@ class DataWords:
 class Words:
     """Sentences take their figures by name (`str.format`); headers are those of one table each.
 
-    `closing` and `steps` are for the terminal's table and the lines under it; `stage_measures`
-    translates what other stages note in their run.json, which is in English.
+    `figures` are what other stages note in their run.json, as `name` or `section.name`, in words;
+    `closing` and `steps` are for the terminal's table and the lines under it.
     """
 
     language: str
-    not_run: str
-    not_evaluated: str
+    contents: str
     verdict: str
     alone: str
+    verdict_overlap: str
+    alone_overlap: str
     smallest: str
+    first_is_smallest: str
+    no_sizes: str
     trusted: str
     doubted: str
+    first_doubted: str
     verdicts: dict[str, str]
     closing: dict[str, str]
     steps: dict[str, str]
-    measure: tuple[str, str]
-    setting: tuple[str, str]
-    curve: tuple[str, str, str]
-    stage_measures: dict[str, str]
+    model: str
+    size_title: str
+    size_axis: str
+    size_note: str
+    unsized: str
+    best_for_size: str
+    as_table: str
+    step: str
+    beside: str
+    divergence: str
+    step_columns: tuple[str, ...]
+    no_steps: str
+    points: str
+    step_size: str
+    step_speed: str
+    step_took: str
+    seconds: str
+    minutes: str
+    between: str
+    random_rows: str
+    worst_rows: str
+    more_rows: str
+    other_answers: str
+    right: str
+    overlap: str
+    nothing: str
+    loss_title: str
+    raw: str
+    smooth: str
+    validation: str
+    best: str
+    best_sentence: str
+    rate: str
+    step_axis: str
+    no_losses: str
+    curve: tuple[str, ...]
+    not_part: str
+    the_rest: str
+    stage_titles: dict[str, str]
+    measure: tuple[str, ...]
+    setting: tuple[str, ...]
+    yes: str
+    no: str
+    figures: dict[str, str]
+    settings: dict[str, str]
     explained: tuple[str, str]
     compared: str
     stages: tuple[str, ...]
@@ -89,9 +134,7 @@ class Words:
     rows: str
     rows_drawn: str
     signatures: str
-    prompt: str
     reference: str
-    no_gguf: str
     loss: str
     unpaired: str
     no_warnings: str

@@ -6,118 +6,52 @@ from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
+from tiny_reports import HOSTILE, metrics_of_three, model, record, sample
 
-from slimtune.report import page
-from slimtune.report.markdown import code, plain
-from slimtune.report.measure_table import MEASURES, names_of
-from slimtune.report.training_report import render_report
+from slimtune.report.markdown import anchor, code, plain
+from slimtune.report.measure_table import MEASURES
+from slimtune.report.page import render_page
+from slimtune.report.stage_sections import SETTINGS, STAGES
+from slimtune.report.training_report import Found, render_report
+from slimtune.report.words import LANGUAGES
+from slimtune.settings.flags import section_fields
 
-HOSTILE = "=cmd|'/C calc'!A0 <script>alert(1)</script> ![x](http://evil.example/i.png) | `a` # $b$"
-STAGES = ["prepare_data", "train_lora", "merge", "model_pruning", "knowledge_distillation"]
-
-
-def record(stage: str) -> dict:
-    return {
-        "command": [f"{stage}.py", "--input", "a b.json"],
-        "settings": {"lora": {"rank": 8}, "pruning": {"ffn_ratio": 0.25}},
-        "metrics": {"rows": {"kept": 1234}, "loss": 0.51234, "best": None, "note": HOSTILE},
-        "seconds": 12.5,
-        "peak_memory_bytes": 600_000_000,
-        "machine": "Linux x86_64, 2 cores",
-        "versions": {"python": "3.11", "torch": "2.13"},
-        "git_commit": "abc123",
-    }
-
-
-def perplexity(score: float) -> dict:
-    return {"score": score, "low": score - 1, "high": score + 1, "verdict": "no clear change"}
-
-
-def model(label: str, exact: float, size: int, **changes) -> dict:
-    judged = {"score": exact, "low": exact - 3, "high": exact + 3, "verdict": "better"}
-    return {
-        "label": label,
-        "reference": f"models/{label}",
-        "adapter": None,
-        "tokenizer": None,
-        "trained": None,
-        "kind": "model",
-        **dict.fromkeys(names_of("quality"), judged),
-        "perplexity": perplexity(4.0),
-        "health": {"empty": 0.0, "without_eos": 20.0, "repeating": 0.0, "length_ratio": 1.5},
-        "cost": {
-            "parameters": 2_600_000,
-            "bytes_on_disk": size,
-            "load_seconds": 0.1,
-            "prompt_tokens_per_second": 900.0,
-            "generated_tokens_per_second": 100.0,
-            "seconds": 30.0,
-            "peak_memory_bytes": 6e8,
-        },
-        **changes,
-    }
+CURVE = [{"step": 1, "loss": 3.0, "learning_rate": 1e-3}, {"step": 2, "loss": 2.0}]
+CURVE += [{"step": 2, "eval_loss": 2.5}]
 
 
 @pytest.fixture
 def metrics() -> dict:
-    quantised = {"kind": "gguf", "tokenizer": "models/tuned", "perplexity": perplexity(4.2)}
-    return {
-        "settings": {
-            "rows": 300,
-            "max_new_tokens": 64,
-            "extract": "gsm8k",
-            "leaked_rows": 3,
-            "training_rows": 2000,
-            "signatures": {"bleu": "tok:zh", "chrf": "nc:6"},
-        },
-        "models": [
-            model("base", 2.0, 10_000_000),
-            model("tuned", 84.0, 10_500_000),
-            model("tuned-Q4_K_M", 82.5, 3_000_000, **quantised),
-        ],
-        "cautions": [{"kind": "without_eos", "label": "base", "first": "base", "share": 20.0}],
-        "samples": [
-            {
-                "id": "r1",
-                "prompt": HOSTILE,
-                "reference": "two\nlines",
-                "answers": {"base": HOSTILE, "tuned": "ok"},
-                "scores": {"base": 0.0, "tuned": 50.0},
-            }
-        ],
-    }
+    return metrics_of_three()
+
+
+def of(metrics: dict, *stages: str, **changes) -> Found:
+    return Found(metrics, {stage: record(stage) for stage in stages}, **changes)
 
 
 def html_of(report: str) -> str:
     return MarkdownIt("commonmark", {"html": True}).enable("table").render(report)
 
 
-@pytest.mark.parametrize("language", ["en", "zh"])
-def test_an_empty_report_names_the_command_of_every_stage(language):
-    report = render_report({}, None, language=language)
-    for script in (
-        "prepare_data",
-        "train_lora",
-        "model_pruning",
-        "knowledge_distillation",
-        "train_pruned_distilled",
-        "convert_to_gguf",
-        "evaluate_model",
-    ):
-        assert f"`python finetune/{script}.py" in report
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_what_is_not_part_of_the_comparison_is_named_with_its_command(metrics, language):
+    report = render_report(of(metrics, "prepare_data"), language)
+    absent = report.split(LANGUAGES[language].not_part)[1]
+    for stage, command in STAGES.items():
+        assert (f"`{command}`" in absent) is (stage != "prepare_data"), stage
     assert not re.search(r"\$\{|\{\w+\}", report)
 
 
-@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_a_full_report_leaves_nothing_open(metrics, language):
-    lineage = {stage: record(stage) for stage in [*STAGES, "convert_to_gguf"]}
-    lineage |= {stage: record(stage) for stage in ("train_pruned_distilled", "evaluate_model")}
-    report = render_report(lineage, metrics, language=language)
-    assert not re.search(r"\$\{|\{\w+\}|not run|还没有", report)
+    report = render_report(of(metrics, *STAGES), language)
+    assert not re.search(r"\$\{|\{\w+\}", report)
+    assert LANGUAGES[language].not_part not in report
     assert "python finetune/train_lora.py --input 'a b.json'" in report
+    assert report.count("<details>") == report.count("</details>") == len(STAGES)
 
 
-def test_the_languages_have_the_same_places_and_sentences():
+def test_the_languages_have_the_same_places():
     folder = Path(__file__).parents[3] / "finetune"
     texts = [
         (folder / name).read_text(encoding="utf-8")
@@ -127,15 +61,67 @@ def test_the_languages_have_the_same_places_and_sentences():
     assert places[0] == places[1]
 
 
+def test_the_result_comes_first_then_how_it_came_about_then_the_figures(metrics):
+    report = render_report(of(metrics, *STAGES))
+    ahead = [
+        "**better**",
+        "## Size and quality",
+        "## What each step",
+        "## Questions",
+        "## The loss",
+    ]
+    ahead += ["## Warnings", "## All measures", "## Speed and memory", "<details><summary>Data"]
+    places = [report.index(one) for one in ahead]
+    assert places == sorted(places)
+
+
 def test_verdict_names_the_best_the_smallest_and_the_doubts(metrics):
-    lines = render_report({}, metrics).split("## Data")[0].splitlines()[2:5]
+    lines = render_report(of(metrics)).splitlines()[2:5]
     assert "**tuned** answers 84.0 % of 300" in lines[0] and "base 2.0 %" in lines[0]
+    assert "**better** (95 % interval of tuned: 81.0–\u206087.0 %)" in lines[0]
     assert "**tuned-Q4\\_K\\_M**: 3.0 MB, 30 % of base's 10.0 MB" in lines[1]
-    assert "warnings below (1)" in lines[2]
+    assert "All [warnings](#warnings) (1) are about **base**" in lines[2]
+    metrics["cautions"].append({"kind": "worse", "label": "tuned", "first": "base"})
+    assert "**Read the [warnings](#warnings) (2)**" in render_report(of(metrics)).splitlines()[4]
+
+
+def test_where_no_answer_is_ever_word_for_word_the_overlap_decides(metrics):
+    for one, overlap in zip(metrics["models"], (10.0, 30.0, 40.0), strict=True):
+        one["exact_match"] = {"score": 0.0, "low": 0.0, "high": 1.3, "verdict": "no clear change"}
+        one["rouge_l"] = {**one["rouge_l"], "score": overlap}
+    first = render_report(of(metrics)).splitlines()[2]
+    assert "**tuned-Q4\\_K\\_M** shares 40.0 %" in first and "base 10.0 %: **better**" in first
+    assert "| ROUGE-L |" in render_report(of(metrics))
+
+
+def test_a_model_alone_and_sizes_that_nobody_knows(metrics):
+    only = metrics["models"][0]
+    only["cost"] = {**only["cost"], "bytes_on_disk": None}
+    metrics["models"] = [only]
+    for language in LANGUAGES:
+        words = LANGUAGES[language]
+        for report in (render_report(of(metrics), language), render_page(of(metrics), language)):
+            assert words.no_steps in report and words.no_sizes in report
+
+
+def test_steps_tell_of_the_source_what_they_brought_and_what_they_cost(metrics):
+    models = metrics["models"]
+    models[1]["made_from"], models[2]["made_from"] = "base", "tuned"
+    models[2]["exact_match"] = {**models[2]["exact_match"], "verdict_made_from": "worse"}
+    models[2]["kl_divergence"] = {**models[2]["kl_divergence"], "score": 0.005}
+    models[2]["original"] = "tuned"
+    made = {"tuned": {**record("train_lora"), "seconds": 125.0}}
+    report = render_report(of(metrics, made=made))
+    assert "| tuned from base | +82.0\u00a0points\u00a0▲ | 105 % of the size" in report
+    assert "made in 2 min 5 s and 600.0 MB of memory |" in report
+    assert "| tuned-Q4\\_K\\_M from tuned | -1.5\u00a0points\u00a0▼ | 29 % of the size" in report
+    assert "KL divergence from tuned 0.0050 |" in report
+    models[1]["made_from"] = None
+    assert "| tuned beside base |" in render_report(of(metrics))
 
 
 def test_quantisation_is_measured_against_the_source(metrics):
-    report = render_report({}, metrics)
+    report = render_report(of(metrics))
     assert "against **tuned**: exact match -1.5 points, perplexity × 1.050, file 29 %" in report
 
 
@@ -146,79 +132,156 @@ def test_a_base_with_an_adapter_is_measured_against_the_folders_of_both(metrics)
         model("fine-tuned", 84.0, 11_000_000, **both),
         model("base-Q8_0+l", 83.0, 5_500_000, **files, trained="models/lora"),
     ]
-    report = render_report({}, metrics)
+    report = render_report(of(metrics))
     assert "against **fine-tuned**: exact match -1.0 points, perplexity × 1.000" in report
 
 
 def test_a_gguf_without_its_source_is_said_to_be_unpaired(metrics):
     del metrics["models"][1]
-    assert "without the model it was made from" in render_report({}, metrics)
+    assert "without the model it was made from" in render_report(of(metrics))
 
 
-def test_the_curve_is_thinned_but_keeps_validations():
+def test_the_curve_is_thinned_but_keeps_validations(metrics):
     curve = [{"step": s, "loss": 3 - s / 100} for s in range(100)]
     curve += [{"step": 37, "eval_loss": 1.25}]
-    report = render_report({"train_lora": record("train_lora")}, None, curve=curve)
+    report = render_report(of(metrics, histories={"tuned": curve}))
     table = report.split("validation loss |")[1].split("\n\n")[0].splitlines()[2:]
     assert 10 <= len(table) <= 14
     assert "| 37 | 2.6300 | 1.2500 |" in table
+    assert "lowest at step 37, 1.2500 nats a token" in report
 
 
-def test_a_measure_shows_its_interval_and_verdict(metrics):
+def test_a_measure_shows_its_interval_and_verdict_which_no_line_end_parts(metrics):
     metrics["models"][1]["perplexity"] = None
-    report = render_report({}, metrics)
-    assert "| exact match % ↑ | 2.0 (-1.0–5.0) | 84.0 (81.0–87.0) ▲ | 82.5" in report
-    assert "| perplexity ↓ | 4.00 (3.00–5.00) | – | 4.20" in report
+    report = render_report(of(metrics))
+    line = next(one for one in report.splitlines() if one.startswith("| exact match % ↑ |"))
+    shown = line.replace("\u00a0", " ").replace("\u2060", "")
+    assert shown.startswith("| exact match % ↑ | 2.0 (-1.0–5.0) | 84.0 (81.0–87.0) ▲ | 82.5")
+    assert all(" " not in cell and "–\u2060" in cell for cell in line.split(" | ")[1:3])
+    assert "| – | 4.20" in next(one for one in report.splitlines() if "perplexity ↓" in one)
     assert "3 (1.0 %) are among the 2,000 training rows" in report
 
 
-@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_every_measure_is_explained_in_one_line_with_its_direction(metrics, language):
-    glossary = render_report({}, metrics, language=language).split("\n## ")[-1]
+    glossary = render_report(of(metrics), language).split("\n## ")[-1]
     for name, measure in MEASURES.items():
         assert f"| {measure.title(language)} | {measure.label(language).meaning} |" in glossary
         assert measure.arrow != "none" or name == "parameters"
 
 
+def test_a_stage_is_told_of_in_words_and_not_in_keys(metrics):
+    report = render_report(of(metrics, "train_lora"))
+    section = report.split("<details><summary>Fine-tuning")[1].split("</details>")[0]
+    assert "| steps | 12 |" in section and "| rank of the adapter (lora.rank) | 8 |" in section
+    assert "0.5123" not in section  # a figure that no word explains stays in run.json
+
+
+def test_the_settings_that_reports_show_are_there_and_have_words():
+    shown = {path for paths in SETTINGS.values() for path in paths}
+    for path in shown:
+        section, field = path.split(".")
+        assert field in section_fields(section), path
+    for words in LANGUAGES.values():
+        assert words.settings.keys() == shown
+        assert words.stage_titles.keys() == STAGES.keys()
+
+
 def test_hostile_text_is_inert(metrics):
     metrics["models"][1]["label"] = HOSTILE
-    html = html_of(render_report({"train_lora": record("train_lora")}, metrics))
-    assert not re.search(r"<(script|img|a|h\d[^>]*>alert)\b", html)
+    for one in (metrics["samples"][0], metrics["random_samples"][0]):
+        for key in ("answers", "scores", "right"):
+            one[key][HOSTILE] = one[key].pop("tuned")
+    found = of(metrics, "prepare_data", histories={HOSTILE: CURVE})
+    html = html_of(render_report(found))
+    own = html.replace('<a href="#', "")
+    assert not re.search(r"<(script|img|a|h\d[^>]*>alert)\b", own)
     shown = "=cmd|'/C calc'!A0 &lt;script&gt;alert(1)&lt;/script&gt; ![x](http://evil.example"
-    assert html.count(shown) >= 3
+    assert html.count(shown) >= 9
     heads = re.findall(r"<thead>(.*?)</thead>", html, re.S)
     assert [head.count("<th") for head in heads if "=cmd" in head] == [4, 4]
+    assert own.count("<h3>") == 3  # two kinds of rows, one curve
 
 
-@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_the_page_is_inert_and_asks_nothing_of_the_net(metrics, language):
     metrics["models"][1]["label"] = HOSTILE
-    metrics["samples"][0]["id"] = "${verdict}"
-    runs = {stage: record(stage) for stage in STAGES}
-    curve = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.5}]
-    html = page.render_page(runs, metrics, language=language, curve=curve)
+    for one in (metrics["samples"][0], metrics["random_samples"][0]):
+        for key in ("answers", "scores", "right"):
+            one[key][HOSTILE] = one[key].pop("tuned")
+    metrics["samples"][0]["prompt"] = "${verdict} {source} <b onclick=alert(1)>\x1b[31m\u202e"
+    html = render_page(of(metrics, *STAGES, histories={HOSTILE: CURVE}), language)
     tags = Tags()
     tags.feed(html)
-    assert not tags.names & {"script", "img", "a", "iframe", "link", "object", "form", "input"}
-    assert not tags.attributes & {"src", "href", "onload", "onclick", "onerror", "srcset", "action"}
+    assert not tags.names & {"script", "img", "iframe", "link", "object", "form", "input"}
+    assert not tags.attributes.keys() & {"src", "onload", "onclick", "onerror", "srcset", "action"}
+    assert all(target.startswith("#") for target in tags.attributes["href"])
     assert "url(" not in html and "@import" not in html
     assert "default-src 'none'" in html
-    assert html.count("<svg") == 6  # three measures, two costs, the curve
-    assert html.count("$") == html.count("${verdict}") + 2 * html.count("$b$")
-    assert "&lt;script&gt;" in html
+    assert html.count("$") == 1 + 2 * html.count("$b$")  # "${verdict}", once
+    assert "&lt;script&gt;" in html and "\x1b" not in html and "\u202e" not in html
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_contents_lead_to_every_section(metrics, language):
+    html = render_page(of(metrics), language)
+    tags = Tags()
+    tags.feed(html.split("<nav")[1].split("</nav>")[0])
+    ids = re.findall(r'<section id="(.*?)">', html)
+    assert [MarkdownIt().normalizeLink(f"#{one}") for one in ids] == tags.attributes["href"]
+    headings = re.findall(r"<h2>(.*?)</h2>", html)
+    assert [anchor(one) for one in headings] == ids and len(ids) == 10
+    report = render_report(of(metrics), language)
+    assert all(f"[{one}](#{anchor(one)})" in report for one in headings)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_picture_of_the_page_is_drawn_for_both_widths(metrics, language):
+    html = render_page(of(metrics, histories={"tuned": CURVE}), language)
+    words = LANGUAGES[language]
+    for title in (words.loss_title.format(label="tuned"), words.size_title.split("{")[0]):
+        assert html.count(f'aria-label="{title}') == 2
+    assert html.count('<svg class="wide"') == html.count('<svg class="narrow"') == 2
+    rows = len(metrics["models"])
+    plotted = sum(measure.plot for measure in MEASURES.values())
+    assert html.count('<svg class="track"') == rows + plotted * rows
+
+
+def test_answers_stand_side_by_side_and_the_other_ones_are_folded(metrics):
+    metrics["samples"] = [sample(f"question {n}") for n in range(5)]
+    html = render_page(of(metrics))
+    questions = re.findall(r"<h4>(.*?)</h4>", html)
+    assert questions == ["Is it?", *(f"question {n}" for n in range(5))]
+    first = html.split('<article class="sample">')[1].split("</article>")[0]
+    pair, folded = first.split("<details>")
+    assert re.findall(r"<h5>(\S+) <span class=\"(\w+)\">", pair) == [
+        ("base", "worse"),
+        ("tuned", "better"),
+    ]
+    assert re.findall(r"<h5>(\S+) <span", folded) == ["tuned-Q4_K_M"]
+    assert "two<br>lines" in pair and "wrong, 7 % of the words" in pair
+    assert html.index("2 more of the worst") < html.index("question 3")
 
 
 class Tags(HTMLParser):
-    """Names of all tags and attributes of a page."""
+    """Names of all tags of a page, and the values of all attributes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
-        self.attributes: set[str] = set()
+        self.attributes: dict[str, list[str]] = {}
 
     def handle_starttag(self, tag: str, attrs: list) -> None:
         self.names.add(tag)
-        self.attributes |= {name for name, _ in attrs}
+        for name, value in attrs:
+            self.attributes.setdefault(name, []).append(value)
+
+
+def test_a_model_folder_brings_its_record_and_its_curve(metrics, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n', encoding="utf-8")
+    metrics["models"].append(model("trained", 50.0, 9_000_000, reference=str(tmp_path)))
+    found = Found.of(metrics, {})
+    assert found.histories == {"trained": [{"step": 1, "loss": 2.0}]} and found.made == {}
 
 
 def test_code_survives_backticks():
