@@ -10,7 +10,14 @@ def record(stage: str) -> dict:
     return {
         "command": [f"{stage}.py", "--input", "a b.json"],
         "settings": {"lora": {"rank": 8}, "pruning": {"ffn_ratio": 0.25}},
-        "metrics": {"kept": 1234, "steps": 12, "loss": 0.51234, "input": HOSTILE},
+        "metrics": {
+            "kept": 1234,
+            "steps": 12,
+            "bytes": 5_049_856,
+            "supervised_share": 0.132,
+            "loss": 0.51234,
+            "input": HOSTILE,
+        },
         "seconds": 12.5,
         "peak_memory_bytes": 600_000_000,
         "machine": "Linux x86_64, 2 cores",

@@ -62,7 +62,8 @@ def loss_picture(label: str, history: History, words: Words) -> str:
         _draw(canvas, training, validation, rates, words)
 
     height = _HEIGHT if len(rates) > 1 else _RATE_TOP
-    return figure(words.loss_title.format(label=label), draw, height)
+    note = words.taught if any("kd" in one for one in history) else ""
+    return figure(words.loss_title.format(label=label), draw, height, note)
 
 
 def _draw(

@@ -73,7 +73,8 @@ def _as_html(sample: Sample, metrics: Mapping[str, Any], words: Words) -> str:
     sides = "".join(_answer(sample, label, words) for label in pair)
     folded = "".join(_answer(sample, label, words) for label in others)
     if folded:
-        folded = f"<details><summary>{escape(words.other_answers)}</summary>{folded}</details>"
+        summary = f"<summary>{escape(words.other_answers)}</summary>"
+        folded = f'<details>{summary}<div class="pair">{folded}</div></details>'
     return (
         f'<article class="sample"><h4>{_inert(sample["prompt"])}</h4>'
         f'<p class="reference"><span class="soft">{escape(words.reference)}</span> '

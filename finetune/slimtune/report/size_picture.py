@@ -147,7 +147,7 @@ def _label(
     taken += [
         Box(a[0], min(a[1], b[1]) - 1, b[0], max(a[1], b[1]) + 1) for a, b in pairwise(stairs)
     ]
-    longest = 140 if canvas.width == NARROW else 240
+    longest = 100 if canvas.width == NARROW else 240
     for dot in sorted(dots, key=lambda one: one.x):
         text = fitted(dot.label, longest)
         box = free_place(text, dot.x, dot.y, dot.radius, taken, room)

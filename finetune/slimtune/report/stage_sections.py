@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
+from slimtune.console import size
 from slimtune.report.markdown import code, markdown_table, plain
 from slimtune.report.tables import took
 from slimtune.report.words import Words
@@ -81,8 +82,15 @@ def _told(metrics: Mapping[str, Any], words: Words) -> Iterator[tuple[str, str]]
     """The figures that have words, in the order of the words."""
     noted = dict(_flat(metrics))
     for key, told in words.figures.items():
-        if noted.get(key) is not None:
-            yield told, _shown(noted[key], words)
+        if noted.get(key) not in (None, "", []):
+            yield told, _figure(key, noted[key], words)
+
+
+def _figure(key: str, value: Any, words: Words) -> str:
+    """A figure as a reader knows it: shares in percent, bytes as sizes."""
+    if key.endswith(("share", "agreement")) and isinstance(value, int | float):
+        return f"{value:.1%}"
+    return size(value) if key == "bytes" else _shown(value, words)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

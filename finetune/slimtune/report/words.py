@@ -112,6 +112,7 @@ class Words:
     best_sentence: str
     rate: str
     step_axis: str
+    taught: str
     no_losses: str
     curve: tuple[str, ...]
     not_part: str

@@ -136,6 +136,12 @@ def test_the_best_validation_is_marked_and_what_no_logarithm_has_is_left_out():
     assert all(f'class="curve {kind}"' in drawn for kind in ("raw", "smooth", "valid", "rate"))
 
 
+def test_a_loss_that_is_part_a_teachers_says_so():
+    alone, taught = [{"step": 1, "loss": 2.0}], [{"step": 1, "loss": 2.0, "kd": 1.0, "ce": 3.0}]
+    assert WORDS.taught in loss_picture("x", taught, WORDS)
+    assert WORDS.taught not in loss_picture("x", alone, WORDS)
+
+
 @pytest.mark.parametrize("history", [[], [{"step": 1, "grad_norm": 2.0}]])
 def test_no_loss_is_no_picture(history):
     assert loss_picture("x", history, WORDS) == "" and best_point(history) is None

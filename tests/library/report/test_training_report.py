@@ -163,6 +163,12 @@ def test_a_measure_shows_its_interval_and_verdict_which_no_line_end_parts(metric
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
+def test_answers_that_were_drawn_by_chance_are_said_to_be(metrics, language):
+    metrics["settings"]["decoding"] = "temperature 0.7, seed 5"
+    assert "temperature 0.7, seed 5" in render_report(of(metrics), language)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_every_measure_is_explained_in_one_line_with_its_direction(metrics, language):
     glossary = render_report(of(metrics), language).split("\n## ")[-1]
     for name, measure in MEASURES.items():
@@ -174,6 +180,7 @@ def test_a_stage_is_told_of_in_words_and_not_in_keys(metrics):
     report = render_report(of(metrics, "train_lora"))
     section = report.split("<details><summary>Fine-tuning")[1].split("</details>")[0]
     assert "| steps | 12 |" in section and "| rank of the adapter (lora.rank) | 8 |" in section
+    assert "| size of the file | 5.0 MB |" in section and "| 13.2% |" in section
     assert "0.5123" not in section  # a figure that no word explains stays in run.json
 
 
