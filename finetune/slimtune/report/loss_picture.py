@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
-from slimtune.report.svg import WIDE, Axis, Canvas, figure
+from slimtune.report.svg import Axis, Canvas, figure, width_of
 from slimtune.report.words import Words
 
 History = Sequence[Mapping[str, float]]
@@ -99,11 +99,10 @@ def _legend(canvas: Canvas, trained: bool, validated: bool, words: Words) -> Non
     x = float(_LEFT)
     shown = [("raw", words.raw), ("smooth", words.smooth)] if trained else []
     shown += [("valid", words.validation)] if validated else []
-    apart = 150 if canvas.width >= WIDE else 102
     for kind, word in shown:
         canvas.path([(x, 12), (x + 18, 12)], f"curve {kind}")
         canvas.text(x + 23, 16, word, kind="tick")
-        x += apart
+        x += 23 + width_of(word) + 6
 
 
 def _mark_best(canvas: Canvas, across: Axis, down: Axis, validation: Points, words: Words) -> None:

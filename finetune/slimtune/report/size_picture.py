@@ -25,6 +25,7 @@ from slimtune.report.words import Words
 _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 420, 40, 48, 26, 18
 _RADIUS, _LEAST = 11.0, 4.5  # pixels: of the fastest dot, and of one that could not be seen else
 _APART = 8  # pixels between two dots: a hundredth of the picture
+_THIN = 0.4  # half a line's width, as little as a name on it costs
 _SPEED = "generated_tokens_per_second"
 
 
@@ -143,9 +144,10 @@ def _label(
 ) -> None:
     """A name beside each dot, on no other dot, name or interval if there is a place for it."""
     taken = [Box(d.x - d.radius, d.y - d.radius, d.x + d.radius, d.y + d.radius) for d in dots]
-    taken += [Box(dot.x - 1, dot.high, dot.x + 1, dot.low) for dot in dots]
+    taken += [Box(dot.x - _THIN, dot.high, dot.x + _THIN, dot.low) for dot in dots]
     taken += [
-        Box(a[0], min(a[1], b[1]) - 1, b[0], max(a[1], b[1]) + 1) for a, b in pairwise(stairs)
+        Box(a[0], min(a[1], b[1]) - _THIN, b[0], max(a[1], b[1]) + _THIN)
+        for a, b in pairwise(stairs)
     ]
     longest = 100 if canvas.width == NARROW else 240
     for dot in sorted(dots, key=lambda one: one.x):
