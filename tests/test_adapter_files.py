@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from running import refused, succeeds
 from tiny_folders import write_tiny_llama
+from tiny_ggufs import put_into_ollama
 
 from slimtune import prompts
 from slimtune.inference.decoding import Decoding
@@ -183,6 +184,20 @@ def test_a_chat_with_base_and_adapter_and_nothing_else(beside, settings, tmp_pat
     assert f"{folder}/base-Q4_0.gguf + {folder}/tiny-lora-F16.gguf" in dry
 
 
+def test_a_base_in_ollamas_store_carries_an_adapter(
+    beside, settings, tmp_path, monkeypatch
+) -> None:
+    """Ollama itself would answer without it: its store is read whether one runs or not."""
+    folder, _ = beside
+    store = put_into_ollama(tmp_path / "store", "tiny:1", folder / "base-Q4_0.gguf")
+    monkeypatch.setenv("OLLAMA_MODELS", str(store))
+    nowhere = ("--base-model", "./no-base", "--lora-model", "./no-adapter")
+    flags = ("--interactive", "--models", f"ollama:tiny:1+{folder}/tiny-lora-F16.gguf", *nowhere)
+    ran = succeeds("evaluate_model", *settings, *flags, stdin="And the dogs, at 99 o'clock?\n")
+    assert "12 dogs ran over the hill." in ran.out
+    assert "chatting with tiny-1+tiny-lora-F16" in ran.err
+
+
 def test_the_adapters_own_template_counts_where_the_base_file_carries_another(
     beside, project, adapter, settings, tmp_path, monkeypatch, caplog
 ) -> None:
@@ -219,6 +234,7 @@ def test_the_adapters_own_template_counts_where_the_base_file_carries_another(
         ("{0}/base-F16.gguf+{1}", "a folder, where the file of an adapter is needed"),
         ("{0}/tiny-lora-F16.gguf+{0}/base-F16.gguf", "no model of its own"),
         ("{0}/tiny-lora-F16.gguf", "no model of its own"),
+        ("{1}+{0}/tiny-lora-F16.gguf", "no GGUF file, and"),
         ("{2}+{0}/tiny-lora-F16.gguf", "is for another base"),
     ],
 )

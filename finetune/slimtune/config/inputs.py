@@ -55,15 +55,22 @@ def join_inputs(inputs: Iterable[Input]) -> Path:
 def split_adapter(reference: str, folder: Path = Path()) -> tuple[str, str | None]:
     """(base, adapter) of `base.gguf+adapter.gguf`; (reference, None) of all else.
 
-    Of several places to part it the first whose base exists is taken, else the first.
+    Of several places to part it the first whose base exists is taken, else the first. A folder
+    before the plus is a base as well where it exists: whoever asks can say what is wrong with it.
     """
     pluses = [place for place, char in enumerate(reference) if char == "+"]
     bases = [reference[:place] for place in pluses if place + 1 < len(reference)]
-    bases = [base for base in bases if base.endswith(".gguf") or base.startswith("ollama:")]
-    if not bases or _exists(reference, folder):
+    bases = [base for base in bases if _may_carry(base, reference, folder)]
+    if not bases or _exists(reference, folder) or reference.startswith("http"):
         return reference, None
     base = next((base for base in bases if _exists(base, folder)), bases[0])
     return base, reference[len(base) + 1 :]
+
+
+def _may_carry(base: str, reference: str, folder: Path) -> bool:
+    if base.endswith(".gguf") or base.startswith("ollama:"):
+        return True
+    return reference.endswith(".gguf") and _exists(base, folder)
 
 
 def join_adapter(base: str, adapter: str) -> str:

@@ -22,6 +22,7 @@ from slimtune.models.adapters import Adapter
 from slimtune.models.folders import is_hub_id, local_folder
 from slimtune.models.gguf_adapter import require_adapter_of
 from slimtune.models.gguf_header import is_gguf, read_gguf
+from slimtune.models.ollama_store import blob_of, is_ollama, plain_name
 from slimtune.models.origin import say_if_unknown
 from slimtune.models.served_decoding import with_decoding_of
 from slimtune.models.tokenizer_files import template_facts
@@ -138,13 +139,11 @@ def _require_whole(candidate: Candidate) -> None:
 
 
 def _candidate(model: str, base: str) -> Candidate:
-    if model.startswith(ELSEWHERE):
-        return served_candidate(model)
     reference, adapter = split_adapter(model)
     if adapter:
-        under, file = _candidate(reference, base), Path(adapter)
-        label = f"{under.label}+{file.stem}"
-        return replace(under, label=label, adapter=adapter, trained=_made_from(file))
+        return _with_adapter(reference, Path(adapter))
+    if model.startswith(ELSEWHERE):
+        return served_candidate(model)
     path = Path(model)
     label = path.parent.name if path.name in _ROLES else path.name.removesuffix("_model")
     if (path / _ADAPTER_FILE).is_file():
@@ -152,6 +151,21 @@ def _candidate(model: str, base: str) -> Candidate:
     if is_gguf(model):
         return Candidate(path.stem, model, tokenizer=_made_from(path))
     return Candidate(label, model)
+
+
+def _with_adapter(base: str, adapter: Path) -> Candidate:
+    """Two files as one model. A base in Ollama's store is read there: llama.cpp joins the two."""
+    file = Path(blob_of(base) if is_ollama(base) else base)
+    if not is_gguf(file):
+        raise InputError(
+            f"{near(base)}: no GGUF file, and {near(adapter)} goes on top of one",
+            "llama.cpp puts the file of an adapter on the file of a base",
+            f"python finetune/convert_to_gguf.py --model-path {near(base)}; "
+            "or name the adapter's folder with --lora-model",
+        )
+    label = f"{plain_name(base) if is_ollama(base) else file.stem}+{adapter.stem}"
+    folders = {"tokenizer": _made_from(file), "trained": _made_from(adapter)}
+    return Candidate(label, str(file), adapter=str(adapter), **folders)
 
 
 def _made_from(gguf: Path) -> str | None:

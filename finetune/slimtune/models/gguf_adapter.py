@@ -18,7 +18,6 @@ _log = logging.getLogger(__name__)
 
 _ENDS = (".lora_a", ".lora_b")
 _EMBEDDING = "token_embd.weight"
-_CURE = "give the file of the base that it was trained on"
 _WRITE_IT = "python finetune/convert_to_gguf.py --model-path BASE --lora-model {} --lora-as adapter"
 
 
@@ -119,4 +118,10 @@ def _require_same_weights(file: Path, base: GgufHeader) -> None:
 
 def _other_base(file: Path, base: GgufHeader, why: str) -> InputError:
     what = f"{near(file)}: this adapter is for another base than {near(base.file)}"
-    return InputError(what, why, _CURE)
+    run = run_of(file)
+    # convert_to_gguf.py records the adapter, then the base.
+    model = near(run["inputs"][-1]["path"]) if run and len(run["inputs"]) > 1 else None
+    cure = "give the file of the base that it was trained on"
+    if model:
+        cure += f", made by `python finetune/convert_to_gguf.py --model-path {model}`"
+    return InputError(what, why, cure)

@@ -59,6 +59,12 @@ def test_a_name_that_no_system_allows_is_missing(folder) -> None:
         ("x+y.gguf", ("x+y.gguf", None)),
         ("i.gguf+j.gguf", ("i.gguf+j.gguf", None)),
         ("i.gguf+j.gguf+lora.gguf", ("i.gguf+j.gguf", "lora.gguf")),
+        ("sub+lora.gguf", ("sub", "lora.gguf")),
+        ("sub+lora", ("sub+lora", None)),
+        (
+            "http://127.0.0.1:8080/v1#a.gguf+b.gguf",
+            ("http://127.0.0.1:8080/v1#a.gguf+b.gguf", None),
+        ),
         ("none.gguf+a.gguf+b.gguf", ("none.gguf", "a.gguf+b.gguf")),
     ],
 )
