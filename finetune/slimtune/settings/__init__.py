@@ -196,8 +196,8 @@ def _with_adapter(reference: str, folder: Path) -> str:
 
 def _model(reference: str, folder: Path) -> str:
     """An existing folder or file, or what can be no Hub id, is a path; the rest is a Hub id, or
-    lies elsewhere."""
-    if reference.startswith(ELSEWHERE):
+    lies elsewhere. `auto` is chosen later; a folder of that name is ./auto."""
+    if reference == "auto" or reference.startswith(ELSEWHERE):
         return reference
     path = folder / Path(reference).expanduser()
     known_roots = ("models/", "data/", "finetune/", "./", "../")

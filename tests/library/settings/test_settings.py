@@ -196,3 +196,11 @@ def test_a_value_that_fits_no_type_is_one_mistake(tmp_path) -> None:
         config_of(tmp_path, "training: {batch_size: many, learning_rate: fast}")
     assert len(caught.value.mistakes) == 2
     assert all("'auto'" in mistake.why for mistake in caught.value.mistakes)
+
+
+def test_a_teacher_to_be_chosen_is_no_folder(tmp_path) -> None:
+    for text in ("distillation: {epochs: 1}", "distillation: {teacher_model: auto}"):
+        (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+        arguments = ["--config", str(tmp_path / "config.yaml")]
+        config, _ = read_settings("knowledge_distillation", "doc", arguments)
+        assert (config.distillation.teacher_model, config.distillation.text_data) == ("auto",) * 2
