@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -285,11 +286,13 @@ def test_a_chat_goes_on_after_a_servers_error(settings, server):
 @pytest.mark.usefixtures("in_process")
 def test_a_server_can_be_the_baseline(words, asked, server, tmp_path):
     """Is mine better than the one I run: what the server lacks compares with nothing."""
-    server.say = answers_of(asked)
+    server.say, server.listing = answers_of(asked), listing("tiny")  # neither size nor parameters
     label = f"tiny@{server.host}"
     succeeds(*words, "--models", server.address, "--baseline", label)
     tiny, base = metrics_in(tmp_path)["models"]
     assert (tiny["label"], base["exact_match"]["verdict"]) == (label, "worse")
     assert base["perplexity"]["score"] > 0 and base["perplexity"]["verdict"] is None
     assert base["token_accuracy"] and base["bits_per_byte"]
-    assert "None" not in (tmp_path / "training_report.md").read_text("utf-8")
+    assert tiny["cost"]["bytes_on_disk"] is None
+    for name in ("training_report.md", "report.html"):
+        assert not re.search(r"\bNone\b(?! of)", (tmp_path / name).read_text("utf-8")), name
