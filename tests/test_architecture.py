@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -49,15 +50,21 @@ MAY_USE = {
 }
 
 
-def imports(file: Path) -> set[str]:
+@cache
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@cache
+def imports(file: Path) -> frozenset[str]:
     """Full names of everything that a file imports, wherever in the file."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {f"{node.module}.{name.name}" for name in node.names}
-    return found
+    return frozenset(found)
 
 
 def room_of(file: Path) -> str:
@@ -109,7 +116,7 @@ def test_what_only_some_systems_have_stays_in_one_room() -> None:
         if LIBRARY / "machine" in file.parents:
             continue
         assert not imports(file) & {"fcntl", "resource", "msvcrt"}, file
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(file)):
             assert not (isinstance(node, ast.Attribute) and node.attr == "mallopt"), file
 
 
@@ -213,7 +220,7 @@ SHORT = {
 def test_a_short_file_has_a_reason() -> None:
     short = set()
     for file in library_files():
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        tree = tree_of(file)
         does = [node for node in tree.body if not isinstance(node, ast.Expr | ast.ImportFrom)]
         exports = file.name == "__init__.py" and all(isinstance(one, ast.Assign) for one in does)
         if file.read_text(encoding="utf-8").count("\n") < 60 and does and not exports:
