@@ -19,11 +19,11 @@ from pathlib import Path
 
 from slimtune.artifacts import finish_files, refuse_finished_files, refuse_inputs, require
 from slimtune.config import Config
-from slimtune.console import near, would_write, wrote
+from slimtune.console import near, table, would_write, wrote
 
 
 def main(config: Config) -> None:
-    from slimtune.export import adapter_export, convert, llama_tools, ollama, preflight
+    from slimtune.export import adapter_export, convert, llama_tools, ollama, outlook, preflight
     from slimtune.export.architecture import Unsupported
     from slimtune.export.plan import open_source
     from slimtune.models.folders import local_folder
@@ -56,7 +56,11 @@ def main(config: Config) -> None:
         plan = plans[files[0]]
         said = ollama.modelfile_for(modelfile, files[0], plan, config) if modelfile else ""
         if config.options.dry_run:
+            plans = convert.rehearsed(source, plans, config)
+            plan = plans[files[0]]
+            table(*outlook.table(plan, gguf.model_name))
             numbers = convert.conversion_lines(plans.values())
+            numbers |= outlook.notes(plan, gguf.model_name)
             numbers |= preflight.memory_words(source.folder, gguf.verify)
         else:
             numbers = convert.convert_and_prove(source, plans, config)

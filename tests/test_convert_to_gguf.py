@@ -178,6 +178,20 @@ def test_a_file_of_a_given_size_tells_its_loss_beforehand(
         assert metrics["expected_loss"] <= 0.05
 
 
+def test_a_dry_run_answers_what_each_size_would_lose(
+    settings, merged, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ("--imatrix", "auto", "--imatrix-rows", 8, "--output-dir", "out", "--dry-run")
+    ran = succeeds("convert_to_gguf", *settings, *flags, "--target-bits", "6")
+    rows = [line.split() for line in ran.out.splitlines()]
+    lines = {row[0]: row for row in rows if row and row[0] in ("F16", "Q8_0", "Q4_0", "6bpw")}
+    assert lines.keys() == {"F16", "Q8_0", "Q4_0", "6bpw"}
+    assert float(lines["Q4_0"][5]) <= float(lines["Q4_0"][4]) and "●" in lines["Q4_0"]
+    assert "would write  out/tiny-6bpw.gguf" in ran.out and "expected loss: " in ran.out
+    assert leaves_nothing(tmp_path)
+
+
 def test_what_was_measured_once_serves_the_next_size(settings, merged, tmp_path) -> None:
     flags = ("--target-size", "130kB", "--imatrix-rows", 16, "--output-dir", tmp_path)
     succeeds("convert_to_gguf", *settings, *flags, "--verify", "off")

@@ -75,8 +75,8 @@ def plans_for(source: ModelSource, config: Config) -> list[GgufPlan]:
         plan = replace(plan, quantization=gguf.target, encoding=encoding)
         plan = allocation.smallest(plan)
         allocation.require_possible(plan, gguf, file_name(gguf.model_name))
-        if gguf.measures_importance:
-            preflight.require_rows(config)
+    if gguf.measures_importance:
+        preflight.require_rows(config)
     plans = [plan, *(replace(plan, quantization=name) for name in others)]
     for one in plans:
         preflight.require_encoder(one)
@@ -136,6 +136,34 @@ def convert_and_prove(
     return numbers | proofs
 
 
+def rehearsed(
+    source: ModelSource, plans: dict[Path, GgufPlan], config: Config
+) -> dict[Path, GgufPlan]:
+    """For a dry run: the plans with what is measured and decided before the first byte."""
+    with TemporaryDirectory() as folder:
+        return _informed(source, plans, Path(folder) / "imatrix.gguf", config)
+
+
+def _informed(
+    source: ModelSource, plans: dict[Path, GgufPlan], imatrix: Path, config: Config
+) -> dict[Path, GgufPlan]:
+    """The plans with the importance that is asked for, measured into `imatrix`, and their types."""
+    gguf, name = config.gguf, file_name(config.gguf.model_name)
+    if gguf.measures_importance:
+        from slimtune.export.importance import measure_importance  # torch and transformers
+
+        sensitive = gguf.target is not None or config.options.dry_run
+        first = next(iter(plans.values()))
+        found = measure_importance(source, first, imatrix, config, sensitive=sensitive)
+        plans = {
+            file: replace(plan, encoding=replace(plan.encoding, importance=found))
+            for file, plan in plans.items()
+        }
+    if gguf.target is None:
+        return plans
+    return {file: allocation.allocate(plan, gguf, name) for file, plan in plans.items()}
+
+
 def _convert(
     source: ModelSource, plans: dict[Path, GgufPlan], stages: dict[Path, Stage], config: Config
 ) -> tuple[dict[Path, GgufPlan], list[ConversionReport]]:
@@ -143,21 +171,11 @@ def _convert(
 
     The plans come back as they were carried out: with what was measured, and what it decided.
     """
-    gguf, name = config.gguf, file_name(config.gguf.model_name)
-    imatrix = gguf.imatrix
-    if gguf.measures_importance:
-        from slimtune.export.importance import measure_importance  # torch and transformers
-
-        imatrix = next(iter(stages.values())).folder / f"{name}.imatrix.gguf"
-        importance = measure_importance(
-            source, next(iter(plans.values())), imatrix, config, sensitive=gguf.target is not None
-        )
-        plans = {
-            file: replace(plan, encoding=replace(plan.encoding, importance=importance))
-            for file, plan in plans.items()
-        }
-    if gguf.target is not None:
-        plans = {file: allocation.allocate(plan, gguf, name) for file, plan in plans.items()}
+    name = file_name(config.gguf.model_name)
+    imatrix = next(iter(stages.values())).folder / f"{name}.imatrix.gguf"
+    plans = _informed(source, plans, imatrix, config)
+    if not imatrix.is_file():
+        imatrix = config.gguf.imatrix
     written = {file: stages[file].folder / file.name for file in plans}
     own = [file for file, plan in plans.items() if not plan.needs_tool]
     reports = {}

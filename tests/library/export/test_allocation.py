@@ -12,7 +12,7 @@ from slimtune.console import SettingsError
 from slimtune.export import allocation
 from slimtune.export.ggml import Encoder, find_encoder
 from slimtune.export.gguf_writer import header_bytes, write_file
-from slimtune.export.imatrix import Importance, Sensitivity
+from slimtune.export.imatrix import Sensitivity
 from slimtune.export.plan import Encoding
 from slimtune.export.preflight import preflight
 from slimtune.export.quant_types import CANDIDATES
@@ -21,29 +21,8 @@ from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.inference.llama_library import shared_object
 
 
-def sensitive(plan, seed: int = 0, spread: float = 2.0) -> Importance:
-    """A sensitivity by chance: rows, columns and matrices differ by orders of magnitude."""
-    dice = np.random.default_rng(seed)
-    found = {}
-    for name in (one for one in plan.tensors if plan.is_matrix(one)):
-        rows, columns = (np.exp(spread * dice.normal(size=n)) for n in plan.shape(name))
-        rows *= columns.sum() / rows.sum()
-        scale = 10 * np.exp(dice.normal())
-        found[name] = Sensitivity(
-            (scale * rows).astype(np.float32), (scale * columns).astype(np.float32)
-        )
-    return Importance({}, "i.gguf", "rows", 1, found)
-
-
 def asked(**target: object):
     return Config().gguf.model_copy(update=target)
-
-
-@pytest.fixture(scope="module")
-def plan(llama):
-    """Of a Llama whose rows take every type, with a sensitivity."""
-    plan = preflight(llama, "F16")
-    return replace(plan, encoding=replace(plan.encoding, importance=sensitive(plan)))
 
 
 @pytest.mark.parametrize("bits", [2.7, 4.5, 7.0])
@@ -60,7 +39,8 @@ def test_the_file_is_never_larger_and_llama_cpp_loads_it(plan, tmp_path, bits):
     for name, option in allocated.allocation.options.items():
         assert types[name] == option.type
     with LlamaCpp(tmp_path / "m.gguf", context=32, threads=1) as model:
-        assert model.generate([[1, 5, 9]], 4)
+        ((_, found),) = model.losses([([1], [5, 9])])
+        assert all(0 < nats < 100 for nats in found.nats)
 
 
 def test_what_it_is_expected_to_lose_is_what_it_loses(plan, tmp_path):
