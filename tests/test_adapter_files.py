@@ -10,6 +10,7 @@ from tiny_folders import write_tiny_llama
 from tiny_ggufs import put_into_ollama
 
 from slimtune import prompts
+from slimtune.export.proof import verify
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.models import tokenizers
@@ -31,8 +32,12 @@ def beside(project, adapter, settings, tmp_path_factory) -> tuple[Path, object]:
 
 def test_an_adapter_beside_its_base_answers_as_the_fine_tuned_model(beside, merged) -> None:
     folder, ran = beside
-    names = {file.name for file in folder.glob("*.gguf")}
-    assert names == {"base-F16.gguf", "base-Q4_0.gguf", "tiny-lora-F16.gguf"}
+    told = [line.split() for line in ran.out.splitlines() if line.startswith("wrote")]
+    assert {Path(file).name for _, file in told} == {
+        "base-F16.gguf",
+        "base-Q4_0.gguf",
+        "tiny-lora-F16.gguf",
+    }
     pairs = [f"{folder}/base-{kind}.gguf+{folder}/tiny-lora-F16.gguf" for kind in ("F16", "Q4_0")]
     assert ran.out.endswith(
         f"next:  python finetune/evaluate_model.py --models {','.join(pairs)}\n"
@@ -59,6 +64,19 @@ def test_the_proof_of_an_adapter_weighs_it_against_merging_first(beside) -> None
     assert proofs["F16"]["nll_gguf"] == pytest.approx(proofs["F16"]["nll_reference"], abs=0.005)
     assert 0 < proofs["Q4_0"]["nats_merged_first"] < 1 and "nats_merged_first" not in proofs["F16"]
     assert 0 < proofs["Q4_0"]["agreement_merged_first"] <= 1
+
+
+def test_a_base_too_coarse_for_an_adapter_is_told_with_the_other_way(
+    beside, project, adapter, settings, tmp_path, monkeypatch
+) -> None:
+    shutil.copytree(beside[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.setitem(verify.TOLERANCES, "Q4_0", -1.0)
+    flags = ("--model-path", project / "base", "--lora-model", adapter, "--lora-as", "adapter")
+    flags += ("--quantization", "Q4_0", "--output-dir", tmp_path, "--model-name", "coarse")
+    error = refused(5, "may cost", "convert_to_gguf", *settings, *flags)
+    assert "choose a larger type" in error[2] and "without --lora-as adapter" in error[2]
+    assert not (tmp_path / "coarse-lora-F16.gguf").exists()
+    assert (tmp_path / "coarse-lora-F16.failed-proof.gguf").exists()
 
 
 def test_a_second_adapter_finds_the_base(beside, project, adapter, settings) -> None:

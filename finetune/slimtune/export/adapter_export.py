@@ -19,7 +19,7 @@ from slimtune.artifacts import stage_files as staged
 from slimtune.artifacts.files import write_text
 from slimtune.config import Config
 from slimtune.config.inputs import join_adapter
-from slimtune.console import SettingsError, near, size
+from slimtune.console import QualityError, SettingsError, near, size
 from slimtune.export import convert, ollama, preflight
 from slimtune.export.adapter_file import AdapterFile, require_alone, write_adapter
 from slimtune.export.gguf_writer import write_file
@@ -183,9 +183,10 @@ def _prove(
         for base, plan in export.bases.items():
             kind = plan.quantization
             template = export.template if export.own_template else None
-            proof = proving.prove(
-                base, base, kind, reference, config, adapter=written, chat_template=template
-            )
+            with _merging_proposed(kind):
+                proof = proving.prove(
+                    base, base, kind, reference, config, adapter=written, chat_template=template
+                )
             figures[kind] = proof["proof"]
             said[f"proof on {kind}"] = proving.proof_lines(proof)
             if kind not in EXACT and reference.answers:
@@ -193,6 +194,18 @@ def _prove(
                 figures[kind] |= {f"{name}_merged_first": one for name, one in vars(merged).items()}
                 said[f"what {kind} costs"] = _choice(export, plan, figures[kind], merged)
     return said, {"proofs": figures}
+
+
+@contextmanager
+def _merging_proposed(kind: str) -> Iterator[None]:
+    """Where a quantised base costs too much there is another way than a larger base for all."""
+    try:
+        yield
+    except QualityError as error:
+        cure = error.cure
+        if kind not in EXACT:
+            cure += "; or merge this adapter first: the same command without --lora-as adapter"
+        raise QualityError(error.what, error.why, cure) from error
 
 
 def _choice(export: AdapterExport, plan: GgufPlan, proof: dict[str, Any], merged: "Cost") -> str:
