@@ -42,6 +42,9 @@ Rows = Collection[int]
 PromptTokenizer = PreTrainedTokenizerFast | GgufTokenizer
 
 _SPEED_TOKENS = 32
+# Types whose products are the same for one prompt and for many. Those of K-quants are not: of
+# 12 answers of SmolLM2 in Q4_K_M 6 were others among 8 prompts than alone, as a server gives them.
+_SAME_SIDE_BY_SIDE = {"F32", "F16", "BF16", "Q8_0"}
 _LARGE = 10**9  # bytes of a GGUF from which many caches side by side would fill a laptop
 
 
@@ -212,7 +215,8 @@ def _open_gguf(candidate: Candidate, room: int, token_budget: int) -> LlamaCppEn
     file = Path(candidate.reference)
     header = read_gguf(file)  # what does not add up is told here: llama.cpp might abort
     tokenizer = tokenizers.load_tokenizer(candidate.tokenizer) if candidate.tokenizer else None
-    most = 4 if file.stat().st_size > _LARGE else 16
+    same = {tensor.kind.name for tensor in header.tensors.values()} <= _SAME_SIDE_BY_SIDE
+    most = 1 if not same else 4 if file.stat().st_size > _LARGE else 16
     slots = max(min(most, token_budget // room), 1)
     adapter = Path(candidate.adapter) if candidate.adapter else None
     model = LlamaCpp(file, adapter=adapter, context=room, slots=slots)

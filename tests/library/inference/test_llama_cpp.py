@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ from safetensors.torch import load_file, save_file
 from tiny_folders import write_tiny_llama
 from transformers import LlamaForCausalLM
 
+from slimtune.config import Config
 from slimtune.console import InputError, ResourceError
 from slimtune.export.gguf_writer import write_gguf
 from slimtune.inference import llama_child, llama_library
-from slimtune.inference.answers import TokenLosses
+from slimtune.inference.answers import Candidate, TokenLosses
 from slimtune.inference.decoding import Decoding
+from slimtune.inference.engines import open_engine
 from slimtune.inference.generation import generate_batch
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.models import tokenizers
@@ -94,6 +97,21 @@ def test_what_is_drawn_equals_what_transformers_draws(model, reference, tokenize
     assert [later[place].ids for place in range(len(later))] == [one.ids for one in found[5:]]
     streamed = "".join(model.stream(prompts[6], decoding.for_row(6)))
     assert streamed.strip() == found[6].text
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_K_M"])
+def test_a_comparison_asks_as_one_person_does(kind, folder, tmp_path, tokenizer):
+    """Whatever goes side by side must answer as it does alone; K-quants do not, and go alone."""
+    file = tmp_path / "model.gguf"
+    write_gguf(folder, file, kind)
+    asked = Candidate("it", str(file), tokenizer=str(folder))
+    prompts = [tokenizer(text).input_ids for text in TEXTS if text]
+    with closing(open_engine(asked, Config().model, 64)) as engine:
+        assert (engine.slots == 1) == (kind == "Q4_K_M")
+        found = dict(engine.generate(prompts, Decoding(8)))
+    with LlamaCpp(file, context=64, slots=1) as alone:
+        wanted = alone.generate(prompts, Decoding(8))
+    assert [found[row].ids for row in range(len(prompts))] == [one.ids for one in wanted]
 
 
 def test_it_stops_at_eos(folder, tmp_path, reference, tokenizer):
