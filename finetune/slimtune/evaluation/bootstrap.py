@@ -110,7 +110,13 @@ def corpus(
 
 
 def verdict(candidate: Estimate, baseline: Estimate, *, higher_is_better: bool = True) -> Verdict:
-    """Whether the 95 % interval of the difference of the two leaves out 0, and to which side."""
+    """Whether the 95 % interval of the difference of the two leaves out 0, and to which side.
+
+    What is no number comes from damaged weights: it is worse than any number.
+    """
+    broken, other_broken = math.isnan(candidate.score), math.isnan(baseline.score)
+    if broken or other_broken:
+        return "no clear change" if broken == other_broken else "worse" if broken else "better"
     low, high = np.percentile(candidate.draws - baseline.draws, _TAILS)
     if low <= 0 <= high:
         return "no clear change"

@@ -45,7 +45,8 @@ def kl_divergence(original: np.ndarray, log_probabilities: np.ndarray) -> float:
     weights = np.exp(logs)
     total = weights.sum()
     apart = weights @ (logs - np.maximum(log_probabilities, _LEAST)) / total - np.log(total)
-    return max(0.0, float(apart))  # rounding leaves -1e-17 between equal distributions
+    # Rounding leaves -1e-17 between equal distributions; damaged weights, which give NaN, keep it.
+    return 0.0 if apart < 0 else float(apart)
 
 
 def sample_of(tokens: Sequence[int], vocabulary: int, most: int = MOST_BYTES) -> frozenset[int]:
@@ -130,7 +131,8 @@ class RowDistributions:
 
     def add(self, log_probabilities: np.ndarray) -> None:
         """ln q of every token of the vocabulary, at the row's next supervised token."""
-        if self._kept:
+        # Of one that expects nothing at all the file stays too short, and the row is not compared.
+        if self._kept and not np.isnan(log_probabilities[0]):
             self._kept.write(rounded(log_probabilities).tobytes())
         original = self._original
         if original is not None and original.shape[1] == len(log_probabilities):

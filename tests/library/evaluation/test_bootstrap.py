@@ -133,3 +133,11 @@ def test_a_draw_of_a_corpus_is_the_score_of_the_drawn_rows():
 def test_a_hopeless_model_has_a_finite_perplexity():
     found = mean([1e6, 1e6]).exp()
     assert math.isfinite(found.score) and all(map(math.isfinite, found.interval))
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_what_is_no_number_is_worse_than_any(higher):
+    whole, broken = mean([1.0, 2.0, 3.0]), mean([1.0, float("nan"), 3.0])
+    assert verdict(broken, whole, higher_is_better=higher) == "worse"
+    assert verdict(whole, broken, higher_is_better=higher) == "better"
+    assert verdict(broken, broken, higher_is_better=higher) == "no clear change"

@@ -71,6 +71,20 @@ def test_what_one_excludes_is_a_large_number_and_no_infinity():
     assert kl_divergence(rounded(np.log([0.5, 0.5])), certain) > 1000
 
 
+def test_damaged_weights_are_not_taken_for_the_same_model(tmp_path):
+    whole, broken = np.log(np.full(8, 1 / 8)), np.full(8, np.nan)
+    assert np.isnan(kl_divergence(rounded(whole), broken))
+    for kept, read, compared in ((whole, broken, 2), (broken, whole, 0)):
+        original = RowPlan(tmp_path / "row", None, range(2)).open()
+        original.add(kept)
+        original.add(kept)
+        original.close()
+        other = RowPlan(None, tmp_path / "row", range(2)).open()
+        other.add(read)
+        other.add(read)
+        assert len(other.divergences) == compared and 0 not in other.divergences
+
+
 def test_all_rows_are_compared_or_as_many_as_fit():
     tokens = [5, 0, 7, 100, 3]
     assert sample_of(tokens, 10, most=20 * 115) == {0, 2, 3, 4}
