@@ -219,7 +219,7 @@ def kl_divergence(losses: Sequence[AnswerLoss]) -> Estimate:
 def first_choice_agreement(losses: Sequence[AnswerLoss]) -> Estimate:
     """100 · Σ agreed / Σ tokens: where the likeliest token is the original's."""
     shares = [100 * one.agreed / one.compared for one in losses]
-    return mean(shares, [one.compared for one in losses])
+    return mean(shares, [one.compared for one in losses], percent=True)
 
 
 @dataclass(frozen=True)

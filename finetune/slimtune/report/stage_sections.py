@@ -39,7 +39,12 @@ SETTINGS = {
     "knowledge_distillation": ["distillation.top_k", "distillation.temperature"]
     + ["distillation.alpha", "distillation.epochs", "distillation.learning_rate"],
     "train_pruned_distilled": ["pruning.ffn_ratio", "distillation.alpha", "lora.rank"],
-    "convert_to_gguf": ["gguf.quantization"],
+    "convert_to_gguf": [
+        "gguf.quantization",
+        "gguf.target_size",
+        "gguf.target_bits",
+        "gguf.max_loss",
+    ],
 }
 
 
@@ -105,7 +110,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def _chosen(settings: Mapping[str, Any], stage: str, words: Words) -> Iterator[tuple[str, str]]:
     for path in SETTINGS.get(stage, []):
         section, field = path.split(".")
-        if field in settings.get(section, {}):
+        if settings.get(section, {}).get(field) is not None:
             yield f"{words.settings[path]} ({path})", _shown(settings[section][field], words)
 
 

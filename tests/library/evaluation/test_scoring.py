@@ -101,6 +101,14 @@ def judged(origins: dict[str, Origin], *outcomes: Outcome) -> dict[str, dict]:
     return {one["label"]: one for one in found}
 
 
+def test_an_agreement_at_every_token_still_has_an_interval():
+    """And a divergence of 0 is 0: nats have no bound from which Wilson's could be told."""
+    found = judged({}, outcome("base", 30, 1.0), apart(outcome("same", 30, 1.0), 0.0, 4))["same"]
+    low, high = (found["first_choice_agreement"][end] for end in ("low", "high"))
+    assert 80 < low < 100 and high == 100
+    assert [found["kl_divergence"][end] for end in ("score", "low", "high")] == [0, 0, 0]
+
+
 def test_divergence_and_agreement_are_means_over_the_compared_tokens():
     one = outcome("q4", 30, 1.0)
     one.losses[0] = replace(one.losses[0], divergence=6.0, agreed=1, compared=3)

@@ -184,6 +184,15 @@ def test_a_stage_is_told_of_in_words_and_not_in_keys(metrics):
     assert "0.5123" not in section  # a figure that no word explains stays in run.json
 
 
+def test_a_target_that_was_not_set_is_not_told_of(metrics):
+    found = of(metrics, "convert_to_gguf")
+    found.lineage["convert_to_gguf"]["settings"] = {
+        "gguf": {"quantization": ["Q4_K_M"], "target_size": None, "target_bits": 4.5}
+    }
+    section = render_report(found).split("<details><summary>Quantisation")[1]
+    assert "(gguf.target\\_bits) | 4.5 |" in section and "gguf.target\\_size" not in section
+
+
 def test_the_settings_that_reports_show_are_there_and_have_words():
     shown = {path for paths in SETTINGS.values() for path in paths}
     for path in shown:
