@@ -140,17 +140,12 @@ class LlamaChild:
                 "try a smaller type such as Q4_K_M, a shorter context, or fewer prompts at once",
             )
         self._words.seek(0)
-        lines = self._words.read().decode("utf-8", "replace").splitlines()
-        words = [line for line in lines if line.strip()]
+        words = self._words.read().decode("utf-8", "replace").splitlines()
         return InputError(
             f"{self.gguf}: llama.cpp ended with exit code {code}",
-            self._reason(words) if words else "it stops so on contradictory files",
+            next((line for line in reversed(words) if line), "it stops so on contradictory files"),
             "convert the model again with convert_to_gguf.py",
         )
-
-    def _reason(self, words: list[str]) -> str:
-        """Which of the child's last words, of which there are some, says why it ended."""
-        return words[-1]
 
 
 def _start(module: str, pipe: Connection, words: BinaryIO) -> subprocess.Popen:

@@ -6,8 +6,6 @@
 It listens on 127.0.0.1, on a port that the system chooses, and answers who knows its key.
 """
 
-import os
-import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,13 @@ from slimtune.console import ResourceError, SlimTuneError
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.json_requests import Unanswered, request_json
 from slimtune.inference.llama_child import LlamaChild, default_threads, work
+from slimtune.inference.llama_context import LlamaContext
 from slimtune.inference.server_address import Server
 from slimtune.inference.server_client import Reply, ServerClient
 from slimtune.inference.server_replies import Messages
 
 _NAME = "served"
 _ERRORS = 1  # what llama.cpp writes to stderr: nothing but errors
-_STAMP = re.compile(r"^[\d.]+ E +")
 
 
 class LlamaServer(LlamaChild):
@@ -80,10 +78,6 @@ class LlamaServer(LlamaChild):
             "without its server",
         )
 
-    def _reason(self, words: list[str]) -> str:
-        """The first error: those after it tell where it led to."""
-        return _STAMP.sub("", words[0])
-
 
 def serve(handle: int) -> None:
     """The child's part, see `llama_child.work`."""
@@ -120,6 +114,8 @@ def _load(
     try:
         server = xllamacpp.Server(parameters)
     except RuntimeError:
-        # It says "check the input params"; llama.cpp's own words say more, and the parent has them.
-        os._exit(1)
+        # It says "check the input params", and its log is written by a thread that may come too
+        # late; whoever loads the same without a server is told what is wrong.
+        LlamaContext(gguf, context, 1, threads, adapter)
+        raise
     return server, server.listening_address

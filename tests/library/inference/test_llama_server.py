@@ -111,6 +111,6 @@ def test_files_that_are_no_model(greedy, tmp_path):
     with pytest.raises(InputError, match="no such file"):
         LlamaServer(tmp_path / "missing.gguf")
     (tmp_path / "short.gguf").write_bytes(greedy.read_bytes()[:-5000])
-    with pytest.raises(InputError, match="llama.cpp ended with exit code 1") as caught:
+    with pytest.raises(InputError, match="llama.cpp cannot load this file") as caught:
         LlamaServer(tmp_path / "short.gguf", **ROOM)
-    assert caught.value.why.startswith("llama_model_load: error loading model: tensor 'blk.")
+    assert "tensor 'blk." in caught.value.why
