@@ -8,6 +8,7 @@ HOSTILE = "=cmd|'/C calc'!A0 <script>alert(1)</script> ![x](http://evil.example/
 def record(stage: str) -> dict:
     """A stage's run.json, as far as reports read it."""
     return {
+        "stage": stage,
         "command": [f"{stage}.py", "--input", "a b.json"],
         "settings": {"lora": {"rank": 8}, "pruning": {"ffn_ratio": 0.25}},
         "metrics": {

@@ -66,6 +66,11 @@ class Step:
     verdict: str | None
     run: Run | None
 
+    @property
+    def learned(self) -> bool:
+        """Whether it was trained: then it is meant to answer otherwise than before."""
+        return self.run is not None and self.run["stage"] == "train_lora"
+
     def points(self, name: str) -> float:
         """What the step brought in the measure, negative where it cost."""
         return score(self.model, name) - score(self.source, name)

@@ -130,7 +130,7 @@ def step_cost(step: Step, words: Words) -> str:
     parts = [words.step_size.format(share=100 * share)] if share else []
     parts += [words.step_speed.format(ratio=speed)] if speed else []
     divergence = value_of(step.model, _DIVERGENCE)
-    if divergence is not None:
+    if divergence is not None and not step.learned:
         shown = MEASURES[_DIVERGENCE].written(divergence)
         parts.append(words.divergence.format(original=step.model["original"], divergence=shown))
     parts += [took(step.run, words)] if step.run else []
@@ -188,32 +188,6 @@ def _judged(measure: Measure, judged: Mapping[str, float]) -> str:
 
 def _unbroken(text: str) -> str:
     return text.strip().replace(" ", _SPACE)
-
-
-def quantisation(models: Sequence[Model], words: Words) -> list[str]:
-    """What each GGUF lost against the model it was made from, where that was compared too.
-
-    A base with an adapter, both files, is held against the folders of the two.
-    """
-    files = [model for model in models if model["kind"] == "gguf"]
-    folders = [model for model in models if model["kind"] != "gguf"]
-    sources = {(model["reference"], model["adapter"]): model for model in folders}
-    made_from = [(file["tokenizer"], file["trained"]) for file in files]
-    pairs = zip(files, map(sources.get, made_from), strict=True)
-    return [_loss(file, source, words) for file, source in pairs]
-
-
-def _loss(file: Model, source: Model | None, words: Words) -> str:
-    label = plain(file["label"])
-    if source is None or not (file["perplexity"] and source["perplexity"]):
-        return words.unpaired.format(label=label)
-    return words.loss.format(
-        label=label,
-        source=plain(source["label"]),
-        exact=file["exact_match"]["score"] - source["exact_match"]["score"],
-        perplexity=file["perplexity"]["score"] / source["perplexity"]["score"],
-        share=100 * _bytes(file) / _bytes(source),
-    )
 
 
 def _leakage(settings: Mapping[str, Any], words: Words) -> str:

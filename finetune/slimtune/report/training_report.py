@@ -72,7 +72,6 @@ def report_places(found: Found, language: str) -> dict[str, str]:
         "contents": [_contents(report_template(language).template)],
         "sizes": [tables.size_table(models, words)],
         "steps": [tables.step_table(models, found.steps, words)],
-        "quantisation": tables.quantisation(models, words),
         "samples": [shown_rows.rows_markdown(metrics, words)],
         "losses": losses or [words.no_losses],
         "warnings": [tables.warnings(metrics, words)],

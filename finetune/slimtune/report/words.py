@@ -136,8 +136,6 @@ class Words:
     rows_drawn: str
     signatures: str
     reference: str
-    loss: str
-    unpaired: str
     no_warnings: str
     no_commands: str
     machine: str
