@@ -183,7 +183,7 @@ def test_the_comparison_takes_base_and_adapter_as_one_model(
     assert both["parameters"] == found["fine-tuned"]["cost"]["parameters"]
     assert "not known whether" not in caplog.text and "no effect" not in ran.err
     report = (tmp_path / "training_report.md").read_text(encoding="utf-8")
-    assert "**base-F16+tiny-lora-F16** against **fine-tuned**" in report
+    assert "| base-F16+tiny-lora-F16 from fine-tuned | +0.0" in report
     run = json.loads((tmp_path / "r_run.json").read_text())
     read = [one["path"] for one in run["inputs"]]
     assert str(lora) in read and str(folder / "base-F16.gguf") in read

@@ -5,6 +5,7 @@ The words are the page's own and the bars percentages of their row, so that both
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from math import isfinite
 from typing import NamedTuple
 
 from slimtune.report.measure_table import MEASURES, value_of
@@ -50,10 +51,13 @@ def step_bars(models: Sequence[Model], steps: Sequence[Step], words: Words) -> s
 
 
 def measure_bars(models: Sequence[Model], name: str, words: Words) -> str:
-    """A bar from 0 for each model that has the measure, with its interval where it has one."""
+    """A bar from 0 for each model that has the measure, with its interval where it has one.
+
+    What is no number, of damaged weights, stands in the tables and has no length.
+    """
     measure = MEASURES[name]
     values = [(one, value_of(one, name)) for one in models]
-    known = [(one, value) for one, value in values if value is not None]
+    known = [(one, value) for one, value in values if value is not None and isfinite(value)]
     judged: dict[str, Mapping[str, float]] = {}
     if measure.group == "quality":
         judged = {one["label"]: one[name] for one, _ in known}

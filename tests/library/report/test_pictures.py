@@ -180,3 +180,5 @@ def test_measures_are_bars_from_zero_and_a_dash_is_none():
     assert [start for _, start, _ in found] == [0, 0]
     assert found[1][2] / found[0][2] == pytest.approx(82.5 / 2.0, rel=0.01)
     assert measure_bars(models[1:2], "rouge_l", WORDS) == ""
+    models[0]["rouge_l"] = dict.fromkeys(("score", "low", "high"), math.nan)
+    assert len(bars(measure_bars(models, "rouge_l", WORDS))) == 1
