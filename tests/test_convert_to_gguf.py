@@ -233,6 +233,18 @@ def test_a_size_that_cannot_be_is_refused_before_the_work(
     assert leaves_nothing(tmp_path)
 
 
+def test_a_model_that_is_quantised_already_gets_no_size(settings, merged, tmp_path) -> None:
+    """To round again what was rounded once ruins a model, whatever the types."""
+    model = shutil.copytree(merged, tmp_path / "quantised")
+    (model / "run.json").unlink()
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes"}
+    (model / "config.json").write_text(json.dumps(config))
+    flags = ("--model-path", model, "--target-bits", "6", "--output-dir", tmp_path / "out")
+    refused(3, "quantised", "convert_to_gguf", *settings, *flags)
+    assert leaves_nothing(tmp_path / "out")
+
+
 def test_a_conversion_needs_neither_torch_nor_transformers(settings, merged, tmp_path) -> None:
     """They alone weigh more than the memory a conversion may take."""
     flags = ("--verify", "off", "--quantization", "Q8_0", "--output-dir", tmp_path)
