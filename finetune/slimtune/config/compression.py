@@ -8,11 +8,14 @@ from pydantic import BeforeValidator, Field
 
 from slimtune.config.catalogues import names
 from slimtune.config.fields import (
+    MOST,
     Auto,
+    Count,
     ModelReference,
     Positive,
     Rate,
     Section,
+    Seed,
     Share,
     choice,
     setting,
@@ -72,10 +75,10 @@ class Pruning(Section):
         "Rows to read: auto takes the training rows where they are there, else the model's own\n"
         "words where rows are needed; self always its own words; none for magnitude, streamed.",
     )
-    calibration_rows: Annotated[int, Field(ge=8)] = setting(
+    calibration_rows: Annotated[int, Field(ge=8, le=MOST)] = setting(
         320, "How many rows to read; a fifth of them measures the model before and after."
     )
-    calibration_length: Annotated[int, Field(ge=8)] = setting(
+    calibration_length: Annotated[int, Field(ge=8, le=MOST)] = setting(
         256, "Longest row to read, in tokens; memory and time grow with it."
     )
     sparsity: Ratio = setting(
@@ -91,7 +94,7 @@ class Pruning(Section):
         "Which weights become zero: those that are smallest by this measure.",
         "sparsity_methods",
     )
-    seed: int = setting(42, "Seed of the model's own words and of the random criterion.")
+    seed: Seed = setting(42, "Seed of the model's own words and of the random criterion.")
 
 
 class Distillation(Section):
@@ -133,7 +136,7 @@ class Distillation(Section):
         "Plain text, one passage a line, taught beside the rows so that the student keeps its\n"
         "general knowledge; null: rows only. auto: the sample's text for the sample's models.",
     )
-    text_passages: Annotated[int, Field(ge=0)] = setting(
+    text_passages: Count = setting(
         2000, "How many passages of the text to use (spread over the file); costs time."
     )
     top_k: Positive = setting(

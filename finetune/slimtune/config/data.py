@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from slimtune.config.catalogues import names
-from slimtune.config.fields import Count, Inputs, Positive, Section, Share, choice, setting
+from slimtune.config.fields import Count, Inputs, Positive, Section, Seed, Share, choice, setting
 from slimtune.config.inputs import split_inputs
 
 
@@ -26,7 +26,7 @@ class SampleSection(Section):
     )
     rows: Positive = setting(4000, "Instruction rows to write.")
     text_lines: Positive = setting(4000, "Lines of plain text to write.")
-    seed: int = setting(42, "Same seed, same rows, byte for byte.")
+    seed: Seed = setting(42, "Same seed, same rows, byte for byte.")
     train_models: bool = setting(
         False,
         "true trains both sample models again from nothing instead of unpacking the shipped\n"
@@ -85,7 +85,7 @@ class Data(Section):
         "Column whose value decides the split, so that rows with the same value stay together;\n"
         "rows without it (and an empty setting) are split by their prompt.",
     )
-    seed: int = setting(42, "Another seed, another split.")
+    seed: Seed = setting(42, "Another seed, another split.")
     duplicates: Literal[names("duplicates")] = choice(
         "near", "Which repeated rows are dropped.", "duplicates"
     )

@@ -15,8 +15,10 @@ ELSEWHERE = ("ollama:", "http://", "https://")
 # One file or folder, or several with commas and weights (`inputs.py`): `settings` resolves each.
 Inputs = Annotated[Path, "inputs"]
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+MOST = 2**31 - 1  # rows, tokens, steps: torch, pyarrow and llama.cpp count in 32 bits somewhere
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Seed = Annotated[int, Field(ge=0, lt=2**32 - 1)]  # numpy's and llama.cpp's; the last one is random
 Rate = Annotated[float, Field(gt=0)]  # a learning rate
 Auto = Literal["auto"]  # chosen when the model is known; what was chosen is recorded
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-_WEIGHTED = re.compile(r"(.+):(\d+(?:\.\d+)?)", re.DOTALL)
+_WEIGHTED = re.compile(r"(.+):(\d{1,6}(?:\.\d{1,9})?)", re.DOTALL)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from slimtune.config.fields import (
     ModelReference,
     Positive,
     Section,
+    Seed,
     Share,
     choice,
     setting,
@@ -51,7 +52,7 @@ class GenerationSection(Section):
         "Longest answer in tokens. auto: as long as the longest reference answer can be, 512 and\n"
         "half of max_length at most. A chat lets an answer grow to 512; Ctrl-C stops it.",
     )
-    seed: Annotated[int, Field(ge=0, lt=2**32 - 1)] | None = setting(
+    seed: Seed | None = setting(
         None,
         "Seed of what is drawn; each row draws for itself, whatever is asked beside it. null: 0.\n"
         "A number goes into a Modelfile as well: Ollama then draws alike for every question, and\n"
@@ -100,7 +101,7 @@ class Evaluation(Section):
         "CSV with one row a prompt; metrics and the reports go beside it. An unfinished run of\n"
         "the same name goes on with the answers it has, unless --overwrite asks for new ones.",
     )
-    max_rows: Annotated[int, Field(ge=0)] = setting(0, "Test rows to use; 0: all.")
+    max_rows: Count = setting(0, "Test rows to use; 0: all.")
     token_budget: Positive = setting(
         8192,
         "Tokens of prompts and answers in a batch. Less takes less memory and more time; a batch\n"
@@ -149,10 +150,10 @@ def _bytes(value: Any) -> Any:
         if isinstance(value, str):
             raise ValueError("a size is written as 1.2GB, 900MB or 1.1GiB")
         return value
-    return int(float(found[1]) * _UNITS[found[2]])
+    return int(min(float(found[1]) * _UNITS[found[2]], 2.0**63))
 
 
-Size = Annotated[Annotated[int, Field(gt=0)] | None, BeforeValidator(_bytes)]
+Size = Annotated[Annotated[int, Field(gt=0, lt=2**63)] | None, BeforeValidator(_bytes)]
 
 
 class Gguf(Section):

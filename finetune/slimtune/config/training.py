@@ -7,12 +7,14 @@ from pydantic import Field
 
 from slimtune.config.catalogues import facts, names
 from slimtune.config.fields import (
+    MOST,
     Auto,
     Count,
     ModelReference,
     Positive,
     Rate,
     Section,
+    Seed,
     Share,
     choice,
     setting,
@@ -130,7 +132,7 @@ class Training(Section):
         "Prepared rows for the validation loss; null: the NAME_validation.jsonl beside the\n"
         "training rows, when it is there. With it the best checkpoint is kept.",
     )
-    epochs: Annotated[float, Field(gt=0)] = setting(2, "Times through the training rows.")
+    epochs: Annotated[float, Field(gt=0, le=1e6)] = setting(2, "Times through the training rows.")
     batch_size: Positive | Auto = setting(
         "auto",
         "Rows per step and device. auto: as many of 16 as fit by the estimate, the rest by\n"
@@ -165,7 +167,7 @@ class Training(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = setting(
         1.0, "Gradients are clipped to this norm."
     )
-    max_length: Annotated[int, Field(ge=16)] = setting(
+    max_length: Annotated[int, Field(ge=16, le=MOST)] = setting(
         512,
         "Longest row in tokens; a longer one loses the start of its prompt, never its answer.\n"
         "Memory grows with it. A model that follows fewer lowers this default; a length of your\n"
@@ -192,7 +194,7 @@ class Training(Section):
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = setting(
         "none", "Where losses are sent as well; metrics.jsonl and loss.png are written anyway."
     )
-    seed: int = setting(42, "Seed of adapter and row order.")
+    seed: Seed = setting(42, "Seed of adapter and row order.")
 
     @property
     def rows(self) -> int:

@@ -22,6 +22,7 @@ from slimtune.settings.flags import fields_alone, flags_of, is_list, read_flags,
 from slimtune.settings.yaml_file import Given, Mistake, SettingPath, WrittenSettings, read_yaml
 
 PROJECT = Path(__file__).resolve().parents[3]
+_LONGEST_SHOWN = 200  # characters of a value in an error
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
@@ -145,8 +146,13 @@ def _as_written(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
     if isinstance(value, list):
-        return ",".join(map(str, value)) or "[]"
-    return str(value) if value != "" else '""'
+        return _short(",".join(map(str, value))) or "[]"
+    return _short(str(value)) or '""'
+
+
+def _short(text: str) -> str:
+    """As much of a value as tells which it is."""
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
 def _resolve(config: Config, given: dict[SettingPath, Given], default_folder: Path) -> Config:
