@@ -24,6 +24,7 @@ from slimtune.export.preflight import require_rows
 from slimtune.export.sensitivity import fisher_sums, squares_of_inputs
 from slimtune.export.tensors import gguf_name, row_order
 from slimtune.inference.stack import Stack, Stream, TokenBatch, batches_of
+from slimtune.machine.process import large_blocks_returned
 from slimtune.models import tokenizers
 from slimtune.models.merging import MergedCheckpoint
 from slimtune.models.positions import within_positions
@@ -56,6 +57,7 @@ def measure_importance(
     return read_imatrix(output)
 
 
+@large_blocks_returned()
 def observe(
     source: ModelSource,
     plan: GgufPlan,

@@ -44,16 +44,7 @@ def squares_of_inputs(
         for number, batch in enumerate(batches):
             into[0].write(number, stack.embed(batch.ids))
         for index in range(stack.layers):
-            layer = stack.layer(index)
-            for number, batch in enumerate(batches):
-                hooks = [
-                    module.register_forward_pre_hook(_squares_to(sums, name, batch.real))
-                    for name, module in _matrices(layer, index)
-                ]
-                hidden = stack.run(layer, into[index].read(number))
-                for hook in hooks:
-                    hook.remove()
-                into[index + 1].write(number, hidden)
+            _forwards(stack, index, batches, into[index], into[index + 1], sums)
     return sums
 
 
@@ -75,17 +66,7 @@ def fisher_sums(
 
     _through_the_head(stack, batches, streams[-1], add, torch.Generator().manual_seed(seed))
     for index in reversed(range(stack.layers)):
-        layer = stack.layer(index)
-        for number in range(len(batches)):
-            hidden = streams[index].read(number).requires_grad_()
-            hooks = [
-                module.register_forward_hook(_gradient_to(add, name))
-                for name, module in _matrices(layer, index)
-            ]
-            stack.run(layer, hidden).backward(streams[index + 1].read(number))
-            for hook in hooks:
-                hook.remove()
-            streams[index].write(number, hidden.grad)
+        _backwards(stack, index, len(batches), streams[index], streams[index + 1], add)
     for number, batch in enumerate(batches):
         _into_the_embedding(batch, streams[0].read(number), stack.tensors[EMBEDDING].shape, add)
     tokens = sum(batch.tokens for batch in batches)
@@ -93,6 +74,46 @@ def fisher_sums(
         name: (rows.clamp(min=0) / tokens, columns.clamp(min=0) / tokens)
         for name, (rows, columns) in found.items()
     }
+
+
+def _forwards(
+    stack: Stack,
+    index: int,
+    batches: Sequence[TokenBatch],
+    into: Stream,
+    out: Stream,
+    sums: dict[str, torch.Tensor],
+) -> None:
+    """One layer over all batches; it is gone from memory before the next is read."""
+    layer = stack.layer(index)
+    for number, batch in enumerate(batches):
+        hooks = [
+            module.register_forward_pre_hook(_squares_to(sums, name, batch.real))
+            for name, module in _matrices(layer, index)
+        ]
+        hidden = stack.run(layer, into.read(number))
+        for hook in hooks:
+            hook.remove()
+        out.write(number, hidden)
+
+
+def _backwards(
+    stack: Stack, index: int, batches: int, into: Stream, out: Stream, add: _Take
+) -> None:
+    """The same the other way: gradients of what left the layer, in `out`, become those of what
+    entered it, in the place of `into`.
+    """
+    layer = stack.layer(index)
+    for number in range(batches):
+        hidden = into.read(number).requires_grad_()
+        hooks = [
+            module.register_forward_hook(_gradient_to(add, name))
+            for name, module in _matrices(layer, index)
+        ]
+        stack.run(layer, hidden).backward(out.read(number))
+        for hook in hooks:
+            hook.remove()
+        into.write(number, hidden.grad)
 
 
 def outer_sums(inputs: torch.Tensor, gradients: torch.Tensor) -> Sums:
