@@ -9,9 +9,9 @@ from hostile import ATTACKS, PRECIOUS, ROWS, came_in, everything, write_record
 from running import files_under
 
 from slimtune.artifacts import finish_files, lineage, require, run_of, stage_files, stage_folder
+from slimtune.artifacts.files import write_text
 from slimtune.config import Config, Options
 from slimtune.console import InputError, SettingsError
-from slimtune.export.ollama import write_modelfile
 from slimtune.report.cost_card import write_card
 
 
@@ -148,7 +148,7 @@ def test_a_folder_that_the_user_has_put_aside_stays(tmp_path: Path) -> None:
 def test_cards_are_not_written_through_a_link(came: Path) -> None:
     for name in ("Modelfile", "card.md"):
         (came / f"{name}.{os.getpid()}.partial").symlink_to(came.parent / "victim")
-    write_modelfile(came / "Modelfile", "FROM x")
+    write_text(came / "Modelfile", "FROM x")
     write_card(came / "card.md", "title", [])
     assert (came.parent / "victim").read_bytes() == PRECIOUS
     assert not (came / "Modelfile").is_symlink() and not (came / "card.md").is_symlink()
