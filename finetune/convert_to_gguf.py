@@ -23,12 +23,14 @@ from slimtune.console import near, table, would_write, wrote
 
 
 def main(config: Config) -> None:
+    from slimtune.data.learned_rows import with_rows_of
     from slimtune.export import adapter_export, convert, llama_tools, ollama, outlook, preflight
     from slimtune.export.architecture import Unsupported
     from slimtune.export.plan import open_source
     from slimtune.models.folders import local_folder
 
     gguf = config.gguf
+    config = with_rows_of(config, gguf.lora_model, gguf.model_path)
     files = convert.files_of(config)
     modelfile = Path.cwd() / "Modelfile" if gguf.wants_modelfile else None
     for needed in filter(None, [gguf.model_path, gguf.lora_model, config.evaluation.test_data]):

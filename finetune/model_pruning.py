@@ -15,10 +15,12 @@ from slimtune.console import near, table, would_write, wrote
 
 
 def main(config: Config) -> None:
+    from slimtune.data.learned_rows import with_rows_of
     from slimtune.pruning.prune import estimate_pruning, prune_model
     from slimtune.pruning.sparsity import NOTICE
 
     model, final = config.pruning.model_path, config.pruning.output_dir
+    config = with_rows_of(config, model)
     refuse_inputs([final], [model, config.training.train_data])
     refuse_finished(final, config)
     require(model)

@@ -112,6 +112,30 @@ class TestComparison:
         scores = exact(tmp_path / "results_metrics.json")
         assert scores["tiny-F16"] == scores["fine-tuned"] > 90
 
+    def test_trained_on_questions_are_counted_whatever_config_yaml_names(
+        self, project, rows, adapter, tmp_path
+    ) -> None:
+        """The file names other rows, as it does for who trained with --train-data."""
+        config, learned = tmp_path / "config.yaml", tmp_path / "learned.jsonl"
+        config.write_text("training: {train_data: other_train.jsonl}\n", encoding="utf-8")
+        (tmp_path / "other_train.jsonl").write_text("", encoding="utf-8")
+        three = (rows / "train_train.jsonl").read_text("utf-8").splitlines()[:3]
+        learned.write_text("\n".join(three), encoding="utf-8")
+        words = ("--config", config, "--base-model", project / "base", "--lora-model")
+        counted, files = [], ("--test-data", learned)
+        for name, model, test in (("a", adapter, files), ("b", "null", files), ("c", adapter, ())):
+            output = ("--output", tmp_path / name / "r.csv", "--max-rows", 3)
+            succeeds("evaluate_model", *words, model, *test, *output, "--max-new-tokens", 4)
+            found = json.loads((tmp_path / name / "r_metrics.json").read_text())["settings"]
+            counted.append((found["leaked_rows"], found["training_rows"]))
+        total = len((rows / "train_train.jsonl").read_text("utf-8").splitlines())
+        assert counted == [(3, total), (None, None), (0, total)]
+        told = (tmp_path / "b" / "training_report.md").read_text("utf-8")
+        assert "trained on is not known" in told
+        # Nobody named rows for the last one: those beside the adapter's own were asked.
+        inputs = json.loads((tmp_path / "c" / "r_run.json").read_text())["inputs"]
+        assert inputs[0]["path"] == str(rows / "train_test.jsonl")
+
     def test_a_base_alone_and_fewer_rows(self, settings, adapter, tmp_path) -> None:
         output = tmp_path / "results.csv"
         flags = ("--lora-model", "null", "--max-rows", 3, "--output", output)

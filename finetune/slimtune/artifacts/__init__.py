@@ -6,7 +6,7 @@ stage finished. The chain of records is the lineage from which the report is fil
 
 from slimtune.artifacts.files import sha256
 from slimtune.artifacts.reading import require
-from slimtune.artifacts.records import lineage, run_of, system_prompt_for
+from slimtune.artifacts.records import ancestors, lineage, run_of, system_prompt_for
 from slimtune.artifacts.stages import (
     Stage,
     finish_files,
@@ -20,6 +20,7 @@ from slimtune.artifacts.stages import (
 
 __all__ = [
     "Stage",
+    "ancestors",
     "finish_files",
     "lineage",
     "not_without_overwrite",

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import NoneType
@@ -112,20 +112,27 @@ def run_of(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def lineage(*paths: Path) -> dict[str, dict[str, Any]]:
-    """{stage: its record} of everything that led to `paths`; the first found of a stage counts.
+def ancestors(*paths: Path) -> Iterator[dict[str, Any]]:
+    """The records of everything that led to `paths`, theirs first, each once.
 
     Records may name any path: nothing is opened there but the record beside it.
     """
-    found: dict[str, dict[str, Any]] = {}
-    waiting, seen = list(paths), set()
+    waiting, seen, given = list(paths), set(), set()
     while waiting:
         path = waiting.pop(0)
         run = run_of(path) if path not in seen and os.path.exists(path) else None
         seen.add(path)
-        if run and run["stage"] not in found:
-            found[run["stage"]] = run
+        if run and run["run_id"] not in given:
+            given.add(run["run_id"])
+            yield run
             waiting += [Path(one["path"]) for one in run["inputs"]]
+
+
+def lineage(*paths: Path) -> dict[str, dict[str, Any]]:
+    """{stage: its record} of everything that led to `paths`; the nearest of a stage counts."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in ancestors(*paths):
+        found.setdefault(run["stage"], run)
     return found
 
 

@@ -25,6 +25,8 @@ class Options:
     resume: bool = False
     dry_run: bool = False
     debug: bool = False
+    config: str | None = None  # the settings file as it was named
+    flags: tuple[str, ...] = ()  # "section.name" of the settings that flags gave
 
 
 class Config(Section):

@@ -94,7 +94,8 @@ class Evaluation(Section):
     )
     test_data: Path | None = setting(
         None,
-        "Prepared rows to test on; null: the NAME_test.jsonl beside the training rows.",
+        "Prepared rows to test on; null: the NAME_test.jsonl beside the rows that the models\n"
+        "were trained on, or beside training.train_data where no record names any.",
     )
     output: Path = setting(
         Path("models/evaluation/evaluation_results.csv"),

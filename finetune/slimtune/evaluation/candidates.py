@@ -221,11 +221,11 @@ def test_rows(config: Config) -> tuple[list[dict[str, Any]], Path]:
     rows = read_rows(file)[: config.evaluation.max_rows or None]
     for row in rows:
         _require_pattern(row, file)
-    system = system_prompt_for(config, *_trained(config))
+    system = system_prompt_for(config, *trained(config))
     return [_opened(row, system) for row in rows], file
 
 
-def _trained(config: Config) -> list[Path]:
+def trained(config: Config) -> list[Path]:
     """What is compared with the base, and may have been trained under a system message."""
     named = [config.evaluation.lora_model, *named_parts(config), config.model.base_model]
     return [Path(one) for one in named if one]
@@ -235,12 +235,6 @@ def _opened(row: dict[str, Any], system: str) -> dict[str, Any]:
     if not system or row["messages"][0]["role"] == "system":
         return row
     return row | {"messages": [{"role": "system", "content": system}, *row["messages"]]}
-
-
-def training_rows(config: Config) -> list[dict[str, Any]] | None:
-    """What was trained on, to look for test questions in it; None where the file is not there."""
-    file = config.training.train_data
-    return read_rows(file) if file.is_file() and file.stat().st_size else None
 
 
 def _require_pattern(row: Mapping[str, Any], file: Path) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from slimtune.config import Config
 from slimtune.console import InputError, ResourceError, SettingsError, start_logging
+from slimtune.data.learned_rows import NOTHING, Learned
 from slimtune.evaluation import fairness
 from slimtune.evaluation.answer_room import with_answer_room
 from slimtune.evaluation.cautions import Caution, cautions
@@ -60,7 +61,7 @@ def compare(
     template: str,
     config: Config,
     *,
-    trained_on: Sequence[Mapping[str, Any]] | None = None,
+    learned: Learned = NOTHING,
     kept_in: Path | None = None,
     isolated: bool = True,
 ) -> Comparison:
@@ -72,8 +73,9 @@ def compare(
     prompts keep their end within max_length - max_new_tokens, reference answers are scored within
     max_length, and evaluation.extract finds what counts in an answer where a row names no pattern
     itself.
-    `trained_on` are the training rows, for the share of test questions among them. Answers are kept
-    in the folder `kept_in` as they come, and those found there are not asked for again.
+    `learned` is what the models were trained on, for the share of test questions among it.
+    Answers are kept in the folder `kept_in` as they come, and those found there are not asked for
+    again.
     `isolated=False` stays in this process, for one small model.
 
     Raises SettingsError for two equal labels, two prompt templates or an unknown pattern,
@@ -110,7 +112,7 @@ def compare(
             one.label for one in candidates if fairness.asked_differently(one, template, questions)
         ],
         **job.computed,
-        **fairness.count_leaked(questions, trained_on),
+        **fairness.count_leaked(questions, learned),
     }
     found = cautions(outcomes, measures, settings)
     return Comparison(questions, outcomes, scores, measures, found, settings)

@@ -18,6 +18,7 @@ from slimtune.artifacts import (
 from slimtune.artifacts.files import clear, write_text
 from slimtune.config import Config
 from slimtune.console import SettingsError, near
+from slimtune.data.learned_rows import learned_by, with_rows_of
 from slimtune.data.rows import beside
 from slimtune.evaluation import candidates, comparison, outputs
 from slimtune.evaluation.answer_room import with_answer_room
@@ -123,8 +124,11 @@ def compare_models(config: Config) -> Closing:
 
 
 def _followed(config: Config, chosen: Sequence[Candidate]) -> Config:
-    """With a max_length that every model folder can follow, and one decoding for all."""
+    """With a max_length that every model folder can follow, one decoding for all, and the test rows
+    that lie beside what the models were trained on where none are named."""
     config = candidates.with_decoding(config)
+    if config.evaluation.test_data is None:
+        config = with_rows_of(config, *candidates.trained(config))
     return within_positions(config, *(one.reference for one in chosen if one.kind in _FOLDERS))
 
 
@@ -136,7 +140,7 @@ def _compare(
         rows,
         candidates.comparison_template(config),
         config,
-        trained_on=candidates.training_rows(config),
+        learned=learned_by(*map(Path, candidates.paths(chosen))),
         kept_in=kept,
     )
 

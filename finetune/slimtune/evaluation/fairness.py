@@ -5,12 +5,12 @@ told as cautions: an adapter on another base than it was trained on (same shapes
 same base), and test questions that were in the training data (counted again, whoever split them).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from slimtune.artifacts import run_of, sha256
 from slimtune.console import InputError, SettingsError
+from slimtune.data.learned_rows import Learned
 from slimtune.data.similarity import keys_of
 from slimtune.inference.answers import Asked, Candidate, Question
 from slimtune.models.adapters import Adapter
@@ -158,15 +158,18 @@ def _name(reference: str) -> str:
     return Path(reference).name.lower()
 
 
-def count_leaked(
-    questions: Sequence[Question], trained_on: Sequence[Mapping[str, Any]] | None
-) -> dict[str, int | None]:
+def count_leaked(questions: Sequence[Question], learned: Learned) -> dict[str, int | None]:
     """`training_rows`, and `leaked_rows`: test rows that ask what a training row asks.
 
-    Case, width, spacing and punctuation are forgiven. Both None without training rows.
+    Case, width, spacing and punctuation are forgiven. Both are None where it is not known: no file
+    of training rows is named, or none asks it and some cannot be read any more.
     """
-    if trained_on is None:
+    try:
+        rows = learned.rows()
+    except InputError:  # a stranger's record may name anything
+        rows = []
+    keys = {keys_of(row["messages"]).question for row in rows}
+    leaked = sum(keys_of(asked.messages).question in keys for asked in questions)
+    if not rows or (learned.gone and not leaked):
         return {"training_rows": None, "leaked_rows": None}
-    learned = {keys_of(row["messages"]).question for row in trained_on}
-    leaked = sum(keys_of(asked.messages).question in learned for asked in questions)
-    return {"training_rows": len(trained_on), "leaked_rows": leaked}
+    return {"training_rows": len(rows), "leaked_rows": leaked}

@@ -56,6 +56,8 @@ def read_settings(script: str, doc: str, arguments: Sequence[str]) -> tuple[Conf
         resume=options.resume,
         dry_run=options.dry_run,
         debug=options.debug,
+        config=options.config,
+        flags=tuple(".".join(path) for path in flags.paths()),
     )
     return config, options.print_config
 

@@ -20,9 +20,11 @@ from tiny_folders import swap_two_tokens, write_tiny_llama
 from slimtune import prompts
 from slimtune.config import Config, GenerationSection, Training
 from slimtune.console import InputError, ResourceError, SettingsError
+from slimtune.data.learned_rows import Learned
 from slimtune.evaluation import comparison as comparison_module
 from slimtune.evaluation import worker
 from slimtune.evaluation.comparison import Comparison, compare
+from slimtune.evaluation.fairness import count_leaked
 from slimtune.evaluation.outputs import (
     comparison_table,
     metrics_of,
@@ -210,12 +212,28 @@ def test_an_adapter_trained_for_another_base_of_the_same_shape_is_noticed(rows, 
         assert ("other_base" in [caution["kind"] for caution in found]) is expected
 
 
-def test_leaks_are_counted_whatever_their_case_and_width(base, rows):
-    leaked = {**rows[3], "messages": [{"role": "user", "content": "ｎａｍｅ a  PET."}]}
-    found = compared([Candidate("base", str(base))], rows, trained_on=[leaked, leaked])
+def test_leaks_are_counted_whatever_their_case_and_width(base, rows, tmp_path):
+    said = [("user", "ｎａｍｅ a  PET."), ("assistant", "A cat.")]
+    leaked = [{"role": role, "content": text} for role, text in said]
+    file = tmp_path / "rows_train.jsonl"
+    file.write_text((json.dumps({"messages": leaked}) + "\n") * 2, encoding="utf-8")
+    candidates = [Candidate("base", str(base))]
+    found = compared(candidates, rows, learned=Learned((file,), ("another",)))
     assert (found.settings["leaked_rows"], found.settings["training_rows"]) == (1, 2)
     (told,) = [sentence(caution) for caution in found.cautions if caution["kind"] == "leak"]
     assert "1 of 5 test questions (20.0 %)" in told
+
+
+def test_how_many_leaks_is_not_known_without_the_rows(rows, tmp_path):
+    file = tmp_path / "rows_train.jsonl"
+    file.write_text(json.dumps({"messages": rows[0]["messages"]}), encoding="utf-8")
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("no row", encoding="utf-8")
+    asked = comparison_module.questions_of(rows[1:], "whole")
+    unknown = {"training_rows": None, "leaked_rows": None}
+    for learned in (Learned((), ()), Learned((file,), ("a base",)), Learned((broken,), ())):
+        assert count_leaked(asked, learned) == unknown
+    assert count_leaked(asked, Learned((file,), ())) == {"training_rows": 1, "leaked_rows": 0}
 
 
 def test_long_prompts_keep_their_end_and_are_counted(base, rows):
