@@ -19,16 +19,21 @@ from slimtune.artifacts.files import require_fetched
 from slimtune.console import InputError
 
 _SUM, _COUNT = ".in_sum2", ".counts"
-_ROWS, _COLUMNS = ".fisher_rows", ".fisher_columns"
+_ROWS, _COLUMNS, _ROUNDING = ".fisher_rows", ".fisher_columns", ".rounding"
 _LEAST = 1e-3  # of the mean
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What an error D in a matrix costs in nats a token: ½ Σ rows_i columns_j D_ij² / Σ rows."""
+    """What an error D in a matrix costs in nats a token: ½ Σ rows_i columns_j D_ij² / Σ rows.
+
+    Half of `rounding` is what it costs that llama.cpp rounds what enters the matrix to 8 bits, with
+    a scale for 32 and for 256 values.
+    """
 
     rows: np.ndarray
     columns: np.ndarray
+    rounding: np.ndarray = field(default_factory=lambda: np.zeros(2, np.float32))
 
     @property
     def column_weights(self) -> np.ndarray:
@@ -122,6 +127,7 @@ def write_imatrix(
     for name, cost in sorted((sensitivity or {}).items()):
         writer.add_tensor(name + _ROWS, cost.rows.astype(np.float32))
         writer.add_tensor(name + _COLUMNS, cost.columns.astype(np.float32))
+        writer.add_tensor(name + _ROUNDING, cost.rounding.astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -136,7 +142,7 @@ def _from_gguf(file: Path) -> Importance:
         sums, count = tensors[name + _SUM].astype(np.float32), tensors[name + _COUNT]
         weights[name] = sums / np.float32(count[0]) if count[0] > 0 else np.ones_like(sums)
     sensitivity = {
-        name: Sensitivity(tensors[name + _ROWS].copy(), tensors[name + _COLUMNS].copy())
+        name: Sensitivity(*(tensors[name + part].copy() for part in (_ROWS, _COLUMNS, _ROUNDING)))
         for name in (n.removesuffix(_ROWS) for n in tensors if n.endswith(_ROWS))
     }
     datasets = reader.fields["imatrix.datasets"].contents()

@@ -106,10 +106,14 @@ def _name(plan: GgufPlan, name: str) -> str:
 
 
 def _as_in_file(
-    plan: GgufPlan, name: str, rows: torch.Tensor, columns: torch.Tensor
+    plan: GgufPlan,
+    name: str,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    rounding: torch.Tensor,
 ) -> Sensitivity:
     order = row_order(plan.architecture, _name(plan, name))
     found = rows.float().numpy()
     if order is not None:
         found = found.reshape(-1, len(order))[:, order].reshape(-1)
-    return Sensitivity(found, columns.float().numpy())
+    return Sensitivity(found, columns.float().numpy(), rounding.float().numpy())

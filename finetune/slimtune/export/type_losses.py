@@ -1,6 +1,7 @@
 """What each type would cost in each matrix, from a sample of its rows, before anything is written.
 
-loss of type Q in W = ½ Σ_ij F_ij (W − Q(W))²_ij, with F_ij = rows_i columns_j / total of `imatrix`.
+loss of type Q in W = ½ Σ_ij F_ij (W − Q(W))²_ij, with F_ij = rows_i columns_j / total of `imatrix`,
+and what the 8 bits cost to which llama.cpp rounds what enters W.
 
 Rows are drawn in proportion to rows_i, evenly along their running sum, so the loss is half the mean
 over the sample of Σ_j columns_j (W − Q(W))²_ij: of an embedding, the tokens that occur. All types
@@ -15,6 +16,7 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
@@ -22,7 +24,7 @@ from slimtune.export.budget import Option
 from slimtune.export.gguf_writer import encode, padded
 from slimtune.export.imatrix import Sensitivity
 from slimtune.export.plan import GgufPlan
-from slimtune.export.quant_types import candidates, encoded_bytes
+from slimtune.export.quant_types import PLAIN, candidates, encoded_bytes
 from slimtune.export.tensors import row_order
 
 # One row in so many, so that all types together are less work than writing the file; and limits.
@@ -64,10 +66,18 @@ def _options(plan: GgufPlan, name: str, kinds: Iterable[Type]) -> list[Option]:
             encoded = encode(plan, name, values, kind)
             with np.errstate(over="ignore", invalid="ignore"):
                 errors = plan.encoding.encoder.decode(encoded, kind, values.shape) - values
-                loss = scale * _weighed(errors**2, columns, times)
+                loss = scale * _weighed(errors**2, columns, times) + _rounding(plan, name, kind)
         if math.isfinite(loss):
             options.append(Option(kind, padded(encoded_bytes(shape, kind)), loss))
     return options
+
+
+def _rounding(plan: GgufPlan, name: str, kind: Type) -> float:
+    """What it costs that llama.cpp rounds what enters a matrix of this type to 8 bits."""
+    if kind in PLAIN or not predicts(plan):
+        return 0.0
+    wide = gguf.GGML_QUANT_SIZES[kind][0] == 256
+    return 0.5 * float(plan.encoding.importance.sensitivity[name].rounding[int(wide)])
 
 
 def _weighed(squares: np.ndarray, columns: np.ndarray, times: np.ndarray) -> float:

@@ -75,6 +75,29 @@ def test_labels_are_drawn_from_the_model(narrow_untied):
     assert drawn.numpy() == pytest.approx(logits[0].softmax(-1).numpy(), abs=0.03)
 
 
+@pytest.mark.parametrize("block", [0, 1])
+def test_rounding_costs_what_rounded_inputs_cost(llama, tmp_path, block):
+    """Layer 1's up_proj is given inputs as llama.cpp rounds them: KL against half the figure."""
+    size = sensitivity.BLOCKS[block]
+    rows = torch.randint(3, 400, (40, 24), generator=torch.Generator().manual_seed(0)).tolist()
+    plan, source = preflight(llama, "F32"), as_source(llama)
+    found = importance.observe(source, plan, batches_of(rows), tmp_path, sensitive=True)[2]
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
+
+    def rounded(_, inputs):
+        parts = inputs[0].unflatten(-1, (-1, size))
+        scale = parts.abs().amax(-1, keepdim=True) / 127
+        return ((parts / scale).round() * scale).flatten(-2)
+
+    with torch.inference_mode():
+        before = model(torch.tensor(rows)).logits.double().log_softmax(-1)
+        model.model.layers[1].mlp.up_proj.register_forward_pre_hook(rounded)
+        after = model(torch.tensor(rows)).logits.double().log_softmax(-1)
+    kl = (before.exp() * (before - after)).sum(-1).mean().item()
+    expected = 0.5 * float(found["blk.1.ffn_up.weight"].rounding[block])
+    assert expected == pytest.approx(kl, rel=0.6)
+
+
 def test_half_the_product_is_the_divergence(narrow_untied, tmp_path):
     """An error of a known size in one matrix: KL by the whole model against ½ Σ F D²."""
     plan, source = preflight(narrow_untied, "F32"), as_source(narrow_untied)
