@@ -19,24 +19,25 @@ FINETUNE = ROOT / "finetune"
 LIBRARY = FINETUNE / "slimtune"
 FILES = sorted(FINETUNE.rglob("*.py"))
 
-GROUND = {"config", "console", "settings", "artifacts", "machine", "script"}
+GROUND = {"config", "console", "packages", "settings", "artifacts", "machine", "script"}
 LIGHT = GROUND - {"machine"} | {"data", "prompts", "report"}
 ROOMS = {"models", "inference", "pruning", "training", "evaluation", "export", "chat", "sample"}
 ROOMS |= {"unpacking"}
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets"}
 # Each storey may use those below it.
-_GROUND = {"config", "console", "artifacts", "settings", "machine"}
+_GROUND = {"config", "console", "packages", "artifacts", "settings", "machine"}
 _MODELS = _GROUND | {"models", "data", "prompts", "report"}
 _INFERENCE = _MODELS | {"inference"}
 MAY_USE = {
     "config": set(),
     "console": set(),
+    "packages": {"console"},
     "settings": {"config", "console"},
-    "machine": {"config", "console"},
+    "machine": {"config", "console", "packages"},
     "artifacts": {"config", "console", "machine"},
-    "script": {"config", "console", "machine", "settings", "unpacking"},
+    "script": {"config", "console", "packages", "machine", "settings", "unpacking"},
     "report": {"config", "console", "artifacts"},
-    "data": {"config", "console", "artifacts", "report"},
+    "data": {"config", "console", "packages", "artifacts", "report"},
     "prompts": {"console", "artifacts"},
     "models": _GROUND | {"prompts"},
     "inference": _MODELS,
@@ -200,6 +201,7 @@ def test_remote_code_pickles_and_shells_are_never_used() -> None:
 # Files of under 60 lines, each with its reason; an `__init__` that only says what its room is needs
 # none.
 SHORT = {
+    "__init__.py": "what is told before anything else can be imported",
     "config/fields.py": "what every section is made of; sections and Config both import it",
     "data/examples.py": "what the page shows of rows, beside what it counts",
     "data/mixing.py": "one formula",

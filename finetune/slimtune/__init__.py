@@ -1,0 +1,16 @@
+"""The library under the scripts: config, stages, data, models, training, evaluation, export.
+
+Nothing of it can be imported, `--help` included, without the packages that read the settings: that
+is told here in three lines, before an import of one of them fails.
+"""
+
+import sys
+
+from slimtune.console import ResourceError
+from slimtune.packages import GROUND, require_packages
+
+try:
+    require_packages(GROUND)
+except ResourceError as missing:
+    print(f"error: {missing}", file=sys.stderr, flush=True)  # noqa: T201
+    sys.exit(missing.exit_code)

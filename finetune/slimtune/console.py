@@ -8,6 +8,7 @@ anything else is a bug of ours and exits 1.
 import errno
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -115,6 +116,35 @@ def would_write(*paths: Path, estimates: Mapping[str, object]) -> None:
     print("dry run: settings and inputs are fine, nothing was written", flush=True)
 
 
+_PLACE = "at "  # how the note begins that `naming` leaves in an error
+
+
+@contextmanager
+def naming(place: Path) -> Iterator[None]:
+    """Within, an error that names no file will be told with this one, unless one inside named it.
+
+    What libraries in Rust and C++ raise, and a write that fails, name none.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, SlimTuneError) and place_of(error) is None:
+            error.add_note(f"{_PLACE}{place}")
+        raise
+
+
+def place_of(error: BaseException) -> str | None:
+    """The file or folder that an error names, by itself or within `naming`."""
+    if isinstance(error, OSError) and isinstance(error.filename, str | bytes | os.PathLike):
+        return os.fsdecode(error.filename)
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        return str(error.args[0][0][1])  # (source, target, why) of each that failed
+    for text in getattr(error, "__notes__", ()):
+        if text.startswith(_PLACE):
+            return text.removeprefix(_PLACE)
+    return None
+
+
 def near(path: Path | str) -> str:
     """A path as short as it can be said from the working directory."""
     try:
@@ -187,7 +217,7 @@ def decoration(what: str) -> Iterator[None]:
     except (QualityError, ResourceError, MemoryError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         said = str(error).splitlines()
         reason = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__

@@ -1,6 +1,5 @@
 """The tail of every script: read the settings, run `main`, exit with what happened."""
 
-import errno
 import logging
 import os
 import sys
@@ -11,10 +10,12 @@ from pathlib import Path
 
 from slimtune.config import Config
 from slimtune.config.fields import ELSEWHERE
-from slimtune.console import ExitCode, ResourceError, SlimTuneError, first_process, start_logging
+from slimtune.console import ExitCode, SlimTuneError, first_process, note, start_logging
 from slimtune.machine.process import leave_out_unused
+from slimtune.machine.refusals import is_panic, refusal_of
 from slimtune.machine.tricks import tricks_off
-from slimtune.settings import model_references, read_settings
+from slimtune.packages import NEEDED, left_out, require_packages
+from slimtune.settings import model_references, paths_read, read_settings
 from slimtune.settings.flags import less_memory
 
 # Before any Hugging Face import: no progress bars of theirs, no prompts, no thread warnings.
@@ -37,11 +38,22 @@ def run(main: Callable[[Config], None], doc: str) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    sys.exit(_run(main, doc, sys.argv[1:]))
+    code = _run(main, doc, sys.argv[1:])
+    _give_up_stdout()
+    sys.exit(code)
+
+
+def _give_up_stdout() -> None:
+    """What can no longer be written goes nowhere: Python would end with 120 over it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(main: Callable[[Config], None], doc: str, arguments: list[str]) -> int:
     script = Path(main.__code__.co_filename).stem
+    read: list[Path] = []
     try:
         config, print_only = read_settings(script, doc, arguments)
         if print_only:
@@ -50,18 +62,25 @@ def _run(main: Callable[[Config], None], doc: str, arguments: list[str]) -> int:
             print(config_yaml(config, script=script), end="")
         else:
             tricks_off()  # a name it does not know is refused before any work
+            read = paths_read(config, script)
+            require_packages(NEEDED[script])
+            for sentence in left_out(script):
+                note(f"caution: {sentence}")
             leave_out_unused(config)
             ready = _with_model_folders(config, script)
             if ready is not None:
                 main(ready)
+        sys.stdout.flush()  # what it cannot take is told here, not by Python after the end
         return ExitCode.OK
     except KeyboardInterrupt as stopped:
         print("\n" + ": ".join(["interrupted", *map(str, stopped.args)]), file=sys.stderr)
         return ExitCode.INTERRUPTED
-    except Exception as error:
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         if "--debug" in arguments:
             traceback.print_exc()
-        known = error if isinstance(error, SlimTuneError) else _resources(error) or _bug(error)
+        known = refusal_of(error, read, less_memory()) or _bug(error)
         print(f"error: {known}", file=sys.stderr, flush=True)
         return known.exit_code
 
@@ -79,24 +98,7 @@ def _needs_a_look(reference: str) -> bool:
     return reference.startswith(ELSEWHERE) or ".gguf" in reference or os.path.isfile(reference)
 
 
-def _resources(error: Exception) -> SlimTuneError | None:
-    """What the machine lacks, in our words: memory or disk."""
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return ResourceError(
-            "out of memory",
-            str(error).splitlines()[0] if str(error) else "the system refused an allocation",
-            f"{less_memory()}; --dry-run estimates it",
-        )
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return ResourceError(
-            f"disk full: {error.filename or 'no space left'}",
-            "nothing half-written was left under a final name",
-            "free some space and run the command again",
-        )
-    return None
-
-
-def _bug(error: Exception) -> SlimTuneError:
+def _bug(error: BaseException) -> SlimTuneError:
     return SlimTuneError(
         f"unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
         "this is a bug of SlimTune, not of yours",

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from slimtune.console import InputError, near
+from slimtune.console import InputError, SettingsError, naming, near
 
 Sealed = dict[str, dict[str, Any]]  # name below the folder -> {"sha256": hexadecimal, "bytes": int}
 
@@ -32,17 +32,31 @@ _POINTER = b"version https://git-lfs"  # github.com/git-lfs/git-lfs/blob/main/do
 def replacing(file: Path) -> Iterator[Path]:
     """A path to write to; what stands there at the end becomes `file`, all of it or nothing.
 
-    The name holds the process's number: two processes may write the same file at once.
+    The name holds the process's number: two processes may write the same file at once. Raises
+    SettingsError for a link.
     """
+    refuse_link(file)
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     file.parent.mkdir(parents=True, exist_ok=True)
     partial.unlink(missing_ok=True)  # through a link, another file would be written
     try:
-        yield partial
-        flush(partial)
-        os.replace(partial, file)
+        with naming(file):
+            yield partial
+            flush(partial)
+            os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def refuse_link(file: Path) -> None:
+    """SettingsError where a link has the name of a file to be written: it stays one."""
+    if file.is_symlink():
+        raise SettingsError(
+            f"{near(file)}: its place is taken",
+            f"a link stands there, to {os.readlink(file)}: it would be replaced, or what it leads "
+            "to written over",
+            f"move {near(file)} away, or choose another output",
+        )
 
 
 def write_text(file: Path, text: str) -> None:

@@ -23,7 +23,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
-from slimtune.console import InputError, ResourceError
+from slimtune.console import InputError, naming
 from slimtune.export.architecture import write_architecture
 from slimtune.export.plan import Encoding, GgufPlan
 from slimtune.export.preflight import preflight, require_disk
@@ -89,20 +89,14 @@ def write_file(
     """Writes one file for each plan, all from one read of the model that the plans share.
 
     Files that are there are written over; failed ones are left for the caller to remove. Raises
-    ResourceError for lack of disk; InputError for a tensor with NaN, infinity, or values beyond the
-    type's range.
+    ResourceError for lack of disk, OSError where the system refuses a write; InputError for a
+    tensor with NaN, infinity, or values beyond the type's range.
     """
     started = time.perf_counter()
     require_disk(plans)
-    try:
+    with naming(next(iter(plans))):
         files = [_write_header(plan, path, name) for path, plan in plans.items()]
         _write_tensors(files, threads or os.cpu_count() or 1)
-    except OSError as error:
-        raise ResourceError(
-            f"{' and '.join(map(str, plans))}: could not be written",
-            str(error),
-            "check the disk and the folder's permissions, then run the same command again",
-        ) from error
     seconds = time.perf_counter() - started
     for file in files:
         _log.info("%s: %.1f MB in %.1f s", file.path, file.end / 1e6, seconds)

@@ -7,12 +7,11 @@ from typing import TypeVar
 import torch
 
 from slimtune.console import ResourceError
+from slimtune.machine.refusals import is_out_of_memory
 
 _log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-_ALLOCATORS = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
 
 
 def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -98,5 +97,4 @@ def _halves(rows: list[int], error: RuntimeError) -> list[list[int]]:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    said = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or any(name in said for name in _ALLOCATORS)
+    return isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error)

@@ -5,6 +5,7 @@
 - `process.py`: what a process tells and changes of itself: its peak of memory, when malloc gives
   blocks back (trick `malloc`), the packages it leaves out (trick `unused_packages`)
 - `locks.py`: one writer an output, whatever the operating system
+- `refusals.py`: what the system refuses, and libraries in their own words, said in ours
 
 A trick saves time or memory and changes no result beyond rounding. To see what one brings, or when
 one is suspected, leave it out: SLIMTUNE_TRICKS_OFF=onednn,malloc,unused_packages in the environment

@@ -8,7 +8,6 @@ dotfiles: `.NAME.lock`, which stays, and `.NAME.holder.lock`, which goes with it
 Nothing foreign is written to: no link is followed, and no file that was there is emptied.
 """
 
-import errno
 import os
 import re
 import warnings
@@ -16,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from slimtune.console import LockedError, SettingsError, near
+from slimtune.console import LockedError, SettingsError, naming, near
 
 with warnings.catch_warnings():
     # Where flock is missing it warns and takes what is left, which is as good on one machine.
@@ -34,7 +33,7 @@ def only_writer(output: Path, since: str, command: str) -> Iterator[None]:
     """While it is open no other run can have it for the same output: a folder, file or manifest.
 
     `since` and `command` are this run's words for the others. Raises LockedError that says who
-    holds it, SettingsError where no lock can be.
+    holds it, SettingsError where no lock can be, OSError where the system refuses one.
     """
     _make_folder(output.parent)
     file = output.with_name(f".{output.name}.lock")
@@ -42,15 +41,14 @@ def only_writer(output: Path, since: str, command: str) -> Iterator[None]:
     _refuse_foreign(file)
     lock = FileLock(file)
     try:
-        lock.acquire(blocking=False)
+        with naming(file):
+            lock.acquire(blocking=False)
     except Timeout:
         raise LockedError(
             f"{near(output)}: another run is writing it",
             f"held by {_read(holder) or 'an unknown process'}",
             "wait for it to end, or choose another output",
         ) from None
-    except OSError as error:
-        raise _not_lockable(file, error) from error
     try:
         _remove(holder)  # of a run that was killed
         _write(holder, f"{_HOLDER}{os.getpid()} since {since}: {command}")
@@ -64,11 +62,16 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise SettingsError(
-            f"{near(folder)}: no folder, and none can be made there",
-            "a file has this name, or that of a folder above",
-            "move the file away, or choose another output",
-        ) from error
+        raise no_folder(folder) from error
+
+
+def no_folder(folder: Path) -> SettingsError:
+    """What to say where a folder is needed and something else has its name."""
+    return SettingsError(
+        f"{near(folder)}: no folder, and none can be made there",
+        "a file or a broken link has this name, or that of a folder above",
+        "move it away, or choose another output",
+    )
 
 
 def _refuse_foreign(file: Path) -> None:
@@ -87,14 +90,6 @@ def _refuse_foreign(file: Path) -> None:
         f"{near(file)}: no lock of SlimTune's",
         "it is a link, a folder, or a file with other words in it",
         f"delete {near(file)} or move it away, or choose another output",
-    )
-
-
-def _not_lockable(file: Path, error: OSError) -> Exception:
-    if error.errno == errno.ENOSPC:
-        return error  # script.py has words for a full disk
-    return SettingsError(
-        f"{near(file)}: cannot be locked", str(error.strerror), "choose another output"
     )
 
 

@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, load_peft_weights, set_peft_model_state_
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from slimtune.console import InputError, SlimTuneError
+from slimtune.machine.refusals import refusal_of
 from slimtune.models.adapters import Adapter
 from slimtune.models.weights import EMBEDDING, OUTPUT, Checkpoint
 
@@ -66,6 +67,8 @@ def _attached(model: PreTrainedModel, adapter: Adapter, settings: LoraConfig | N
     except SlimTuneError:
         raise
     except (ImportError, ValueError, TypeError, RuntimeError, KeyError, IndexError) as error:
+        if refusal_of(error):
+            raise
         raise InputError(
             f"{adapter.folder}: peft cannot load this adapter onto its base",
             str(error).splitlines()[0],

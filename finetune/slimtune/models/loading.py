@@ -21,6 +21,7 @@ from transformers.distributed import DistributedConfig
 
 from slimtune.console import InputError, ResourceError
 from slimtune.machine.process import return_large_blocks
+from slimtune.machine.refusals import refusal_of
 from slimtune.models import tokenizers
 from slimtune.models.adapters import Adapter
 from slimtune.models.compute import KEPT, Compute
@@ -154,6 +155,8 @@ def _from_pretrained(folder: Path, options: dict) -> PreTrainedModel:
             f"{less_memory()}, or compute with {named('model.device')} cpu",
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if refusal_of(error):
+            raise
         raise InputError(
             f"{folder}: transformers cannot load this model",
             str(error).splitlines()[0],

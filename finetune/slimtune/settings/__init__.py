@@ -18,7 +18,14 @@ from slimtune.config import SCRIPTS, Config, Options
 from slimtune.config.fields import ELSEWHERE
 from slimtune.config.inputs import join_adapter, join_inputs, split_adapter, split_inputs
 from slimtune.console import SettingsError
-from slimtune.settings.flags import fields_alone, flags_of, is_list, read_flags, section_fields
+from slimtune.settings.flags import (
+    fields_alone,
+    fields_of,
+    flags_of,
+    is_list,
+    read_flags,
+    section_fields,
+)
 from slimtune.settings.yaml_file import Given, Mistake, SettingPath, WrittenSettings, read_yaml
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -168,6 +175,21 @@ def _resolve(config: Config, given: dict[SettingPath, Given], default_folder: Pa
             values[name] = _absolute(value, field, one.folder if one else default_folder)
         sections[section] = type(getattr(config, section)).model_construct(**values)
     return Config.model_construct(**sections)
+
+
+_WRITTEN = ("_dir", "output")  # how the names of settings end that say where to write
+
+
+def paths_read(config: Config, script: str) -> list[Path]:
+    """The files and folders that a script's settings name as its inputs."""
+    found = [Path(one) for one in model_references(config, script).values()]
+    for section, name, field in fields_of(script):
+        value = getattr(getattr(config, section), name)
+        if "inputs" in field.metadata:
+            found += [one.path for one in split_inputs(value)]
+        elif isinstance(value, Path) and not name.endswith(_WRITTEN):
+            found.append(value)
+    return found
 
 
 def model_references(config: Config, script: str) -> dict[SettingPath, str]:

@@ -8,8 +8,8 @@ import pytest
 
 from slimtune.config import SCRIPTS, Config
 from slimtune.console import SettingsError
+from slimtune.machine.refusals import refusal_of
 from slimtune.models.memory import MemoryEstimate, fit_verdict
-from slimtune.script import _resources
 from slimtune.settings import PROJECT, SettingsErrors, read_settings, written
 from slimtune.settings.flags import fields_of, flags_of, less_memory, named
 from slimtune.settings.yaml_file import scalar
@@ -166,7 +166,7 @@ def test_cures_name_the_flags_of_the_script_that_runs(script, monkeypatch) -> No
     """--learning-rate is the adapter's in one script, the student's in another."""
     monkeypatch.setattr("sys.argv", [f"finetune/{script}.py"])
     own = {f"--{flag}" for flag in flags_of(script)}
-    out_of_memory = str(_resources(MemoryError("no")))
+    out_of_memory = str(refusal_of(MemoryError("no"), cure=less_memory()))
     verdict = fit_verdict(MemoryEstimate(weights=9), 1)
     said = [less_memory(), out_of_memory.replace("--dry-run", ""), verdict]
     for setting in ("training.learning_rate", "distillation.learning_rate", "model.dtype"):
