@@ -11,7 +11,7 @@ writes  CACHE_DIR (what the teacher said; it is never in memory with the student
         OUTPUT_DIR with the student, metrics.jsonl and loss.png
 """
 
-from slimtune.artifacts import refuse_finished, refuse_inputs, require
+from slimtune.artifacts import refuse_finished, refuse_inputs, require, require_writable
 from slimtune.config import Config
 from slimtune.console import near, would_write, wrote
 
@@ -31,6 +31,7 @@ def main(config: Config) -> None:
     read = [student, settings.teacher_model, settings.text_data, *rows]
     refuse_inputs([final, checkpoints], read)
     refuse_finished(final, config)
+    require_writable(settings.cache_dir, config)
     prechecks.precheck(config, checkpoints)
     require(config.training.train_data)
     config = settled(config, student, settings.teacher_model)

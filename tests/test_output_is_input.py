@@ -6,19 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from eight_scripts import write_world
 from running import files_under, refused
 
-SETTINGS = """\
-model: {base_model: base, device: cpu}
-data: {input: in/raw.json, output_dir: rows}
-pruning: {model_path: base, output_dir: out}
-distillation: {teacher_model: teacher, student_model: base, output_dir: out, text_data: null}
-lora: {output_dir: out}
-training: {train_data: rows/train_train.jsonl}
-pruned_distilled: {output_dir: out}
-evaluation: {lora_model: adapter, test_data: rows/test.jsonl, output: out/results.csv}
-gguf: {model_path: base, output_dir: out, model_name: tiny, quantization: F16}
-"""
 # A script with its flags, and how a flag makes an output of what is said to be one.
 ENDS: dict[str, tuple[list[str], str, str, list[str]]] = {
     # script: (flags, the flag of the output, what is put behind it, inputs)
@@ -48,13 +38,7 @@ def imported() -> None:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folders that look like what the scripts read; none is opened before the refusal."""
-    for name in ("in", "base", "teacher", "adapter", "rows"):
-        (tmp_path / name / "deep").mkdir(parents=True)
-    for file in ("in/raw.json", "in/raw_data.json", "base/config.json", "teacher/config.json"):
-        (tmp_path / file).write_text("{}", encoding="utf-8")
-    for file in ("adapter/adapter_config.json", "rows/train_train.jsonl", "rows/test.jsonl"):
-        (tmp_path / file).write_text("{}", encoding="utf-8")
-    (tmp_path / "config.yaml").write_text(SETTINGS, encoding="utf-8")
+    write_world(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -17,6 +17,7 @@ from slimtune.artifacts.stages import (
     stage_files,
     stage_folder,
 )
+from slimtune.artifacts.writable import require_writable
 
 __all__ = [
     "Stage",
@@ -28,6 +29,7 @@ __all__ = [
     "refuse_finished_files",
     "refuse_inputs",
     "require",
+    "require_writable",
     "run_of",
     "sha256",
     "stage_files",

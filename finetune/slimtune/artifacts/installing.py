@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slimtune.artifacts.files import as_sealed
+from slimtune.artifacts.files import as_sealed, refuse_link
 from slimtune.artifacts.records import read_manifest
 from slimtune.console import SettingsError, near
 
@@ -102,9 +102,10 @@ def _why_not(ready: Path, manifest: Path, names: Sequence[str]) -> str | None:
 
 
 def require_free(manifest: Path, outputs: Sequence[Path]) -> None:
-    """SettingsError where a folder has the name of a file to be written."""
+    """SettingsError where a folder or a link has the name of a file to be written."""
     for file in (manifest, *outputs):
-        if file.is_dir() and not file.is_symlink():
+        refuse_link(file)
+        if file.is_dir():
             raise SettingsError(
                 f"{near(file)}: its place is taken",
                 "a folder stands where a file is to be written, and what is in it might be yours",

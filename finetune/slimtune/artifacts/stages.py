@@ -21,8 +21,9 @@ from slimtune.artifacts.installing import (
     waits,
 )
 from slimtune.artifacts.records import RUN, command, now, read_manifest, record
+from slimtune.artifacts.writable import require_writable
 from slimtune.config import Config
-from slimtune.console import SettingsError, first_process, near, note
+from slimtune.console import SettingsError, first_process, naming, near, note
 from slimtune.machine.locks import only_writer
 
 
@@ -54,7 +55,8 @@ def stage_folder(
 ) -> Iterator[Stage]:
     """A folder written whole or not at all; `keep_partial` leaves a stopped run to --resume.
 
-    Of several processes the first one owns it; what the others write is thrown away.
+    Of several processes the first one owns it; what the others write is thrown away. A link to a
+    folder stays one: what it leads to is written, on the disk where that is.
     Raises LockedError when another run writes it, SettingsError when it is finished already or one
     of `inputs`.
     """
@@ -63,7 +65,9 @@ def stage_folder(
         with TemporaryDirectory() as scratch:
             yield Stage(name, Path(scratch), config, inputs)
         return
-    with _lock(final):
+    refuse_finished(final, config)
+    final = _led_to(final)
+    with naming(final), _lock(final):
         refuse_finished(final, config)
         partial = final.with_name(final.name + ".partial")
         if partial.is_symlink() or not (keep_partial and config.options.resume):
@@ -96,7 +100,7 @@ def stage_files(
     by the next run of the same output. Raises what `refuse_finished_files` and `refuse_inputs` do.
     """
     refuse_inputs([*outputs, manifest], inputs)
-    with _lock(manifest):
+    with naming(manifest.parent), _lock(manifest):
         _finish(manifest, outputs)
         refuse_finished_files(manifest, config, outputs)
         partial = named_beside(manifest, ".partial")
@@ -157,12 +161,20 @@ def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[Path | str | None]) 
 
 
 def refuse_finished(final: Path, config: Config) -> None:
-    """Raise SettingsError when `final` is finished and may not be replaced: before long work."""
+    """Raise SettingsError when `final` is finished and may not be replaced: before long work.
+
+    Also what `require_writable` raises.
+    """
     if os.path.lexists(final) and not final.is_dir():
         raise _taken(final, "a file or a broken link stands where a folder is to be written")
-    if config.options.overwrite or not final.exists():
+    require_writable(_led_to(final), config)
+    if not final.exists():
         return
     run = read_manifest(final / RUN)
+    if final.is_symlink() and run is None and any(final.iterdir()):
+        raise _taken(final, "the folder that it leads to holds files which no stage wrote")
+    if config.options.overwrite:
+        return
     if run:
         not_without_overwrite(_finished(final, run), config)
     elif any(final.iterdir()):
@@ -174,10 +186,16 @@ def refuse_finished(final: Path, config: Config) -> None:
         not_without_overwrite(strange, config)
 
 
+def _led_to(final: Path) -> Path:
+    """What a link leads to; any other path is itself."""
+    return final.resolve() if final.is_symlink() else final
+
+
 def refuse_finished_files(manifest: Path, config: Config, outputs: Sequence[Path]) -> None:
     """The same for `outputs`, files in a shared folder, whose record is `manifest`.
 
-    Raises SettingsError, too, where a folder has the name of one, or no record could name it.
+    Raises SettingsError, too, where a folder or link has the name of one, or no record could name
+    it, and what `require_writable` raises.
     """
     for file in (manifest, *outputs):
         if not is_plain(file.name):
@@ -187,6 +205,8 @@ def refuse_finished_files(manifest: Path, config: Config, outputs: Sequence[Path
                 "choose an output without backslashes and control characters in its name",
             )
     require_free(manifest, outputs)
+    for file in (manifest, *outputs):
+        require_writable(file, config)
     if config.options.overwrite:
         return
     run = read_manifest(manifest)

@@ -73,10 +73,10 @@ def _metrics_file(config: Config) -> Path:
 
 def plan_comparison(config: Config) -> dict[str, str]:
     """For --dry-run: the models and how many rows, after every check that needs no model."""
+    _refuse(config)
     chosen = candidates.compared_of(config)
     config = _followed(config, chosen)
     rows, _ = candidates.test_rows(config)
-    _refuse(config)
     questions = comparison.questions_of(rows, config.evaluation.extract)
     comparison.agreed_template(chosen, candidates.comparison_template(config), questions)
     return {"rows": str(len(rows)), "models": ", ".join(one.label for one in chosen)}

@@ -5,8 +5,8 @@ import shutil
 import subprocess
 from pathlib import Path, PurePath
 
-from slimtune.artifacts import not_without_overwrite, system_prompt_for
-from slimtune.artifacts.files import write_text
+from slimtune.artifacts import not_without_overwrite, require_writable, system_prompt_for
+from slimtune.artifacts.files import refuse_link, write_text
 from slimtune.config import Config
 from slimtune.console import ResourceError, SettingsError, near
 from slimtune.export.modelfile import LAST_WITH_ADAPTER, modelfile
@@ -27,6 +27,8 @@ def require_target(file: Path, config: Config) -> None:
     be run and there is no ollama, or none that runs.
     """
     require_name(config.gguf.model_name)
+    refuse_link(file)
+    require_writable(file, config)
     if file.exists() and not config.options.overwrite:
         yours = SettingsError(
             f"{near(file)}: exists already",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from slimtune.artifacts import not_without_overwrite, sha256
+from slimtune.artifacts import not_without_overwrite, require_writable, sha256
 from slimtune.config import Config
 from slimtune.console import SettingsError, near, processes
 from slimtune.models.compute import choose_device
@@ -45,6 +45,8 @@ def precheck(config: Config, *folders: Path) -> None:
 
     `folders` are where its runs keep their checkpoints.
     """
+    for folder in folders:
+        require_writable(folder, config)
     _require_package(config.training.report_to)
     fitting.require_package(config.training)
     device = choose_device(config.model.device).type
