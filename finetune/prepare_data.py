@@ -41,14 +41,15 @@ def main(config: Config) -> None:
     refuse_inputs([*outputs, manifest], inputs)
     finish_files(manifest, config, outputs)
     refuse_finished_files(manifest, config, outputs)
-    train = outputs[0]
+    train, told = outputs[0], config.model.system_prompt or ""
     if config.options.dry_run:
-        prepared = preparation.prepare(data, system_prompt=config.model.system_prompt or "")
+        prepared = preparation.prepare(data, system_prompt=told)
         would_write(train, estimates=prepared.counts())
         return
-
-    with stage_files("prepare_data", manifest, config, outputs=outputs, inputs=inputs) as stage:
-        prepared = preparation.prepare(data, stage.folder, config.model.system_prompt or "")
+    with (
+        stage_files("prepare_data", manifest, config, outputs=outputs, inputs=inputs) as stage,
+        preparation.prepare(data, stage.folder, told) as prepared,
+    ):
         fit = length_limit(config)  # its libraries weigh more than the rows: not before the workers
         batch, language = config.training.rows, config.evaluation.language
         numbers = writing.write_outputs(prepared, stage.folder, name, fit, batch, language)

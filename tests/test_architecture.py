@@ -121,6 +121,15 @@ def test_what_only_some_systems_have_stays_in_one_room() -> None:
             assert not (isinstance(node, ast.Attribute) and node.attr == "mallopt"), file
 
 
+def test_the_library_renames_in_one_place() -> None:
+    """Windows moves nothing that is open: machine/moving.py waits, and says who has it."""
+    for file in library_files():
+        for node in ast.walk(tree_of(file)):
+            if isinstance(node, ast.Attribute) and file.name != "moving.py":
+                named = isinstance(node.value, ast.Name) and f"{node.value.id}.{node.attr}"
+                assert node.attr != "rename" and named not in ("os.replace", "shutil.move"), file
+
+
 def test_only_one_trick_needs_torch() -> None:
     for file in (LIBRARY / "machine").glob("*.py"):
         heavy = {name.split(".")[0] for name in imports(file)} & HEAVY

@@ -21,6 +21,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from slimtune.console import InputError, SettingsError, naming, near
+from slimtune.machine.moving import move
 
 Sealed = dict[str, dict[str, Any]]  # name below the folder -> {"sha256": hexadecimal, "bytes": int}
 
@@ -43,7 +44,7 @@ def replacing(file: Path) -> Iterator[Path]:
         with naming(file):
             yield partial
             flush(partial)
-            os.replace(partial, file)
+            move(partial, file)
     finally:
         partial.unlink(missing_ok=True)
 

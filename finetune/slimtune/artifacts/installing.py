@@ -8,12 +8,14 @@ only looks, and the writer takes from it nothing but the files it would write it
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from slimtune.artifacts.files import as_sealed, refuse_link
 from slimtune.artifacts.records import read_manifest
 from slimtune.console import SettingsError, near
+from slimtune.machine.moving import move
 
 _READY = ".ready"
 _MANIFEST = "_run.json"
@@ -44,13 +46,13 @@ def install(manifest: Path, outputs: Sequence[Path], run: Mapping[str, Any]) -> 
     ready, before = ready_of(manifest), read_manifest(manifest)
     for name in run["files"]:
         if (ready / name).exists():
-            os.replace(ready / name, manifest.with_name(name))
+            move(ready / name, manifest.with_name(name))
     for file in outputs:
         old = before["files"].get(file.name) if before else None
         if old and file.name not in run["files"] and _is_whole(file, old):
             file.unlink()
-    os.replace(ready / manifest.name, manifest)
-    ready.rmdir()
+    move(ready / manifest.name, manifest)
+    remove_empty(ready)
 
 
 def finish(manifest: Path, outputs: Sequence[Path]) -> bool:
@@ -64,10 +66,16 @@ def finish(manifest: Path, outputs: Sequence[Path]) -> bool:
     ready = ready_of(manifest)
     run = read_manifest(ready / manifest.name)
     if run is None:  # it is empty: killed between the last move and this
-        ready.rmdir()
+        remove_empty(ready)
         return False
     install(manifest, outputs, run)
     return True
+
+
+def remove_empty(folder: Path) -> None:
+    """On Windows a program may stand in it; empty it stops nobody, and goes with the next run."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def require_ready(manifest: Path, outputs: Sequence[Path]) -> None:

@@ -91,7 +91,7 @@ def _missing(path: Path) -> InputError:
     if not path.parent.exists() or _maker(path) != "the script that makes it":
         cure = f"run {_maker(path)} first, or name another path"
     else:
-        names = [one.name for one in path.parent.iterdir()]
+        names = [one.name for one in path.parent.glob("[!.]*")]  # no lock
         near_names = difflib.get_close_matches(path.name, names, n=1)
         cure = f"did you mean {near_names[0]}?" if near_names else "check the path"
     return InputError(f"{near(path)}: not there", f"looked for {path}", cure)

@@ -16,6 +16,7 @@ from slimtune.artifacts.installing import (
     install,
     named_beside,
     ready_of,
+    remove_empty,
     require_free,
     require_ready,
     waits,
@@ -25,6 +26,7 @@ from slimtune.artifacts.writable import require_writable
 from slimtune.config import Config
 from slimtune.console import SettingsError, first_process, naming, near, note
 from slimtune.machine.locks import only_writer
+from slimtune.machine.moving import move
 
 
 @dataclass
@@ -115,7 +117,7 @@ def stage_files(
                 raise ValueError(f"{name} wrote {unannounced}, which it had not announced")
             # A full disk must show before anything gets its final name.
             write_json(partial / manifest.name, run)
-            partial.rename(ready_of(manifest))
+            move(partial, ready_of(manifest))
             install(manifest, outputs, run)
         finally:
             clear(partial)
@@ -262,13 +264,25 @@ def _lock(output: Path) -> AbstractContextManager[None]:
 
 def _swap(partial: Path, final: Path) -> None:
     """The finished partial folder under its own name; the old one goes only afterwards."""
+    cure = (
+        f"close it, remove {near(final)} if it is still there, and rename {near(partial)} to "
+        f"{near(final)} by hand: the run has finished, and is whole in there"
+    )
     if not final.exists():
-        partial.rename(final)
+        move(partial, final, cure)
         flush(final.parent)
         return
     # Not NAME.old: that may be a copy which the user has put aside.
     aside = Path(mkdtemp(prefix=f".{final.name}.", dir=final.parent))
-    final.rename(aside / final.name)
-    partial.rename(final)
+    try:
+        move(final, aside / final.name, cure)
+        try:
+            move(partial, final, cure)
+        except Exception:
+            move(aside / final.name, final, cure)
+            raise
+    except Exception:
+        remove_empty(aside)
+        raise
     flush(final.parent)
     clear(aside)

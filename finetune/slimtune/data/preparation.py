@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
@@ -64,6 +64,13 @@ class Prepared:
     spool: BinaryIO
     workers: int
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The spool goes before its folder moves: Windows moves none with an open file in it."""
+        self.spool.close()
+
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """(place, line) of every row in the order of the input."""
         self.spool.seek(0)
@@ -92,7 +99,8 @@ def prepare(settings: Data, folder: Path | None = None, system_prompt: str = "")
     """Read, convert, clean and judge every row of `settings.input` and of the files beside it.
 
     The spool file lies in `folder` (else where the system keeps temporary files) and vanishes with
-    the process. `system_prompt` opens every conversation that has no system message of its own.
+    the process, or at the end of a `with` block. `system_prompt` opens every conversation that has
+    no system message of its own.
     Raises InputError for a file without usable rows and for more bad rows than allowed,
     SettingsError for unknown names.
     """
@@ -107,6 +115,16 @@ def prepare(settings: Data, folder: Path | None = None, system_prompt: str = "")
     whole = {one.name: _whole(one, heads[one.name], shapes[one.name], mapping) for one in found}
     plan = ConversionPlan(settings, system_prompt, mapping, shapes, whole)
     spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+    try:
+        return _read_and_judge(settings, found, plan, spool)
+    except BaseException:
+        spool.close()  # Windows deletes no folder while a file in it is open
+        raise
+
+
+def _read_and_judge(
+    settings: Data, found: list[SourceFile], plan: ConversionPlan, spool: BinaryIO
+) -> Prepared:
     columns, reasons, cleaning, rows = RowColumns(), Counter(), Counter(), Counter()
     unused, lengths, values = Counter(), Counter(), {}
     order = {source.name: place for place, source in enumerate(found)}
@@ -130,7 +148,7 @@ def prepare(settings: Data, folder: Path | None = None, system_prompt: str = "")
     of_row = roles[np.frombuffer(columns.file, np.uint16)]
     judged = judging.judge(columns, of_row, settings, [source.weight for source in found])
     told = [
-        _told(source, shapes[source.name], rows[source.name], mixed=len(found) > 1)
+        _told(source, plan.shapes[source.name], rows[source.name], mixed=len(found) > 1)
         for source in found
     ]
     total = max(len(columns.row), 1)

@@ -11,6 +11,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+import psutil
+
 from slimtune.console import ResourceError
 
 _IN_FLIGHT = 3  # items a worker: one at work, one waiting, one on its way back
@@ -66,7 +68,8 @@ def _begin(state: Any, parent: int) -> None:
 
 def _end_with(parent: int) -> None:
     """A parent that is killed cannot stop its workers: they look for themselves."""
-    while os.getppid() == parent:
+    # Windows goes on naming a parent that is gone, elsewhere an heir takes its place.
+    while os.getppid() == parent and psutil.pid_exists(parent):
         time.sleep(_PACE)
     os._exit(1)
 

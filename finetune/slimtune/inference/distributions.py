@@ -12,13 +12,14 @@ less room, but a GGUF shows none, and adapters and scalings of logits would have
 Nothing here imports torch: llama.cpp's child process uses it too.
 """
 
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from slimtune.machine.moving import move
 
 MOST_BYTES = 1 << 30  # of one original: 10,485 tokens of a vocabulary of 51,200, 3,500 of 152,000
 _SEED = 20240229
@@ -147,7 +148,7 @@ class RowDistributions:
         """What was kept gets its name: a file that is there is whole."""
         if self._kept:
             self._kept.close()
-            os.replace(self._partial, self.plan.keep)
+            move(self._partial, self.plan.keep)
 
 
 def _read(file: Path, tokens: int) -> np.ndarray | None:

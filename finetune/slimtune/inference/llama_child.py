@@ -25,6 +25,7 @@ from slimtune.models.gguf_header import require_gguf
 _log = logging.getLogger(__name__)
 
 _GOODBYE_SECONDS = 3.0
+_KILLED = -9  # by the signal SIGKILL, a name that Windows does not have
 
 Verb = Callable[..., Iterator[object]]
 
@@ -133,7 +134,7 @@ class LlamaChild:
 
     def _crashed(self) -> SlimTuneError:
         code = self._end()
-        if code == -signal.SIGKILL:
+        if code == _KILLED:
             return ResourceError(
                 f"{self.gguf}: llama.cpp was killed",
                 "most often the system ends a process like this when memory runs out",

@@ -30,6 +30,7 @@ from slimtune.artifacts.files import (
     write_json,
 )
 from slimtune.console import ResourceError, SettingsError, first_process, near, size
+from slimtune.machine.moving import move
 from slimtune.training import sharding
 
 _log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ def _seal(partial: Path, final: Path, facts: dict[str, Any]) -> None:
     write_json(partial / CHECKPOINT_MANIFEST, facts | {"files": files})
     flush(partial)
     clear(final)  # a broken one that a resumed run has passed over
-    partial.rename(final)
+    move(partial, final)
     flush(final.parent)
 
 

@@ -1,7 +1,6 @@
 """The proof as convert_to_gguf runs it: how much of it memory allows, and what is left."""
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from slimtune.export.proof.reference import Reference, build_reference
 from slimtune.export.proof.serving import Served, require_served
 from slimtune.export.proof.verify import verify
 from slimtune.inference.decoding import Decoding
+from slimtune.machine.moving import move
 from slimtune.prompts import ChatMessage
 
 _log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def failures_kept(written: Mapping[Path, Path]) -> Iterator[None]:
         kept = []
         for final, now in written.items():
             failed = failed_name(final)
-            os.replace(now, failed)
+            move(now, failed)
             what, why = (text.replace(str(now), near(failed)) for text in (what, why))
             kept.append(near(failed))
         cure = f"{error.cure}; what failed is kept as {' and '.join(kept)}"
