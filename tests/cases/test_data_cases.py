@@ -395,6 +395,26 @@ def test_a_mapping_of_a_column_that_is_not_there(tmp_path) -> None:
     assert "no such column" in said and "did you mean text?" in said
 
 
+def test_rows_of_one_group_stay_together_whatever_its_header_becomes(tmp_path) -> None:
+    rows = [(f"question {n}?", f"answer {n}", f"g{n % 9}") for n in range(90)]
+    file = write(tmp_path, "\n".join(["Question,Answer, Context ", *map(",".join, rows)]))
+    for named in ("context", " Context ", "CONTEXT"):
+        settings = Data(input=file, group_column=named, validation_ratio=0, test_ratio=0.3)
+        found = prepare(settings)
+        groups = {
+            split: {int(row["messages"][-1]["content"][7:]) % 9 for row in found.rows(split)}
+            for split in ("train", "test")
+        }
+        assert groups["train"] and groups["test"] and not groups["train"] & groups["test"]
+
+
+def test_a_group_column_that_is_not_there(tmp_path) -> None:
+    file = write(tmp_path, "question,answer,department\na?,b,c\n")
+    said = refusal(file, group_column="departement")
+    assert "no such column" in said and "did you mean department?" in said
+    assert prepared(file, max_bad_rows=1).rows("train")  # the sample's own, by default
+
+
 def test_no_advice_where_there_is_none(tmp_path) -> None:
     said = refusal(write(tmp_path, lines(*[{"text": f"a text {n}", "n": n} for n in range(9)])))
     assert "only 'text' holds text" in said and "--columns" not in said

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from slimtune.config.data import Data
 from slimtune.console import SettingsError
 from slimtune.data.shapes import KNOWN, RawRow, has_columns
 
+_SAMPLES_GROUP = Data.model_fields["group_column"].default
 _BETWEEN = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')  # commas outside quotes
 NUMBERED = re.compile(r"column \d+")  # the name of a column that has none
 _NUMBER = re.compile(r"[-+\d.,:/ %$€¥年月日]+")  # dates and amounts too
@@ -77,6 +79,30 @@ def require_columns(mapping: Mapping[str, str], heads: Mapping[str, Sequence[Raw
                 f"found are {', '.join(found) or 'none'}",
                 f"did you mean {near[0]}?" if near else "name one of them",
             )
+
+
+def group_name(column: str, mapping: Mapping[str, str], heads: Iterable[Sequence[RawRow]]) -> str:
+    """The name under which rows have the column that parts them, once columns are renamed.
+
+    A header 部门 or " Department " that became another name parts rows under that one. Raises
+    SettingsError for a column of the user's own that no file has: rows that belong together would
+    be parted in silence. The default is the sample's, which other files need not have.
+    """
+    heads = list(heads)
+    for rows in heads:
+        for name in found_in(rows):
+            if _plain(name) == _plain(column):
+                row = next(row for row in rows if name in row)
+                return dict(zip(row, renamed(row, mapping), strict=True))[name]
+    if column in ("", _SAMPLES_GROUP):
+        return column
+    found = dict.fromkeys(name for rows in heads for name in found_in(rows))
+    near = difflib.get_close_matches(column, found, n=1)
+    raise SettingsError(
+        f"data.group_column: {column}: no such column",
+        f"found are {', '.join(found) or 'none'}",
+        f"did you mean {near[0]}?" if near else "name one of them",
+    )
 
 
 def found_in(rows: Iterable[RawRow]) -> list[str]:

@@ -32,6 +32,7 @@ from slimtune.data.cleaning import (
 )
 from slimtune.data.columns import (
     add_values,
+    group_name,
     maps_any,
     parse_mapping,
     renamed,
@@ -108,6 +109,8 @@ def prepare(settings: Data, folder: Path | None = None, system_prompt: str = "")
     found = [_headed(source, mapping) for source in _all_sources(settings)]
     heads = {source.name: _head(source) for source in found}
     require_columns(mapping, heads)
+    group = group_name(settings.group_column, mapping, heads.values())
+    settings = settings.model_copy(update={"group_column": group})
     for name, rows in heads.items():
         named = [renamed(row, mapping) for row in rows]
         require_one_answer(name, named, settings.several_answers)
