@@ -30,11 +30,13 @@ NEEDED: dict[str, tuple[str, ...]] = {
 }
 # Package -> what is left out where it is missing, and the scripts that would have it.
 _PICTURES = ("matplotlib", "pictures")
+_MEASURES = ("sacrebleu", "BLEU and chrF")
 WITHOUT: dict[str, tuple[tuple[str, str], ...]] = {
-    "prepare_data": (_PICTURES,),
+    "prepare_data": (_PICTURES, ("rensa", "the search for similar rows")),
     "knowledge_distillation": (_PICTURES,),
     "train_lora": (_PICTURES,),
-    "train_pruned_distilled": (_PICTURES,),
+    "train_pruned_distilled": (_PICTURES, _MEASURES),
+    "evaluate_model": (_MEASURES,),
 }
 # Where pip and `import` do not call it the same.
 _OF_PIP = {
@@ -51,7 +53,9 @@ def is_installed(module: str) -> bool:
 
 
 def pip_line(*modules: str) -> str:
-    """What installs these, as requirements.txt pins them."""
+    """What installs these, as requirements.txt pins them; without any, all that is in it."""
+    if not modules:
+        return f"{_python()} -m pip install -r {near(REQUIREMENTS)}"
     text = REQUIREMENTS.read_text(encoding="utf-8") if REQUIREMENTS.is_file() else ""
     names = [_OF_PIP.get(module, module) for module in modules]
     pinned = [re.search(rf"(?<![\w-]){re.escape(name)}==[\w.]+", text) for name in names]
@@ -88,7 +92,7 @@ def not_loadable(error: ImportError) -> ResourceError | None:
     return ResourceError(
         f"{module or 'a package'}: installed, and cannot be loaded",
         str(error).splitlines()[0] if str(error) else type(error).__name__,
-        f"install it again: {_whole_line()}",
+        f"install it again: {pip_line()}",
     )
 
 
@@ -97,12 +101,8 @@ def _missing(*modules: str) -> ResourceError:
     return ResourceError(
         f"{names}: not installed",
         f"this script needs it, and {near(sys.executable)} has no package of that name",
-        f"{_whole_line()}   (or this alone: {pip_line(*modules)})",
+        f"{pip_line()}   (or this alone: {pip_line(*modules)})",
     )
-
-
-def _whole_line() -> str:
-    return f"{_python()} -m pip install -r {near(REQUIREMENTS)}"
 
 
 def _python() -> str:

@@ -21,12 +21,13 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-from rensa import RMinHash
 
 from slimtune.config.data import Data
 from slimtune.data.turns import Message
+from slimtune.packages import is_installed
 
 SIGNATURE_SIZE = 128  # bytes a row, and hashes
 _SHINGLE, _DENSE_SHINGLE = 5, 3
@@ -39,12 +40,19 @@ _PRIME = np.uint64(0x100000001B3)  # FNV-1a
 
 def repeats_from(settings: Data) -> float:
     """The similarity from which on conversations of one split repeat each other; 0: none do."""
-    return settings.similarity if settings.duplicates == "near" else 0.0
+    return settings.similarity if settings.duplicates == "near" and _has_hashes() else 0.0
 
 
 def leaks_from(settings: Data) -> float:
     """The similarity from which on a training question leaks; 0: equal ones alone do."""
-    return (settings.leak_similarity or settings.similarity) if settings.drop_leaks else 0.0
+    asked = (settings.leak_similarity or settings.similarity) if settings.drop_leaks else 0.0
+    return asked if asked and _has_hashes() else 0.0
+
+
+@cache  # asked of every row
+def _has_hashes() -> bool:
+    """Whether rensa is installed: without it equal rows alone are found, as `packages` tells."""
+    return is_installed("rensa")
 
 
 def signature(texts: Iterable[bytes]) -> bytes:
@@ -52,6 +60,8 @@ def signature(texts: Iterable[bytes]) -> bytes:
 
     A row at a time: the library's batches start threads, which no process may fork beside.
     """
+    from rensa import RMinHash
+
     hashes = RMinHash(num_perm=SIGNATURE_SIZE, seed=_SEED)
     hashes.update(sorted(shingles(b"\n".join(texts))))
     return np.array(hashes.digest(), np.uint32).astype(np.uint8).tobytes()

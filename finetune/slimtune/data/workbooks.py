@@ -14,16 +14,16 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimtune.console import InputError, SlimTuneError
+from slimtune.console import InputError, ResourceError, SlimTuneError
 from slimtune.data.source_file import BadLine, Block, NumberedRow, SourceFile
 from slimtune.data.table_heads import cell, column_names, is_data, lines_above, numbered_names
+from slimtune.packages import pip_line
 
 if TYPE_CHECKING:
     from openpyxl import Workbook
     from openpyxl.worksheet.worksheet import Worksheet
 
 ZIP = b"PK\x03\x04"
-PIP_LINE = "python -m pip install openpyxl==3.1.5"
 _LOOKED_AT = 50  # rows
 _LAST_ROW = 1_048_576  # that a sheet can have: a larger number in a file is damage
 _DIGITS = 15  # of a number that a spreadsheet shows: 0.1 + 0.2 is stored with 17
@@ -118,10 +118,10 @@ def _opened(file: Path, *, computed: bool = True) -> Iterator["Workbook"]:
     try:
         import openpyxl
     except ImportError as error:
-        raise InputError(
+        raise ResourceError(
             f"{file}: an Excel workbook, and openpyxl, which reads it, is not installed",
             "it is an optional dependency",
-            f"{PIP_LINE} (or save the sheet as CSV UTF-8)",
+            f"{pip_line('openpyxl')} (or save the sheet as CSV UTF-8)",
         ) from error
     try:
         with file.open("rb") as stream:  # given a path, openpyxl believes the name

@@ -12,10 +12,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from sacrebleu.metrics import BLEU, CHRF
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics import BLEU, CHRF
 
 Verdict = Literal["better", "worse", "no clear change"]
 
@@ -86,7 +88,7 @@ def wilson(percent: float, trials: float) -> tuple[float, float]:
 
 
 def corpus(
-    metric: BLEU | CHRF,
+    metric: "BLEU | CHRF",
     predictions: Sequence[str],
     references: Sequence[Sequence[str]],
     *,
@@ -130,6 +132,6 @@ def _draws(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
         yield random.integers(rows, size=rows)
 
 
-def _of_counts(metric: BLEU | CHRF) -> Callable[[np.ndarray], float]:
+def _of_counts(metric: "BLEU | CHRF") -> Callable[[np.ndarray], float]:
     # Identical texts come out as 100.00000000000004.
     return lambda counts: min(metric._compute_score_from_stats(counts.tolist()).score, 100.0)

@@ -16,12 +16,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
-
-from sacrebleu.metrics import BLEU, CHRF
+from typing import TYPE_CHECKING
 
 from slimtune.config.catalogues import bind
 from slimtune.evaluation.bootstrap import Estimate, mean
 from slimtune.inference.answers import AnswerLoss
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics import BLEU, CHRF
 
 # Text is looked at in NFKC, so there are no full-width signs.
 _NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
@@ -175,17 +177,21 @@ def longest_common_subsequence(left: Sequence[str], right: Sequence[str]) -> int
     return len(left) - unmatched.bit_count()
 
 
-def bleu() -> BLEU:
+def bleu() -> "BLEU":
     """BLEU of mixed text (Papineni et al. 2002), by sacreBLEU.
 
     The `zh` tokenizer splits Chinese into characters and the rest as `13a` does; the effective
     order spares answers of fewer than four words a score of 0.
     """
+    from sacrebleu.metrics import BLEU
+
     return BLEU(tokenize="zh", effective_order=True)
 
 
-def chrf() -> CHRF:
+def chrf() -> "CHRF":
     """chrF2, which needs no tokenizer (Popovic 2015), by sacreBLEU."""
+    from sacrebleu.metrics import CHRF
+
     return CHRF()
 
 

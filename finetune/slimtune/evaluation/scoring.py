@@ -13,6 +13,7 @@ from slimtune.evaluation import bootstrap, measures
 from slimtune.evaluation.bootstrap import Estimate, Verdict
 from slimtune.evaluation.origins import Origin
 from slimtune.inference.answers import Outcome, Question
+from slimtune.packages import is_installed
 from slimtune.report.measure_table import MEASURES, names_of, names_over
 
 
@@ -65,14 +66,21 @@ def measure(
 
 
 def signatures(questions: Sequence[Question]) -> dict[str, str]:
-    """How sacreBLEU computes each of its measures on these references, in its own short form."""
+    """How sacreBLEU computes each of its measures on these references, in its own short form.
+
+    Nothing where it is not installed: its measures are left out.
+    """
     references = [asked.references for asked in questions]
     found = {}
-    for name in names_over("corpus"):
+    for name in _over_corpus():
         metric = getattr(measures, name)()
         bootstrap.corpus(metric, [one[0] for one in references], references, resamples=0)
         found[name] = str(metric.get_signature())
     return found
+
+
+def _over_corpus() -> list[str]:
+    return names_over("corpus") if is_installed("sacrebleu") else []
 
 
 def _estimates(
@@ -86,7 +94,7 @@ def _estimates(
     found = {}
     for name in names_over("answer"):
         found[name] = bootstrap.mean([row[name] for row in scores], percent=True)
-    for name in names_over("corpus"):
+    for name in _over_corpus():
         metric = getattr(measures, name)()
         found[name] = bootstrap.corpus(metric, predictions, references)
     if scored and outcome.losses:

@@ -23,6 +23,7 @@ from slimtune.export.architecture import Unsupported
 from slimtune.models.json_files import read_model_json
 from slimtune.models.positions import positions_of
 from slimtune.models.served_decoding import gguf_sampling, with_decoding_of
+from slimtune.packages import pip_line
 
 _log = logging.getLogger(__name__)
 
@@ -84,8 +85,8 @@ def no_encoder(name: str) -> ResourceError:
         f"quantization {name}: no encoder for K-quants on this machine",
         "neither the wheel xllamacpp nor gguf.ggml_library brings ggml's, and llama-quantize is "
         "not on PATH",
-        "pip install xllamacpp (Linux, macOS), or name a libggml-base in gguf.ggml_library, or put "
-        "llama-quantize on PATH; --quantization Q8_0 or Q4_0 need none of them",
+        f"{pip_line('xllamacpp')} (Linux, macOS), or name a libggml-base in gguf.ggml_library, "
+        "or put llama-quantize on PATH; --quantization Q8_0 or Q4_0 need none of them",
     )
 
 

@@ -26,6 +26,7 @@ from slimtune.models import memory
 from slimtune.models.json_files import read_model_json
 from slimtune.models.tokenizer_files import special_tokens
 from slimtune.models.weights import Checkpoint
+from slimtune.packages import pip_line
 
 _log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def require_proof(gguf: Gguf) -> None:
         raise ResourceError(
             f"gguf.{asking}: llama.cpp's library cannot be used on this machine",
             "without it nothing can show that the file answers as the model does",
-            "pip install -r requirements.txt on Linux or macOS, or go on unproven: --verify off "
+            f"{pip_line('xllamacpp')} on Linux or macOS, or go on unproven: --verify off "
             "--create-modelfile",
         )
 

@@ -7,11 +7,11 @@ Header: https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h
 
 import ctypes
 import importlib.util
-import sys
 from functools import cache
 from pathlib import Path
 
 from slimtune.console import ResourceError
+from slimtune.packages import pip_line
 
 _POINTER, _INT, _LONG, _TEXT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_char_p
 
@@ -120,7 +120,7 @@ def shared_object() -> Path:
         raise ResourceError(
             "xllamacpp is not installed",
             "K-quants and running a GGUF need llama.cpp's code, which this wheel brings",
-            f"{sys.executable} -m pip install -r requirements.txt",
+            pip_line("xllamacpp"),
         )
     folder = Path(spec.submodule_search_locations[0])
     found = [*folder.glob("xllamacpp*.so"), *folder.glob("xllamacpp*.pyd")]

@@ -27,6 +27,7 @@ from slimtune.models.adapters import Adapter
 from slimtune.models.compute import KEPT, Compute
 from slimtune.models.folders import local_folder
 from slimtune.models.weights import Checkpoint
+from slimtune.packages import pip_line
 from slimtune.settings.flags import less_memory, named
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def require_bitsandbytes(what: str) -> None:
         raise ResourceError(
             f"{what}: needs bitsandbytes",
             f"it cannot be imported: {str(error).splitlines()[0]}",
-            "pip install -r requirements.txt, or leave out --use-quantization and 8-bit optimizers",
+            f"{pip_line('bitsandbytes')}, or leave out --use-quantization and 8-bit optimizers",
         ) from error
 
 

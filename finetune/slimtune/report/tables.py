@@ -155,7 +155,8 @@ def comparison(metrics: Mapping[str, Any], words: Words) -> list[str]:
     parts += [words.extracted.format(**settings)] if settings["extract"] != "whole" else []
     measured = names_of("quality") + names_of("health")
     parts += [side_by_side(metrics["models"], measured, words), words.legend]
-    return [*parts, words.signatures.format(**settings["signatures"])]
+    how = settings["signatures"]  # none where sacreBLEU was not installed
+    return [*parts, words.signatures.format(**how)] if how else parts
 
 
 def side_by_side(models: Sequence[Model], names: Sequence[str], words: Words) -> str:

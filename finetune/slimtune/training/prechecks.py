@@ -8,16 +8,16 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from slimtune.artifacts import not_without_overwrite, require_writable, sha256
 from slimtune.config import Config
-from slimtune.console import SettingsError, near, processes
+from slimtune.console import ResourceError, SettingsError, near, processes
 from slimtune.models.compute import choose_device
 from slimtune.models.folders import weights_identity
+from slimtune.packages import is_installed, pip_line
 from slimtune.training import checkpoints, fitting, sharding
 
 _log = logging.getLogger(__name__)
@@ -85,11 +85,11 @@ def resume_conditions(
 
 
 def _require_package(report_to: str) -> None:
-    if report_to != "none" and find_spec(report_to) is None:
-        raise SettingsError(
+    if report_to != "none" and not is_installed(report_to):
+        raise ResourceError(
             f"training.report_to: {report_to}",
             f"the package {report_to} is not installed",
-            f"pip install {report_to}, or set it to none: metrics.jsonl is written anyway",
+            f"{pip_line(report_to)}, or set it to none: metrics.jsonl is written anyway",
         )
 
 

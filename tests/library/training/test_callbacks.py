@@ -66,11 +66,9 @@ def test_without_a_terminal_it_is_lines(tmp_path: Path, caplog) -> None:
 def test_a_missing_report_package_is_found_out_before_any_work(
     settings, rows, tmp_path, monkeypatch
 ) -> None:
-    from slimtune.training import prechecks
-
-    monkeypatch.setattr(prechecks, "find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "trackio", None)
     words = ("--report-to", "trackio", "--output-dir", tmp_path)
-    error = refused(2, "the package trackio is not installed", "train_lora", *settings, *words)
+    error = refused(4, "the package trackio is not installed", "train_lora", *settings, *words)
     assert "pip install trackio" in error[-1] and not list(tmp_path.iterdir())
 
 
