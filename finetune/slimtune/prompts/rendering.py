@@ -1,18 +1,17 @@
 """Prompt templates and the one renderer: messages to text, and the text cut around each answer."""
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn, TypedDict
+from typing import NoReturn, TypedDict
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from slimtune.config.catalogues import names
 from slimtune.console import InputError, SettingsError
+from slimtune.prompts.bounds import BoundedEnvironment, EndlessTemplate
 
 _FOLDER = Path(__file__).parent / "templates"
 OWN = "tokenizer"  # the name of a model's own template
@@ -50,20 +49,32 @@ def render(
 ) -> str:
     """The conversation as one text, by a template's jinja source, in jinja's sandbox.
 
-    Raises InputError if the template refuses the messages, SettingsError if it is no valid jinja.
+    Raises InputError if the template refuses the messages, SettingsError if it is no valid jinja,
+    EndlessTemplate if it would take all time or memory.
     """
+    compiled = _compile(template)
+    compiled.environment.start(messages)
     try:
-        return _compile(template).render(
-            messages=messages,
-            bos_token=bos_token or "",
-            eos_token=eos_token or "",
-            add_generation_prompt=add_generation_prompt,
+        return compiled.render(
+            {
+                "messages": messages,
+                "bos_token": bos_token or "",
+                "eos_token": eos_token or "",
+                "add_generation_prompt": add_generation_prompt,
+            }
         )
-    except TemplateError as error:
+    except EndlessTemplate:
+        raise
+    except RecursionError:
+        compiled.environment.refuse("it calls itself without end", "a macro or block in it does")
+    except MemoryError:
+        compiled.environment.refuse("what it writes is too large", "the memory does not hold it")
+    except Exception as error:  # a stranger's code: whatever Python says of a number and a text
+        said = error if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
         roles = ", ".join(str(message["role"]) for message in messages)
         raise InputError(
             f"a conversation of roles: {roles or '(none)'}",
-            f"the prompt template refuses it: {error}",
+            f"the prompt template refuses it: {said}",
             "let turns alternate user, assistant; at most one system message, first, or none",
         ) from error
 
@@ -127,23 +138,20 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, **more: Any) -> str:
-    """JSON as it is: jinja's own filter would escape it for HTML, unlike transformers'."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, **more)
-
-
 @lru_cache(maxsize=16)
 def _compile(source: str) -> Template:
-    environment = ImmutableSandboxedEnvironment(
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.globals["raise_exception"] = _raise_exception
-    environment.filters["tojson"] = _tojson
     try:
-        return environment.from_string(source)
+        return environment.compiled(source)
     except TemplateSyntaxError as error:
-        raise SettingsError(
-            f"prompt template, line {error.lineno}: not valid jinja",
-            str(error.message),
-            f"repair chat_template.jinja, or choose one of {', '.join(template_names())}",
-        ) from error
+        line, why = error.lineno, str(error.message)
+    except (RecursionError, MemoryError, SyntaxError) as error:  # Python's own compiler, too
+        line, why = 1, f"it nests too deeply: {error}"
+    raise SettingsError(
+        f"prompt template, line {line}: not valid jinja",
+        why,
+        f"repair chat_template.jinja, or choose one of {', '.join(template_names())}",
+    )
