@@ -36,6 +36,7 @@ def words_of(script: str, came: Path, out: Path) -> list[object]:
     """A short run that reads all its inputs from the folder that came."""
     base, train = came / "base", came / ROWS
     words = {
+        "create_sample_data": ["--rows", 60, "--text-lines", 10, "--models-dir", out / "sample"],
         "prepare_data": ["--input", came / "raw.json", "--base-model", base],
         "train_lora": ["--base-model", base, "--train-data", train, "--epochs", 1],
         "model_pruning": ["--model-path", base, "--train-data", train],
@@ -52,6 +53,7 @@ def words_of(script: str, came: Path, out: Path) -> list[object]:
 
 
 SCRIPTS = [
+    "create_sample_data",
     "prepare_data",
     "train_lora",
     "model_pruning",
@@ -81,6 +83,29 @@ def test_prepare_data_takes_nothing_foreign(attack, flags, came, settings) -> No
     words = ("prepare_data", *settings, "--output-dir", came, *flags)
     refused(2, "train.ready: not what a stopped run", *words)
     (came / ".train_run.json.lock").unlink(missing_ok=True)  # of a run that is no dry one
+    assert everything(came.parent) == before
+
+
+# The files of a stage in a folder that somebody else has filled: NAME of NAME.ready, and the flags.
+WRITERS = {
+    "create_sample_data": ("raw_data", ["--output-dir", "came", "--models-dir", "sample"]),
+    "evaluate_model": ("results", ["--output", "came/results.csv", "--max-rows", 4]),
+    "convert_to_gguf": ("tiny-F16", ["--output-dir", "came", "--quantization", "F16"]),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("flags", [[], ["--overwrite"], ["--dry-run"]])
+@pytest.mark.parametrize("script", WRITERS)
+def test_no_other_writer_of_files_does_either(
+    script, flags, attack, came, settings, merged, adapter, monkeypatch
+) -> None:
+    monkeypatch.chdir(came.parent)
+    name, words = WRITERS[script]
+    attack(came, name)
+    before = everything(came.parent)
+    refused(2, f"{name}.ready: not what a stopped run", script, *settings, *words, *flags)
+    (came / f".{name}_run.json.lock").unlink(missing_ok=True)
     assert everything(came.parent) == before
 
 
