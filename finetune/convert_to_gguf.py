@@ -19,11 +19,12 @@ from pathlib import Path
 
 from slimtune.artifacts import finish_files, refuse_finished_files, refuse_inputs, require
 from slimtune.config import Config
-from slimtune.console import near, table, would_write, wrote
+from slimtune.console import table, would_write, wrote
 
 
 def main(config: Config) -> None:
     from slimtune.data.learned_rows import with_rows_of
+    from slimtune.evaluation.following import comparison_command
     from slimtune.export import adapter_export, convert, llama_tools, ollama, outlook, preflight
     from slimtune.export.architecture import Unsupported
     from slimtune.export.plan import open_source
@@ -46,7 +47,7 @@ def main(config: Config) -> None:
     if gguf.lora_as == "adapter":
         tell(*adapter_export.deliver(config, modelfile), config)
         return
-    following = f"python finetune/evaluate_model.py --models {','.join(map(near, files))}"
+    following = comparison_command(config, gguf.model_path, *files)
     with open_source(local_folder(gguf.model_path), gguf.lora_model) as source:
         try:
             plans = dict(zip(files, convert.plans_for(source, config), strict=True))

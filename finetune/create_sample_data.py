@@ -13,7 +13,8 @@ What an earlier run finished with the same settings is kept, so a stopped run si
 """
 
 from slimtune.config import Config
-from slimtune.console import near, would_write, wrote
+from slimtune.console import would_write, wrote
+from slimtune.settings.commands import next_command
 
 
 def main(config: Config) -> None:
@@ -29,7 +30,7 @@ def main(config: Config) -> None:
     wrote(
         *(part.output for part in parts),
         numbers=numbers,
-        next=f"python finetune/prepare_data.py --input {near(example(config))}",
+        next=next_command("prepare_data", config, {"data.input": example(config)}),
     )
 
 

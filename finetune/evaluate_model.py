@@ -19,7 +19,8 @@ from pathlib import Path
 
 from slimtune.artifacts import refuse_finished, refuse_inputs, require
 from slimtune.config import Config
-from slimtune.console import near, note, size, table, would_write, wrote
+from slimtune.console import note, size, table, would_write, wrote
+from slimtune.settings.commands import next_command
 
 
 def main(config: Config) -> None:
@@ -55,7 +56,7 @@ def merge(config: Config) -> None:
             "merged": f"{report.changed} of {report.tensors} tensors changed",
             "on disk": size(report.bytes),
         },
-        next=f"python finetune/convert_to_gguf.py --model-path {near(final)}",
+        next=next_command("convert_to_gguf", config, {"gguf.model_path": final}),
     )
 
 

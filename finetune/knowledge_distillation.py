@@ -13,10 +13,11 @@ writes  CACHE_DIR (what the teacher said; it is never in memory with the student
 
 from slimtune.artifacts import refuse_finished, refuse_inputs, require, require_writable
 from slimtune.config import Config
-from slimtune.console import near, would_write, wrote
+from slimtune.console import would_write, wrote
 
 
 def main(config: Config) -> None:
+    from slimtune.evaluation.following import comparison_command
     from slimtune.models.served_decoding import settled
     from slimtune.training import distillation_stage, prechecks, teachers, written_answers
     from slimtune.training.auto_teacher import with_teacher
@@ -57,7 +58,7 @@ def main(config: Config) -> None:
     wrote(
         final,
         numbers=numbers | {"perplexity": " -> ".join(map(str, perplexities(curve).values()))},
-        next=f"python finetune/evaluate_model.py --models {near(student)},{near(final)}",
+        next=comparison_command(config, student, student, final),
     )
 
 

@@ -11,7 +11,8 @@ writes  OUTPUT_DIR, an ordinary smaller model that loads, trains and converts li
 
 from slimtune.artifacts import refuse_finished, refuse_inputs, require
 from slimtune.config import Config
-from slimtune.console import near, table, would_write, wrote
+from slimtune.console import table, would_write, wrote
+from slimtune.settings.commands import next_command
 
 
 def main(config: Config) -> None:
@@ -38,7 +39,7 @@ def main(config: Config) -> None:
             "parameters": f"{before:,} -> {after:,} (-{1 - after / before:.1%})",
             "note": NOTICE if config.pruning.sparsity else note,
         },
-        next=f"python finetune/knowledge_distillation.py --student-model {near(final)}",
+        next=next_command("knowledge_distillation", config, {"distillation.student_model": final}),
     )
 
 

@@ -23,7 +23,8 @@ from slimtune.artifacts import (
     stage_files,
 )
 from slimtune.config import Config
-from slimtune.console import SlimTuneError, near, note, would_write, wrote
+from slimtune.console import SlimTuneError, note, would_write, wrote
+from slimtune.settings.commands import next_command
 
 if TYPE_CHECKING:
     from slimtune.data.account import Fit
@@ -43,8 +44,7 @@ def main(config: Config) -> None:
     refuse_finished_files(manifest, config, outputs)
     train, told = outputs[0], config.model.system_prompt or ""
     if config.options.dry_run:
-        prepared = preparation.prepare(data, system_prompt=told)
-        would_write(train, estimates=prepared.counts())
+        would_write(train, estimates=preparation.prepare(data, system_prompt=told).counts())
         return
     with (
         stage_files("prepare_data", manifest, config, outputs=outputs, inputs=inputs) as stage,
@@ -58,7 +58,7 @@ def main(config: Config) -> None:
         train,
         data.output_dir / writing.output_names(name)["report"],
         numbers=writing.closing_numbers(numbers, name, fit.max_length if fit else 0),
-        next=f"python finetune/train_lora.py --train-data {near(train)}",
+        next=next_command("train_lora", config, {"training.train_data": train}),
     )
 
 

@@ -14,7 +14,8 @@ writes  OUTPUT_DIR/lora_adapter (or full_model) with metrics.jsonl and loss.png;
 
 from slimtune.artifacts import refuse_finished, refuse_inputs, require
 from slimtune.config import Config
-from slimtune.console import near, would_write, wrote
+from slimtune.console import would_write, wrote
+from slimtune.settings.commands import next_command
 
 
 def main(config: Config) -> None:
@@ -43,12 +44,13 @@ def main(config: Config) -> None:
         would_write(final, estimates=dataset.summary() | dry_run(config, base, run, dataset.train))
         return
 
+    adapter, models = (None, {"evaluation.models": [final]}) if whole else (final, {})
+    compared = {"evaluation.lora_model": adapter} | models
     curve, trained = pipeline.train(config, method, dataset, final, checkpoints)
     wrote(
         final,
         numbers={"trained": trained, "loss": curve.summary(), "speed": curve.speed()},
-        next=f"python finetune/evaluate_model.py --base-model {near(base)} "
-        + (f"--lora-model null --models {near(final)}" if whole else f"--lora-model {near(final)}"),
+        next=next_command("evaluate_model", config, {"model.base_model": base} | compared),
     )
 
 

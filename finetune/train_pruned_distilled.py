@@ -17,9 +17,9 @@ from slimtune.artifacts.combined_run import links_in, run_stages, stages_to_run
 from slimtune.config import Config
 from slimtune.console import decoration, near, table, would_write, wrote
 from slimtune.report.cost_card import closing_table, cost_rows, write_card
+from slimtune.settings.commands import next_command
 
 STAGE = "train_pruned_distilled"
-COMMAND = f"python finetune/{STAGE}.py"
 
 
 def main(config: Config) -> None:
@@ -41,7 +41,8 @@ def main(config: Config) -> None:
     chosen = evaluate.without_rows(distillation.stages_for(config), compared)
     if "evaluate" in chosen:
         evaluate.finish_stopped(compared)
-    todo = stages_to_run(links, chosen, config, COMMAND)
+    command = next_command(STAGE, config, leave=("pruned_distilled.stages",))
+    todo = stages_to_run(links, chosen, config, command)
     stopped, stopped_student = out / "checkpoints", out / "distilled_checkpoints"
     prechecks.precheck(config, stopped, stopped_student)
     require(config.training.train_data)
@@ -54,8 +55,7 @@ def main(config: Config) -> None:
     text = distillation.passages_of(config)
     runs = {"adapter": pipeline.adapter(base).plan(config, dataset)}
     stages = ", ".join(todo) or "none: all have finished"
-    taught = student(config, str(pruned), text)
-    tuned = pipeline.adapter(str(distilled))
+    taught, tuned = student(config, str(pruned), text), pipeline.adapter(str(distilled))
     if config.options.dry_run:
         pipeline.require_resumable(config, taught, dataset, stopped_student)
         pipeline.require_resumable(config, tuned, dataset, stopped)
@@ -78,8 +78,8 @@ def main(config: Config) -> None:
         rows = cost_rows(links)
         write_card(card, f"{near(out)}: what each stage cost and brought", rows)
     table(*closing_table(rows))
-    convert = f"python finetune/convert_to_gguf.py --model-path {near(final)}"
-    next = convert if run_of(final) else f"{COMMAND} --resume"
+    convert = next_command("convert_to_gguf", config, {"gguf.model_path": final})
+    next = convert if run_of(final) else f"{command} --resume"
     wrote(*(links[name].output for name in todo), card, numbers={"stages": stages}, next=next)
 
 

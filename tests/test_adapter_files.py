@@ -30,7 +30,9 @@ def beside(project, adapter, settings, tmp_path_factory) -> tuple[Path, object]:
     return folder, succeeds("convert_to_gguf", *settings, *flags)
 
 
-def test_an_adapter_beside_its_base_answers_as_the_fine_tuned_model(beside, merged) -> None:
+def test_an_adapter_beside_its_base_answers_as_the_fine_tuned_model(
+    beside, settings, merged
+) -> None:
     folder, ran = beside
     told = [line.split() for line in ran.out.splitlines() if line.startswith("wrote")]
     assert {Path(file).name for _, file in told} == {
@@ -40,7 +42,8 @@ def test_an_adapter_beside_its_base_answers_as_the_fine_tuned_model(beside, merg
     }
     pairs = [f"{folder}/base-{kind}.gguf+{folder}/tiny-lora-F16.gguf" for kind in ("F16", "Q4_0")]
     assert ran.out.endswith(
-        f"next:  python finetune/evaluate_model.py --models {','.join(pairs)}\n"
+        f"next:  python finetune/evaluate_model.py {' '.join(map(str, settings))} "
+        f"--models {','.join(pairs)}\n"
         f"       llama-server -m {folder}/base-F16.gguf --lora {folder}/tiny-lora-F16.gguf\n"
     )
     tokenizer = tokenizers.load_tokenizer(merged)

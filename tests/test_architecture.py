@@ -215,6 +215,7 @@ SHORT = {
     "data/examples.py": "what the page shows of rows, beside what it counts",
     "data/mixing.py": "one formula",
     "evaluation/answer_room.py": "one setting's auto, without torch",
+    "evaluation/following.py": "what comes next, for scripts that load no comparison",
     "export/proof/__init__.py": "read before the work, without torch",
     "pruning/depth.py": "one of the four axes, a file each",
     "pruning/refit.py": "one formula",

@@ -95,7 +95,8 @@ def test_flags_only(merged, pruned, rows, tmp_path, monkeypatch) -> None:
     )
     lines = ran.out.splitlines()
     assert lines[0] == "wrote  out" and "validation" in ran.out and " -> " in lines[3]
-    assert lines[-1] == f"next:  python finetune/evaluate_model.py --models {pruned},out"
+    family = f"--base-model {pruned} --lora-model null --models out --device cpu"
+    assert lines[-1] == f"next:  python finetune/evaluate_model.py {family}"
     assert json.loads(Path("out/run.json").read_text())["metrics"]["text_passages"] == 0
 
 

@@ -104,7 +104,7 @@ def test_flags_only(project, merged, rows, tmp_path, monkeypatch) -> None:
         *UNMEASURED,
     )
     assert "wrote  out/final\n" in ran.out and "wrote  out/card.md\n" in ran.out
-    assert ran.out.endswith("convert_to_gguf.py --model-path out/final\n")
+    assert ran.out.endswith("convert_to_gguf.py --model-path out/final --max-length 128\n")
     assert AutoModelForCausalLM.from_pretrained("out/final").config.intermediate_size == 64
     assert json.loads(Path("out/lora_adapter/adapter_config.json").read_text())["r"] == 2
 
@@ -226,7 +226,8 @@ def test_stages_are_chosen(settings, small, tmp_path) -> None:
     assert leaves_nothing(tmp_path)
     ran = succeeds(*words, "--stages", "prune")
     assert list(records(tmp_path)) == ["pruned"] and "lora" not in ran.err
-    assert ran.out.endswith("next:  python finetune/train_pruned_distilled.py --resume\n")
+    again = f"train_pruned_distilled.py --config {settings[1]} --output-dir {tmp_path} --resume"
+    assert ran.out.endswith(f"next:  python finetune/{again}\n")
     shutil.copytree(small / "distilled", tmp_path / "distilled")
     succeeds(*words, "--stages", "merge,lora", "--epochs", 1)
     assert list(records(tmp_path)) == ["pruned", "distilled", "lora_adapter", "final"]

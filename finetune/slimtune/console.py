@@ -8,6 +8,8 @@ anything else is a bug of ours and exits 1.
 import errno
 import logging
 import os
+import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -151,6 +153,19 @@ def near(path: Path | str) -> str:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+
+
+def to_paste(script: str, *words: str) -> str:
+    """A command line of one of the scripts as it pastes into a shell: blanks, brackets, quotes."""
+    return " ".join(["python", *map(quoted, [f"finetune/{script}.py", *words])])
+
+
+_PLAIN = re.compile(r"[\w@%+:,./-][\w@%+=:,./-]*")
+
+
+def quoted(word: str) -> str:
+    """A word as it pastes into a shell. Chinese letters need no quotes there."""
+    return word if _PLAIN.fullmatch(word) else shlex.quote(word)
 
 
 _SHORTEST_NAME = 8  # cells of the first column, however narrow the terminal

@@ -6,7 +6,8 @@ the flags, `--help`, the checks, `config.schema.json` and the settings in every 
 derived from it by `slimtune.settings`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pydantic import PrivateAttr
 
@@ -26,7 +27,7 @@ class Options:
     dry_run: bool = False
     debug: bool = False
     config: str | None = None  # the settings file as it was named
-    flags: tuple[str, ...] = ()  # "section.name" of the settings that flags gave
+    flags: Mapping[str, str] = field(default_factory=dict)  # "section.name": as it was typed
 
 
 class Config(Section):

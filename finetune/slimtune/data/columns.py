@@ -2,14 +2,13 @@
 
 import difflib
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from slimtune.config.data import Data
-from slimtune.console import SettingsError
+from slimtune.console import SettingsError, quoted
 from slimtune.data.shapes import KNOWN, RawRow, has_columns
 
 _SAMPLES_GROUP = Data.model_fields["group_column"].default
@@ -193,7 +192,7 @@ def suggestion(rows: Sequence[RawRow]) -> str:
         hint = "put a header above the first line if that is a row itself; else, "
     else:
         hint = ""
-    return f"{hint}did you mean --columns {shlex.quote(words)}?"
+    return f"{hint}did you mean --columns {quoted(words)}?"
 
 
 def _is_text(column: str, rows: Sequence[RawRow]) -> bool:

@@ -22,6 +22,7 @@ from slimtune.data.learned_rows import learned_by, with_rows_of
 from slimtune.data.rows import beside
 from slimtune.evaluation import candidates, comparison, outputs
 from slimtune.evaluation.answer_room import with_answer_room
+from slimtune.evaluation.following import step_after
 from slimtune.inference.answers import Candidate
 from slimtune.models.positions import within_positions
 from slimtune.report.page import render_page
@@ -120,7 +121,7 @@ def compare_models(config: Config) -> Closing:
     shutil.rmtree(kept, ignore_errors=True)
     told = [sentence(one) for one in found.cautions]
     table = outputs.comparison_table(found, language)
-    return Closing(*table, outputs.steps(found, language), told, _next(chosen))
+    return Closing(*table, outputs.steps(found, language), told, step_after(config, chosen))
 
 
 def _followed(config: Config, chosen: Sequence[Candidate]) -> Config:
@@ -178,17 +179,6 @@ def _refuse(config: Config) -> None:
             "give each comparison a folder of its own with --output, or add --overwrite",
         )
         not_without_overwrite(another, config)
-
-
-def _next(chosen: Sequence[Candidate]) -> str:
-    """The step that is still missing: merging, converting, or a talk with the result."""
-    adapters = [Path(one.adapter) for one in chosen if one.kind == "adapter"]
-    merged = [adapter.with_name("merged_model") for adapter in adapters]
-    if any(not folder.is_dir() for folder in merged):
-        return "python finetune/evaluate_model.py --merge"
-    if merged and not any(one.kind == "gguf" for one in chosen):
-        return f"python finetune/convert_to_gguf.py --model-path {near(merged[0])}"
-    return "python finetune/evaluate_model.py --interactive"
 
 
 def _manifest(config: Config) -> Path:

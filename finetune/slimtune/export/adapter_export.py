@@ -19,7 +19,7 @@ from slimtune.artifacts import stage_files as staged
 from slimtune.artifacts.files import write_text
 from slimtune.config import Config
 from slimtune.config.inputs import join_adapter
-from slimtune.console import QualityError, SettingsError, near, size
+from slimtune.console import QualityError, SettingsError, near, quoted, size
 from slimtune.export import convert, ollama, preflight
 from slimtune.export.adapter_file import AdapterFile, require_alone, write_adapter
 from slimtune.export.gguf_writer import write_file
@@ -36,6 +36,7 @@ from slimtune.models.tokenizer_files import template_facts
 if TYPE_CHECKING:
     from slimtune.export.proof.reference import Reference
     from slimtune.export.proof.verify import Cost
+from slimtune.settings.commands import next_command, unless_set
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,17 @@ class AdapterExport:
     def missing(self) -> dict[Path, GgufPlan]:
         return {file: plan for file, plan in self.bases.items() if file not in self.present}
 
-    @property
-    def following(self) -> str:
+    def following(self, config: Config) -> str:
         """The comparison of the adapter on each base, and how llama-server puts it on the first."""
-        pairs = ",".join(join_adapter(near(base), near(self.file)) for base in self.bases)
+        gguf = config.gguf
+        folders = {"model.base_model": gguf.model_path, "evaluation.lora_model": gguf.lora_model}
+        pairs = [join_adapter(near(base), near(self.file)) for base in self.bases]
+        given = {**unless_set(config, folders), "evaluation.models": pairs}
+        compare = next_command("evaluate_model", config, given)
         words = ["llama-server", "-m", near(next(iter(self.bases))), "--lora", near(self.file)]
         if self.own_template:
             words += ["--jinja", "--chat-template-file", near(self.own_template)]
-        return f"python finetune/evaluate_model.py --models {pairs}\n       {' '.join(words)}"
+        return f"{compare}\n       {' '.join(map(quoted, words))}"
 
     def estimates(self) -> dict[str, str]:
         """For --dry-run: what would be written, what is there."""
@@ -131,7 +135,7 @@ def deliver(config: Config, modelfile: Path | None) -> tuple[list[Path], dict[st
         base, plan = next(iter(export.bases.items()))
         said = modelfile and ollama.modelfile_for(modelfile, base, plan, config, export.file)
         files = [*export.missing, *export.outputs, *([modelfile] if modelfile else [])]
-        following = export.following
+        following = export.following(config)
         if config.options.dry_run:
             return files, export.estimates(), following
         numbers = convert_and_prove(export, config)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from slimtune.artifacts import not_without_overwrite, require_writable, system_prompt_for
 from slimtune.artifacts.files import refuse_link, write_text
 from slimtune.config import Config
-from slimtune.console import ResourceError, SettingsError, near
+from slimtune.console import ResourceError, SettingsError, near, quoted
 from slimtune.export.modelfile import LAST_WITH_ADAPTER, modelfile
 from slimtune.export.plan import GgufPlan
 from slimtune.export.proof import trained_in
@@ -102,7 +102,7 @@ def install(
     name = config.gguf.model_name
     write_text(file, text)
     if not config.gguf.ollama_create:
-        return {}, " ".join(create_command(name, file))
+        return {}, " ".join(map(quoted, create_command(name, file)))
     create(name, file)
     from slimtune.export.ollama_answers import try_out  # and transformers
 

@@ -8,14 +8,13 @@ import hashlib
 import logging
 import os
 import re
-import shlex
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
 from slimtune.artifacts.files import inside, require_fetched
-from slimtune.console import InputError, ResourceError, SlimTuneError
+from slimtune.console import InputError, ResourceError, SlimTuneError, quoted
 from slimtune.models import json_files
 from slimtune.models.json_files import read_model_json
 
@@ -173,7 +172,7 @@ def _no_weights(folder: Path) -> InputError:
     if (folder / "adapter_config.json").is_file():
         config = read_model_json(folder / "adapter_config.json")
         # Quoted, for the command below is there to be pasted.
-        base = shlex.quote(str(config.get("base_model_name_or_path", "BASE")))
+        base = quoted(str(config.get("base_model_name_or_path", "BASE")))
         return InputError(
             f"{folder}: this is a LoRA adapter, not a model",
             "it holds adapter_config.json and only the low-rank weights",
@@ -189,7 +188,7 @@ def _no_weights(folder: Path) -> InputError:
     found = sorted(folder.glob("*.gguf"))
     cure = "give a folder with config.json and safetensors weights"
     if found:
-        cure = f"name the file itself, it is unpacked then: {shlex.quote(str(found[0]))}"
+        cure = f"name the file itself, it is unpacked then: {quoted(str(found[0]))}"
     return InputError(
         f"{folder}: no weights", f"neither {SINGLE_FILE} nor {INDEX_FILE} is there", cure
     )

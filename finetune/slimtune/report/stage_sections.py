@@ -4,12 +4,11 @@ Only figures that say something to a reader have words (`figures` in words.yaml)
 all settings, are in the run.json beside the stage's result.
 """
 
-import shlex
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
-from slimtune.console import size
+from slimtune.console import size, to_paste
 from slimtune.report.markdown import code, markdown_table, plain
 from slimtune.report.tables import took
 from slimtune.report.words import Words
@@ -67,7 +66,7 @@ def in_order(lineage: Mapping[str, Run]) -> list[tuple[str, Run]]:
 def command_of(run: Run) -> str:
     """The command line that ran a stage, to paste."""
     script, *arguments = run["command"]
-    return f"python finetune/{shlex.join([script, *arguments])}".replace("\n", " ")
+    return to_paste(script.removesuffix(".py"), *arguments).replace("\n", " ")
 
 
 def _section(name: str, run: Run, words: Words) -> str:

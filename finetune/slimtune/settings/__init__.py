@@ -25,6 +25,7 @@ from slimtune.settings.flags import (
     is_list,
     read_flags,
     section_fields,
+    typed_settings,
 )
 from slimtune.settings.yaml_file import Given, Mistake, SettingPath, WrittenSettings, read_yaml
 
@@ -64,7 +65,7 @@ def read_settings(script: str, doc: str, arguments: Sequence[str]) -> tuple[Conf
         dry_run=options.dry_run,
         debug=options.debug,
         config=options.config,
-        flags=tuple(".".join(path) for path in flags.paths()),
+        flags=typed_settings(options),
     )
     return config, options.print_config
 

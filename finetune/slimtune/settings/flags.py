@@ -112,6 +112,12 @@ def read_flags(
     return options, written
 
 
+def typed_settings(options: argparse.Namespace) -> dict[str, str]:
+    """{"section.name": text} of the settings that were flags."""
+    given = vars(options).items()
+    return {name: text for name, text in given if "." in name and text is not None}
+
+
 def _value(text: str, field: FieldInfo) -> Any:
     """Text stays text where the schema wants text: `--output-name 1e3` names a file."""
     if is_list(field):

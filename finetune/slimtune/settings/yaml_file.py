@@ -47,10 +47,6 @@ class WrittenSettings:
     lines: dict[str, str] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
 
-    def paths(self) -> list[SettingPath]:
-        """Which settings are written here."""
-        return [(section, name) for section, given in self.sections.items() for name in given]
-
 
 _LARGEST = 1 << 20  # bytes: the file that ships has 35,000
 _DEEPEST = 8  # lists and sections within each other; a setting's list is the second

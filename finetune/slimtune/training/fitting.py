@@ -6,7 +6,6 @@ become its arguments, optimizer and schedule among them, and what it logged beco
 
 import logging
 import math
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from slimtune.artifacts.records import command
 from slimtune.config import Training
-from slimtune.console import decoration, first_process, processes
+from slimtune.console import decoration, first_process, processes, to_paste
 from slimtune.models.loading import require_bitsandbytes
 from slimtune.training import callbacks, checkpoints, sharding
 from slimtune.training.batches import Sample
@@ -117,7 +116,7 @@ def _resume_words() -> str:
         return "the same command with --resume"
     script, *words = command()
     kept = [word for word in words if word not in ("--overwrite", "--resume")]
-    return f"python finetune/{script} {shlex.join([*kept, '--resume'])}"
+    return to_paste(Path(script).stem, *kept, "--resume")
 
 
 def _steps_per_epoch(samples: int, settings: Training) -> int:

@@ -11,7 +11,7 @@ from slimtune.config import Config, Options, Training
 from slimtune.data.learned_rows import learned_by, with_rows_of
 
 
-def config_of(train_data: Path, *flags: str) -> Config:
+def config_of(train_data: Path, **flags: str) -> Config:
     config = Config(training=Training(train_data=train_data))
     config._options = replace(Options(), overwrite=True, flags=flags)
     return config
@@ -78,7 +78,7 @@ def test_rows_follow_the_model_unless_the_command_line_names_some(world, tmp_pat
     assert with_rows_of(settings, world["merged"]).training.train_data == world["first"]
     assert with_rows_of(settings, None, world["small"]).training.train_data == world["second"]
     assert with_rows_of(settings, tmp_path / "base").training.train_data == project
-    named = config_of(project, "training.train_data")
+    named = config_of(project, **{"training.train_data": "x"})
     assert with_rows_of(named, world["merged"]).training.train_data == project
 
 

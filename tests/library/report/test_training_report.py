@@ -139,7 +139,7 @@ def test_a_measure_shows_its_interval_and_verdict_which_no_line_end_parts(metric
     assert shown.startswith("| exact match % ↑ | 2.0 (-1.0–5.0) | 84.0 (81.0–87.0) ▲ | 82.5")
     assert all(" " not in cell and "–\u2060" in cell for cell in line.split(" | ")[1:3])
     assert "| – | 4.20" in next(one for one in report.splitlines() if "perplexity ↓" in one)
-    assert "3 (1.0 %) are among the 2,000 training rows" in report
+    assert "3 (1.0 %) are among the 2,000 rows that these" in report
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
