@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -39,7 +40,7 @@ class SlimTuneError(Exception):
         self.what, self.why, self.cure = what, why, cure
 
     def __str__(self) -> str:
-        return f"{self.what}\n  why: {self.why}\n  do:  {self.cure}"
+        return masked(f"{self.what}\n  why: {self.why}\n  do:  {self.cure}")
 
 
 class SettingsError(SlimTuneError):
@@ -72,17 +73,73 @@ class LockedError(SlimTuneError):
     exit_code = ExitCode.LOCKED
 
 
+_MASK = "***"
+# What a secret looks like, by those who give them out: (what is kept, what is masked). Words of
+# ordinary texts that begin alike (sk-learn, Bearer of news) have no digit, or are shorter.
+_SECRETS = re.compile(
+    r"""
+    (?P<kept>
+        (?<![A-Za-z0-9]) (?:
+            hf_ (?=[A-Za-z0-9]{16})                # Hugging Face
+          | sk- (?=[\w-]*\d) (?=[\w-]{16})         # OpenAI, Anthropic and what is alike
+          | gh[oprsu]_ (?=[A-Za-z0-9]{16})         # GitHub
+          | github_pat_ (?=\w{16})
+          | glpat- (?=[\w-]{16})                   # GitLab
+          | (?:AKIA|ASIA) (?=[A-Z0-9]{16})         # Amazon
+        )
+      | (?i:\bBearer[ ]+) (?=\S*\d|\S{20})        # a header of HTTP
+      | [?&](?i:(?:api[_-]?|access[_-]?)?(?:key|token)|password|secret)=   # of an address
+    ) [\w.~+/=-]{4,}
+    | (?P<scheme> https?:/{1,2} | \b[a-z][\w+.-]+://) [^\s/@]+ @   # a Path has one slash left
+    """,
+    re.VERBOSE,
+)
+# Keys that no pattern knows; a server that refuses one repeats it in its error.
+_KEYS = ("SLIMTUNE_API_KEY", "HF_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY")
+_SHORTEST_KEY = 8  # a shorter one may be a word
+
+
+def masked(text: str) -> str:
+    """`text` with *** for each secret in it: all that is printed, logged, recorded or put on a card
+    passes here. What kind it is, and where an address leads, stays to be read.
+    """
+    text = _SECRETS.sub(_without, text)
+    for name in _KEYS:
+        key = os.environ.get(name, "")
+        if len(key) >= _SHORTEST_KEY:
+            text = text.replace(key, _MASK)
+    return text
+
+
+def _without(secret: re.Match[str]) -> str:
+    return f"{secret['scheme']}{_MASK}@" if secret["scheme"] else f"{secret['kept']}{_MASK}"
+
+
+def masked_in(value: Any) -> Any:
+    """`masked` for each text in a value of JSON, names of objects left as they are."""
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, Mapping):
+        return {name: masked_in(one) for name, one in value.items()}
+    return [masked_in(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def start_logging() -> None:
     """Library words to stderr as plain lines; UTF-8 on both streams whatever the locale."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Masking("%(message)s"))
     # It says on import that an optional kernel is missing, whether 4 bits are asked for or not.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logger = logging.getLogger("slimtune")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)
+
+
+class _Masking(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
 
 
 def processes() -> int:
@@ -97,24 +154,24 @@ def first_process() -> bool:
 
 def note(text: str) -> None:
     """A word on progress, to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(masked(text), file=sys.stderr, flush=True)
 
 
 def wrote(*paths: Path, numbers: Mapping[str, object], next: str) -> None:
     """The last words of a script: what it wrote, the key numbers, the next command."""
     for path in paths:
-        print(f"wrote  {near(path)}")
+        print(masked(f"wrote  {near(path)}"))
     for name, value in numbers.items():
-        print(f"       {name}: {value}")
-    print(f"next:  {next}", flush=True)
+        print(masked(f"       {name}: {value}"))
+    print(masked(f"next:  {next}"), flush=True)
 
 
 def would_write(*paths: Path, estimates: Mapping[str, object]) -> None:
     """The last words of a `--dry-run`: what would be written, and what it would take."""
     for path in paths:
-        print(f"would write  {near(path)}")
+        print(masked(f"would write  {near(path)}"))
     for name, value in estimates.items():
-        print(f"             {name}: {value}")
+        print(masked(f"             {name}: {value}"))
     print("dry run: settings and inputs are fine, nothing was written", flush=True)
 
 

@@ -10,7 +10,14 @@ from pathlib import Path
 
 from slimtune.config import Config
 from slimtune.config.fields import ELSEWHERE
-from slimtune.console import ExitCode, SlimTuneError, first_process, note, start_logging
+from slimtune.console import (
+    ExitCode,
+    SlimTuneError,
+    first_process,
+    masked,
+    note,
+    start_logging,
+)
 from slimtune.machine.process import leave_out_unused
 from slimtune.machine.refusals import is_panic, refusal_of
 from slimtune.machine.tricks import tricks_off
@@ -59,7 +66,7 @@ def _run(main: Callable[[Config], None], doc: str, arguments: list[str]) -> int:
         if print_only:
             from slimtune.settings.written import config_yaml
 
-            print(config_yaml(config, script=script), end="")
+            print(masked(config_yaml(config, script=script)), end="")
         else:
             tricks_off()  # a name it does not know is refused before any work
             read = paths_read(config, script)
@@ -73,13 +80,13 @@ def _run(main: Callable[[Config], None], doc: str, arguments: list[str]) -> int:
         sys.stdout.flush()  # what it cannot take is told here, not by Python after the end
         return ExitCode.OK
     except KeyboardInterrupt as stopped:
-        print("\n" + ": ".join(["interrupted", *map(str, stopped.args)]), file=sys.stderr)
+        note("\n" + ": ".join(["interrupted", *map(str, stopped.args)]))
         return ExitCode.INTERRUPTED
     except BaseException as error:
         if not (isinstance(error, Exception) or is_panic(error)):
             raise
         if "--debug" in arguments:
-            traceback.print_exc()
+            note(traceback.format_exc().rstrip())
         known = refusal_of(error, read, less_memory()) or _bug(error)
         print(f"error: {known}", file=sys.stderr, flush=True)
         return known.exit_code

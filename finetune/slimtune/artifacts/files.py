@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from slimtune.console import InputError, SettingsError, naming, near
+from slimtune.console import InputError, SettingsError, masked, naming, near
 from slimtune.machine.moving import move
 
 Sealed = dict[str, dict[str, Any]]  # name below the folder -> {"sha256": hexadecimal, "bytes": int}
@@ -65,6 +65,11 @@ def write_text(file: Path, text: str) -> None:
     written as its escape."""
     with replacing(file) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def write_page(file: Path, text: str) -> None:
+    """`write_text` for what people read and pass on: without secrets."""
+    write_text(file, masked(text))
 
 
 def write_json(file: Path, value: Any) -> None:

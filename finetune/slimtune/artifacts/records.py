@@ -18,6 +18,7 @@ from typing import Any
 
 from slimtune.artifacts.files import are_sealed, is_plain, json_or_none, seal
 from slimtune.config import Config
+from slimtune.console import masked_in
 from slimtune.machine.process import peak_memory
 
 RUN = "run.json"
@@ -52,13 +53,12 @@ def record(
     started: float,
 ) -> dict[str, Any]:
     """The manifest of a stage whose output is complete in `folder`: it seals every other file."""
-    return {
+    told = {
         "run_id": uuid.uuid4().hex,
         "stage": name,
         "command": command(),
         "settings": config.model_dump(mode="json"),
         "inputs": [_input(one) for one in inputs],
-        "files": seal(folder, without=manifest),
         "metrics": metrics,
         "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started)),
         "seconds": round(time.time() - started, 1),
@@ -67,6 +67,7 @@ def record(
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "git_commit": _git_commit(),
     }
+    return masked_in(told) | {"files": seal(folder, without=manifest)}
 
 
 def read_manifest(file: Path) -> dict[str, Any] | None:
@@ -157,8 +158,7 @@ def _input(one: Path | str) -> dict[str, Any]:
 
 def command() -> list[str]:
     """The command line as it was typed, without secrets."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    return ["hf_***" if word.startswith("hf_") else word for word in words]
+    return masked_in([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def now() -> str:

@@ -15,7 +15,7 @@ from slimtune.artifacts import (
     run_of,
     stage_files,
 )
-from slimtune.artifacts.files import clear, write_text
+from slimtune.artifacts.files import clear, write_page
 from slimtune.config import Config
 from slimtune.console import SettingsError, near
 from slimtune.data.learned_rows import learned_by, with_rows_of
@@ -116,8 +116,8 @@ def compare_models(config: Config) -> Closing:
         stage.metrics.update(metrics)
         runs = lineage(*map(Path, inputs)) | {stage.name: stage.record()}
         told, language = Found.of(metrics, runs), config.evaluation.language
-        write_text(stage.folder / REPORT, render_report(told, language))
-        write_text(stage.folder / PAGE, render_page(told, language))
+        write_page(stage.folder / REPORT, render_report(told, language))
+        write_page(stage.folder / PAGE, render_page(told, language))
     shutil.rmtree(kept, ignore_errors=True)
     told = [sentence(one) for one in found.cautions]
     table = outputs.comparison_table(found, language)

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 from slimtune.artifacts.files import write_json
+from slimtune.console import masked_in
 from slimtune.evaluation.bootstrap import SEED
 from slimtune.evaluation.comparison import Comparison
 from slimtune.inference.answers import Outcome
@@ -37,7 +38,7 @@ def write_answers_csv(comparison: Comparison, file: Path) -> None:
 def write_metrics(comparison: Comparison, file: Path) -> None:
     """Settings, measures, cautions and the worst samples: all that the reports need."""
     content = metrics_of(comparison)
-    write_json(file, content)
+    write_json(file, masked_in(content))
 
 
 def metrics_of(comparison: Comparison) -> dict[str, Any]:

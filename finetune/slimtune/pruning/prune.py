@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from slimtune.artifacts import stage_folder
-from slimtune.artifacts.files import write_text
+from slimtune.artifacts.files import write_page
 from slimtune.config import Config
 from slimtune.console import size
 from slimtune.inference.stack import read_layers
@@ -109,7 +109,7 @@ def prune_model(config: Config, model: str, final: Path) -> PruneReport:
         shutil.rmtree(scratch, ignore_errors=True)
         said = calibration.source if calibration else "none"
         report = PruneReport(before, after, said, proven, unmet)
-        write_text(stage.folder / CARD, card(report, model))
+        write_page(stage.folder / CARD, card(report, model))
         write_generation_config(stage.folder, config.generation)
         stage.metrics.update(_metrics(report))
     return report

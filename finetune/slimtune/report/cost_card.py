@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from slimtune.artifacts.combined_run import Link
-from slimtune.artifacts.files import write_text
+from slimtune.artifacts.files import write_page
 from slimtune.artifacts.records import run_of
 from slimtune.console import size
 from slimtune.report.measure_table import MEASURES, value_of
@@ -52,7 +52,7 @@ def write_card(file: Path, title: str, rows: Sequence[Sequence[str]]) -> None:
     lines = [f"# {title}", "", *(_line(cells) for cells in [HEADERS, _rule(), *rows])]
     lines += ["", "Seconds and peak memory are those of the stage alone. Perplexity, match and"]
     lines += ["speed are measured on the same test rows, one model in memory at a time."]
-    write_text(file, "\n".join(lines) + "\n")
+    write_page(file, "\n".join(lines) + "\n")
 
 
 def _rule() -> list[str]:

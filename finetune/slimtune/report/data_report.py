@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from slimtune.artifacts.files import write_text
+from slimtune.artifacts.files import write_page
 from slimtune.console import decoration
 from slimtune.report.markdown import markdown_table, plain
 from slimtune.report.words import LANGUAGES, DataWords
@@ -75,7 +75,7 @@ def write_data_report(
     # A reason may quote half a character (a lone surrogate), which UTF-8 does not hold.
     page = data_report_text(numbers, before, language, examples)
     for file, text in ((JSON, content), (MARKDOWN, page)):
-        write_text(folder / f"{before}{file}", text)
+        write_page(folder / f"{before}{file}", text)
     with decoration(f"{before}{PICTURE}"):
         plot(numbers, folder / f"{before}{PICTURE}")
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from slimtune.artifacts.files import write_text
+from slimtune.artifacts.files import write_page
 from slimtune.config import Config
 from slimtune.console import decoration, near
 
@@ -104,7 +104,7 @@ def write_model_card(
         data=_table("data", data),
         settings=_table("setting", chosen),
     )
-    write_text(folder / "README.md", text)
+    write_page(folder / "README.md", text)
 
 
 def _report(config: Config) -> dict[str, Any]:
