@@ -1,6 +1,6 @@
 """The documents say what is there: commands parse, links lead somewhere, both languages agree.
 
-Every command of the documents, of the scripts' docstrings and of quickstart.sh is read by the
+Every command of the documents, of the scripts' docstrings and of quickstart.py is read by the
 settings reader that the script itself uses, values included; nothing is run.
 """
 
@@ -20,11 +20,11 @@ from slimtune.settings.flags import section_fields
 ROOT = Path(__file__).resolve().parents[1]
 TWINS = ("README", "QUICK_START", "OPTIMIZATION_GUIDE")
 DOCUMENTS = [ROOT / f"{name}{language}.md" for name in TWINS for language in ("", ".zh-CN")]
-SHIPPED = [*DOCUMENTS, ROOT / "quickstart.sh", *(ROOT / f"finetune/{name}.py" for name in SCRIPTS)]
+SHIPPED = [*DOCUMENTS, ROOT / "quickstart.py", *(ROOT / f"finetune/{name}.py" for name in SCRIPTS)]
 COMMANDS_OF_THE_README = 11  # those that must work as they stand
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_COMMAND = re.compile(r"python (finetune/\w+\.py[^\n&]*)")
+_COMMAND = re.compile(r'python (finetune/\w+\.py[^\n&"]*)')
 _LINK = re.compile(r"\[[^\]]+\]\(([^)#]+)[^)]*\)")
 _SETTING = re.compile(rf"\b({'|'.join(Config.model_fields)})\.([a-z_]+)\b")
 _CODE = re.compile(r"`([^`\n]+)`")
@@ -42,7 +42,9 @@ def prose_of(file: Path) -> str:
 
 def commands_of(file: Path) -> list[list[str]]:
     """[script, flag, value, ...] of each `python finetune/...` command in a file."""
-    text = text_of(file).partition("\nfrom ")[0]  # of a script, its docstring
+    text = text_of(file)
+    if file.parent.name == "finetune":
+        text = text.partition("\nfrom ")[0]  # the docstring
     if file.suffix == ".md":
         text = "".join(body for language, body in _BLOCK.findall(text) if language == "bash")
     # A docstring writes the backslash that continues a line twice.
@@ -65,7 +67,7 @@ def test_the_readme_shows_every_script_and_the_quick_start_runs_each() -> None:
     readme = commands_of(ROOT / "README.md")
     assert {Path(script).stem for script, *_ in readme} == set(SCRIPTS)
     assert len(readme) >= COMMANDS_OF_THE_README
-    assert {Path(script).stem for script, *_ in commands_of(ROOT / "quickstart.sh")} == set(SCRIPTS)
+    assert {Path(script).stem for script, *_ in commands_of(ROOT / "quickstart.py")} == set(SCRIPTS)
 
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
