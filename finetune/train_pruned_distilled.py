@@ -44,7 +44,7 @@ def main(config: Config) -> None:
     command = next_command(STAGE, config, leave=("pruned_distilled.stages",))
     todo = stages_to_run(links, chosen, config, command)
     stopped, stopped_student = out / "checkpoints", out / "distilled_checkpoints"
-    prechecks.precheck(config, stopped, stopped_student)
+    prechecks.precheck(config, stopped, stopped_student, goes_on=len(todo) < len(chosen))
     require(config.training.train_data)
     config = served_decoding.settled(config, base, teacher)
     # Before the first stage, dry or not: this finds the mistakes in the settings of the last one.

@@ -178,7 +178,7 @@ def refuse_finished(final: Path, config: Config) -> None:
     if config.options.overwrite:
         return
     if run:
-        not_without_overwrite(_finished(final, run), config)
+        not_without_overwrite(_finished(final, run, config), config)
     elif any(final.iterdir()):
         strange = SettingsError(
             f"{near(final)}: holds files that no stage of SlimTune wrote",
@@ -214,7 +214,7 @@ def refuse_finished_files(manifest: Path, config: Config, outputs: Sequence[Path
     run = read_manifest(manifest)
     if run:
         first = manifest.with_name(next(iter(run["files"]), manifest.name))
-        not_without_overwrite(_finished(first, run), config)
+        not_without_overwrite(_finished(first, run, config), config)
         return
     if waits(manifest):
         raise SettingsError(
@@ -249,10 +249,12 @@ def _taken(path: Path, why: str) -> SettingsError:
     )
 
 
-def _finished(path: Path, run: dict[str, Any]) -> SettingsError:
+def _finished(path: Path, run: dict[str, Any], config: Config) -> SettingsError:
+    resumed = "this run has finished, nothing is left for --resume; "
     return SettingsError(
         f"{near(path)}: exists already ({run['stage']}, {run['started']})",
-        "finished output is never overwritten silently",
+        (resumed if config.options.resume else "")
+        + "finished output is never overwritten silently",
         "go on with the next script, or add --overwrite to make it again",
     )
 

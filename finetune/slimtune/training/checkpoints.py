@@ -10,7 +10,7 @@ made under: settings, rows, base. Another run is not continued.
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerState
 
+from slimtune.artifacts import not_without_overwrite
 from slimtune.artifacts.files import (
     are_sealed,
     broken,
@@ -29,7 +30,8 @@ from slimtune.artifacts.files import (
     seal,
     write_json,
 )
-from slimtune.console import ResourceError, SettingsError, first_process, near, size
+from slimtune.config import Config
+from slimtune.console import InputError, ResourceError, SettingsError, first_process, near, size
 from slimtune.machine.moving import move
 from slimtune.training import sharding
 
@@ -37,6 +39,7 @@ _log = logging.getLogger(__name__)
 
 STATE = "trainer_state.json"
 CHECKPOINT_MANIFEST = "checkpoint.json"
+_NAMED = 5  # folders in an error
 _KEPT = 2  # the newest and the best
 # Not the Trainer's own names: it would load what it finds under those, parts or not.
 _OPTIMIZER, _SCHEDULE = "optimizer_state.pt", "schedule_state.pt"
@@ -141,20 +144,54 @@ def found(folder: Path) -> list[Path]:
 
 
 def to_resume(folder: Path, conditions: Mapping[str, str]) -> Path | None:
-    """The newest whole checkpoint in `folder`, None (and a word) where there is none.
+    """The newest whole checkpoint in `folder`, None (and a word) for a run that has none yet.
 
-    Broken ones are named and passed over. Raises SettingsError naming every condition (setting,
-    rows, base) that is not what it was when the checkpoint was made.
+    Broken ones are named and passed over; InputError where none is whole. Raises SettingsError
+    naming every condition (setting, rows, base) that is not what it was when it was made.
     """
-    for checkpoint in reversed(found(folder)):
+    checkpoints = found(folder)
+    for checkpoint in reversed(checkpoints):
         fault = _fault(checkpoint)
         if fault is None:
             _require_same(folder, conditions)
             _log.info("resuming from %s", near(checkpoint))
             return checkpoint
         _log.warning("%s: not whole (%s), passed over", near(checkpoint), fault)
-    _log.info("nothing to resume in %s: starting at step 0", near(folder))
+    if checkpoints:
+        names = ", ".join(one.name for one in checkpoints)
+        raise InputError(
+            f"{near(folder)}: none of its checkpoints is whole ({names})",
+            "going on would be starting from nothing",
+            _elsewhere(folder) or "start from nothing: --overwrite in place of --resume",
+        )
+    _log.info("%s: stopped before its first checkpoint, starting at step 0", near(folder))
     return None
+
+
+def require_begun(config: Config, folders: Sequence[Path]) -> None:
+    """Raises SettingsError for --resume where no run of these folders of checkpoints was stopped;
+    a dry run is told."""
+    options = config.options
+    if not options.resume or options.overwrite:
+        return
+    if any((folder / _CONDITIONS).exists() or found(folder) for folder in folders):
+        return
+    nothing = SettingsError(
+        f"{near(folders[0])}: nothing to resume, no run was stopped here",
+        "--resume goes on where a stopped run of the same output ended",
+        _elsewhere(folders[0]) or "start it: the same command without --resume",
+    )
+    not_without_overwrite(nothing, config, "to be started without --resume")
+
+
+def _elsewhere(folder: Path) -> str:
+    """Which folders near by have whole checkpoints, as a cure; "" where none has."""
+    near_by = {*folder.parent.glob("*checkpoints"), *folder.parent.parent.glob("*/*checkpoints")}
+    others = [one for one in sorted(near_by - {folder}) if any(not _fault(c) for c in found(one))]
+    if not others:
+        return ""
+    named = ", ".join(map(near, others[:_NAMED]))
+    return f"name the output of the run that was stopped; there are checkpoints in {named}"
 
 
 def _fault(checkpoint: Path) -> str | None:

@@ -40,11 +40,14 @@ _FREE = {
 }
 
 
-def precheck(config: Config, *folders: Path) -> None:
+def precheck(config: Config, *folders: Path, goes_on: bool = False) -> None:
     """Raises SettingsError and ResourceError for what would be found out after minutes or hours.
 
-    `folders` are where its runs keep their checkpoints.
+    `folders` are where its runs keep their checkpoints. `goes_on` says that there is finished work
+    to go on with besides.
     """
+    if not goes_on:
+        checkpoints.require_begun(config, folders)
     for folder in folders:
         require_writable(folder, config)
     _require_package(config.training.report_to)

@@ -11,6 +11,7 @@ import torch
 from running import killed, refused, run, succeeds
 from safetensors.torch import load_file
 
+from slimtune.console import InputError
 from slimtune.training import checkpoints
 
 WEIGHTS = "lora_adapter/adapter_model.safetensors"
@@ -133,22 +134,52 @@ def test_a_checkpoint_that_names_other_files_is_passed_over(files, tmp_path) -> 
         manifest = tmp_path / "checkpoints" / name / "checkpoint.json"
         manifest.write_text(json.dumps({"step": 3, "finished": True, "files": files}))
     assert [path.name for path in checkpoints.found(tmp_path / "checkpoints")] == ["checkpoint-3"]
-    assert checkpoints.to_resume(tmp_path / "checkpoints", {}) is None
+    with pytest.raises(InputError, match="none of its checkpoints is whole"):
+        checkpoints.to_resume(tmp_path / "checkpoints", {})
+
+
+def test_nothing_to_resume_names_where_there_are_checkpoints(words, stopped, tmp_path) -> None:
+    shutil.move(stopped / "checkpoints", stopped / "mine" / "checkpoints")
+    here = ("--output-dir", stopped / "mistyped", "--resume")
+    error = refused(2, "nothing to resume, no run was stopped here", *words, *here)
+    assert error[2].endswith(f"there are checkpoints in {stopped}/mine/checkpoints")
+    ran = succeeds(*words, *here, "--dry-run")
+    assert "would need to be started without --resume" in ran.err
+    assert not (stopped / "mistyped").exists()
+    alone = ("--output-dir", tmp_path / "deep" / "er" / "alone", "--resume")
+    assert "without --resume" in refused(2, "nothing to resume", *words, *alone)[2]
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(words, whole, tmp_path) -> None:
+    killed(STEP, lambda *_, **__: True, *words, "--output-dir", tmp_path)
+    assert not saves(tmp_path)
+    succeeds(*words, "--output-dir", tmp_path, "--resume")
+    assert same(tmp_path, whole)
+
+
+def test_a_finished_run_says_so(words, whole) -> None:
+    error = refused(2, "exists already", *words, "--output-dir", whole, "--resume")
+    assert "this run has finished, nothing is left for --resume" in error[1]
 
 
 def test_a_missing_optimizer_is_not_ignored(words, said, stopped) -> None:
     for optimizer in stopped.rglob("optimizer_state.pt"):
         optimizer.unlink()
-    succeeds(*words, "--output-dir", stopped, "--resume")
-    assert said.text.count("optimizer_state.pt is missing") == 2
-    assert "nothing to resume" in said.text
+    going_on = (*words, "--output-dir", stopped, "--resume")
+    for more in ((), ("--dry-run",)):
+        error = refused(3, "none of its checkpoints is whole", *going_on, *more)
+        assert "checkpoint-4" in error[0] and "checkpoint-5" in error[0]
+        assert "--overwrite" in error[2]
+    assert said.text.count("optimizer_state.pt is missing") == 4
+    assert len(saves(stopped)) == 2
 
 
 def test_a_checkpoint_of_an_earlier_version_is_passed_over(said, tmp_path) -> None:
     (tmp_path / "checkpoint-1").mkdir()
     manifest = '{"step": 1, "finished": false, "files": {}}'
     (tmp_path / "checkpoint-1" / "checkpoint.json").write_text(manifest, encoding="utf-8")
-    assert checkpoints.to_resume(tmp_path, {}) is None
+    with pytest.raises(InputError):
+        checkpoints.to_resume(tmp_path, {})
     assert "checkpoint-1: not whole (checkpoint.json is not what this version" in said.text
 
 
