@@ -217,6 +217,7 @@ SHORT = {
     "evaluation/answer_room.py": "one setting's auto, without torch",
     "evaluation/following.py": "what comes next, for scripts that load no comparison",
     "export/proof/__init__.py": "read before the work, without torch",
+    "machine/disks.py": "one question, asked by whatever writes much",
     "pruning/depth.py": "one of the four axes, a file each",
     "pruning/refit.py": "one formula",
     "report/markdown.py": "text from outside made inert, for every page and card",

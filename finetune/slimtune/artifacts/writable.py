@@ -13,8 +13,8 @@ from tempfile import TemporaryFile
 
 from slimtune.config import Config
 from slimtune.console import naming
+from slimtune.machine.disks import existing
 from slimtune.machine.locks import no_folder
-from slimtune.machine.refusals import existing
 
 # The longest that is put around a name: `.NAME.holder.lock`, `NAME.PID.partial`.
 _AROUND = len(".1234567.answers.partial")

@@ -6,7 +6,6 @@ must be finite; the folder's files must agree on the end token.
 
 import logging
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +21,7 @@ from slimtune.export.quant_types import Precision, quantization
 from slimtune.export.tensors import map_tensors, require_unquantised
 from slimtune.export.vocabulary import Vocabulary, read_vocabulary
 from slimtune.inference.llama_library import library
+from slimtune.machine.disks import require_space
 from slimtune.models import memory
 from slimtune.models.json_files import read_model_json
 from slimtune.models.tokenizer_files import special_tokens
@@ -67,16 +67,9 @@ def require_encoder(plan: GgufPlan) -> None:
 
 def require_disk(plans: dict[Path, GgufPlan]) -> None:
     """Raises ResourceError if the files will not fit where they are to be written together."""
-    output, needed = next(iter(plans)), sum(plan.bytes for plan in plans.values())
-    folder = next(parent for parent in output.absolute().parents if parent.is_dir())
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        types = " and ".join(plan.quantization for plan in plans.values())
-        raise ResourceError(
-            f"{folder}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
-            f"this model as {types} is that large",
-            "free some space, choose another --output-dir, or a smaller type",
-        )
+    types = " and ".join(plan.quantization for plan in plans.values())
+    needed = sum(plan.bytes for plan in plans.values())
+    require_space(next(iter(plans)), needed, f"this model as {types} is that large")
 
 
 def require_rows(config: Config) -> None:

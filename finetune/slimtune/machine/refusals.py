@@ -12,7 +12,6 @@ import errno
 import io
 import os
 import re
-import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from slimtune.console import InputError, ResourceError, SlimTuneError, near, place_of, size
+from slimtune.machine.disks import free_bytes
 from slimtune.packages import not_loadable
 
 try:
@@ -113,7 +113,7 @@ def refusal_of(
         if code is not None:
             return _file(code, one, read)
         if isinstance(one, OSError | RuntimeError) and any(words in said for words in _WRITE):
-            return _file(errno.ENOSPC if _is_full(place_of(one)) else errno.EIO, one, read)
+            return _unfinished_write(one)
         if isinstance(one, ImportError):
             return not_loadable(one)
         if is_panic(one):
@@ -194,19 +194,15 @@ def _have(code: int, place: str | None) -> str:
     return ""
 
 
-def free_bytes(path: Path) -> int:
-    """What is free on the disk where `path` is or would be."""
-    return shutil.disk_usage(existing(path)).free
-
-
-def existing(path: Path) -> Path:
-    """The nearest of a path and the folders above it that is there."""
-    path = path.absolute()
-    return next((one for one in (path, *path.parents) if os.path.exists(one)), Path.cwd())
-
-
-def _is_full(place: str | None) -> bool:
-    return place is not None and free_bytes(Path(place)) < 1 << 20
+def _unfinished_write(error: BaseException) -> ResourceError:
+    """A library wrote less than it had, and kept the reason to itself."""
+    place = place_of(error)
+    free = f", {size(free_bytes(Path(place)))} are free" if place else ""
+    return ResourceError(
+        f"{near(place) if place else 'a file'}: could not be written to its end",
+        f"most often the disk is full{free}, or `ulimit -f` sets a limit ({_first_line(error)})",
+        f"free some space, and {_RETRY}",
+    )
 
 
 def _told(error: BaseException, code: int) -> str:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from slimtune.artifacts.files import write_json
-from slimtune.console import InputError, ResourceError
+from slimtune.console import InputError
+from slimtune.machine.disks import require_space
 from slimtune.models.folders import INDEX_FILE, SINGLE_FILE, weight_files
 from slimtune.models.headers import (
     Spec,
@@ -151,7 +152,7 @@ class CheckpointWriter:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         sizes = {n: math.prod(shape) * dtype.itemsize for n, (dtype, shape) in spec.items()}
-        _require_disk(self.folder, sum(sizes.values()))
+        require_space(self.folder, sum(sizes.values()), "the weights are that large")
         self.files = dict(files) if files is not None else pack_shards(sizes, shard_bytes)
         self.tensors: dict[str, TensorInfo] = {}
         for shard in dict.fromkeys(self.files[name] for name in spec):
@@ -251,13 +252,3 @@ def _is_companion(file: Path) -> bool:
 def _write_all(file: FileIO, view: memoryview) -> None:
     while view:
         view = view[file.write(view[: 64 << 20]) :]
-
-
-def _require_disk(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ResourceError(
-            f"{folder}: the weights need {needed / 1e9:.2f} GB of disk",
-            f"{free / 1e9:.2f} GB are free",
-            "free some space or choose an output folder on another disk",
-        )

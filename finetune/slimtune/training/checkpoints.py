@@ -31,7 +31,8 @@ from slimtune.artifacts.files import (
     write_json,
 )
 from slimtune.config import Config
-from slimtune.console import InputError, ResourceError, SettingsError, first_process, near, size
+from slimtune.console import InputError, SettingsError, first_process, near, size
+from slimtune.machine import disks
 from slimtune.machine.moving import move
 from slimtune.training import sharding
 
@@ -248,11 +249,5 @@ def _require_same(folder: Path, conditions: Mapping[str, str]) -> None:
 
 def require_space(folder: Path, one: int) -> None:
     """ResourceError unless the disk has room for the checkpoints kept and one being written."""
-    free = shutil.disk_usage(folder).free
-    needed = (_KEPT + 1) * one
-    if free < needed:
-        raise ResourceError(
-            f"{near(folder)}: {size(free)} free, {size(needed)} needed for checkpoints",
-            f"{_KEPT} are kept ({size(one)} each) while the next is written",
-            "free some space, or choose an --output-dir on another disk",
-        )
+    why = f"of checkpoints {_KEPT} are kept ({size(one)} each) while the next is written"
+    disks.require_space(folder, (_KEPT + 1) * one, why)

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from slimtune.artifacts.files import are_sealed, broken, json_or_none, replacing, seal, write_json
 from slimtune.console import InputError, near
 from slimtune.machine import onednn
+from slimtune.machine.disks import require_space
 from slimtune.prompts import IGNORED
 from slimtune.training.attention import bounds
 from slimtune.training.batches import Sample, collate, padded
@@ -117,17 +118,24 @@ def write_cache(
     missing = [part for part in parts if not _readable(part_file(folder, part))]
     if missing and len(missing) < len(parts):
         _log.info("teacher: %d of %d parts are there", len(parts) - len(missing), len(parts))
+    left = [one for part in missing for one in samples[_of_part(part)]]
+    # At the least: ids of a vocabulary over 65,536 tokens take four bytes, and it is not known yet.
+    least = cache_bytes(left, top_k, vocabulary=1 << 16)
+    require_space(folder, least, "the teacher's answers are that large")
     teacher = load_teacher() if missing else None
     for part in missing:
-        first = part * SAMPLES_A_PART
-        some = samples[first : first + SAMPLES_A_PART]
+        some = samples[_of_part(part)]
         _write_part(part_file(folder, part), teacher, some, top_k, temperature)
-        _log.info("teacher: %d of %d samples", first + len(some), len(samples))
+        _log.info("teacher: %d of %d samples", part * SAMPLES_A_PART + len(some), len(samples))
     about = {"key": folder.name, "top_k": top_k, "temperature": temperature}
     sealed = seal(folder, without=CACHE_MANIFEST)
     # A part that a killed run was writing may lie there still: it belongs to nothing.
     files = {name: sealed[name] for name in sealed if name.endswith(".safetensors")}
     write_json(folder / CACHE_MANIFEST, about | {"samples": len(samples), "files": files})
+
+
+def _of_part(part: int) -> slice:
+    return slice(part * SAMPLES_A_PART, (part + 1) * SAMPLES_A_PART)
 
 
 @onednn.onednn_products()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import gguf
 import numpy as np
@@ -279,7 +280,7 @@ def test_a_sliding_window_limits_the_context(tmp_path):
 
 def test_a_full_disk_is_told_before_the_work(narrow, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ResourceError, match="needed"):
         write_gguf(narrow, tmp_path / "out.gguf", "F16")
     assert not (tmp_path / "out.gguf").exists()

@@ -105,7 +105,8 @@ def test_torch_saving_where_nothing_can_be_written(tmp_path: Path) -> None:
         pytest.skip("no /dev/full on this system")
     with pytest.raises(Exception) as caught:  # noqa: PT011, B017
         torch.save({"state": torch.zeros(1 << 16)}, "/dev/full")
-    assert refusal_of(caught.value).exit_code == ExitCode.RESOURCES
+    known = refusal_of(caught.value)
+    assert known.exit_code == ExitCode.RESOURCES and "could not be written to its end" in known.what
 
 
 def test_a_folder_that_cannot_be_copied(tmp_path: Path) -> None:

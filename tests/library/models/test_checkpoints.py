@@ -1,13 +1,13 @@
 """Checkpoints agree with the safetensors library, row by row; broken folders are refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from slimtune.console import InputError, ResourceError
-from slimtune.models import weights
 from slimtune.models.weights import Checkpoint, CheckpointWriter, copy_companions
 
 TENSORS = {
@@ -85,8 +85,8 @@ def test_a_forgotten_or_misshapen_tensor_never_passes(tmp_path):
 
 
 def test_no_room_on_the_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
-    with pytest.raises(ResourceError, match="GB"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    with pytest.raises(ResourceError, match="32 B needed, 10 B free"):
         CheckpointWriter(tmp_path, {"a": (torch.float32, (4, 2))})
     assert not list(tmp_path.iterdir())
 

@@ -1,6 +1,7 @@
 """Distillation: the cache says what the teacher says, and the student comes nearer to it."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tiny_models import tiny_model, tiny_samples
 from torch.nn import functional as F
 
 from slimtune.config import Distillation, Training
-from slimtune.console import InputError
+from slimtune.console import InputError, ResourceError
 from slimtune.prompts import IGNORED
 from slimtune.training import teacher_cache
 from slimtune.training.batches import Sample, collate
@@ -103,6 +104,14 @@ def test_a_whole_cache_does_not_load_the_teacher(tmp_path: Path, cached) -> None
     folder = cached(samples)
     assert teacher_cache.is_complete(folder)
     teacher_cache.write_cache(folder, pytest.fail, samples, top_k=4, temperature=1.0)
+
+
+def test_no_room_for_the_answers_is_said_before_the_teacher_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 10))
+    with pytest.raises(ResourceError, match="needed, 10 B free"):
+        teacher_cache.write_cache(
+            tmp_path / "key", pytest.fail, tiny_samples(5), top_k=4, temperature=1.0
+        )
 
 
 def test_a_cache_that_changed_or_belongs_to_other_rows_is_refused(cached) -> None:

@@ -249,7 +249,7 @@ def test_no_room_for_checkpoints_is_found_out_before_the_first_step(
     words, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
-    refused(4, "needed for checkpoints", *words, "--output-dir", tmp_path)
+    refused(4, "of checkpoints", *words, "--output-dir", tmp_path)
 
 
 def test_a_distillation_killed_during_a_save(settings, distilled, tmp_path) -> None:

@@ -1,0 +1,34 @@
+"""How much room there is where something is to be written, and whether it is enough.
+
+    require_space(output, plan.bytes, "the weights need them")
+
+Asked before the first byte: a disk that fills up after an hour costs the hour.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from slimtune.console import ResourceError, near, size
+
+
+def existing(path: Path) -> Path:
+    """The nearest of a path and the folders above it that is there."""
+    path = path.absolute()
+    return next((one for one in (path, *path.parents) if os.path.exists(one)), Path.cwd())
+
+
+def free_bytes(path: Path) -> int:
+    """What is free on the disk where `path` is or would be."""
+    return shutil.disk_usage(existing(path)).free
+
+
+def require_space(output: Path, needed: float, why: str) -> None:
+    """ResourceError unless `needed` bytes are free where `output` is or would be."""
+    free = free_bytes(output)
+    if free < needed:
+        raise ResourceError(
+            f"{near(output)}: {size(needed)} needed, {size(free)} free",
+            why,
+            f"free {size(needed - free)} there, or choose an output on another disk",
+        )
