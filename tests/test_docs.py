@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from slimtune.config import SCRIPTS, Config
 from slimtune.models.family import FAMILIES, families_in_words
@@ -124,6 +125,25 @@ def test_a_yaml_block_of_the_readme_is_a_settings_file(tmp_path: Path) -> None:
     assert config.training.learning_rate == 2e-4
     assert config.training.activation_checkpointing
     assert config.model.base_model == "meta-llama/Llama-2-7b-chat-hf"
+
+
+def test_what_is_promised_is_promised_in_both_languages() -> None:
+    english, chinese = ROOT / "SECURITY.md", ROOT / "SECURITY.zh-CN.md"
+    assert levels(english) == levels(chinese)
+    points = [text_of(file).count("\n- **") for file in (english, chinese)]
+    assert points[0] == points[1] > 8
+    assert sorted(_CODE.findall(text_of(english))) == sorted(_CODE.findall(text_of(chinese)))
+    for name in re.findall(r"`(tests/[\w./]+)`", text_of(english)):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_workflow_names_what_is_there() -> None:
+    file = ROOT / ".github/workflows/checks.yml"
+    jobs = yaml.safe_load(text_of(file))["jobs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    named = re.findall(r"\S+\.(?:py|txt)\b", " ".join(commands))
+    assert len(named) > 4
+    assert all((ROOT / name).is_file() for name in named)
 
 
 def test_the_map_has_every_room() -> None:
