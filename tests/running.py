@@ -4,6 +4,7 @@ import importlib
 import io
 import os
 import pkgutil
+import re
 import signal
 import subprocess
 import sys
@@ -29,10 +30,13 @@ class Ran:
 
     @property
     def error(self) -> list[str]:
-        """The lines from `error:` to the end."""
+        """The lines from `error:` to the one that tells the exit code, which is left out."""
         lines = self.err.splitlines()
         starts = [i for i, line in enumerate(lines) if line.startswith("error: ")]
-        return lines[starts[0] :] if starts else []
+        if not starts:
+            return []
+        assert re.fullmatch(rf"  exit code {self.code}: .+", lines[-1]), self.err
+        return lines[starts[0] : -1]
 
 
 def run(script: str, *arguments: object, stdin: str = "") -> Ran:

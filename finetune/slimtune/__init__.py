@@ -6,11 +6,10 @@ is told here in three lines, before an import of one of them fails.
 
 import sys
 
-from slimtune.console import ResourceError
+from slimtune.console import ResourceError, tell_error
 from slimtune.packages import GROUND, require_packages
 
 try:
     require_packages(GROUND)
 except ResourceError as missing:
-    print(f"error: {missing}", file=sys.stderr, flush=True)  # noqa: T201
-    sys.exit(missing.exit_code)
+    sys.exit(tell_error(missing))

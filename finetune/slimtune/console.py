@@ -124,6 +124,24 @@ def masked_in(value: Any) -> Any:
     return [masked_in(one) for one in value] if isinstance(value, list | tuple) else value
 
 
+_KINDS = {
+    ExitCode.BUG: "a fault of SlimTune",
+    ExitCode.SETTINGS: "settings",
+    ExitCode.INPUT: "data or model",
+    ExitCode.RESOURCES: "memory, disk, device or program",
+    ExitCode.QUALITY: "the result failed its own check",
+    ExitCode.LOCKED: "another run writes it",
+}
+
+
+def tell_error(error: SlimTuneError) -> int:
+    """Print an error that ends the script, last its exit code, by which QUICK_START's table finds
+    it; the code is returned."""
+    code = ExitCode(error.exit_code)
+    note(f"error: {error}\n  exit code {int(code)}: {_KINDS[code]}")
+    return code
+
+
 def start_logging() -> None:
     """Library words to stderr as plain lines; UTF-8 on both streams whatever the locale."""
     for stream in (sys.stdout, sys.stderr):

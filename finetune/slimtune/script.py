@@ -17,6 +17,7 @@ from slimtune.console import (
     masked,
     note,
     start_logging,
+    tell_error,
 )
 from slimtune.machine.process import leave_out_unused
 from slimtune.machine.refusals import is_panic, refusal_of
@@ -88,8 +89,7 @@ def _run(main: Callable[[Config], None], doc: str, arguments: list[str]) -> int:
         if "--debug" in arguments:
             note(traceback.format_exc().rstrip())
         known = refusal_of(error, read, less_memory()) or _bug(error)
-        print(f"error: {known}", file=sys.stderr, flush=True)
-        return known.exit_code
+        return tell_error(known)
 
 
 def _with_model_folders(config: Config, script: str) -> Config | None:

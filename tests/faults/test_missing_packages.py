@@ -36,7 +36,7 @@ def without(hidden: str, script: str, *words: object) -> subprocess.CompletedPro
 
 def says_what_to_install(done: subprocess.CompletedProcess, module: str) -> None:
     assert done.returncode == 4, done.stderr
-    what, why, cure = done.stderr.splitlines()[-3:]
+    what, why, cure = done.stderr.splitlines()[-4:-1]
     assert what.startswith("error: ") and "not installed" in what and why.startswith("  why: ")
     assert "-m pip install -r " in cure and "requirements.txt" in cure
     assert pip_line(module).split()[-1] in cure

@@ -4,6 +4,7 @@ What a user wrote becomes a folder, a folder without weights an error that says 
 two models are told apart without reading all of them.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -11,7 +12,12 @@ import re
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+)
 
 from slimtune.artifacts.files import inside, require_fetched
 from slimtune.console import InputError, ResourceError, SlimTuneError, quoted
@@ -23,6 +29,7 @@ _log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Weights as safetensors and what lies beside them; "consolidated" files are the same weights again.
 _WANTED = ["*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "LICENSE*", "USE_POLICY*"]
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
 _UNWANTED = ["*/*", "consolidated*"]
 
 
@@ -100,6 +107,8 @@ def download(name: str, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=_UNWANTED))
     except (OSError, HFValidationError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise  # told as any refusal of the system is
         raise _explain(name, error) from error
 
 
@@ -117,11 +126,26 @@ def _explain(name: str, error: Exception) -> SlimTuneError:
             "no such name, or it is private and needs a token",
             "check the spelling, give a local folder, or `hf auth login`",
         )
+    folder = f"models/{name.partition('/')[2]}"
     return ResourceError(
         f"{name}: cannot be downloaded from {constants.ENDPOINT}",
-        str(error).splitlines()[0],
-        "give a local folder, export HF_ENDPOINT=<a mirror>, or download on another machine",
+        _out_of_reach(error),
+        "export HF_ENDPOINT=ADDRESS_OF_A_MIRROR and run it again; or take it from ModelScope: "
+        f"pip install modelscope && modelscope download --model {name} --local_dir {folder}, and "
+        f"give {folder} in place of the name; or copy such a folder from another machine",
     )
+
+
+def _out_of_reach(error: BaseException) -> str:
+    """Why the Hub could not be asked: offline by order, its status, or no connection."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, and the model is not in the Hub's cache on this machine"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, HfHubHTTPError):
+            return f"it answered with HTTP status {cause.response.status_code}"
+        cause = cause.__cause__ or cause.__context__
+    return "no connection: the address does not answer from here"
 
 
 SINGLE_FILE = "model.safetensors"

@@ -27,6 +27,8 @@ from slimtune.settings.flags import (
     section_fields,
     typed_settings,
 )
+from slimtune.settings.foreign_flags import ours
+from slimtune.settings.refused_values import expected
 from slimtune.settings.yaml_file import Given, Mistake, SettingPath, WrittenSettings, read_yaml
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -102,6 +104,9 @@ def _unknown_names(written: WrittenSettings) -> list[Mistake]:
 def _unknown(where: str, name: str, shown: str, kind: str, known: Any) -> Mistake:
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     cure = f"did you mean `{near[0]}`?" if near else f"it has: {', '.join(known)}"
+    meant = [one for one in ours(name) if not one.startswith("--")]
+    if meant:
+        cure = f"it is called `{meant[-1]}` here"
     return Mistake(f"{where}: {shown}", f"there is no such {kind}", cure)
 
 
@@ -131,17 +136,14 @@ def _each_once(errors: Sequence[Any]) -> list[Any]:
     found: dict[Any, Any] = {}
     for one in errors:
         listed = any(isinstance(part, int) for part in one["loc"])
-        place, why = one["loc"] if listed else one["loc"][:2], one["msg"]
-        if place in found:
-            why = f"{found[place]['msg']}, or {why[0].lower()}{why[1:]}"
-        found[place] = {**one, "msg": why}
+        place = one["loc"] if listed else one["loc"][:2]
+        found.setdefault(place, {"loc": one["loc"], "told": []})["told"].append(one)
     return list(found.values())
 
 
 def _mistake(error: Any, given: dict[SettingPath, Given], script: str) -> Mistake:
     section, *rest = error["loc"]
-    why = error["msg"].removeprefix("Value error, ")
-    why = why[0].lower() + why[1:]
+    why = expected(error["told"])
     if not rest:
         return Mistake(f"{section}: settings that contradict each other", why, "change one of them")
     name, one = str(rest[0]), given[section, str(rest[0])]

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from slimtune.config import SCRIPTS, Config
 from slimtune.console import SettingsError
+from slimtune.settings.foreign_flags import ours
 from slimtune.settings.yaml_file import Given, Mistake, SettingPath, WrittenSettings, scalar
 
 _RUN = {
@@ -102,7 +103,7 @@ def read_flags(
     """The options of this run and the settings given as flags; unknown flags are mistakes."""
     flags = flags_of(script)
     options, unknown = _parser(script, doc, flags).parse_known_args(arguments)
-    written = WrittenSettings(mistakes=list(_unknown(unknown, [*_RUN, *flags])))
+    written = WrittenSettings(mistakes=list(_unknown(unknown, script, flags)))
     for flag, (section, name) in flags.items():
         text = getattr(options, f"{section}.{name}")
         if text is not None:
@@ -127,19 +128,30 @@ def _value(text: str, field: FieldInfo) -> Any:
     return text if field.annotation in (str, Path) else scalar(text)
 
 
-def _unknown(words: Sequence[str], known: Sequence[str]) -> Iterator[Mistake]:
+def _unknown(words: Sequence[str], script: str, flags: dict[str, SettingPath]) -> Iterator[Mistake]:
     for word in words:
         if word.startswith("-"):
             flag = word.lstrip("-").partition("=")[0]
-            yield Mistake(
-                f"--{flag}: unknown flag", "this script has no such setting", _nearest(flag, known)
-            )
+            why = "this script has no such setting"
+            yield Mistake(f"--{flag}: unknown flag", why, _instead(flag, script, flags))
         elif not words[max(0, words.index(word) - 1)].startswith("-"):
             yield Mistake(f"{word}: unexpected word", "every value needs its flag", "see --help")
 
 
-def _nearest(flag: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(flag, known, n=1)
+def _instead(flag: str, script: str, flags: dict[str, SettingPath]) -> str:
+    """Another tool's name for it, a name written nearly so, or the script that has it."""
+    names = {".".join(path): name for name, path in flags.items()}
+    meant = [one if one.startswith("--") else f"--{names.get(one, '')}" for one in ours(flag)]
+    known = next((one for one in meant if one != "--"), None)
+    if known:
+        return f"it is called {known} here"
+    others = {other: flags_of(other) for other in SCRIPTS if other != script}
+    for other, theirs in others.items():
+        paths = {".".join(path): name for name, path in theirs.items()}
+        name = flag if flag in theirs else next(filter(None, map(paths.get, ours(flag))), None)
+        if name:
+            return f"it is --{name} of {other}.py"
+    near = difflib.get_close_matches(flag.replace("_", "-"), [*_RUN, *flags], n=1)
     return f"did you mean --{near[0]}?" if near else "see --help for all flags"
 
 

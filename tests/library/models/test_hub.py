@@ -97,5 +97,26 @@ def test_an_unknown_model_is_an_input_error(hub_answers):
 def test_a_hub_out_of_reach_is_a_resource_error_with_a_way_around(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ResourceError, match="HF_ENDPOINT"):
+    with pytest.raises(ResourceError, match="HF_ENDPOINT") as error:
+        folders.local_folder("owner/far")
+    assert error.value.why == "no connection: the address does not answer from here"
+    asked = "modelscope download --model owner/far --local_dir models/far"
+    assert asked in error.value.cure
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ResourceError, match="HF_HUB_OFFLINE is set"):
+        folders.local_folder("owner/far")
+
+
+def test_a_hub_that_is_busy_tells_its_status(hub_answers):
+    hub_answers(418, "Other")
+    with pytest.raises(ResourceError, match="it answered with HTTP status 418"):
+        folders.local_folder("owner/far")
+
+
+def test_a_full_disk_is_no_missing_connection(monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folders, "snapshot_download", full)
+    with pytest.raises(OSError, match="No space left"):
         folders.local_folder("owner/far")
