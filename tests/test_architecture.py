@@ -224,7 +224,6 @@ SHORT = {
     "settings/__main__.py": "the entry point of python -m slimtune.settings",
     "unpacking/references.py": "the one door of the room, which `script` opens",
     "unpacking/vocabulary_check.py": "the question that decides, apart from what is asked about",
-    "training/effect.py": "one check, of adapters, whole models and students",
     "training/rates.py": "one table with its sources",
     "training/soundness.py": "one question, asked of learner and teacher",
 }

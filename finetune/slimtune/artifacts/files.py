@@ -78,6 +78,11 @@ def write_json(file: Path, value: Any) -> None:
     write_text(file, content + "\n")
 
 
+def json_line(value: Any) -> str:
+    """One line of a JSONL file, line end included; NaN and infinity become null here too."""
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None

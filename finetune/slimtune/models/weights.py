@@ -203,6 +203,15 @@ class CheckpointWriter:
             self.close()
 
 
+def not_finite(folder: Path, name: str) -> InputError:
+    """What is said of a tensor with NaN or infinity, by whoever reads it first."""
+    return InputError(
+        f"{folder}: {name} holds NaN or infinity",
+        "such a model answers nothing, trained, pruned or not",
+        "copy it again, or run the stage that wrote it again",
+    )
+
+
 def pack_shards(sizes: Mapping[str, int], shard_bytes: int) -> dict[str, str]:
     """Tensor name -> shard file name, filling shards in order up to `shard_bytes` each."""
     groups: list[list[str]] = [[]]

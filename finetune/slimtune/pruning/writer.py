@@ -20,7 +20,13 @@ from slimtune.artifacts.files import write_json
 from slimtune.console import InputError, QualityError
 from slimtune.inference.stack import Stack, TokenBatch, input_hook
 from slimtune.models.family import FAMILIES, NORM_PART, PARTS, ModelShape, axes_of, place
-from slimtune.models.weights import OUTPUT, Checkpoint, CheckpointWriter, copy_companions
+from slimtune.models.weights import (
+    OUTPUT,
+    Checkpoint,
+    CheckpointWriter,
+    copy_companions,
+    not_finite,
+)
 from slimtune.pruning.anatomy import Keep, channels, kept_along, prunable_shape
 
 
@@ -110,11 +116,7 @@ def smaller_config(config: dict, shape: ModelShape, old: ModelShape, layers: lis
 def finite(values: torch.Tensor, checkpoint: Checkpoint, name: str) -> torch.Tensor:
     """`values`, InputError if they hold NaN or infinity."""
     if not torch.isfinite(values).all():
-        raise InputError(
-            f"{checkpoint.folder}: {name} holds NaN or infinity",
-            "such a model answers nothing, pruned or not",
-            "copy it again, or run the stage that wrote it again",
-        )
+        raise not_finite(checkpoint.folder, name)
     return values
 
 

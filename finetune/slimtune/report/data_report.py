@@ -4,13 +4,12 @@ The picture shows how long the conversations are and which languages they speak;
 English always, since matplotlib's own font has no Chinese glyphs.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from slimtune.artifacts.files import write_page
-from slimtune.console import decoration
+from slimtune.artifacts.files import write_json, write_page
+from slimtune.console import decoration, masked_in
 from slimtune.report.markdown import markdown_table, plain
 from slimtune.report.words import LANGUAGES, DataWords
 
@@ -71,11 +70,9 @@ def write_data_report(
     {"file", "line", "pieces": [(text, supervised)]} for the page alone.
     """
     before = prefix(name)
-    content = json.dumps(numbers, indent=2, ensure_ascii=False) + "\n"
-    # A reason may quote half a character (a lone surrogate), which UTF-8 does not hold.
+    write_json(folder / f"{before}{JSON}", masked_in(numbers))
     page = data_report_text(numbers, before, language, examples)
-    for file, text in ((JSON, content), (MARKDOWN, page)):
-        write_page(folder / f"{before}{file}", text)
+    write_page(folder / f"{before}{MARKDOWN}", page)
     with decoration(f"{before}{PICTURE}"):
         plot(numbers, folder / f"{before}{PICTURE}")
 

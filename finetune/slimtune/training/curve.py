@@ -1,6 +1,5 @@
 """What a run measured: its history line by line in metrics.jsonl, and in short for run.json."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,9 +7,18 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from slimtune.artifacts.files import json_line
 from slimtune.console import decoration
 
 METRICS, PLOT = "metrics.jsonl", "loss.png"
+
+
+_LAST_STEPS = 5  # one row alone may be hard
+
+
+def _cross_entropy(entry: dict[str, float], prefix: str = "") -> float:
+    """Of a student the loss has other parts as well."""
+    return entry.get(f"{prefix}ce", entry[f"{prefix}loss"])
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,22 @@ class Curve:
     def training(self) -> list[tuple[int, float]]:
         """(step, training loss per token) of each logged step."""
         return [(int(e["step"]), e["loss"]) for e in self.history if "loss" in e]
+
+    def before_and_after(self) -> tuple[float, float] | None:
+        """Cross entropy in nats a token before the first step and of what is kept: the best
+        validation after it. Without validation, of the first logged step and of the last few; None
+        where one step is all there is.
+        """
+        judged = [e for e in self.history if "eval_loss" in e]
+        if len(judged) > 1:
+            start, *later = judged
+            best = min(later, key=lambda entry: entry["eval_loss"])
+            return _cross_entropy(start, "eval_"), _cross_entropy(best, "eval_")
+        steps = [_cross_entropy(e) for e in self.history if "loss" in e]
+        if len(steps) < 2:
+            return None
+        last = steps[-min(_LAST_STEPS, len(steps) // 2) :]
+        return steps[0], sum(last) / len(last)
 
     def metrics(self) -> dict[str, Any]:
         """The numbers for run.json: losses per token, speed in tokens per second."""
@@ -79,12 +103,12 @@ class MetricsFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(state.log_history[-1]) + "\n")
+            file.write(json_line(state.log_history[-1]))
 
 
 def write_history(file: Path, history: Sequence[dict[str, float]]) -> None:
     """One logged entry a line."""
-    file.write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
+    file.write_text("".join(map(json_line, history)), encoding="utf-8")
 
 
 def _plot(curve: Curve, file: Path) -> None:

@@ -1,5 +1,6 @@
-"""Whether a run changed its model at all; where it did not, the cause, and what would help."""
+"""Whether a run changed its model, and for the better; else the cause, and what would help."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -7,9 +8,20 @@ import torch
 from slimtune.console import QualityError
 from slimtune.models.weights import Checkpoint
 from slimtune.settings.flags import named
+from slimtune.training.curve import Curve
 from slimtune.training.rates import is_far
 
 _FEW = 20  # steps: with fewer, a usual rate may be too little
+
+
+# A loss in nats a token. Where weights have grown beyond all measure, every token is as likely as
+# the next: ln V to the third digit. Above the guess with a rate far above the usual one, or that
+# much above the start, a run has blown up; less may be a few hard rows.
+_ALIKE, _FAR_UP = 1e-3, 1.0
+
+
+class BlownUp(QualityError):
+    """What was trained is worse than what it was made from: there is nothing to keep."""
 
 
 class NoEffect(QualityError):
@@ -34,6 +46,30 @@ def explained(
         cure = longer if steps < _FEW else f"{faster}, or {longer}"
     why = f"{steps} steps at a learning rate of {rate:g}, where {usual:g} is usual for {what}"
     return QualityError(idle.what, f"{idle.why}; {why}", cure)
+
+
+def require_learned(curve: Curve, vocabulary: int, section: str, rate: float, usual: float) -> None:
+    """Raises BlownUp for a model that got worse than before its training, or no better than
+    guessing among its `vocabulary` by a rate far above the `usual` one.
+
+    With validation the loss is that of the model that is kept, else that of the last logged steps.
+    """
+    compared = curve.before_and_after()
+    if compared is None:
+        return
+    before, after = compared
+    guess, fast = math.log(vocabulary), rate > usual and is_far(rate, usual)
+    guesses = abs(after - guess) < _ALIKE or (fast and after > guess)
+    worse = after > before and (bool(curve.validation) or after > before + _FAR_UP)
+    if not (worse or guesses):
+        return
+    what = "validation loss" if curve.validation else "training loss"
+    why = f"the learning rate was {rate:g}, where {usual:g} is usual"
+    if guesses:
+        why += f"; to guess among {vocabulary:,} tokens costs {guess:.3f}"
+    slower = f"lower {named(f'{section}.learning_rate')} (auto is {usual:g})"
+    said = f"training blew up: {what} {before:.3f} -> {after:.3f}"
+    raise BlownUp(said, why, slower if fast else f"{slower}, or check the rows")
 
 
 def changed_share(before: Path, after: Path) -> float:

@@ -41,6 +41,7 @@ from slimtune.training.checkpoints import conditions_of, found, to_resume
 from slimtune.training.curve import Curve
 from slimtune.training.dataset import Dataset
 from slimtune.training.fitting import fit
+from slimtune.training.forward import causal_model
 from slimtune.training.lora import Learner
 
 Figures = dict[str, Any]
@@ -122,6 +123,9 @@ def train(
         told = {"system_prompt": dataset.system_prompt}
         del lesson  # and the teacher with it
         with _no_effect_ends(checkpoints, config, run, curve):
+            rate, (usual, _) = _rate(config, run), automatic.usual_for(config, run)
+            vocabulary = causal_model(learner.model).config.vocab_size
+            effect.require_learned(curve, vocabulary, run.section, rate, usual)
             figures, counts = method.judge(curve, checkpoints), method.count(learner)
             prove = method.save(config, learner, dataset, stage.folder)
             del learner
@@ -264,13 +268,21 @@ def _spoken(counts: Mapping[str, int]) -> str:
 def _no_effect_ends(
     checkpoints: Path, config: Config, run: estimates.Run, curve: Curve
 ) -> Iterator[None]:
-    """A run that has changed nothing is at its end: its checkpoints must not be in the way."""
+    """A run that changed nothing, or blew up, is at its end: its checkpoints must not be in the
+    way."""
     try:
         yield
+    except effect.BlownUp:
+        _done_with(checkpoints)
+        raise
     except effect.NoEffect as idle:
         _done_with(checkpoints)
-        rate, usual = getattr(config, run.section).learning_rate, automatic.usual_for(config, run)
+        rate, usual = _rate(config, run), automatic.usual_for(config, run)
         raise effect.explained(idle, run.section, curve.steps, rate, *usual) from idle
+
+
+def _rate(config: Config, run: estimates.Run) -> float:
+    return getattr(config, run.section).learning_rate
 
 
 def _done_with(checkpoints: Path) -> None:
