@@ -23,6 +23,7 @@ from slimtune.data.turns import (
     neutralised,
     oddities,
     require_order,
+    require_whole,
     trimmed,
     without_special_tokens,
 )
@@ -122,6 +123,9 @@ def _keep(
     messages = SHAPES[shape](row)
     messages = cleaned(messages, settings, found)
     fields = alpaca_fields(row, settings.group_column)
+    for column, value in fields.items():
+        if isinstance(value, str):
+            require_whole(value, column)
     if "special_tokens" in found:
         fields = {k: neutralised(v) if isinstance(v, str) else v for k, v in fields.items()}
         references = [neutralised(reference) for reference in references]

@@ -35,7 +35,7 @@ def cut_columnar(source: SourceFile) -> Iterator[Block]:
                 line += rows.num_rows
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
         raise InputError(
-            f"{source.file}: cannot be read",
+            f"{source.file}: cannot be read from row {line:,} on",
             f"not valid {source.format}: {(str(error) or type(error).__name__).splitlines()[0]}",
             "copy or download it again",
         ) from error

@@ -48,9 +48,14 @@ def as_text(value: Any, name: str) -> str:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if "\0" in text:
         raise BadRow(f'"{name}" holds a NUL byte')
+    require_whole(text, name)
+    return text
+
+
+def require_whole(text: str, name: str) -> None:
+    """BadRow for half a character, which UTF-8 cannot hold: a file or a hash of it would fail."""
     if not text.isascii() and _HALF_CHARACTER.search(text):
         raise BadRow(f'"{name}" holds half a character (a lone surrogate)')
-    return text
 
 
 def _spelled(value: Any, name: str) -> str:

@@ -239,9 +239,9 @@ def _opened(row: dict[str, Any], system: str) -> dict[str, Any]:
 
 def _require_pattern(row: Mapping[str, Any], file: Path) -> None:
     name = row.get("extract") or "whole"
-    if name not in PATTERNS:
+    if not isinstance(name, str) or name not in PATTERNS:
         raise InputError(
-            f"{near(file)}: row {row['id']} names the extraction pattern {name!r}",
+            f"{near(file)}: row {row['id']} names the extraction pattern {str(name)[:60]!r}",
             f"known are {', '.join(PATTERNS)}",
             'correct its field "extract", or leave it out and use --extract for all rows',
         )
