@@ -7,14 +7,16 @@ one entry of `COMMANDS`, from which /help is made.
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TextIO
 
+from pydantic import ValidationError
+
 from slimtune.artifacts import system_prompt_for
 from slimtune.chat.partner import Chat, Partner, terminal_input
-from slimtune.config import Config
+from slimtune.config import Config, GenerationSection
 from slimtune.console import SettingsError, SlimTuneError, note
 from slimtune.evaluation import candidates
 from slimtune.evaluation.fairness import template_of
@@ -23,7 +25,13 @@ from slimtune.inference.decoding import Decoding
 from slimtune.inference.engines import Engine, open_engine
 from slimtune.inference.server_address import Server
 from slimtune.inference.server_client import AT_ONCE, ServerClient
+from slimtune.settings.foreign_flags import ours
+from slimtune.settings.refused_values import expected
+from slimtune.settings.yaml_file import scalar
 
+# What people type to leave: ours, Ollama's, a shell's and Python's.
+_LEAVE = ("/exit", "/quit", "/bye", "exit", "quit", "exit()", "quit()")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "max_new_tokens", "seed")
 _CONTEXT = 2048  # tokens of a conversation
 
 
@@ -39,13 +47,24 @@ def hold_chat(chosen: Sequence[Candidate], config: Config) -> None:
     generation = candidates.with_decoding(config).generation
     decoding = Decoding.of(generation)
     chat = Chat(partners, output=sys.stdout, decoding=decoding, system=system, max_length=_CONTEXT)
-    if not decoding.plain:
-        note(f"answers are chosen by {generation.words}")
+    note(_choosing(decoding))
     note(f"chatting with {last.label}; /help says what else it understands")
     try:
         talk(chat, terminal_input())
     finally:
         chat.close()
+
+
+def _choosing(decoding: Decoding) -> str:
+    """How answers are chosen, and how to have it otherwise."""
+    changed = GenerationSection(**_sampling(decoding)).words
+    if decoding.plain:
+        return "answers are greedy: always the likeliest token; /set temperature 0.7 draws them"
+    return f"answers are chosen by {changed}; /set changes that"
+
+
+def _sampling(decoding: Decoding) -> dict[str, float]:
+    return {name: getattr(decoding, name) for name in SAMPLING}
 
 
 def _partners(chosen: Sequence[Candidate], config: Config) -> list[Partner]:
@@ -87,7 +106,7 @@ def talk(chat: Chat, source: TextIO) -> None:
         except KeyboardInterrupt:
             chat.say("\n(/exit leaves)\n")
             continue
-        if not line or line.strip() == "/exit":
+        if not line or line.strip().lower() in _LEAVE:
             return
         try:
             _take(chat, line.strip())
@@ -124,6 +143,31 @@ def undo(chat: Chat, _: str) -> None:
     for history in chat.histories.values():
         del history[-2:]
     chat.say(f"taken back: {taken[0]}\n" if taken else "nothing to take back\n")
+
+
+def set_decoding(chat: Chat, words: str) -> None:
+    """`/set temperature 0.7`; Ollama's `/set parameter temperature 0.7` is understood as well."""
+    name, _, value = words.removeprefix("parameter ").strip().partition(" ")
+    name = next((one.partition(".")[2] for one in ours(name)), name.replace("-", "_"))
+    if words and (name not in SAMPLING or not value):
+        raise SettingsError(
+            f"/set {words}: not a setting of this chat",
+            f"there are {', '.join(SAMPLING)}",
+            "for example /set temperature 0.7",
+        )
+    if words:
+        try:
+            settings = GenerationSection.model_validate({name: scalar(value.strip())})
+        except ValidationError as error:
+            why, now = expected(error.errors()), f"it stays {getattr(chat.decoding, name)}"
+            raise SettingsError(f"/set {words}: refused", why, now) from error
+        changed = getattr(Decoding.of(settings), name)
+        chat.decoding = replace(chat.decoding, **{name: changed})
+    told = ", ".join(f"{name} {value:g}" for name, value in _sampling(chat.decoding).items())
+    chat.say(f"{told}{_NO_DRAW if chat.decoding.greedy else ''}\n")
+
+
+_NO_DRAW = "; at temperature 0 the likeliest token is taken, whatever top_k, top_p and min_p are"
 
 
 def save_chat(chat: Chat, name: str) -> None:
@@ -199,6 +243,11 @@ COMMANDS: dict[str, Command] = {
         "/system TEXT",
         "set the system message (alone: remove it) and forget the conversation",
     ),
+    "/set": Command(
+        set_decoding,
+        "/set NAME VALUE",
+        "how to choose answers, as temperature 0.7 (alone: as now)",
+    ),
     "/save": Command(
         save_chat, "/save FILE", "add the conversation to FILE, as a row that prepare_data.py reads"
     ),
@@ -206,6 +255,6 @@ COMMANDS: dict[str, Command] = {
 }
 # What the loop itself understands.
 _KEYS = (
-    "/exit           leave (so does Ctrl-D)\n",
+    "/exit           leave (so do /bye, quit and Ctrl-D)\n",
     "Ctrl-C stops an answer; twice, it leaves.\n",
 )

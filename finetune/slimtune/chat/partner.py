@@ -162,6 +162,9 @@ class Chat:
             if len(prompt) <= room:
                 return prompt
             if len(self.histories[label]) < 3:
+                whose = f" for {label}" if len(self.speakers) > 1 else ""
+                size = f"{len(prompt)} tokens, {room} have room"
+                self.say(f"(the message is too long{whose} and loses its beginning: {size})\n")
                 return encode_prompt(told[0], self.conversation(label), told[1], room)
             self.histories[label] = self.histories[label][2:]
             self.say("(the oldest turn is forgotten: the conversation became too long)\n")

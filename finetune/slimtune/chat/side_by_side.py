@@ -3,12 +3,15 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from rich.cells import cell_len, chop_cells
+from rich.cells import cell_len, chop_cells, set_cell_size
 
 from slimtune.evaluation.measures import CJK
 
 _PARTS = re.compile(rf"\n|[^\S\n]+|[{CJK}]|(?:(?![{CJK}])\S)+")
 _BETWEEN = " │ "
+# No cell is counted for them, and a terminal moves its cursor.
+_TAB = "    "
+_UNSEEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 class SideBySide:
@@ -23,7 +26,8 @@ class SideBySide:
         self.texts = [""] * len(titles)
         self.open = [True] * len(titles)
         self.given = 0
-        self.head = self._line(list(titles)) + self._line(["─" * self.width] * len(titles))
+        cut = [set_cell_size(title, min(cell_len(title), self.width)) for title in titles]
+        self.head = self._line(cut) + self._line(["─" * self.width] * len(titles))
 
     def add(self, column: int, piece: str) -> str:
         """The lines that this piece completes."""
@@ -55,7 +59,7 @@ class SideBySide:
 def wrap(text: str, width: int) -> Iterator[str]:
     """The lines of `text` at most `width` cells wide; always at least one."""
     line = ""
-    for part in _PARTS.findall(text):
+    for part in _PARTS.findall(_UNSEEN.sub("", text.replace("\t", _TAB))):
         if part == "\n":
             yield line.rstrip()
             line = ""

@@ -41,6 +41,7 @@ _OURS = {
     + ("distillation.student_model",),
     "neftune-noise-alpha": ("training.neftune_alpha",),
     "num-epochs": ("distillation.epochs", "training.epochs"),
+    "num-predict": ("generation.max_new_tokens",),
     "num-train-epochs": ("distillation.epochs", "training.epochs"),
     "optim": ("training.optimizer",),
     "outfile": ("gguf.model_name",),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from rich.cells import cell_len
 
+from slimtune.chat.conversation import _choosing
 from slimtune.chat.conversation import talk as talk_in
 from slimtune.chat.partner import Chat, Partner
 from slimtune.chat.side_by_side import SideBySide, wrap
@@ -242,3 +243,56 @@ def test_columns_show_every_line_once_whatever_the_pieces():
 )
 def test_wrap(text, lines):
     assert list(wrap(text, 5)) == lines
+
+
+@pytest.mark.parametrize("word", ["/exit", "/quit", "/bye", "exit", "quit", " QUIT "])
+def test_what_people_type_to_leave(parrot, word):
+    talk(parrot, f"w5\n{word}\nw6\n")
+    assert len(parrot.prompts) == 1
+
+
+def test_set_changes_how_answers_are_chosen(parrot):
+    typed = "/set temperature 0.7\n/set parameter top_k 40\n/set num_predict 7\n/set seed null\n"
+    chat, shown = talk(parrot, typed, decoding=Decoding(512, seed=9))
+    assert chat.decoding == Decoding(7, temperature=0.7, top_k=40, seed=0)
+    assert "temperature 0.7, top_k 40, top_p 1, min_p 0, repeat_penalty 1" in shown
+    assert not parrot.prompts
+
+
+def test_set_refuses_in_words_and_the_talk_goes_on(parrot):
+    typed = "/set temperature hot\n/set top_p 2\n/set warmth 1\n/set temperature\n/set\nw5\n"
+    chat, shown = talk(parrot, typed)
+    assert chat.decoding == Decoding(512) and len(parrot.prompts) == 1
+    assert "it must be a number\n" in shown and "it must be a number of at most 1" in shown
+    assert shown.count("not a setting of this chat") == 2
+    assert "at temperature 0 the likeliest token is taken" in shown
+
+
+def test_greedy_is_said_at_the_start():
+    assert "greedy" in _choosing(Decoding(9)) and "/set temperature" in _choosing(Decoding(9))
+    assert "temperature 0.5, top_k 3" in _choosing(Decoding(9, temperature=0.5, top_k=3))
+
+
+def test_a_message_without_room_is_said_to_be_cut(parrot):
+    _, shown = talk(parrot, "w5 w6 w7 w8 " * 20 + "\n", max_length=60, decoding=Decoding(20))
+    assert "(the message is too long and loses its beginning: " in shown
+    assert "40 have room" in shown and len(parrot.prompts[0]) == 40
+    both = "/both\n" + "w5 w6 w7 w8 " * 20 + "\n"
+    others = [Parrot(parrot.tokenizer)]
+    _, shown = talk(parrot, both, others, max_length=60, decoding=Decoding(20))
+    assert "too long for it and" in shown and "too long for other0 and" in shown
+
+
+def test_nothing_breaks_two_columns_of_eighty_cells():
+    """Wide labels, tabs and signs that move a cursor; the texts themselves stay as they came."""
+    titles = ["模型" * 30, "models/runs/a/very/long/name/of/a/merged_model-Q4_K_M-imatrix"]
+    columns = SideBySide(titles, 80)
+    texts = ["def f():\n\treturn\t1\r\n" + "宽" * 50, "\x1b[2Jgone\x07 👍🏽 ，。" * 9]
+    shown = columns.head
+    shown += "".join(columns.add(column, text) for column, text in enumerate(texts))
+    shown += columns.end(0) + columns.end(1)
+    assert columns.texts == texts
+    assert "\t" not in shown and "\x1b" not in shown and "\r" not in shown
+    lines = shown.splitlines()
+    assert all(cell_len(line) <= 80 for line in lines)
+    assert {cell_len(line.partition("│")[0]) for line in lines if "│" in line} == {39}
