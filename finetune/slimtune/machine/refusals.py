@@ -89,6 +89,7 @@ _WRITE = (
     "requested and",
     "iostream error",
 )
+_CIRCLE = re.compile("Symlink loop from '(.+)'")  # pathlib's, until Python 3.12
 _THREADS = ("can't start new thread", "failed to spawn thread")
 
 
@@ -105,6 +106,8 @@ def refusal_of(
         said = str(one).lower()
         if isinstance(one, MemoryError) or any(words in said for words in _MEMORY):
             return _memory(one, cure)
+        if circle := _CIRCLE.match(str(one)):
+            return _file(errno.ELOOP, OSError(errno.ELOOP, said, circle[1]), read)
         if any(words in said for words in _THREADS):
             return _file(errno.EAGAIN, one, read)
         code = errno_of(one)
@@ -211,8 +214,14 @@ def _told(error: BaseException, code: int) -> str:
 
 
 def _is_read(place: Path, read: Sequence[Path]) -> bool:
-    real = place.resolve()
-    return any(real.is_relative_to(one.resolve()) for one in read)
+    """Whether it lies in an input: by its name, by its folder's links or by its own.
+
+    Not by `resolve`, which makes an error of a circle of links.
+    """
+    in_folder = os.path.join(os.path.realpath(place.parent), place.name)
+    names = {os.path.abspath(place), in_folder, os.path.realpath(place)}
+    roots = {of(one) for one in read for of in (os.path.abspath, os.path.realpath)}
+    return any(Path(name).is_relative_to(root) for name in names for root in roots)
 
 
 def _memory(error: BaseException, cure: str) -> ResourceError:

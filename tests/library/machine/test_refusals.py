@@ -39,6 +39,25 @@ def test_an_input_that_cannot_be_read_is_the_inputs_fault(code: int, tmp_path: P
     assert refusal_of(error, read=[tmp_path / "other"]).exit_code == ExitCode.RESOURCES
 
 
+def test_an_input_that_is_a_link_is_known_by_its_name_and_by_what_it_leads_to(tmp_path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "blob").write_text("x")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").symlink_to(tmp_path / "cache" / "blob")
+    (tmp_path / "linked").symlink_to(tmp_path / "model")
+    for place in ("model/config.json", "linked/config.json"):
+        for read in ("model", "linked"):
+            error = OSError(errno.EIO, "no", str(tmp_path / place))
+            assert isinstance(refusal_of(error, [tmp_path / read]), InputError)
+
+
+def test_a_circle_of_links_is_told_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "rows").symlink_to("rows")
+    told = RuntimeError(f"Symlink loop from '{tmp_path / 'rows'}'")  # Python 3.11's resolve()
+    known = refusal_of(told, [tmp_path / "rows"])
+    assert isinstance(known, InputError) and "rows: cannot be read" in known.what
+
+
 def test_too_many_open_files_are_no_inputs_fault(tmp_path: Path) -> None:
     known = refusal_of(OSError(errno.EMFILE, "no", str(tmp_path / "raw.json")), [tmp_path])
     assert known.exit_code == ExitCode.RESOURCES and "the limit is" in known.what

@@ -1,0 +1,88 @@
+"""Any file of an input that the system does not hand over is the input's fault: exit 3, by name.
+
+The system itself refuses here: a folder where a file is, a link in a circle, a file that opens and
+cannot be read (/proc/self/mem, whose first page nobody may read: an I/O error).
+"""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from running import run
+
+pytestmark = pytest.mark.faults
+
+
+def a_folder(file: Path) -> None:
+    file.mkdir()
+
+
+def a_circle(file: Path) -> None:
+    file.symlink_to(file.name)
+
+
+def an_io_error(file: Path) -> None:
+    file.symlink_to("/proc/self/mem")
+
+
+FAULTS = [a_folder, a_circle, an_io_error]
+MODEL = ["base/config.json", "base/model.safetensors"]
+ROWS = ["rows/train_train.jsonl"]
+ADAPTER = ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
+TRAINING = ("--base-model", "base", "--train-data", "rows/train_train.jsonl", "--output-dir", "out")
+TEACHING = ("--student-model", "base", "--teacher-model", "base", "--text-data", "text.txt")
+ASKING = ("--base-model", "base", "--lora-model", "adapter", "--test-data", "rows/train_test.jsonl")
+READS: dict[str, tuple[tuple[str, ...], list[str]]] = {
+    "prepare_data": (("--input", "raw.json", "--output-dir", "out"), ["raw.json"]),
+    "train_lora": (TRAINING, [*MODEL, *ROWS]),
+    "model_pruning": (("--model-path", "base", *TRAINING[2:]), MODEL),
+    "knowledge_distillation": (
+        (*TEACHING, *TRAINING[2:], "--cache-dir", "cache"),
+        [*MODEL, *ROWS, "text.txt"],
+    ),
+    "train_pruned_distilled": (
+        (*TRAINING, "--teacher-model", "base", "--text-data", "text.txt"),
+        [*MODEL, *ROWS, "text.txt"],
+    ),
+    "evaluate_model": (
+        (*ASKING, "--output", "out/results.csv"),
+        [*MODEL, *ADAPTER, "rows/train_test.jsonl"],
+    ),
+    "convert_to_gguf": (
+        ("--model-path", "base", "--lora-model", "adapter", "--output-dir", "out")
+        + ("--verify", "off", "--quantization", "F16"),
+        MODEL + ADAPTER,
+    ),
+}
+CASES = [(script, file) for script, (_, files) in READS.items() for file in files]
+
+
+@pytest.fixture
+def world(project, rows, adapter, tmp_path, monkeypatch) -> Path:
+    shutil.copytree(project / "base", tmp_path / "base")
+    shutil.copytree(rows, tmp_path / "rows")
+    shutil.copytree(adapter, tmp_path / "adapter")
+    for name in ("raw.json", "text.txt", "config.yaml"):
+        shutil.copy(project / name, tmp_path)
+    for record in ("rows/train_run.json", "adapter/run.json"):  # or a file counts as changed
+        (tmp_path / record).unlink()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("script", "file"), CASES)
+def test_an_input_that_the_system_keeps_back(
+    script: str, file: str, fault: Callable[[Path], None], world: Path
+) -> None:
+    if fault is an_io_error and sys.platform != "linux":
+        pytest.skip("/proc is Linux's")
+    words, _ = READS[script]
+    Path(file).unlink()
+    fault(Path(file))
+    ran = run(script, "--config", "config.yaml", *words, "--dry-run")
+    assert ran.code == 3, f"exit {ran.code}\n{ran.err}"
+    assert Path(file).name in "\n".join(ran.error) or Path(file).parent.name in ran.error[0]
+    assert "Traceback" not in ran.err and not list(Path().glob("out/[!.]*"))
