@@ -49,7 +49,7 @@ def main(config: Config) -> None:
         return
 
     if config.distillation.mode == "sequence":
-        with teachers.first_process_first():
+        with teachers.first_process_first(config):
             config = written_answers.answered(config)
         dataset = read_dataset(student, template, config.training, modelfile=modelfile)
     method = distillation_stage.student(config, student, text)

@@ -20,6 +20,7 @@ from slimtune.console import (
     tell_error,
 )
 from slimtune.machine.process import leave_out_unused
+from slimtune.machine.ranks import watch_ranks
 from slimtune.machine.refusals import is_panic, refusal_of
 from slimtune.machine.tricks import tricks_off
 from slimtune.packages import NEEDED, left_out, require_packages
@@ -39,6 +40,7 @@ _ENVIRONMENT = {
 def run(main: Callable[[Config], None], doc: str) -> None:
     """Run a script's `main` with its settings and exit with 0 or the code of its error."""
     start_logging()
+    watch_ranks()
     if not first_process():  # what all of them would say is said once
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         logging.getLogger("slimtune").setLevel(logging.ERROR)

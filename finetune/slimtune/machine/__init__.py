@@ -6,6 +6,7 @@
   blocks back (trick `malloc`), the packages it leaves out (trick `unused_packages`)
 - `locks.py`: one writer an output, whatever the operating system
 - `refusals.py`: what the system refuses, and libraries in their own words, said in ours
+- `ranks.py`: of several processes that train together, who has ended
 - `moving.py`: renames that wait for whoever has the file open, as Windows wants it
 
 A trick saves time or memory and changes no result beyond rounding. To see what one brings, or when

@@ -9,10 +9,8 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from slimtune.config import Config, Training
@@ -20,12 +18,11 @@ from slimtune.config.training import AUTO_ROWS
 from slimtune.console import ResourceError, processes
 from slimtune.models import memory
 from slimtune.settings.flags import named, shown
+from slimtune.training import sharding
 from slimtune.training.estimates import Run, largest_batch
 from slimtune.training.rates import is_far, usual_rate
 
 _log = logging.getLogger(__name__)
-
-_A_DAY = timedelta(days=1)
 
 
 def settled(
@@ -77,7 +74,7 @@ def _within_memory(config: Config, run: Run) -> tuple[Config, Run]:
     settings = config.training
     if "auto" not in (settings.batch_size, settings.activation_checkpointing):
         return config, run
-    chosen = _agreed(_chosen(settings, run, config.options.dry_run))
+    chosen = _agreed(_chosen(settings, run, config.options.dry_run), run.recipe.device)
     config = _changed(config, "training", **chosen)
     return config, _checkpointed(run, chosen["activation_checkpointing"])
 
@@ -132,12 +129,12 @@ def _does_not_fit(run: Run, free: str) -> ResourceError:
     )
 
 
-def _agreed(chosen: dict[str, Any]) -> dict[str, Any]:
+def _agreed(chosen: dict[str, Any], device: str) -> dict[str, Any]:
     """The first process's choice: what is free changes from moment to moment, and all must share
     one number of steps."""
     if processes() == 1:
         return chosen
-    PartialState(timeout=_A_DAY)
+    sharding.joined(device)
     return broadcast_object_list([chosen])[0]
 
 

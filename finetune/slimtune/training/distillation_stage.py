@@ -50,7 +50,7 @@ def ask_teacher(config: Config, dataset: Dataset, text: Sequence[str], final: Pa
     inputs = [config.distillation.teacher_model, *dataset.files]
     with stage_folder("teacher_cache", final, config, inputs=inputs) as stage:
         started = time.monotonic()
-        with teachers.first_process_first():
+        with teachers.first_process_first(config):
             folder = teachers.fill(config, samples)
         stage.metrics.update(
             cache=str(folder),

@@ -8,9 +8,11 @@ learn, what a checkpoint holds is whole too, and shared out again by whoever goe
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -22,6 +24,7 @@ from slimtune.config import Config
 from slimtune.console import SettingsError, first_process, processes
 from slimtune.models.compute import choose_dtype
 
+_A_DAY = timedelta(days=1)
 _FSDP = "ACCELERATE_USE_FSDP"  # `accelerate launch` sets it for every process
 # What else it may be told about FSDP, and the one answer that is kept to here.
 _LAUNCH = {
@@ -36,6 +39,13 @@ _PART_BY_PART = ("adamw_torch", "sgd")  # update a part without knowing the othe
 def weight_parts() -> int:
     """In how many parts the weights lie: one a process where the launcher says FSDP, else one."""
     return processes() if os.environ.get(_FSDP) == "true" else 1
+
+
+def joined(device: str) -> PartialState:
+    """The processes of this launch, each waiting for what another has to do for up to a day."""
+    # Unless told that it is for CPUs, accelerate takes each process for alone: nothing is sent,
+    # nobody waited for.
+    return PartialState(cpu=device == "cpu", timeout=_A_DAY)
 
 
 def require_launch(device: str) -> None:

@@ -8,29 +8,25 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from slimtune.config import Config
 from slimtune.console import near, processes, size
 from slimtune.models import loading, memory, tokenizers
-from slimtune.models.compute import Compute
+from slimtune.models.compute import Compute, choose_device
 from slimtune.models.folders import local_folder, weights_identity
 from slimtune.models.weights import Checkpoint
-from slimtune.training import soundness, teacher_cache
+from slimtune.training import sharding, soundness, teacher_cache
 from slimtune.training.attention import training_compute
 from slimtune.training.batches import Sample
 from slimtune.training.divergences import TeacherTopK
 from slimtune.training.teacher_cache import CachedTeacher, TopKOfRows, hidden_states
 
 _log = logging.getLogger(__name__)
-
-_A_DAY = timedelta(days=1)
 
 
 class Teacher(Protocol):
@@ -60,17 +56,18 @@ def choose(config: Config, samples: Sequence[Sample]) -> Teacher:
     settings = config.distillation
     if settings.mode == "online":
         return OnlineTeacher(_sound_teacher(config, samples), settings.temperature)
-    with first_process_first():
+    with first_process_first(config):
         return CachedTeacher(fill(config, samples))
 
 
 @contextmanager
-def first_process_first() -> Iterator[None]:
+def first_process_first(config: Config) -> Iterator[None]:
     """Of several processes the first goes in alone; the others find what it has made."""
     if processes() == 1:
         yield
         return
-    with PartialState(timeout=_A_DAY).main_process_first():
+    device = choose_device(config.model.device).type
+    with sharding.joined(device).main_process_first():
         yield
 
 

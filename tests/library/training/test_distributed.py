@@ -288,6 +288,52 @@ def test_a_base_in_parts_leaves_memory_after_training(trained) -> None:
     assert re.findall(r"freed (.*)", said(trained("fsdp_cpu"), 3, "out")) == ["True", "True"]
 
 
+ROOM_FOR = """
+import os, sys
+from tiny_models import tiny_samples
+from slimtune.config import Config
+from slimtune.models import memory
+from slimtune.training import automatic, estimates
+
+config = Config()
+run = estimates.adapter_run(config, sys.argv[1], tiny_samples(40))
+rows = [8, 1][int(os.environ["RANK"])]
+room = run.needs(rows).total * memory.RESERVE * int(os.environ["LOCAL_WORLD_SIZE"]) + 10_000
+memory.available_memory = lambda device: int(room)
+settings = automatic.settled(config, run)[0].training
+print(rows, settings.batch_size, settings.gradient_accumulation_steps)
+"""
+
+
+IN_TURN = """
+import os, sys, time
+from slimtune.config import Config
+from slimtune.training.teachers import first_process_first
+
+with first_process_first(Config()), open(sys.argv[1], "a") as order:
+    if os.environ["RANK"] == "0":
+        time.sleep(0.5)
+    order.write(os.environ["RANK"])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="two forks of this process")
+def test_the_first_process_goes_in_alone_on_cpus_too(tmp_path) -> None:
+    job = tmp_path / "in_turn.py"
+    job.write_text(IN_TURN, encoding="utf-8")
+    forked("ddp_cpu", [job, tmp_path / "order"], folder=tmp_path / "jobs")
+    assert (tmp_path / "order").read_text() == "01"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="two forks of this process")
+def test_processes_with_unequal_memory_agree_on_one_batch(project, tmp_path) -> None:
+    """With another number of rows or steps in each, gradients would wait for ever."""
+    job = tmp_path / "room_for.py"
+    job.write_text(ROOM_FOR, encoding="utf-8")
+    forked("ddp_cpu", [job, project / "base"], folder=tmp_path / "jobs")
+    assert said(tmp_path / "jobs", 0, "out") == "8 8 2\n1 8 2\n"
+
+
 def test_only_the_first_process_locks_and_writes(tmp_path, monkeypatch) -> None:
     final = tmp_path / "out"
     with stage_folder("x", final, Config()) as first:
