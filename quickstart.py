@@ -46,7 +46,11 @@ def main() -> None:
 
     # 3. Fine-tune the base model, and see what it gained.
     command = "python finetune/train_lora.py"
-    step("models/finetuned/lora_adapter/run.json", command, "models/finetuned/checkpoints")
+    step(
+        "models/finetuned/lora_adapter/run.json",
+        command,
+        "models/finetuned/checkpoints/conditions.json",
+    )
     command = """python finetune/evaluate_model.py \
         --output models/evaluation/fine-tuned/evaluation_results.csv"""
     step("models/evaluation/fine-tuned/evaluation_results.csv", command)
@@ -55,12 +59,12 @@ def main() -> None:
     # 4. Make it smaller, and let the teacher win back what that cost.
     step("models/pruned/run.json", "python finetune/model_pruning.py")
     command = "python finetune/knowledge_distillation.py"
-    step("models/distilled/run.json", command, "models/distilled_checkpoints")
+    step("models/distilled/run.json", command, "models/distilled_checkpoints/conditions.json")
 
     # 5. Or all three in one run, from the base model on; its comparison, too, is in step 7.
     command = """python finetune/train_pruned_distilled.py \
         --stages prune,cache,distil,lora,merge"""
-    step("models/pruned_distilled/final/run.json", command, "models/pruned_distilled")
+    step("models/pruned_distilled/final/run.json", command, "models/pruned_distilled/pruned")
 
     # 6. One file for llama.cpp and Ollama, and the Modelfile that Ollama reads it by.
     command = """python finetune/convert_to_gguf.py \
@@ -102,7 +106,8 @@ def install() -> None:
 
 
 def step(result: str, command: str, stopped: str = "") -> None:
-    """Show a command and run it, unless its result is there; `stopped` is what a stopped run left.
+    """Show a command and run it, unless its result is there; `stopped` is what a run leaves that
+    was stopped with something to go on from.
 
     Ends with the exit code of a command that fails.
     """

@@ -88,8 +88,8 @@ def test_overwrite_makes_everything_again(play, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("script", "left"),
     [
-        ("train_lora", "models/finetuned/checkpoints"),
-        ("knowledge_distillation", "models/distilled_checkpoints"),
+        ("train_lora", "models/finetuned/checkpoints/conditions.json"),
+        ("knowledge_distillation", "models/distilled_checkpoints/conditions.json"),
         ("train_pruned_distilled", "models/pruned_distilled/pruned"),
     ],
 )
@@ -99,6 +99,7 @@ def test_what_was_stopped_goes_on(script, left, play) -> None:
     for folder in ("data", "models"):
         shutil.rmtree(folder)
     stopped = play(stop=number)[-1]
+    assert play(stop=1)[0] == stopped
     Path(left).mkdir(parents=True)
     assert play()[0] == [*stopped, "--resume"]
     arguments = [*stopped[1:], "--resume"]
