@@ -147,7 +147,7 @@ def start_logging() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Masking("%(message)s"))
+    handler.setFormatter(_Shown("%(message)s"))
     # It says on import that an optional kernel is missing, whether 4 bits are asked for or not.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logger = logging.getLogger("slimtune")
@@ -155,9 +155,25 @@ def start_logging() -> None:
     logger.setLevel(logging.INFO)
 
 
-class _Masking(logging.Formatter):
+class _Shown(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return masked(super().format(record))
+        return _shown(super().format(record))
+
+
+def _shown(text: str) -> str:
+    """Words to stderr without secrets, paths below the working directory said from there."""
+    try:
+        here = os.getcwd()
+    except OSError:  # it was removed
+        return masked(text)
+    if Path(here).parent != Path(here):
+        text = re.sub(rf"(?<![\w/.-]){re.escape(here + os.sep)}(?=[^\s/])", "", text)
+    return masked(text)
+
+
+def tenth_done(before: int, done: int, total: int) -> bool:
+    """Whether another tenth of the way is behind: progress in a file is ten lines, not hundreds."""
+    return done >= total or 10 * done // total > 10 * before // total
 
 
 def processes() -> int:
@@ -172,7 +188,7 @@ def first_process() -> bool:
 
 def note(text: str) -> None:
     """A word on progress, to stderr."""
-    print(masked(text), file=sys.stderr, flush=True)
+    print(_shown(text), file=sys.stderr, flush=True)
 
 
 def wrote(*paths: Path, numbers: Mapping[str, object], next: str) -> None:

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from slimtune.console import InputError
+from slimtune.console import InputError, near
 from slimtune.data import blocks, sources
 from slimtune.data.columns import NUMBERED, found_in, renamed, suggestion
 from slimtune.data.shapes import SHAPES, RawRow, detect, has_parts, unfolded
@@ -50,7 +50,7 @@ def read_rows(file: Path) -> list[CanonicalRow]:
                 f"{bad} (read as {shape})",
                 f"python finetune/prepare_data.py --input {file} sets such rows aside",
             ) from bad
-    _log.info("%s: %d rows (%s)", file, len(rows), shape)
+    _log.info("%s: %d rows (%s)", near(file), len(rows), shape)
     return rows
 
 

@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from slimtune.console import InputError, SettingsError, note
+from slimtune.console import InputError, SettingsError, note, tenth_done
 from slimtune.evaluation.fairness import require_same_cut
-from slimtune.inference.answers import Asked, Candidate, Cost, Generation, Job, Outcome
+from slimtune.inference.answers import ANSWERED, Asked, Candidate, Cost, Generation, Job, Outcome
 from slimtune.inference.kept_answers import Predictions, RowNumbers
 from slimtune.inference.server_address import Server
 from slimtune.inference.server_client import AT_ONCE, ServerClient
@@ -24,7 +24,6 @@ from slimtune.models.ollama_store import blob_of, full_name, is_ollama, plain_na
 _log = logging.getLogger(__name__)
 
 _HERE = 2.0  # seconds in which an Ollama that runs says so
-_EVERY = 16  # rows between two words on progress
 
 
 def served_candidate(reference: str) -> Candidate:
@@ -152,5 +151,6 @@ def _answers(
         reply = client.answer(messages, job.decoding.for_row(row))
         writing.add(*reply.writing)
         yield row, Generation(reply.text, None, reply.stopped, counted=reply.tokens)
-        if number % _EVERY == 0 or number == len(missing):
-            _log.info("%d of %d rows", len(known) + number, len(job.questions))
+        done, total = len(known) + number, len(job.questions)
+        if tenth_done(done - 1, done, total):
+            _log.info("%d of %d rows %s", done, total, ANSWERED)

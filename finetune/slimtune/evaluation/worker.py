@@ -17,7 +17,9 @@ from slimtune.inference.distributions import Distributions, sample_of
 from slimtune.inference.engines import Engine, PromptTokenizer, Rows, open_engine
 from slimtune.inference.kept_answers import Predictions, files_of
 from slimtune.machine.process import peak_memory
+from slimtune.models import loading
 from slimtune.models.adapters import Adapter
+from slimtune.models.compute import Compute
 from slimtune.models.folders import local_folder
 from slimtune.models.gguf_header import read_gguf
 from slimtune.models.weights import Checkpoint
@@ -39,6 +41,8 @@ def evaluate(candidate: Candidate, job: Job) -> Outcome:
     if known := kept.outcome(candidate, job.is_original):
         _log.info("%s: finished in an earlier run", candidate.label)
         return known
+    if job.first is not None:
+        loading.explained(Compute.of(job.numbers))
     started = time.perf_counter()
     room = job.max_length + job.decoding.max_new_tokens
     engine = open_engine(candidate, job.numbers, room, job.token_budget)

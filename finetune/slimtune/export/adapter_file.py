@@ -204,7 +204,7 @@ def write_adapter(
         plan.encoder.prepare(one.type)
         writer.write_tensor_data(plan.encoder.encode(plan.read(one), one.type))
     writer.close()
-    _log.info("%s: %d pairs", output, len(plan.adapter.pairs))
+    _log.info("%s: %d pairs", output.name, len(plan.adapter.pairs))
     return ConversionReport(
         output.stat().st_size,
         plan.parameters,

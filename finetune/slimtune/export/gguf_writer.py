@@ -99,7 +99,7 @@ def write_file(
         _write_tensors(files, threads or os.cpu_count() or 1)
     seconds = time.perf_counter() - started
     for file in files:
-        _log.info("%s: %.1f MB in %.1f s", file.path, file.end / 1e6, seconds)
+        _log.info("%s: %.1f MB in %.1f s", file.path.name, file.end / 1e6, seconds)
     return [
         ConversionReport(f.end, f.plan.parameters, f.plan.types, f.plan.fallbacks, seconds)
         for f in files

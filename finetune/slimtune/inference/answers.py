@@ -20,6 +20,10 @@ Result = TypeVar("Result")
 TOKEN_BUDGET = 8192  # of a batch: prompts and answers together
 
 
+# What has happened to a row, in the log.
+ANSWERED, SCORED = "answered", "scored"
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A model to evaluate: a folder, Hub id or GGUF file, with an adapter on top if one is given,

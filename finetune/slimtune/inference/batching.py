@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from slimtune.console import ResourceError
+from slimtune.console import ResourceError, tenth_done
 from slimtune.machine.refusals import is_out_of_memory
 
 _log = logging.getLogger(__name__)
@@ -34,8 +34,11 @@ def run_batched(
     budget: int,
     run: Callable[[list[int]], list[Result]],
     known: Collection[int] = frozenset(),
+    done_is: str = "done",
 ) -> Iterator[tuple[int, Result]]:
     """(row, result) of `run(rows)` over all rows, in batches of at most `budget` tokens.
+
+    `done_is` says in the log what has happened to a row, as in "34 of 340 rows answered".
 
     Batches are made of all rows and left out where all of theirs are `known`: a resumed run pads
     the rest as the first run would have, and gets its figures bit for bit. A batch that runs out
@@ -55,8 +58,9 @@ def run_batched(
                 waiting += _halves(rows, error)
             continue
         yield from zip(batch, results, strict=True)
-        done += len(batch)
-        _log.info("%d of %d rows", done, len(lengths))
+        before, done = done, done + len(batch)
+        if tenth_done(before, done, len(lengths)):
+            _log.info("%d of %d rows %s", done, len(lengths), done_is)
 
 
 def unfinished(batches: Iterable[list[int]], known: Collection[int]) -> list[list[int]]:

@@ -15,8 +15,11 @@ from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from slimtune.console import tenth_done
 from slimtune.inference import generation
 from slimtune.inference.answers import (
+    ANSWERED,
+    SCORED,
     TOKEN_BUDGET,
     AnswerLoss,
     Candidate,
@@ -140,13 +143,13 @@ class LlamaCppEngine:
         self, prompts: Sequence[list[int]], decoding: Decoding, known: Rows = frozenset()
     ) -> Iterator[tuple[int, Generation]]:
         # Rounds of a few prompts a slot: what runs side by side is the same when a run is resumed.
-        for rows in self._rounds(prompts, 4 * self.slots, known):
+        for rows in self._rounds(prompts, 4 * self.slots, known, ANSWERED):
             asked = [prompts[row] for row in rows]
             for place, answer in self.model.answers(asked, decoding, rows):
                 yield rows[place], self._as_transformers_writes(answer)
 
     def _rounds(
-        self, sequences: Sequence[Sequence[int]], size: int, known: Rows
+        self, sequences: Sequence[Sequence[int]], size: int, known: Rows, done_is: str
     ) -> Iterator[list[int]]:
         rows = sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
         rounds = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -154,8 +157,9 @@ class LlamaCppEngine:
         done = len(rows) - sum(map(len, missing))
         for batch in missing:
             yield batch
-            done += len(batch)
-            _log.info("%d of %d rows", done, len(rows))
+            before, done = done, done + len(batch)
+            if tenth_done(before, done, len(rows)):
+                _log.info("%d of %d rows %s", done, len(rows), done_is)
 
     def _as_transformers_writes(self, answer: Generation) -> Generation:
         """llama.cpp writes broken UTF-8 otherwise than transformers does."""
@@ -173,7 +177,7 @@ class LlamaCppEngine:
         listening = distributions or Distributions(frozenset())
         starts = [_first_label(example["labels"]) for example in examples]
         ids = [example["input_ids"] for example in examples]
-        for rows in self._rounds(ids, self.slots, known):
+        for rows in self._rounds(ids, self.slots, known, SCORED):
             pairs = [(ids[row][: starts[row]], ids[row][starts[row] :]) for row in rows]
             places = [_supervised(examples[row]["labels"][starts[row] :]) for row in rows]
             plans = list(map(listening.row, rows, places))

@@ -10,7 +10,7 @@ from statistics import median
 import torch
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerFast
 
-from slimtune.inference.answers import Generation, Speed
+from slimtune.inference.answers import ANSWERED, Generation, Speed
 from slimtune.inference.batching import left_padded, run_batched
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.sampling import Chooser
@@ -42,7 +42,7 @@ def generate(
         return generate_batch(model, tokenizer, batch, decoding, rows=rows)
 
     lengths = [len(prompt) + decoding.max_new_tokens for prompt in prompts]
-    return run_batched(lengths, min(token_budget, _fitting_budget(model)), answer, known)
+    return run_batched(lengths, min(token_budget, _fitting_budget(model)), answer, known, ANSWERED)
 
 
 def generate_batch(

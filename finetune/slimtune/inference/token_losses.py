@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from slimtune.inference.answers import TokenLosses
+from slimtune.inference.answers import SCORED, TokenLosses
 from slimtune.inference.batching import left_padded, run_batched
 from slimtune.inference.distributions import Distributions, RowPlan
 from slimtune.prompts import IGNORED
@@ -37,7 +37,7 @@ def token_losses(
         plans = [_plan(distributions, row, examples[row]["labels"]) for row in rows]
         return batch_losses(model, batch, plans)
 
-    return run_batched(lengths, budget, losses, known)
+    return run_batched(lengths, budget, losses, known, SCORED)
 
 
 def _plan(distributions: Distributions | None, row: int, labels: Sequence[int]) -> RowPlan | None:

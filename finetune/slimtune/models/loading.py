@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.distributed import DistributedConfig
 
-from slimtune.console import InputError, ResourceError
+from slimtune.console import InputError, ResourceError, near
 from slimtune.machine.process import return_large_blocks
 from slimtune.machine.refusals import refusal_of
 from slimtune.models import tokenizers
@@ -38,6 +38,12 @@ if TYPE_CHECKING:
 _OF_ADAPTER = re.compile(r"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)\.")
 
 _log = logging.getLogger(__name__)
+_explained: set[str] = set()  # reasons that were told: one is enough for all models of a run
+
+
+def explained(compute: Compute) -> None:
+    """The process that started this one has told why it computes so."""
+    _explained.add(compute.explain().partition(": ")[2])
 
 
 def load_model(
@@ -60,7 +66,9 @@ def load_model(
     compute = compute or Compute.choose()
     if compute.quantized:
         require_bitsandbytes(KEPT[compute.quantization])
-    _log.info("%s: %s", folder, compute.explain())
+    where, _, why = compute.explain().partition(": ")
+    _log.info("%s: %s%s", near(folder), where, "" if why in _explained else f": {why}")
+    _explained.add(why)
     options = {"dtype": compute.dtype, **_placed(compute)}
     if compute.attention is not None:
         options["attn_implementation"] = compute.attention

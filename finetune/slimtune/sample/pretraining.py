@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from slimtune import prompts
+from slimtune.console import tenth_done
 from slimtune.models import tokenizers
 from slimtune.prompts import ChatMessage
 from slimtune.sample.world import world_text
@@ -210,7 +211,7 @@ def _descend(
         optimizer.zero_grad()
         schedule.step()
         recent = [*recent[1 - _LOG_EVERY :], loss.item()]
-        if step % _LOG_EVERY == 0:
+        if tenth_done(step - 1, step, steps):
             _log.info("step %d/%d: loss %.4f", step, steps, sum(recent) / len(recent))
     return sum(recent) / max(1, len(recent))
 

@@ -30,7 +30,7 @@ from rich.progress import (
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from slimtune.console import decoration, note, size
+from slimtune.console import decoration, note, size, tenth_done
 from slimtune.training import checkpoints
 from slimtune.training.forward import causal_model
 
@@ -137,6 +137,7 @@ class ProgressShown(TrainerCallback):
         self.tokens = tokens
         self.loss = ""
         self.bar: Progress | None = None
+        self.told: dict[str, int] = {}  # step of the last training loss, and of validation's
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -173,13 +174,16 @@ class ProgressShown(TrainerCallback):
         **_: object,
     ) -> None:
         logs = logs or {}
+        kind = "eval_loss" if "eval_loss" in logs else "loss"
+        before, self.told[kind] = self.told.get(kind, 0), state.global_step
+        due = tenth_done(before, state.global_step, max(1, state.max_steps))
         where = f"step {state.global_step}/{state.max_steps}"
-        if "eval_loss" in logs:
+        if "eval_loss" in logs and (self.bar or due):
             self._say(f"{where}  validation loss {logs['eval_loss']:.4f}")
         elif "loss" in logs:
             parts = "".join(f"  {name} {logs[name]:.4f}" for name in ("kd", "ce") if name in logs)
             self.loss = f"loss {logs['loss']:.4f}{parts}"
-            if self.bar is None:
+            if self.bar is None and due:
                 rate = f"learning rate {logs['learning_rate']:.2e}"
                 self._say(f"{where}  {self.loss}  {rate}  {self._costs()}  {self._left(state)}")
 

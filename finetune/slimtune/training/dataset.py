@@ -125,6 +125,7 @@ def _require_padding(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def _show(samples: list[Sample], tokenizer: PreTrainedTokenizerFast) -> None:
     """Rows as the model meets them; what is learned stands between «and»."""
+    _log.info("the first training rows as the model reads them; it learns to write «this»:")
     for sample in samples:
         shown = ""
         pairs = zip(sample.input_ids, sample.labels, strict=True)
@@ -132,4 +133,4 @@ def _show(samples: list[Sample], tokenizer: PreTrainedTokenizerFast) -> None:
             # Decoded together: a Chinese character may be three tokens.
             text = tokenizer.decode([token for token, _ in part])
             shown += f"«{text}»" if learned else text
-        _log.info("a row, learned is «this»: %s", shown)
+        _log.info("  %s", shown)

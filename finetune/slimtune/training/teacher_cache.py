@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from slimtune.artifacts.files import are_sealed, broken, json_or_none, replacing, seal, write_json
-from slimtune.console import InputError, near
+from slimtune.console import InputError, near, tenth_done
 from slimtune.machine import onednn
 from slimtune.machine.disks import require_space
 from slimtune.prompts import IGNORED
@@ -126,7 +126,9 @@ def write_cache(
     for part in missing:
         some = samples[_of_part(part)]
         _write_part(part_file(folder, part), teacher, some, top_k, temperature)
-        _log.info("teacher: %d of %d samples", part * SAMPLES_A_PART + len(some), len(samples))
+        before, done = part * SAMPLES_A_PART, part * SAMPLES_A_PART + len(some)
+        if tenth_done(before, done, len(samples)):
+            _log.info("teacher: %d of %d rows and texts read", done, len(samples))
     about = {"key": folder.name, "top_k": top_k, "temperature": temperature}
     sealed = seal(folder, without=CACHE_MANIFEST)
     # A part that a killed run was writing may lie there still: it belongs to nothing.

@@ -78,3 +78,18 @@ def test_tensorboard_gets_the_losses(settings, rows, tmp_path, monkeypatch) -> N
     words = ("--report-to", "tensorboard", "--epochs", 1, "--output-dir", tmp_path / "out")
     succeeds("train_lora", *settings, *words)
     assert list((tmp_path / "board").rglob("events.out.tfevents.*"))
+
+
+def test_in_a_file_it_is_a_line_every_tenth_at_most(tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO", "slimtune")
+    shown = ProgressShown(lambda: 5000)
+    state, control = TrainerState(max_steps=333), TrainerControl()
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    shown.on_train_begin(args, state, control)
+    for state.global_step in range(1, 334):
+        shown.on_log(args, state, control, {"loss": 1.0, "learning_rate": 1e-3})
+        shown.on_log(args, state, control, {"eval_loss": 1.0})
+    lines = [line for line in caplog.messages if line.startswith("step ")]
+    for kind in ("  loss", "validation loss"):
+        told = [line for line in lines if kind in line]
+        assert len(told) == 10 and told[-1].startswith("step 333/333")

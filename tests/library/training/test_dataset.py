@@ -51,7 +51,8 @@ def test_two_rows_are_shown_with_what_is_learned(base, tmp_path, caplog) -> None
     with caplog.at_level(logging.INFO, "slimtune"):
         dataset(base, tmp_path)
     shown = [record.getMessage() for record in caplog.records if "«" in record.getMessage()]
-    assert len(shown) == 2
+    introduced = "the first training rows as the model reads them; it learns to write «this»:"
+    assert shown.pop(0) == introduced and len(shown) == 2
     assert shown[0].replace(" ", "").endswith("<s>[INST]Whatisred?[/INST]«Arose.</s>»")
 
 
