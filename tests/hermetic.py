@@ -97,7 +97,9 @@ def signals_as_in_a_terminal() -> Iterator[None]:
 
 
 def _environment() -> dict[str, str]:
-    return {name: text for name, text in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    """But for what pytest says of each test, and torch where it is first imported."""
+    told = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
+    return {name: text for name, text in os.environ.items() if name not in told}
 
 
 def _handlers() -> list[object]:

@@ -254,9 +254,25 @@ def to_paste(script: str, *words: str) -> str:
 _PLAIN = re.compile(r"[\w@%+:,./-][\w@%+=:,./-]*")
 
 
-def quoted(word: str) -> str:
-    """A word as it pastes into a shell. Chinese letters need no quotes there."""
-    return word if _PLAIN.fullmatch(word) else shlex.quote(word)
+# In PowerShell a comma parts words and @ begins a name, in cmd % does: those are quoted there.
+_PLAIN_ON_WINDOWS = re.compile(r"[\w+:./\\=-]+")
+
+
+def quoted(word: str, windows: bool = sys.platform == "win32") -> str:
+    """A word as it pastes into a shell. Chinese letters need no quotes there.
+
+    On Windows one form for both shells: cmd knows double quotes only. PowerShell reads $ and ` in
+    them, so that a word with one of these is for PowerShell alone.
+    """
+    if not windows:
+        return word if _PLAIN.fullmatch(word) else shlex.quote(word)
+    if _PLAIN_ON_WINDOWS.fullmatch(word):
+        return word
+    if "$" in word or "`" in word:
+        return "'" + word.replace("'", "''") + "'"
+    # Before a quote a program halves backslashes, and one that is left escapes the quote.
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', word)
+    return '"' + re.sub(r"(\\+)$", r"\1\1", escaped) + '"'
 
 
 _SHORTEST_NAME = 8  # cells of the first column, however narrow the terminal

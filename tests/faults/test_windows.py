@@ -16,7 +16,7 @@ from windows_files import like_windows
 
 from slimtune.artifacts import stage_folder
 from slimtune.config import Config, Options
-from slimtune.console import ResourceError
+from slimtune.console import ResourceError, quoted
 from slimtune.data import writing
 from slimtune.machine import moving
 
@@ -168,3 +168,45 @@ def test_what_unix_refuses_is_not_waited_for(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(moving.time, "sleep", lambda _: pytest.fail("it waited"))
     with pytest.raises(FileNotFoundError):
         moving.move(tmp_path / "none", tmp_path / "other")
+
+
+def as_a_program_reads(line: str) -> str:
+    """The one word of a command line by the rules of Microsoft's C runtime (parsing argv)."""
+    word, quotes, backslashes = "", 0, 0
+    for char in line:
+        if char == "\\":
+            backslashes += 1
+            continue
+        if char != '"':
+            word += "\\" * backslashes + char
+        else:
+            word += "\\" * (backslashes // 2)
+            if backslashes % 2:
+                word += char
+            else:
+                quotes += 1
+        backslashes = 0
+    assert quotes in (0, 2)
+    return word + "\\" * backslashes
+
+
+@pytest.mark.parametrize(
+    ("word", "pasted"),
+    [
+        (r"models\finetuned", r"models\finetuned"),
+        (r"C:\数据\a-b_1.csv", r"C:\数据\a-b_1.csv"),
+        (r"C:\My Models\base", r'"C:\My Models\base"'),
+        ("a.jsonl:2,b.jsonl", '"a.jsonl:2,b.jsonl"'),  # PowerShell would make two words of it
+        ("50%", '"50%"'),
+        ("D:\\my data\\", '"D:\\my data\\\\"'),
+        ('say "no"', '"say \\"no\\""'),
+        ("", '""'),
+    ],
+)
+def test_a_word_pastes_into_cmd_and_powershell(word, pasted) -> None:
+    assert quoted(word, windows=True) == pasted
+    assert as_a_program_reads(pasted) == word
+
+
+def test_what_powershell_would_replace_is_quoted_for_it() -> None:
+    assert quoted("it's $HOME", windows=True) == "'it''s $HOME'"
