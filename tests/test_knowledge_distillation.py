@@ -243,8 +243,8 @@ def test_a_foreign_teacher_writes_the_answers(
 def stopping_after_one_batch(run_batched):
     """`run_batched` in small batches, with Ctrl-C after the first."""
 
-    def stopped(lengths, budget, answer, known):
-        found = run_batched(lengths, 4 * max(lengths), answer, known)
+    def stopped(lengths, budget, *told):
+        found = run_batched(lengths, 4 * max(lengths), *told)
         for _ in range(4):
             yield next(found)
         raise KeyboardInterrupt
