@@ -25,7 +25,7 @@ from slimtune.machine.disks import require_space
 from slimtune.models import memory
 from slimtune.models.json_files import read_model_json
 from slimtune.models.tokenizer_files import special_tokens
-from slimtune.models.weights import Checkpoint
+from slimtune.models.weights import Checkpoint, require_layers
 from slimtune.packages import pip_line
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,9 @@ def preflight(
     source = as_source(model)
     folder, checkpoint = source.folder, source.checkpoint
     require_unquantised(folder, checkpoint.shapes)
-    architecture = read_architecture(folder, read_model_json(folder / "config.json"))
+    config = read_model_json(folder / "config.json")
+    require_layers(folder, config, checkpoint.shapes)
+    architecture = read_architecture(folder, config)
     mapped = map_tensors(folder, architecture, checkpoint.shapes)
     checkpoint.require_full_precision("make a GGUF")
     vocabulary = read_vocabulary(folder, architecture.shape.vocabulary)

@@ -15,7 +15,7 @@ from typing import Literal
 Axis = Literal["hidden", "ffn", "query", "kv", "head", "vocabulary"]
 Rotary = Literal["interleaved", "half"]
 
-_NAME = re.compile(r"model\.layers\.(?P<index>\d+)\.(?P<part>.+)")
+_NAME = re.compile(r"model\.layers\.(?P<index>\d{1,9})\.(?P<part>.+)")
 IGNORED_BUFFER = "rotary_emb.inv_freq"  # old Llama files carry it; nothing reads it
 
 

@@ -12,12 +12,18 @@ from typing import Any
 from slimtune.artifacts.files import read_json, require_fetched
 from slimtune.console import InputError
 
+_LARGEST_SIZE = 1 << 24  # of a vocabulary; a model is planned and built by what config.json says
+
 Check = Callable[[Any], bool]
 Kind = tuple[str, Check]  # what it must be, in words and as a test
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> bool:
+    return _is_count(value) and 1 <= value <= _LARGEST_SIZE
 
 
 def _is_number(value: Any) -> bool:
@@ -49,6 +55,7 @@ def _are_decoded(value: Any) -> bool:
 
 
 COUNT: Kind = ("a whole number", _is_count)
+SIZE: Kind = (f"a whole number from 1 to {_LARGEST_SIZE:,}", _is_size)
 NUMBER: Kind = ("a number", _is_number)
 TRUTH: Kind = ("true or false", lambda value: isinstance(value, bool))
 TEXT: Kind = ("a text", lambda value: isinstance(value, str))
@@ -73,11 +80,10 @@ FILES: Mapping[str, Mapping[str, Kind]] = {
                 "num_key_value_heads",
                 "head_dim",
                 "vocab_size",
-                "max_position_embeddings",
-                "sliding_window",
             ),
-            COUNT,
+            SIZE,
         ),
+        **dict.fromkeys(("max_position_embeddings", "sliding_window"), COUNT),
         **dict.fromkeys(("rms_norm_eps", "rope_theta", "initializer_range"), NUMBER),
         **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias"), TRUTH),
         **dict.fromkeys(("rope_parameters", "rope_scaling", "quantization_config"), OBJECT),
@@ -103,6 +109,11 @@ FILES: Mapping[str, Mapping[str, Kind]] = {
         "added_tokens": ("a list of described tokens with their ids", _are_added),
     },
     "added_tokens.json": {},
+    "adapter_config.json": {
+        **dict.fromkeys(("peft_type", "base_model_name_or_path"), TEXT),
+        **dict.fromkeys(("rank_pattern", "alpha_pattern"), OBJECT),
+        "layers_to_transform": ("a layer's number or a list of them", _are_ids),
+    },
 }
 
 

@@ -28,7 +28,7 @@ from slimtune.models import tokenizers
 from slimtune.models.adapters import Adapter
 from slimtune.models.compute import KEPT, Compute
 from slimtune.models.folders import local_folder
-from slimtune.models.weights import Checkpoint, not_finite
+from slimtune.models.weights import Checkpoint, not_finite, require_layers
 from slimtune.packages import pip_line
 from slimtune.settings.flags import less_memory, named
 
@@ -60,6 +60,7 @@ def load_model(
     """
     folder = local_folder(reference)
     checkpoint = Checkpoint(folder)
+    require_layers(folder, checkpoint.config, checkpoint.tensors)
     if adapter is not None:
         lora = Adapter(adapter)
         lora.require_base(checkpoint)

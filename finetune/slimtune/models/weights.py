@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from io import FileIO
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 from slimtune.artifacts.files import write_json
 from slimtune.console import InputError
 from slimtune.machine.disks import require_space
+from slimtune.models.family import place
 from slimtune.models.folders import INDEX_FILE, SINGLE_FILE, weight_files
 from slimtune.models.headers import (
     Spec,
@@ -71,7 +72,9 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict:
-        return read_model_json(self.folder / "config.json")
+        config = read_model_json(self.folder / "config.json")
+        require_layers(self.folder, config, self.tensors)
+        return config
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -201,6 +204,19 @@ class CheckpointWriter:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
             self.close()
+
+
+def require_layers(folder: Path, config: dict, tensors: Iterable[str]) -> None:
+    """InputError where config.json tells of another number of layers than the weights have: a
+    thousand million of them would be planned, and built, before one is missed."""
+    held = {layer for layer, _ in map(place, tensors) if layer is not None}
+    told = config.get("num_hidden_layers")
+    if told is not None and held and told != len(held):
+        raise InputError(
+            f"{folder}: {told:,} layers in config.json, {len(held):,} in the weights",
+            "one of the two belongs to another model",
+            "copy config.json and the weights again, both from the original model",
+        )
 
 
 def not_finite(folder: Path, name: str) -> InputError:

@@ -213,7 +213,7 @@ def test_preflight_finds_what_headers_tell(narrow, tmp_path, change, words):
         ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 5e5}}, "longrope"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"quantization_config": {}}, "already quantised"),
-        ({"num_hidden_layers": 3}, "tensors missing"),
+        ({"num_hidden_layers": 3}, "3 layers in config.json, 2 in"),
         ({"vocab_size": VOCABULARY - 1}, "token_embd.weight has the shape"),
     ],
 )
