@@ -100,7 +100,7 @@ def test_a_reporter_that_fails_is_heard_of_once(
     settings, rows, tmp_path, said, monkeypatch
 ) -> None:
     monkeypatch.setattr(fitting, "get_reporting_integration_callbacks", lambda _: [_Failing])
-    monkeypatch.setattr("slimtune.training.prechecks.find_spec", lambda _: True)
+    monkeypatch.setattr("slimtune.training.prechecks.is_installed", lambda _: True)
     words = ("--report-to", "wandb", "--output-dir", tmp_path)
     succeeds("train_lora", *settings, *words, *QUICK)
     assert _Failing.events == ["begin", "log"]
