@@ -95,7 +95,8 @@ def _require_finite(folder: Path, model: nn.Module, *, of_adapter: bool = False)
     """InputError by the name of the first weight with NaN or infinity; of an adapter's own alone
     where the base has been looked at.
 
-    A sum is one pass without a copy (0.1 s for 1 B parameters); one that overflows is no proof yet.
+    A sum is one pass without a copy (135 M parameters on two cores: 0.02 s in float32, 0.3 s in
+    bfloat16); one that overflows is no proof yet.
     """
     for name, weight in model.named_parameters():
         if not weight.is_floating_point() or (of_adapter and not _OF_ADAPTER.search(name)):
