@@ -55,7 +55,7 @@ FILES = {
         "more than 1,048,576 bytes",
     ),
     "5,000 digits": (b"lora:\n  rank: " + b"9" * 5000, ":2: inf is no lora.rank", "finite"),
-    "300 digits": (b"lora:\n  rank: " + b"9" * 300, "… is no lora.rank", "2147483647"),
+    "300 digits": (b"lora:\n  rank: " + b"9" * 300, "… is no lora.rank", "2,147,483,647"),
     "a word of a million": (b"model:\n  dtype: " + b"a" * 999_999, "aaa… is no model.dtype", ""),
 }
 

@@ -10,10 +10,10 @@ from typing import Any
 _Context = Mapping[str, Any]
 # By pydantic's type of error (pydantic_core.ErrorDetails): what it wanted.
 _WANTED: dict[str, Callable[[_Context], str]] = {
-    "greater_than": lambda told: f"a number above {told['gt']:g}",
-    "greater_than_equal": lambda told: f"a number of at least {told['ge']:g}",
-    "less_than": lambda told: f"a number below {told['lt']:g}",
-    "less_than_equal": lambda told: f"a number of at most {told['le']:g}",
+    "greater_than": lambda told: f"a number above {told['gt']:,.12g}",
+    "greater_than_equal": lambda told: f"a number of at least {told['ge']:,.12g}",
+    "less_than": lambda told: f"a number below {told['lt']:,.12g}",
+    "less_than_equal": lambda told: f"a number of at most {told['le']:,.12g}",
     "finite_number": lambda _: "a finite number",
     "literal_error": lambda told: str(told["expected"]).replace("'", "").replace(" or ", ", or "),
     "string_pattern_mismatch": lambda told: _like(told["pattern"]),
