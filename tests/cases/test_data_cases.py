@@ -357,7 +357,7 @@ def test_a_shape_that_others_write(tmp_path, row) -> None:
 @pytest.mark.parametrize(
     ("header", "flag"),
     [
-        ("序号,用户说的,标准回答", "'question=用户说的,answer=标准回答'"),
+        ("序号,用户说的,标准回答", "question=用户说的,answer=标准回答"),
         ("id,text,category", "question=text,answer=category"),
         ("n,Customer request,Our reply", "'question=Customer request,answer=Our reply'"),
         ('n,"Ask, please","Tell, us"', """'question="Ask, please",answer="Tell, us"'"""),
