@@ -101,7 +101,7 @@ def test_weights_that_are_missing_are_never_replaced_by_random_ones(tmp_path):
     build(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    with pytest.raises(InputError, match="layers.2"):
+    with pytest.raises(InputError, match="3 layers in config.json, 2 in the weights"):
         loading.load_model(tmp_path)
 
 
