@@ -415,6 +415,29 @@ def test_a_group_column_that_is_not_there(tmp_path) -> None:
     assert prepared(file, max_bad_rows=1).rows("train")  # the sample's own, by default
 
 
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ('{"data": [{oops},\n' + "[" * 5_000, {}),  # a second line that is too deep to be read
+        ("3.5\n", {"input_format": "json"}),
+        ("sep=;\n", {}),
+        ("\n\n", {"input_format": "csv"}),
+    ],
+)
+def test_what_looks_like_a_form_and_is_none_is_refused(tmp_path, text, settings) -> None:
+    """Found by fuzzing: each ended as a bug."""
+    assert refusal(write(tmp_path, text), **settings)
+
+
+@pytest.mark.parametrize("order", ["instruction,question", "question,instruction"])
+def test_a_mapped_column_wins_over_one_that_has_the_name(tmp_path, order) -> None:
+    """Whichever came last was asked until now, whatever the user had said; found by fuzzing."""
+    file = write(tmp_path, f"{order},output,team\n{order},said,x\n")
+    mapping = "question=instruction,answer=output"
+    (row,) = prepared(file, columns=mapping, group_column="team").rows("train")
+    assert [message["content"] for message in row["messages"]] == ["instruction", "said"]
+
+
 def test_no_advice_where_there_is_none(tmp_path) -> None:
     said = refusal(write(tmp_path, lines(*[{"text": f"a text {n}", "n": n} for n in range(9)])))
     assert "only 'text' holds text" in said and "--columns" not in said

@@ -49,16 +49,22 @@ def renamed(row: RawRow, mapping: Mapping[str, str]) -> RawRow:
 
 @lru_cache(maxsize=256)
 def _names(columns: tuple[str, ...], mapping: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    """A column mapped by the user wins, then one spelled exactly, then one that is forgiven."""
+    """A column mapped by the user wins, then one spelled exactly, then one that is forgiven.
+
+    Each name once: a column of its own whose name the user gave to another loses it.
+    """
     mapped = dict(mapping)
-    taken = {mapped[_plain(column)] for column in columns if _plain(column) in mapped}
-    taken |= {column for column in columns if column in KNOWN}
+    given = {mapped[_plain(column)] for column in columns if _plain(column) in mapped}
+    taken = given | {column for column in columns if column in KNOWN}
     names: list[str] = []
     for column in columns:
         plain = _plain(column)
         forgiven = plain if plain in KNOWN and plain not in taken else column
+        if plain not in mapped and forgiven in given:
+            forgiven = f"{column} (not mapped)"
         name = mapped.get(plain, forgiven)
-        names.append(column if name in names else name)
+        name = column if name in names else name
+        names.append(f"{name} (again)" if name in names else name)
     return tuple(names)
 
 
@@ -88,11 +94,10 @@ def group_name(column: str, mapping: Mapping[str, str], heads: Iterable[Sequence
     be parted in silence. The default is the sample's, which other files need not have.
     """
     heads = list(heads)
-    for rows in heads:
-        for name in found_in(rows):
+    for row in (row for rows in heads for row in rows):
+        for name, becomes in zip(row, _names(tuple(row), tuple(mapping.items())), strict=True):
             if _plain(name) == _plain(column):
-                row = next(row for row in rows if name in row)
-                return dict(zip(row, renamed(row, mapping), strict=True))[name]
+                return becomes
     if column in ("", _SAMPLES_GROUP):
         return column
     found = dict.fromkeys(name for rows in heads for name in found_in(rows))

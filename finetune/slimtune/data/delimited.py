@@ -38,7 +38,7 @@ def table_form(start: str, delimiter: str = "") -> dict[str, Any]:
     form = {"delimiter": delimiter, "above": above, "quoted": quoted}
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     rows = csv.reader(lines[above:], delimiter=delimiter, quoting=quoting)
-    first, *below = islice(filter(None, rows), _LOOKED_AT) or [[]]
+    first, *below = list(islice(filter(None, rows), _LOOKED_AT)) or [[]]
     return form | ({"headless": tuple(first)} if is_data(first, below) else {})
 
 

@@ -248,7 +248,7 @@ def _form_of_objects(start: str) -> str:
     except (ValueError, RecursionError):  # broken, or longer than this start
         return "wrapped" if holds_rows and not _is_object(start.split("\n", 2)[1:2]) else "jsonl"
     alone = not start[end:].strip()
-    if alone and table_rows(found) is not None:
+    if alone and isinstance(found, dict) and table_rows(found) is not None:
         return "columns"
     if holds_rows and alone:
         return "wrapped"
@@ -302,5 +302,5 @@ def _holds_turns(cells: Sequence[list[Any]]) -> bool:
 def _is_object(lines: list[str]) -> bool:
     try:
         return any(isinstance(json.loads(line), dict) for line in lines)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
