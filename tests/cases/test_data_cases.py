@@ -419,6 +419,7 @@ def test_a_group_column_that_is_not_there(tmp_path) -> None:
     ("text", "settings"),
     [
         ('{"data": [{oops},\n' + "[" * 5_000, {}),  # a second line that is too deep to be read
+        ("id,messages\n1," + "[" * 5_000 + "\n", {}),
         ("3.5\n", {"input_format": "json"}),
         ("sep=;\n", {}),
         ("\n\n", {"input_format": "csv"}),

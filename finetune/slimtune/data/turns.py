@@ -100,7 +100,7 @@ def _unpacked(turns: Any) -> Any:
         return turns
     try:
         return json.loads(turns)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
