@@ -62,12 +62,16 @@ def tiny_model(family: str = "llama", attention: str | None = None) -> PreTraine
     return model
 
 
-def tiny_samples(count: int, seed: int = 0) -> list[Sample]:
+def tiny_samples(count: int, seed: int = 0, shared: int = 0) -> list[Sample]:
+    """Samples of 6 to 19 tokens; two of three begin with the same `shared` tokens more, of which
+    none is learned, and every sixth with other ones."""
     generator = torch.Generator().manual_seed(seed)
     samples = []
     for index in range(count):
         length = int(torch.randint(6, 20, (1,), generator=generator))
         ids = torch.randint(3, 60, (length,), generator=generator).tolist()
         prompt = int(torch.randint(1, length - 2, (1,), generator=generator))
-        samples.append(Sample(ids, [IGNORED] * prompt + ids[prompt:], index))
+        before = [] if index % 3 == 2 else [3 + index % 6 // 4 + 7 * n % 50 for n in range(shared)]
+        labels = [IGNORED] * (len(before) + prompt) + ids[prompt:]
+        samples.append(Sample(before + ids, labels, index))
     return samples

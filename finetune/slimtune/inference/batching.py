@@ -5,13 +5,19 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
+from torch.nn import functional as F
+from transformers import Cache, PreTrainedModel
 
 from slimtune.console import ResourceError, tenth_done
 from slimtune.machine.refusals import is_out_of_memory
+from slimtune.prompts import IGNORED
 
 _log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+SHORTEST_SHARED = 8  # tokens in common: below, copying keys and values costs what the tokens would
+_WORTH_A_PASS = 64  # tokens that a pass over the weights for a beginning alone must save
 
 
 def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -69,22 +75,60 @@ def unfinished(batches: Iterable[list[int]], known: Collection[int]) -> list[lis
 
 
 def left_padded(
-    sequences: Sequence[Sequence[int]], device: torch.device
+    sequences: Sequence[Sequence[int]], device: torch.device, after: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Token ids, attention mask and position ids, each (rows, longest), padded on the left.
 
-    With the ends aligned, the next token of every row is at the same place. Without the mask, or
-    without positions counted from each row's own start, a batch answers otherwise than one by one.
+    With `after`, the rows go on after so many tokens that a cache holds: ids and positions are
+    those of the rest, the mask is for all. With the ends aligned, the next token of every row is at
+    the same place. Without the mask, or without positions counted from each row's own start, a
+    batch answers otherwise than one by one.
     """
-    longest = max(map(len, sequences))
-    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+    rests = [row[after:] for row in sequences]
+    longest = max(map(len, rests))
+    ids = torch.zeros(len(rests), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    for number, row in enumerate(sequences):
+    for number, row in enumerate(rests):
         start = longest - len(row)
         ids[number, start:] = torch.tensor(row)
         mask[number, start:] = 1
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    positions = (mask.cumsum(1) - 1).clamp_min(0) + after
+    mask = F.pad(mask, (after, 0), value=1)
     return ids.to(device), mask.to(device), positions.to(device)
+
+
+def read_beginning(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], most: Sequence[int], new: int = 0
+) -> tuple[int, Cache | None]:
+    """Reads once what all rows (token ids) begin with: how many tokens, and a cache of them with a
+    place for each row. (0, None) where that would save little; never more than `most` of each row.
+
+    The blanks stand between the beginning and the rest then, and transformers' sliding windows
+    count them: rows that with their `new` tokens go beyond the model's window are read whole.
+    """
+    window = getattr(model.config, "sliding_window", None)
+    if window is not None and max(map(len, rows)) + new > window:
+        return 0, None
+    # What the least and the greatest have in common, all have.
+    shared = min(common_beginning(min(rows), max(rows)), *most)
+    if shared < SHORTEST_SHARED or shared * (len(rows) - 1) < _WORTH_A_PASS:
+        return 0, None
+    ids = torch.tensor([rows[0][:shared]], device=model.device)
+    cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+    cache.batch_repeat_interleave(len(rows))
+    return shared, cache
+
+
+def before_needed(labels: Sequence[int]) -> int:
+    """How many tokens of a row stand before the first whose logits are needed: the one before the
+    first label. All but one, where nothing is labelled."""
+    return next((n for n, one in enumerate(labels) if n and one != IGNORED), len(labels)) - 1
+
+
+def common_beginning(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two rows begin with in common."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def _halves(rows: list[int], error: RuntimeError) -> list[list[int]]:

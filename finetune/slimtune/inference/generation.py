@@ -11,7 +11,7 @@ import torch
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerFast
 
 from slimtune.inference.answers import ANSWERED, Generation, Speed
-from slimtune.inference.batching import left_padded, run_batched
+from slimtune.inference.batching import left_padded, read_beginning, run_batched
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.sampling import Chooser
 
@@ -159,8 +159,9 @@ def _choices(
     """
     active = list(range(len(prompts)))
     choosers = None if decodings[0].plain else [*map(Chooser, decodings, prompts)]
-    ids, mask, positions = left_padded(prompts, model.device)
-    cache: Cache | None = None
+    own = [len(prompt) - 1 for prompt in prompts]
+    shared, cache = read_beginning(model, prompts, own, decodings[0].max_new_tokens)
+    ids, mask, positions = left_padded(prompts, model.device, shared)
     for _ in range(decodings[0].max_new_tokens):
         logits, cache = _step(model, ids, mask, positions, cache)
         chosen = _chosen(logits, active, choosers)

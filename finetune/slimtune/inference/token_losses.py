@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from slimtune.inference.answers import SCORED, TokenLosses
-from slimtune.inference.batching import left_padded, run_batched
+from slimtune.inference.batching import before_needed, left_padded, read_beginning, run_batched
 from slimtune.inference.distributions import Distributions, RowPlan
 from slimtune.prompts import IGNORED
 
@@ -58,18 +58,22 @@ def batch_losses(
     supervised position of the batch on, in the model's own type, and become fp32 only where a label
     is.
     """
-    labels = _left_padded_labels([example["labels"] for example in examples], model.device)
+    tokens = [example["input_ids"] for example in examples]
+    targets = [example["labels"] for example in examples]
+    shared, cache = read_beginning(model, tokens, [*map(before_needed, targets)])
+    labels = _left_padded_labels([own[shared:] for own in targets], model.device)
     supervised = labels != IGNORED
     if not supervised.any():
         return [TokenLosses([], []) for _ in examples]
-    ids, mask, positions = left_padded([e["input_ids"] for e in examples], model.device)
+    ids, mask, positions = left_padded(tokens, model.device, shared)
     # The ends are aligned, so the answers of a batch lie in one block of columns at its end.
     first = int(supervised.any(0).nonzero()[0])
     output = model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions,
-        use_cache=False,
+        past_key_values=cache,
+        use_cache=cache is not None,
         logits_to_keep=labels.shape[1] - first,
     )
     where = supervised[:, first:]

@@ -18,6 +18,7 @@ from slimtune.console import InputError
 from slimtune.models.compute import Compute, ComputeSettings
 from slimtune.models.family import families_in_words
 from slimtune.training import sharding
+from slimtune.training.prefixes import Piece
 
 NAME = "slimtune_per_sample"
 _FLASH = "flash_attention_2"
@@ -43,7 +44,7 @@ def register(device: str = "cpu", numbers: torch.dtype = torch.float32) -> str:
     return NAME
 
 
-def bounds(lengths: Sequence[int], name: str, device: torch.device) -> dict[str, object]:
+def bounds(lengths: Sequence[Piece], name: str, device: torch.device) -> dict[str, object]:
     """Keyword arguments that tell an implementation where the samples of a row begin and end."""
     if name != _FLASH:
         return {"lengths": lengths}
@@ -57,6 +58,11 @@ def bounds(lengths: Sequence[int], name: str, device: torch.device) -> dict[str,
     }
 
 
+def shares_beginnings(name: str) -> bool:
+    """Whether an implementation lets samples share a beginning: ours does, no kernel of others."""
+    return name == NAME
+
+
 def per_sample_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -65,7 +71,7 @@ def per_sample_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    lengths: Sequence[int] | None = None,
+    lengths: Sequence[Piece] | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
@@ -74,7 +80,8 @@ def per_sample_attention(
     """softmax(Q Kᵀ · scaling) V within each sample; returns (1, tokens, heads, head size).
 
     query: (1, heads, tokens, head size); key and value may have fewer heads (GQA). `lengths` are
-    the samples' tokens in order; without them the row is one sample. A position sees itself and the
+    the samples' tokens in order, or a beginning's and those of what follows it in each sample that
+    shares it (`prefixes`); without them the row is one sample. A position sees itself and the
     `sliding_window` - 1 before it. Raises InputError for capped scores and attention sinks.
     """
     if softcap is not None or s_aux is not None:
@@ -86,14 +93,21 @@ def per_sample_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
-    sizes = list(lengths) if lengths is not None else [query.shape[2]]
-    outputs = [
-        _causal(q, k, v, scaling, dropout, sliding_window)
-        for q, k, v in zip(
-            query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True
-        )
-    ]
+    pieces = list(lengths) if lengths is not None else [query.shape[2]]
+    parts = iter(zip(*(part.split(_sizes(pieces), 2) for part in (query, key, value)), strict=True))
+    outputs = []
+    for piece in pieces:
+        q, k, v = next(parts)
+        outputs.append(_causal(q, k, v, scaling, dropout, sliding_window))
+        for _ in piece[1:] if isinstance(piece, tuple) else ():
+            rest, *own = next(parts)
+            both = (torch.cat(pair, dim=2) for pair in zip((k, v), own, strict=True))
+            outputs.append(_causal(rest, *both, scaling, dropout, sliding_window))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _sizes(pieces: Sequence[Piece]) -> list[int]:
+    return [n for piece in pieces for n in (piece if isinstance(piece, tuple) else (piece,))]
 
 
 def _causal(
@@ -104,13 +118,15 @@ def _causal(
     dropout: float,
     window: int | None,
 ) -> torch.Tensor:
-    length = query.shape[2]
-    if window is None or length <= window:
+    """Of the last positions of `key`, those of `query`; all, where there are as many."""
+    length, before = key.shape[2], key.shape[2] - query.shape[2]
+    if not before and (window is None or length <= window):
         return scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, is_causal=True, scale=scale
         )
-    seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-    seen = seen.triu(1 - window)
+    seen = torch.ones(length - before, length, dtype=torch.bool, device=query.device).tril(before)
+    if window is not None:
+        seen = seen.triu(before + 1 - window)
     return scaled_dot_product_attention(
         query, key, value, attn_mask=seen, dropout_p=dropout, scale=scale
     )

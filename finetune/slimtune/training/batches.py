@@ -2,7 +2,8 @@
 
 A batch is one row of tokens: the samples one after another, each counting its positions from 0,
 and `lengths` to tell them apart. No row is padded to the longest; what `filled` puts at the end of
-the whole batch, on some processors, is an eighth of it at most above 512 tokens.
+the whole batch, on some processors, is an eighth of it at most above 512 tokens. What samples begin
+with in common is computed once (`prefixes`).
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from slimtune.console import InputError
 from slimtune.machine import onednn
 from slimtune.prompts import IGNORED, encode, puts_bos
+from slimtune.training import prefixes
 
 TrainingRow = dict[str, Any]
 
@@ -111,19 +113,39 @@ def encode_text(passages: Sequence[str], tokenizer: Any, max_length: int) -> lis
     return samples
 
 
-def collate(samples: Sequence[Sample]) -> dict[str, Any]:
+def collate(samples: Sequence[Sample], share: bool = True) -> dict[str, Any]:
     """A padding-free batch: input_ids, position_ids, labels (1, tokens); lengths; sample indices.
 
     The first label of each sample is IGNORED, else a sample would be predicted from the one before.
+    Where samples `share` a beginning, the parts of its `prefixes.Layout` are there as well, and
+    `ready` makes use of them.
     """
     lengths = [len(sample.input_ids) for sample in samples]
-    return {
+    found = prefixes.layout([s.input_ids for s in samples], [s.labels for s in samples])
+    batch = {
         "input_ids": torch.tensor([[i for sample in samples for i in sample.input_ids]]),
         "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
         "labels": torch.tensor([[i for s in samples for i in [IGNORED, *s.labels[1:]]]]),
         "lengths": lengths,
         "indices": [sample.index for sample in samples],
     }
+    return batch | vars(found) if share and found else batch
+
+
+def ready(
+    batch: dict[str, Any], positions: torch.Tensor, *, shares: bool
+) -> tuple[dict[str, Any], torch.Tensor]:
+    """`batch` as the model reads it, and where its `positions` (on the model's device) are then.
+
+    With `shares` a beginning in common is there once. Blank tokens come last, on a CPU.
+    """
+    if shares and "kept" in batch:
+        kept, places = (batch[name].to(positions.device) for name in ("kept", "places"))
+        ids, counted = (batch[name].to(kept.device) for name in ("input_ids", "position_ids"))
+        positions = places[positions]
+        batch = batch | {"input_ids": ids[:, kept], "position_ids": counted[:, kept]}
+        batch["lengths"] = batch["pieces"]
+    return padded(batch, positions.device), positions
 
 
 def padded(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

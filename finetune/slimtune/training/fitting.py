@@ -19,7 +19,7 @@ from slimtune.artifacts.records import command
 from slimtune.config import Training
 from slimtune.console import decoration, first_process, processes, to_paste
 from slimtune.models.loading import require_bitsandbytes
-from slimtune.training import callbacks, checkpoints, sharding
+from slimtune.training import callbacks, checkpoints, prefixes, sharding
 from slimtune.training.batches import Sample
 from slimtune.training.callbacks import ProgressShown, Reporting
 from slimtune.training.curve import METRICS, Curve, MetricsFile
@@ -72,6 +72,7 @@ def fit(
         args=arguments,
         train_dataset=list(train),
         eval_dataset=list(validation) or None,
+        share=not (settings.neftune_alpha or prefixes.draws(model)),
         **trainer_options,
     )
     trainer.section = section

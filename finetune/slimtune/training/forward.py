@@ -19,7 +19,7 @@ from slimtune.console import InputError
 from slimtune.models.family import families_in_words
 from slimtune.prompts import IGNORED
 from slimtune.training import attention, losses
-from slimtune.training.batches import Sample, collate, padded
+from slimtune.training.batches import Sample, collate, ready
 
 _PROBE = 48  # tokens of each of two samples: a blink for any model
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
@@ -36,7 +36,7 @@ def loss_parts(
     """The parts of `loss`, each summed over `positions`; the first can be differentiated."""
     causal = causal_model(model)
     how = causal.config._attn_implementation
-    batch = padded(batch, positions.device)
+    batch, positions = ready(batch, positions, shares=attention.shares_beginnings(how))
     with _losses_from(causal.get_output_embeddings(), loss):
         return model(
             input_ids=batch["input_ids"],

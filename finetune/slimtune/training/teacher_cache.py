@@ -25,8 +25,8 @@ from slimtune.console import InputError, near, tenth_done
 from slimtune.machine import onednn
 from slimtune.machine.disks import require_space
 from slimtune.prompts import IGNORED
-from slimtune.training.attention import bounds
-from slimtune.training.batches import Sample, collate, padded
+from slimtune.training.attention import bounds, shares_beginnings
+from slimtune.training.batches import Sample, collate, ready
 from slimtune.training.divergences import TeacherTopK
 from slimtune.training.losses import CHUNK
 
@@ -190,13 +190,14 @@ def hidden_states(
     """What the teacher's head reads at the supervised positions, and these positions."""
     device = teacher.device
     positions = (batch["labels"][0, 1:] != IGNORED).nonzero().squeeze(1).to(device)
-    batch = padded(batch, device)
+    how = teacher.config._attn_implementation
+    batch, read = ready(batch, positions, shares=shares_beginnings(how))
     hidden = teacher.get_decoder()(
         input_ids=batch["input_ids"].to(device),
         position_ids=batch["position_ids"].to(device),
         use_cache=False,
-        **bounds(batch["lengths"], teacher.config._attn_implementation, device),
-    ).last_hidden_state[0, positions]
+        **bounds(batch["lengths"], how, device),
+    ).last_hidden_state[0, read]
     return hidden, positions
 
 

@@ -45,14 +45,17 @@ _SKIPPED_STEPS = 20  # float16's loss scale halves at each: from 65,536 it is be
 
 
 class SlimTrainer(Trainer):
-    """Trainer for padding-free batches of `Sample`s; `part_names` are the parts of its loss."""
+    """Trainer for padding-free batches of `Sample`s; `part_names` are the parts of its loss.
+    With `share`, what rows of a batch begin with in common is computed once."""
 
     part_names: tuple[str, ...] = ("ce",)
     section = "training"  # of the settings that its learning rate is in
     loss_is_scaled_for_ga = True  # divided by the tokens of the whole accumulated batch
 
-    def __init__(self, *args: Any, loraplus_ratio: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(*args, data_collator=collate, **kwargs)
+    def __init__(
+        self, *args: Any, loraplus_ratio: float = 1.0, share: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, data_collator=partial(collate, share=share), **kwargs)
         self.loraplus_ratio = loraplus_ratio
         self.model_accepts_loss_kwargs = True
         self.interruption = Interruption()

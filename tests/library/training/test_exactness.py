@@ -1,6 +1,7 @@
 """Step by step the losses of transformers' own padded Trainer: any family, head, rope, window."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -119,8 +120,9 @@ def require_equal(
     adapter: dict | None = None,
     accumulation: int = 1,
     learning_rate: float = 1e-2,
+    shared: int = 0,
 ) -> None:
-    samples, args = tiny_samples(18), arguments(folder, accumulation, learning_rate)
+    samples, args = tiny_samples(18, shared=shared), arguments(folder, accumulation, learning_rate)
     padded = trained(make("sdpa"), adapter)
     reference = losses(Trainer(padded, args, train_dataset=samples, data_collator=pad))
     packed = trained(make(register()), adapter)
@@ -132,10 +134,12 @@ def require_equal(
         torch.testing.assert_close(packed.get_parameter(name), weight, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.parametrize("shared", [0, 12])
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_families(tmp_path: Path, family: str, accumulation: int) -> None:
-    require_equal(tmp_path, lambda how: tiny_model(family, how), ADAPTERS["plain"], accumulation)
+def test_families(tmp_path: Path, family: str, accumulation: int, shared: int) -> None:
+    make = partial(tiny_model, family)
+    require_equal(tmp_path, make, ADAPTERS["plain"], accumulation, shared=shared)
 
 
 @pytest.mark.parametrize(
@@ -198,10 +202,12 @@ def test_noise_on_single_rows_is_transformers_own(tmp_path: Path, monkeypatch) -
     assert ours != pytest.approx(without, abs=1e-3)
 
 
+@pytest.mark.parametrize("shared", [0, 12])
 @pytest.mark.parametrize("family", ["llama", "llama_tied", "qwen2", "qwen3", "llama3.2"])
-def test_all_weights(tmp_path: Path, family: str) -> None:
+def test_all_weights(tmp_path: Path, family: str, shared: int) -> None:
     # Slowly: the gradient of a key's bias is rounding alone, and Adam makes full steps of it.
-    require_equal(tmp_path, lambda how: tiny_model(family, how), accumulation=3, learning_rate=1e-3)
+    make = partial(tiny_model, family)
+    require_equal(tmp_path, make, accumulation=3, learning_rate=1e-3, shared=shared)
 
 
 def changed(family: str, how: str, **changes: object) -> PreTrainedModel:
@@ -210,22 +216,26 @@ def changed(family: str, how: str, **changes: object) -> PreTrainedModel:
     return model_class(config_class(**SHAPE | extra | changes, attn_implementation=how))
 
 
+@pytest.mark.parametrize("shared", [0, 12])
 @pytest.mark.parametrize("rope", ROPES)
-def test_ropes(tmp_path: Path, rope: str) -> None:
+def test_ropes(tmp_path: Path, rope: str, shared: int) -> None:
     changes = {"rope_parameters": ROPES[rope], "max_position_embeddings": 32}
-    require_equal(tmp_path, lambda how: changed("llama", how, **changes), ADAPTERS["plain"])
+    make = partial(changed, "llama", **changes)
+    require_equal(tmp_path, make, ADAPTERS["plain"], shared=shared)
 
 
-@pytest.mark.parametrize("window", [3, 8, 4096, None])
-def test_sliding_windows(tmp_path: Path, window: int | None) -> None:
-    require_equal(
-        tmp_path, lambda how: changed("mistral", how, sliding_window=window), ADAPTERS["plain"]
-    )
+@pytest.mark.parametrize("shared", [0, 12])
+@pytest.mark.parametrize("window", [3, 8, 15, 4096, None])
+def test_sliding_windows(tmp_path: Path, window: int | None, shared: int) -> None:
+    make = partial(changed, "mistral", sliding_window=window)
+    require_equal(tmp_path, make, ADAPTERS["plain"], shared=shared)
 
 
-def test_windows_in_some_layers_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shared", [0, 12])
+def test_windows_in_some_layers_only(tmp_path: Path, shared: int) -> None:
     changes = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
-    require_equal(tmp_path, lambda how: changed("qwen2", how, **changes), ADAPTERS["plain"])
+    make = partial(changed, "qwen2", **changes)
+    require_equal(tmp_path, make, ADAPTERS["plain"], shared=shared)
 
 
 def test_every_family_here_passes_the_probe() -> None:
