@@ -30,6 +30,7 @@ def main(config: Config) -> None:
     from slimtune.export.plan import open_source
     from slimtune.models.folders import local_folder
 
+    config = convert.named(config)
     gguf = config.gguf
     config = with_rows_of(config, gguf.lora_model, gguf.model_path)
     files = convert.files_of(config)

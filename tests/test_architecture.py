@@ -32,7 +32,7 @@ MAY_USE = {
     "config": set(),
     "console": set(),
     "packages": {"console"},
-    "settings": {"config", "console"},
+    "settings": {"config", "console", "artifacts"},
     "machine": {"config", "console", "packages"},
     "artifacts": {"config", "console", "machine"},
     "script": {"config", "console", "packages", "machine", "settings", "unpacking"},

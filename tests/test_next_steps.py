@@ -57,15 +57,15 @@ def test_from_raw_rows_to_a_talk_with_the_file(folder, monkeypatch) -> None:
     with compared_here():
         compared = goes_on(tuned, "--output", "my 结果/r.csv", "--max-rows", 3)
         merged = compared_and_merged(compared)
-        written = goes_on(merged, "--output-dir", "my gguf", "--model-name", "my-name")
+        written = goes_on(merged, "--output-dir", "my gguf")
         again = goes_on(written, "--max-rows", 2, "--output", "my 结果/2/r.csv")
     # That one was asked of the base, the adapter and the file: all of one family.
     told = json.loads(Path("my 结果/2/r_metrics.json").read_text(encoding="utf-8"))
-    assert [one["label"] for one in told["models"]][-1] == "my-name-F16"
+    assert [one["label"] for one in told["models"]][-1] == "my-base-finetuned-F16"
     script, *words = next_of(again)
     assert words[-1] != "--merge" and "--interactive" in words
     talked = succeeds(script, *words, stdin="/exit\n")
-    assert "my-name-F16" in talked.err
+    assert "my-base-finetuned-F16" in talked.err
 
 
 def compared_and_merged(compared: Ran) -> Ran:

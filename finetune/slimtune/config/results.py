@@ -214,9 +214,10 @@ class Gguf(Section):
         "where that is missing llama-quantize on PATH.",
     )
     model_name: str = setting(
-        "slimtune-sample",
+        "auto",
         "Name of the Ollama model: NAME, NAME:TAG or USER/NAME:TAG. Files are called after its\n"
-        "last part, with - for :. A Modelfile wants the ASCII that Ollama takes.",
+        "last part, with - for :. A Modelfile wants the ASCII that Ollama takes. auto: after the\n"
+        "model it began as and what was done to it, as in smollm2-135m-instruct-finetuned.",
         pattern=r"^\w[\w.-]*(/\w[\w.-]*)*(:\w[\w.-]*)?$",
     )
     create_modelfile: bool = setting(

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from slimtune.artifacts import Stage, stage_files
+from slimtune.artifacts.model_names import automatic_name
 from slimtune.config import Config
 from slimtune.console import SlimTuneError, size
 from slimtune.export import allocation, preflight
@@ -24,6 +25,16 @@ from slimtune.models.origin import MODEL_FINGERPRINT, fingerprint
 from slimtune.models.served_decoding import with_decoding_of
 
 _log = logging.getLogger(__name__)
+
+
+def named(config: Config) -> Config:
+    """The settings with a name where gguf.model_name is auto; it is told with its reason."""
+    gguf = config.gguf
+    if gguf.model_name != "auto":
+        return config
+    name, reason = automatic_name(gguf.model_path, gguf.lora_model)
+    _log.info("name: %s (gguf.model_name is auto: %s)", name, reason)
+    return config.model_copy(update={"gguf": gguf.model_copy(update={"model_name": name})})
 
 
 def files_of(config: Config) -> list[Path]:

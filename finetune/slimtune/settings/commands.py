@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from slimtune.artifacts.model_names import automatic_name
 from slimtune.config import Config
 from slimtune.console import near, to_paste
 from slimtune.settings.flags import flags_of, section_fields
@@ -89,6 +90,8 @@ def _value(setting: str, config: Config, given: Mapping[str, Any]) -> Any:
     section, _, name = setting.partition(".")
     value = getattr(getattr(config, section), name)
     found = given.get(setting, value)
+    if (setting, found) == ("gguf.model_name", "auto"):
+        return automatic_name(_value("gguf.model_path", config, given), config.gguf.lora_model)[0]
     return Path(found) if isinstance(value, Path) else found
 
 
