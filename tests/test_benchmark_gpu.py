@@ -53,7 +53,7 @@ def world(gpu: ModuleType, kept: Path):
 def test_the_scripts_run_at_a_tiny_shape_and_are_compared_with_their_dry_runs(
     gpu, world, kept, monkeypatch, capsys
 ) -> None:
-    # Each look searches all processes of the machine, and the kernel's own mark is enough here.
+    # The kernel's own high-water mark is enough here.
     monkeypatch.setattr(importlib.import_module("measuring"), "_PACE", 1.0)
     written = (kept / "model" / "config.json").stat().st_mtime_ns
     with pytest.raises(SystemExit) as ended:
