@@ -7,10 +7,10 @@ two models are told apart without reading all of them.
 import errno
 import hashlib
 import logging
-import os
 import re
 from pathlib import Path
 
+import numpy as np
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from slimtune.artifacts import run_of
 from slimtune.artifacts.files import inside, require_fetched
 from slimtune.console import InputError, ResourceError, SlimTuneError, quoted
 from slimtune.models import json_files
@@ -218,21 +219,37 @@ def _no_weights(folder: Path) -> InputError:
     )
 
 
-_ENDS = 1 << 20  # bytes
-
-
 def weights_identity(model: str) -> str:
     """A hash of a model's weights; moving or copying a folder changes nothing.
 
-    It covers name, size, first and last MiB of every weights file: headers, shapes, and weights
-    that any training changes.
+    It covers every byte where a record of ours has the files' sums; of others name, size and
+    `sampled` pieces, which any training changes.
     """
+    folder = local_folder(model)
+    run = run_of(folder)
+    sealed = run["files"] if run else {}
     digest = hashlib.sha256()
-    for file in sorted(local_folder(model).glob("*.safetensors")):
-        length = file.stat().st_size
-        digest.update(f"{file.name} {length}".encode())
-        with file.open("rb") as handle:
-            digest.update(handle.read(_ENDS))
-            handle.seek(max(0, length - _ENDS), os.SEEK_SET)
-            digest.update(handle.read(_ENDS))
+    for file in sorted(folder.glob("*.safetensors")):
+        known = sealed.get(file.name)
+        is_known = known is not None and known["bytes"] == file.stat().st_size
+        told = known["sha256"] if is_known else sampled(file, _HEAD)
+        digest.update(f"{file.name} {told}".encode())
     return digest.hexdigest()[:16]
+
+
+_HEAD = 1 << 20  # bytes: headers and shapes
+_PIECES, _PIECE_BYTES = 256, 4096
+
+
+def sampled(file: Path, head: int) -> str:
+    """SHA-256 of a file's size, its first `head` bytes, and 1 MB in pieces from all over the rest,
+    its end among them.
+    """
+    length = file.stat().st_size
+    digest = hashlib.sha256(f"{length}".encode())
+    with file.open("rb") as handle:
+        digest.update(handle.read(head))
+        for place in np.linspace(head, max(head, length - _PIECE_BYTES), _PIECES, dtype=np.int64):
+            handle.seek(int(place))
+            digest.update(handle.read(_PIECE_BYTES))
+    return digest.hexdigest()

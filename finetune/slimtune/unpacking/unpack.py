@@ -4,7 +4,6 @@ The folder is an artifact like any other, with a run.json; it is used again as l
 the same by its fingerprint. A file of the same name with other content gets a folder of its own.
 """
 
-import hashlib
 import logging
 import re
 import time
@@ -20,6 +19,7 @@ from slimtune.console import ResourceError, first_process, near, note, size, wou
 from slimtune.export.architecture import FACTORS, Architecture, read_architecture
 from slimtune.inference.gguf_tokenizer import GgufTokens, put_first, tokens_of
 from slimtune.inference.llama_cpp import LlamaCpp
+from slimtune.models.folders import sampled
 from slimtune.models.gguf_header import GgufHeader, damaged, read_gguf
 from slimtune.models.served_decoding import own_decoding_of_gguf, write_generation_config
 from slimtune.unpacking.gguf_config import family_of_file, read_config
@@ -35,7 +35,6 @@ from slimtune.unpacking.vocabulary_check import require_same_ids
 
 STAGE = "unpack"
 _VOCABULARY_PATIENCE = 120.0  # seconds for an answer of ids; a second is much
-_PIECES, _PIECE_BYTES = 256, 4096
 _PATIENCE = 6 * 3600.0  # seconds for another process of this run to unpack
 _log = logging.getLogger(__name__)
 
@@ -81,16 +80,9 @@ def unpacked(file: Path, name: str, config: Config) -> Path | None:
 
 def fingerprint(header: GgufHeader) -> str:
     """A digest of a file: its size, its header, and 1 MB in pieces from all over its tensors."""
-    file = header.file
-    length = file.stat().st_size
+    file, length = header.file, header.file.stat().st_size
     first = min((tensor.offset for tensor in header.tensors.values()), default=length)
-    digest = hashlib.sha256(f"{length}".encode())
-    with file.open("rb") as handle:
-        digest.update(handle.read(first))
-        for place in np.linspace(first, max(first, length - _PIECE_BYTES), _PIECES, dtype=np.int64):
-            handle.seek(int(place))
-            digest.update(handle.read(_PIECE_BYTES))
-    return digest.hexdigest()[:16]
+    return sampled(file, first)[:16]
 
 
 def plan_unpacking(header: GgufHeader) -> Plan:
