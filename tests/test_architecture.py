@@ -37,7 +37,7 @@ MAY_USE = {
     "artifacts": {"config", "console", "machine"},
     "script": {"config", "console", "packages", "machine", "settings", "unpacking"},
     "report": {"config", "console", "artifacts"},
-    "data": {"config", "console", "packages", "artifacts", "report"},
+    "data": {"config", "console", "packages", "artifacts", "machine", "report"},
     "prompts": {"console", "artifacts"},
     "models": _GROUND | {"prompts"},
     "inference": _MODELS,

@@ -1,10 +1,18 @@
-"""kill -9 between two outputs of a run: the same command goes on, and ends with the same bytes."""
+"""Runs that are stopped from outside.
+
+kill -9 between two outputs: the same command goes on, and ends with the same bytes. Ctrl-C while a
+child process imports: one word to the user, no traceback.
+"""
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
+import psutil
 import pytest
 from running import files_under, killed, refused, succeeds
 from tiny_folders import write_tiny_llama
@@ -77,3 +85,43 @@ def test_a_combined_run_killed_before_each_output_goes_on(settings, merged, tmp_
         for name in weights:
             assert (one / name).read_bytes() == (whole / name).read_bytes(), f"{stage}/{name}"
     assert not list((tmp_path / "killed").rglob("*.partial"))
+
+
+# What is handed to a comparison's process is found in a module that takes long to import there.
+SLOW_IMPORT = """
+import multiprocessing, pathlib, time
+if multiprocessing.parent_process():
+    print("importing", flush=True)
+    while not pathlib.Path("go on").exists():
+        time.sleep(0.01)
+class Candidate:
+    label = "base"
+"""
+COMPARISON = """
+import slow_import
+from slimtune.evaluation.comparison import _in_child
+try:
+    _in_child(slow_import.Candidate(), None)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.usefixtures("signals_as_in_a_terminal")
+def test_ctrl_c_while_a_comparisons_process_imports(tmp_path) -> None:
+    (tmp_path / "slow_import.py").write_text(SLOW_IMPORT)
+    library = str(Path(parts.__file__).parents[2])
+    pipe, paths = subprocess.PIPE, os.pathsep.join([str(tmp_path), library])
+    with subprocess.Popen(
+        [sys.executable, "-c", COMPARISON],
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": paths},
+    ) as process:
+        assert process.stdout.readline() == "importing\n"
+        for one in (*psutil.Process(process.pid).children(), process):
+            one.send_signal(signal.SIGINT)  # a terminal sends it to all
+        (tmp_path / "go on").touch()
+        assert process.communicate() == ("interrupted\n", "")

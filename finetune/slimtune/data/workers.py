@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from slimtune.console import ResourceError
+from slimtune.machine.process import ctrl_c_waits
 
 _IN_FLIGHT = 3  # items a worker: one at work, one waiting, one on its way back
 _PACE = 1.0  # seconds between two looks at whether the parent still lives
@@ -52,7 +53,8 @@ def _in_order(
 ) -> Iterator[Any]:
     pending: deque = deque()
     for item in items:
-        pending.append(pool.submit(_work, work, item))
+        with ctrl_c_waits():  # the first calls start the processes
+            pending.append(pool.submit(_work, work, item))
         if len(pending) >= _IN_FLIGHT * workers:
             yield pending.popleft().result()
     while pending:

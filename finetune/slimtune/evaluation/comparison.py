@@ -32,6 +32,7 @@ from slimtune.evaluation.scoring import measure, row_scores, signatures
 from slimtune.evaluation.served import ask_server
 from slimtune.inference.answers import Candidate, Job, Original, Outcome, Question
 from slimtune.inference.decoding import Decoding
+from slimtune.machine.process import ctrl_c_comes, ctrl_c_waits
 
 _log = logging.getLogger("slimtune")
 
@@ -190,13 +191,20 @@ def _in_child(candidate: Candidate, job: Job) -> Outcome:
     speak = start_logging if _log.handlers else None
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=speak) as child:
         try:
-            return child.submit(_here, candidate, job).result()
+            with ctrl_c_waits():  # the process begins here
+                answered = child.submit(_in_turn, candidate, job)
+            return answered.result()
         except BrokenProcessPool as error:
             raise ResourceError(
                 f"{candidate.label}: the process that evaluated it was ended from outside",
                 "most often the system does so when memory runs out",
                 "use a smaller or quantised model, or a shorter --max-new-tokens",
             ) from error
+
+
+def _in_turn(candidate: Candidate, job: Job) -> Outcome:
+    with ctrl_c_comes():
+        return _here(candidate, job)
 
 
 def _require_distinct(candidates: Sequence[Candidate]) -> None:

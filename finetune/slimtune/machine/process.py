@@ -1,6 +1,7 @@
 """What a process tells and changes of itself: peak of memory, malloc's threshold, its packages."""
 
 import ctypes
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +45,36 @@ def forget_peak() -> None:
     """Let `peak_memory` count from now on: the next stage of a long process begins. Linux only."""
     with suppress(OSError):
         Path(_CLEAR).write_text("5", encoding="ascii")
+
+
+@contextmanager
+def ctrl_c_waits() -> Iterator[None]:
+    """While it is open, Ctrl-C waits, and processes that are started here are born with it waiting:
+    a terminal sends it to all of them, and in the middle of its imports one answers by a traceback.
+    Windows cannot hold it back.
+    """
+    with _ctrl_c("SIG_BLOCK"):
+        yield
+
+
+@contextmanager
+def ctrl_c_comes() -> Iterator[None]:
+    """While it is open, Ctrl-C that `ctrl_c_waits` held back from this process is raised in it."""
+    with _ctrl_c("SIG_UNBLOCK"):
+        yield
+
+
+@contextmanager
+def _ctrl_c(how: str) -> Iterator[None]:
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(getattr(signal, how), {signal.SIGINT})  # what waited is raised here
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

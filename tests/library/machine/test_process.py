@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from running import imported_by
 from slimtune.config import Config
 from slimtune.machine import process
 from slimtune.machine.process import (
+    ctrl_c_comes,
+    ctrl_c_waits,
     forget_peak,
     large_blocks_returned,
     leave_out_unused,
@@ -161,3 +164,20 @@ def test_without_resource_and_proc_psutil_says_it(monkeypatch) -> None:
     with_resource = peak_memory()
     monkeypatch.setattr(process, "resource", None)
     assert 1_000_000 < peak_memory() <= with_resource
+
+
+@pytest.mark.usefixtures("signals_as_in_a_terminal")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot hold Ctrl-C back")
+def test_ctrl_c_that_waited_comes_at_the_end() -> None:
+    reached = []
+    with pytest.raises(KeyboardInterrupt), ctrl_c_waits():
+        signal.raise_signal(signal.SIGINT)
+        reached.append("its end")
+    with ctrl_c_waits():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), ctrl_c_comes():
+            reached.append("never")
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), ctrl_c_comes():
+            reached.append("never")
+    assert reached == ["its end"]
