@@ -30,30 +30,31 @@ def an_io_error(file: Path) -> None:
 FAULTS = [a_folder, a_circle, an_io_error]
 MODEL = ["base/config.json", "base/model.safetensors"]
 ROWS = ["rows/train_train.jsonl"]
+VALIDATION, TEST = "rows/train_validation.jsonl", "rows/train_test.jsonl"
 ADAPTER = ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
 TRAINING = ("--base-model", "base", "--train-data", "rows/train_train.jsonl", "--output-dir", "out")
 TEACHING = ("--student-model", "base", "--teacher-model", "base", "--text-data", "text.txt")
-ASKING = ("--base-model", "base", "--lora-model", "adapter", "--test-data", "rows/train_test.jsonl")
+ASKING = ("--base-model", "base", "--lora-model", "adapter", "--test-data", TEST)
 READS: dict[str, tuple[tuple[str, ...], list[str]]] = {
     "prepare_data": (("--input", "raw.json", "--output-dir", "out"), ["raw.json"]),
-    "train_lora": (TRAINING, [*MODEL, *ROWS]),
-    "model_pruning": (("--model-path", "base", *TRAINING[2:]), MODEL),
+    "train_lora": ((*TRAINING, "--val-data", VALIDATION), [*MODEL, *ROWS, VALIDATION]),
+    "model_pruning": (("--model-path", "base", *TRAINING[2:]), [*MODEL, *ROWS]),
     "knowledge_distillation": (
         (*TEACHING, *TRAINING[2:], "--cache-dir", "cache"),
         [*MODEL, *ROWS, "text.txt"],
     ),
     "train_pruned_distilled": (
         (*TRAINING, "--teacher-model", "base", "--text-data", "text.txt"),
-        [*MODEL, *ROWS, "text.txt"],
+        [*MODEL, *ROWS, "text.txt", TEST],
     ),
     "evaluate_model": (
         (*ASKING, "--output", "out/results.csv"),
-        [*MODEL, *ADAPTER, "rows/train_test.jsonl"],
+        [*MODEL, *ADAPTER, TEST],
     ),
     "convert_to_gguf": (
         ("--model-path", "base", "--lora-model", "adapter", "--output-dir", "out")
-        + ("--verify", "off", "--quantization", "F16"),
-        MODEL + ADAPTER,
+        + ("--verify", "quick", "--quantization", "F16", "--train-data", ROWS[0]),
+        [*MODEL, *ADAPTER, TEST],
     ),
 }
 CASES = [(script, file) for script, (_, files) in READS.items() for file in files]
@@ -66,6 +67,9 @@ def world(project, rows, adapter, tmp_path, monkeypatch) -> Path:
     shutil.copytree(adapter, tmp_path / "adapter")
     for name in ("raw.json", "text.txt", "config.yaml"):
         shutil.copy(project / name, tmp_path)
+    config = (tmp_path / "config.yaml").read_text(encoding="utf-8")
+    named = f"evaluation: {{test_data: {TEST}, "  # convert_to_gguf.py has no flag for it
+    (tmp_path / "config.yaml").write_text(config.replace("evaluation: {", named), "utf-8")
     for record in ("rows/train_run.json", "adapter/run.json"):  # or a file counts as changed
         (tmp_path / record).unlink()
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,9 @@ def source_of(config: Config) -> str | None:
         )
     if pruning.calibration == "none":
         return None
-    if pruning.calibration == "auto" and config.training.train_data.is_file():
+    rows = config.training.train_data
+    named = "training.train_data" in config.options.flags
+    if pruning.calibration == "auto" and (named or os.path.lexists(rows)):
         return "rows"
     return "self" if needed or pruning.calibration == "self" else None
 

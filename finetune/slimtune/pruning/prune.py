@@ -21,6 +21,7 @@ from slimtune.pruning.calibration import (
     Calibration,
     calibrate,
     longest_row,
+    prepared_rows,
     require_sound,
     source_of,
 )
@@ -151,7 +152,9 @@ def estimate_pruning(model: str, config: Config) -> dict[str, str]:
     before, after = prunable_shape(Checkpoint(source)), plan_cuts(source, config)
     calibration = source_of(config)
     if calibration:
-        longest_row(source, config)
+        longest = longest_row(source, config)
+    if calibration == "rows":  # those that cannot be read are told now
+        prepared_rows(source, config, config.pruning.calibration_rows, longest)
     return {
         "parameters": f"{before.parameters:,} -> {after.parameters:,}",
         "FFN neurons a layer": f"{before.ffn} -> {after.ffn}",

@@ -50,7 +50,7 @@ def trained_in(config: Config) -> Path:
 
 def _conversations(config: Config) -> list[list[ChatMessage]]:
     file = config.evaluation.test_data or beside(config.training.train_data, "test")
-    if file and file.is_file():
+    if file:
         return [row["messages"] for row in read_rows(file)]
     system = system_prompt_for(config, trained_in(config))
     opening = [ChatMessage(role="system", content=system)] if system else []
