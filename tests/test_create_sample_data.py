@@ -9,6 +9,7 @@ from tiny_folders import write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimtune.config.data import Data
+from slimtune.console import runnable
 from slimtune.data.preparation import prepare
 from slimtune.sample import check_answer, parts, pretraining
 from slimtune.sample.kinds import SAMPLE_FILES
@@ -34,7 +35,9 @@ def test_flags_only_with_the_shipped_models(tmp_path, monkeypatch) -> None:
     words = ("create_sample_data", *QUICK, "--output-dir", "data", "--models-dir", "sample")
     ran = succeeds(*words)
     assert ran.out.startswith("wrote  data/raw_data.json\nwrote  sample\n")
-    assert ran.out.endswith("next:  python finetune/prepare_data.py --input data/raw_data.json\n")
+    assert ran.out.endswith(
+        f"next:  {runnable('python finetune/prepare_data.py')} --input data/raw_data.json\n"
+    )
     base, teacher = (
         AutoModelForCausalLM.from_pretrained(f"sample/{n}") for n in parts.SAMPLE_MODELS
     )

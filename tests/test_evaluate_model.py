@@ -21,6 +21,7 @@ from tiny_folders import write_tiny_llama
 from tiny_ggufs import put_into_ollama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from slimtune.console import runnable
 from slimtune.evaluation import comparison
 
 
@@ -48,7 +49,10 @@ class TestComparison:
         assert "wrote  evaluation_results.csv\n" in ran.out
         assert "wrote  training_report.md\n" in ran.out
         assert "wrote  report.html\n" in ran.out
-        assert f"next:  python finetune/convert_to_gguf.py --model-path {merged}" in ran.out
+        assert (
+            f"next:  {runnable('python finetune/convert_to_gguf.py')} --model-path {merged}"
+            in ran.out
+        )
         assert re.search(r"^\s*base +0\.0", ran.out, re.M)
         assert re.search(r"^\s*fine-tuned +100\.0 +better", ran.out, re.M)
         names = {f"evaluation_results{end}" for end in (".csv", "_metrics.json", "_run.json")}

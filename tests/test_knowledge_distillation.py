@@ -14,7 +14,7 @@ from tiny_folders import swap_two_tokens, write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimtune import prompts
-from slimtune.console import size
+from slimtune.console import runnable, size
 from slimtune.inference import generation
 from slimtune.models import tokenizers
 from slimtune.training import teacher_cache
@@ -96,7 +96,7 @@ def test_flags_only(merged, pruned, rows, tmp_path, monkeypatch) -> None:
     lines = ran.out.splitlines()
     assert lines[0] == "wrote  out" and "validation" in ran.out and " -> " in lines[3]
     family = f"--base-model {pruned} --lora-model null --models out --device cpu"
-    assert lines[-1] == f"next:  python finetune/evaluate_model.py {family}"
+    assert lines[-1] == f"next:  {runnable('python finetune/evaluate_model.py')} {family}"
     assert json.loads(Path("out/run.json").read_text())["metrics"]["text_passages"] == 0
 
 

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny_folders import write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from slimtune.console import runnable
+
 WEIGHTS = "model.safetensors"
 
 
@@ -100,7 +102,7 @@ def test_flags_only(merged, tmp_path, monkeypatch) -> None:
     ran = succeeds("model_pruning", *flags)
     assert "wrote  out\n" in ran.out and "FFN neurons a layer" in ran.out
     assert ran.out.splitlines()[-1] == (
-        "next:  python finetune/knowledge_distillation.py --student-model out"
+        f"next:  {runnable('python finetune/knowledge_distillation.py')} --student-model out"
     )
     assert AutoModelForCausalLM.from_pretrained("out").config.intermediate_size == 64
 

@@ -36,7 +36,7 @@ def next_of(ran: Ran) -> list[str]:
     """The words of the command that a script printed, as a shell would hand them on."""
     printed = ran.out.partition("next:  ")[2].splitlines()[0]
     python, script, *words = shlex.split(printed)
-    assert python == "python"
+    assert python == "python" and Path(script).is_file()
     return [Path(script).stem, *words]
 
 

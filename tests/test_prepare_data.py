@@ -20,7 +20,7 @@ from running import (
 from tiny_rows import raw_rows
 
 from slimtune.artifacts import require, sha256
-from slimtune.console import InputError
+from slimtune.console import InputError, runnable
 
 SPLITS = ("train", "validation", "test")
 
@@ -81,7 +81,7 @@ def test_flags_only(tmp_path, monkeypatch) -> None:
     assert all(splits.values()) and len(splits["train"]) > 60
     assert "wrote  out/train_train.jsonl\n" in ran.out
     assert ran.out.endswith(
-        "next:  python finetune/train_lora.py --train-data out/train_train.jsonl\n"
+        f"next:  {runnable('python finetune/train_lora.py')} --train-data out/train_train.jsonl\n"
     )
     run = json.loads((tmp_path / "out/train_run.json").read_text())
     assert run["command"][:3] == ["prepare_data.py", "--input", "raw.json"]

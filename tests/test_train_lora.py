@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tiny_folders import write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from slimtune.console import runnable
 from slimtune.training import lora
 from slimtune.training.callbacks import ProgressShown
 
@@ -108,7 +109,9 @@ def test_flags_only(project, rows, tmp_path, monkeypatch) -> None:
     lines = ran.out.splitlines()
     assert lines[0] == "wrote  out/lora_adapter"
     assert "of 133,440 parameters" in ran.out and "validation" in ran.out
-    assert lines[-1].startswith("next:  python finetune/evaluate_model.py --base-model ")
+    assert lines[-1].startswith(
+        f"next:  {runnable('python finetune/evaluate_model.py')} --base-model "
+    )
     assert lines[-1].endswith("--lora-model out/lora_adapter")
 
 

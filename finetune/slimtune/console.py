@@ -162,6 +162,7 @@ class _Shown(logging.Formatter):
 
 def _shown(text: str) -> str:
     """Words to stderr without secrets, paths below the working directory said from there."""
+    text = runnable(text)
     try:
         here = os.getcwd()
     except OSError:  # it was removed
@@ -197,7 +198,7 @@ def wrote(*paths: Path, numbers: Mapping[str, object], next: str) -> None:
         print(masked(f"wrote  {near(path)}"))
     for name, value in numbers.items():
         print(masked(f"       {name}: {value}"))
-    print(masked(f"next:  {next}"), flush=True)
+    print(masked(f"next:  {runnable(next)}"), flush=True)
 
 
 def would_write(*paths: Path, estimates: Mapping[str, object]) -> None:
@@ -249,6 +250,20 @@ def near(path: Path | str) -> str:
 def to_paste(script: str, *words: str) -> str:
     """A command line of one of the scripts as it pastes into a shell: blanks, brackets, quotes."""
     return " ".join(["python", *map(quoted, [f"finetune/{script}.py", *words])])
+
+
+_SCRIPTS = Path(__file__).resolve().parents[1]
+_COMMAND = re.compile(r"(?<=\bpython )finetune/(\w+\.py)\b")
+
+
+def runnable(text: str) -> str:
+    """Commands of ours in `text` as they run where the user is: `python finetune/NAME.py` is how
+    they run in the project's folder, elsewhere the script is named from there.
+    """
+    try:
+        return _COMMAND.sub(lambda named: quoted(near(_SCRIPTS / named[1])), text)
+    except OSError:  # the working directory was removed
+        return text
 
 
 _PLAIN = re.compile(r"[\w@%+:,./-][\w@%+=:,./-]*")

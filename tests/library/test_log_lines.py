@@ -23,6 +23,26 @@ def test_paths_below_the_working_directory_are_said_from_there(
     assert console._Shown("%(message)s").format(record) == "rows.jsonl: 3 rows"
 
 
+def test_commands_run_from_where_the_user_is(tmp_path, monkeypatch, capsys) -> None:
+    project = Path(console.__file__).parents[2]
+    told = "run `python finetune/prepare_data.py --input x`; finetune/launch, python finetune.py"
+    monkeypatch.chdir(project)
+    assert console.runnable(told) == told
+    monkeypatch.chdir(project.parent)
+    assert f"`python {project.name}/finetune/prepare_data.py --input x`" in console.runnable(told)
+    monkeypatch.chdir(tmp_path)
+    script = project / "finetune/prepare_data.py"
+    assert console.runnable(told) == told.replace("finetune/prepare_data.py", str(script))
+    console.note(told)
+    console.wrote(numbers={}, next="python finetune/prepare_data.py")
+    said = capsys.readouterr()
+    assert f"`python {script} --input x`" in said.err and said.out == f"next:  python {script}\n"
+    monkeypatch.setattr(console, "_SCRIPTS", Path("/my project/finetune"))
+    assert "python '/my project/finetune/train_lora.py'" in console.runnable(
+        "python finetune/train_lora.py"
+    )
+
+
 def test_nothing_breaks_where_the_working_directory_is_gone_or_the_root(
     tmp_path, monkeypatch, capsys
 ) -> None:
@@ -30,10 +50,13 @@ def test_nothing_breaks_where_the_working_directory_is_gone_or_the_root(
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    console.note("/etc/hosts is read")
+    console.note("/etc/hosts is read by python finetune/train_lora.py")
     monkeypatch.chdir(Path("/"))
     console.note("of /: a / b, /etc/hosts")
-    assert capsys.readouterr().err == "/etc/hosts is read\nof /: a / b, /etc/hosts\n"
+    assert (
+        capsys.readouterr().err
+        == "/etc/hosts is read by python finetune/train_lora.py\nof /: a / b, /etc/hosts\n"
+    )
 
 
 def test_progress_is_a_line_a_tenth_and_the_last_one() -> None:
