@@ -14,8 +14,8 @@ from slimtune.data.columnar import cut_columnar, parse_columnar
 from slimtune.data.delimited import cut_table, parse_table
 from slimtune.data.encodings import ENCODING_NAMES, NO_TEXT, open_text
 from slimtune.data.json_array import DECODER, TWICE
+from slimtune.data.json_forms import table_rows
 from slimtune.data.source_file import AROUND, BINARY, BadLine, Block, NumberedRow, SourceFile
-from slimtune.data.sources import table_rows
 from slimtune.data.workbooks import cut_workbook, parse_workbook
 
 _GLUE = re.compile(r"[ \t\r,\ufeff]*")

@@ -1,14 +1,10 @@
 """The files of an input, each with what its content says: format, encoding, compression."""
 
-import json
 import logging
 import os
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from slimtune.artifacts.files import json_or_none, require_fetched
 from slimtune.config.catalogues import names
@@ -17,7 +13,7 @@ from slimtune.console import InputError, SettingsError
 from slimtune.data.columnar import ARROW, PARQUET
 from slimtune.data.delimited import table_form
 from slimtune.data.encodings import detect_encoding, is_compressed, open_bytes, open_text
-from slimtune.data.shapes import KNOWN
+from slimtune.data.json_forms import form_of, format_of
 from slimtune.data.source_file import BINARY, SourceFile
 from slimtune.data.workbooks import ZIP, workbook_form
 
@@ -38,7 +34,6 @@ _SUFFIXES = {
 _METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _MOST_COPIES = 1000
 _CHUNK = 1 << 20
-_LOOKED_AT = 50  # lines, to tell JSON Lines with a broken first line from CSV
 # What a file begins with that holds no rows, what it is, and what to do.
 _NO_ROWS = {
     b"\xd0\xcf\x11\xe0": (
@@ -50,8 +45,6 @@ _NO_ROWS = {
     b"<html": ("a web page", "download the file itself, not the page that shows it"),
     b"%pdf": ("a PDF", "copy its questions and answers into a table, saved as CSV UTF-8"),
 }
-_OBJECT = re.compile(r'\s*\{\s*("|\}|$)')  # and not the `{name}` of a text
-_UNDER_A_KEY = re.compile(r'\{\s*"([^"\\]*)"\s*:\s*\[\s*\{')
 
 _log = logging.getLogger(__name__)
 
@@ -188,9 +181,8 @@ def recognise(
     _require_text(file)
     encoding = detect_encoding(file, encoding)
     start = _start(file, encoding)
-    kind = _format_of(start) if input_format == "auto" else input_format
-    if kind == "json":
-        kind = "array" if start[0] == "[" else _form_of_objects(start)
+    kind = format_of(start) if input_format == "auto" else input_format
+    kind = form_of(start) if kind == "json" else kind
     table = table_form(start, "\t" if kind == "tsv" else "") if kind in ("csv", "tsv") else {}
     kind = "csv" if kind == "tsv" else kind
     packed = is_compressed(file)
@@ -226,81 +218,3 @@ def _start(file: Path, encoding: str) -> str:
             if text := chunk.lstrip():
                 return text
     raise InputError(f"{file}: empty", "there is not one row in it", "give a file with rows")
-
-
-def _format_of(start: str) -> str:
-    if start[0] in "[{":
-        return "json"
-    lines = [line for line in start.split("\n", _LOOKED_AT)[:_LOOKED_AT] if line.strip()]
-    objects = sum(bool(_OBJECT.match(line)) for line in lines)
-    return "jsonl" if objects * 2 > len(lines) else "csv"
-
-
-def _form_of_objects(start: str) -> str:
-    """How a text that begins with { holds its rows: jsonl, wrapped or objects.
-
-    A list under a name that rows have themselves ("messages") is a row's, not the file's.
-    """
-    key = _UNDER_A_KEY.match(start)
-    holds_rows = key and key[1].lower() not in KNOWN
-    try:
-        found, end = json.JSONDecoder().raw_decode(start)
-    except (ValueError, RecursionError):  # broken, or longer than this start
-        return "wrapped" if holds_rows and not _is_object(start.split("\n", 2)[1:2]) else "jsonl"
-    alone = not start[end:].strip()
-    if alone and isinstance(found, dict) and table_rows(found) is not None:
-        return "columns"
-    if holds_rows and alone:
-        return "wrapped"
-    return "objects" if "\n" in start[:end] else "jsonl"
-
-
-def table_rows(value: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """The rows of a table that is one object, None for any other object.
-
-    As pandas writes it: {column: [value, ...]}, {column: {"0": value, ...}}, {"0": row, ...}, and
-    {"columns": [...], "data": [[value, ...], ...]}, {"schema": ..., "data": [row, ...]}.
-    """
-    if {"columns", "data"} <= value.keys() <= {"columns", "data", "index"}:
-        names, data = value["columns"], value["data"]
-        listed = isinstance(names, list) and isinstance(data, list)
-        if not listed or not all(isinstance(cells, list) for cells in data):
-            return None
-        return [dict(zip(map(str, names), cells, strict=False)) for cells in data]
-    if value.keys() == {"schema", "data"}:  # orient="table"
-        return _without_index(value["schema"], value["data"])
-    cells = list(value.values())
-    lists = len(cells) > 1 and all(isinstance(one, list) for one in cells)
-    if lists and _is_named(value) and len(set(map(len, cells))) == 1 and not _holds_turns(cells):
-        return [dict(zip(value, row, strict=True)) for row in zip(*cells, strict=True)]
-    if not cells or not all(isinstance(one, dict) and one for one in cells):
-        return None
-    if _is_named(value) and all(one.keys() == cells[0].keys() for one in cells):
-        return [{name: value[name][place] for name in value} for place in cells[0]]
-    return cells if len(cells) > 1 and all(map(_is_named, cells)) else None
-
-
-def _without_index(schema: Any, rows: Any) -> list[dict[str, Any]] | None:
-    """The rows but for what the schema calls their primary key, which pandas has numbered."""
-    index = schema.get("primaryKey", []) if isinstance(schema, dict) else None
-    if not isinstance(index, list) or not isinstance(rows, list):
-        return None
-    if not all(isinstance(row, dict) for row in rows):
-        return None
-    return [{name: row[name] for name in row if name not in index} for row in rows]
-
-
-def _is_named(row: Mapping[str, Any]) -> bool:
-    """Whether two of its names are ones that a row has."""
-    return sum(str(name).lower() in KNOWN for name in row) > 1
-
-
-def _holds_turns(cells: Sequence[list[Any]]) -> bool:
-    return any(isinstance(one, dict | list) for column in cells for one in column)
-
-
-def _is_object(lines: list[str]) -> bool:
-    try:
-        return any(isinstance(json.loads(line), dict) for line in lines)
-    except (ValueError, RecursionError):
-        return False
