@@ -106,7 +106,8 @@ def prepare(settings: Data, folder: Path | None = None, system_prompt: str = "")
     SettingsError for unknown names.
     """
     mapping = parse_mapping(settings.columns)
-    found = [_headed(source, mapping) for source in _all_sources(settings)]
+    settings, found = sources.find_splits(settings)
+    found = [_headed(source, mapping) for source in found]
     heads = {source.name: _head(source) for source in found}
     require_columns(mapping, heads)
     group = group_name(settings.group_column, mapping, heads.values())
@@ -178,17 +179,6 @@ def _number(done: Converted, file: int, before: int) -> None:
     """Rows were numbered within their block: add those of the file that came before it."""
     done.columns.row = array("I", (before + row for row in done.columns.row))
     done.columns.file = array("H", [file]) * len(done.columns.row)
-
-
-def _all_sources(settings: Data) -> list[SourceFile]:
-    """The input's files, then those given for validation and test; names are told apart."""
-    given = {"validation": settings.validation_input, "test": settings.test_input}
-    found = sources.find_inputs(settings.input, settings.input_format, settings.encoding)
-    for split, path in given.items():
-        if path:
-            found += sources.find(path, settings.input_format, split, settings.encoding)
-    twice = {name for name, count in Counter(one.name for one in found).items() if count > 1}
-    return [one.called(f"{one.split}:{one.name}") if one.name in twice else one for one in found]
 
 
 def _shape(source: SourceFile, settings: Data, mapping: dict[str, str]) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from slimtune.artifacts.files import json_or_none, require_fetched
 from slimtune.config.catalogues import names
+from slimtune.config.data import Data
 from slimtune.config.inputs import split_inputs
-from slimtune.console import InputError, SettingsError
+from slimtune.console import InputError, SettingsError, near
 from slimtune.data.columnar import ARROW, PARQUET
 from slimtune.data.delimited import table_form
 from slimtune.data.encodings import detect_encoding, is_compressed, open_bytes, open_text
@@ -32,6 +33,9 @@ _SUFFIXES = {
     ".gz",
 }
 _METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+# What data sets call the rows that nobody trains on.
+_SPLITS = dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation")
+_SPLITS["test"] = "test"
 _MOST_COPIES = 1000
 _CHUNK = 1 << 20
 # What a file begins with that holds no rows, what it is, and what to do.
@@ -47,6 +51,29 @@ _NO_ROWS = {
 }
 
 _log = logging.getLogger(__name__)
+
+
+def find_splits(settings: Data) -> tuple[Data, list[SourceFile]]:
+    """The input's files, then those given for validation and test; names are told apart.
+
+    A split that the input has as one of its own (`DatasetDict.save_to_disk`) counts as given: in
+    the settings too, for the rest then gives none.
+    """
+    found, given = find_inputs(settings.input, settings.input_format, settings.encoding), {}
+    for split in ("validation", "test"):
+        path = getattr(settings, f"{split}_input")
+        own = next((one.file.parent for one in found if one.split == split), None)
+        if own and path:
+            found = [one for one in found if one.split != split]
+            _log.warning("caution: %s: left out, data.%s_input is given", near(own), split)
+        elif own:
+            given[f"{split}_input"] = own
+            _log.info("%s: the %s rows, as the data set has it", near(own), split)
+        if path:
+            found += find(path, settings.input_format, split, settings.encoding)
+    twice = {name for name, count in Counter(one.name for one in found).items() if count > 1}
+    named = [one.called(f"{one.split}:{one.name}") if one.name in twice else one for one in found]
+    return settings.model_copy(update=given), named
 
 
 def find_inputs(
@@ -77,7 +104,8 @@ def find_inputs(
                     "its rows would all be duplicates of themselves",
                     f"name it once; {source.file.name}:2 repeats its rows",
                 )
-            found[source.file.resolve()] = replace(source, weight=one.weight)
+            weight = 1.0 if source.split else one.weight  # it is for what is trained on
+            found[source.file.resolve()] = replace(source, weight=weight)
     return _told_apart(list(found.values()))
 
 
@@ -123,7 +151,7 @@ def find(
 
 
 def _in_folder(folder: Path, input_format: str, split: str, encoding: str) -> list[SourceFile]:
-    found = []
+    found, own = [], _own_splits(folder)
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = file.relative_to(folder).as_posix()
         if any(part.startswith(".") for part in file.relative_to(folder).parts):
@@ -136,7 +164,8 @@ def _in_folder(folder: Path, input_format: str, split: str, encoding: str) -> li
         shards = _saved_shards(file.parent) if file.suffix == ".arrow" else None
         if shards is not None and file.name not in shards:
             continue  # what `datasets` keeps of a `map` or `filter`: the same rows again
-        found.append(recognise(file, name, input_format, split, encoding))
+        role = split or own.get(name.partition("/")[0], "")
+        found.append(recognise(file, name, input_format, role, encoding))
     if not found:
         raise InputError(
             f"{folder}: no data file in this folder",
@@ -144,6 +173,13 @@ def _in_folder(folder: Path, input_format: str, split: str, encoding: str) -> li
             "give a folder with rows, or one file",
         )
     return found
+
+
+def _own_splits(folder: Path) -> dict[str, str]:
+    """{folder below it: "validation" or "test"} of a `DatasetDict` that `datasets` has saved."""
+    listed = (json_or_none(folder / "dataset_dict.json") or {}).get("splits")
+    names = listed if isinstance(listed, list) else []
+    return {name: _SPLITS[name] for name in names if isinstance(name, str) and name in _SPLITS}
 
 
 def _saved_shards(folder: Path) -> list[str] | None:

@@ -9,8 +9,10 @@ import pyarrow
 import pytest
 from pyarrow import ipc, parquet
 
+from slimtune.config.data import Data
 from slimtune.console import InputError
 from slimtune.data import blocks, sources
+from slimtune.data.preparation import prepare
 from slimtune.data.rows import read_raw_rows
 
 ROWS = [{"question": f"q{n}", "answer": "a" * 50} for n in range(5001)]
@@ -68,6 +70,48 @@ def test_datasets_itself_is_read(tmp_path) -> None:
     data = datasets.Dataset.from_list(ROWS)
     datasets.DatasetDict({"train": data}).save_to_disk(tmp_path / "set", num_shards={"train": 3})
     assert rows_of(tmp_path / "set") == ROWS
+
+
+def numbered(*numbers: int) -> list[dict]:
+    return [{"instruction": f"What is {n}?", "output": f"It is {n}."} for n in numbers]
+
+
+@pytest.fixture
+def dataset_dict(tmp_path) -> Path:
+    """As `DatasetDict.save_to_disk` lays it out: 40 training rows, 3 for validation, 2 to test."""
+    parts = {"train": range(40), "validation": range(50, 53), "test": range(60, 62)}
+    for name, numbers in parts.items():
+        save(tmp_path / "set" / name, numbered(*numbers), shards=1)
+    (tmp_path / "set/dataset_dict.json").write_text(json.dumps({"splits": list(parts)}))
+    return tmp_path / "set"
+
+
+def counted(**settings: object) -> tuple[int, int, int]:
+    with prepare(Data.model_validate(settings)) as prepared:
+        counts = prepared.counts()
+        return counts["train"], counts["validation"], counts["test"]
+
+
+def test_a_saved_data_sets_own_splits_stay_what_they_are(dataset_dict, caplog) -> None:
+    with caplog.at_level("INFO"):
+        assert counted(input=dataset_dict) == (40, 3, 2)
+    assert "set/test: the test rows, as the data set has it" in caplog.text
+    assert counted(input=f"{dataset_dict}:3") == (120, 3, 2)  # weights are for training
+
+
+def test_given_test_rows_take_the_place_of_a_saved_data_sets(dataset_dict, caplog) -> None:
+    mine = dataset_dict.with_name("mine.json")
+    mine.write_text(json.dumps(numbered(70, 71, 72, 73)))
+    assert counted(input=dataset_dict, test_input=mine) == (40, 3, 4)
+    assert "set/test: left out, data.test_input is given" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"splits": {"test": 1}}', '{"splits": [["test"]]}', "["]
+)
+def test_without_a_list_of_splits_folders_are_folders(content, dataset_dict) -> None:
+    (dataset_dict / "dataset_dict.json").write_text(content)
+    assert sum(counted(input=dataset_dict)) == 45
 
 
 def test_damage_is_named(tmp_path) -> None:
