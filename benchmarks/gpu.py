@@ -99,7 +99,7 @@ def _training(world: World, title: str, cap: int, *words: str) -> Table:
 
 
 def training_command(world: World, batch: int, *words: str) -> list[Any]:
-    """The README's settings for Llama-2-7B, `batch` rows a step and as many an update as there."""
+    """QUICK_START's settings for Llama-2-7B, `batch` rows a step and as many an update as there."""
     return [
         *("--base-model", world.model, "--train-data", world.full_rows, "--overwrite"),
         *("--output-dir", world.folder / f"trained{batch}", "--epochs", 1),

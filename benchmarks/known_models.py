@@ -1,4 +1,4 @@
-"""The README's table of models: family, prompt template, rate and memory of models that people use.
+"""QUICK_START's table of models: family, prompt template, rate and memory of models people use.
 
     python benchmarks/known_models.py                # English
     python benchmarks/known_models.py --language zh  # Chinese, those that know Chinese best first

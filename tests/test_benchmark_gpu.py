@@ -153,11 +153,11 @@ def figure(cell: str) -> float:
 
 
 @shared_data
-def test_what_is_held_to_a_card_is_what_the_readme_says_for_it(gpu, monkeypatch, tmp_path) -> None:
+def test_what_is_held_to_a_card_is_what_quick_start_says_for_it(gpu, monkeypatch, tmp_path) -> None:
     file = tmp_path / "config.yaml"
-    block = (ROOT / "README.md").read_text(encoding="utf-8").split("```yaml\n")[1]
+    block = (ROOT / "QUICK_START.md").read_text(encoding="utf-8").split("```yaml\n")[1]
     file.write_text(block.partition("```")[0], encoding="utf-8")
-    readme, _ = read_settings("train_lora", "", ["--config", str(file)])
+    told, _ = read_settings("train_lora", "", ["--config", str(file)])
     for part, cap, quantization in ((gpu.qlora, 8, "nf4"), (gpu.lora, 16, "none")):
         commands = asked(gpu, monkeypatch, part, tmp_path)
         assert [held for held, _ in commands] == [cap * GIB] * 3
@@ -165,11 +165,11 @@ def test_what_is_held_to_a_card_is_what_the_readme_says_for_it(gpu, monkeypatch,
         for _, config in commands:
             assert config.model.quantization == quantization
             assert (config.lora.rank, config.lora.target_modules) == (8, ["all-linear"])
-            assert named(config) == named(readme)
+            assert named(config) == named(told)
 
 
 def named(config: Config) -> dict[str, object]:
-    """What the README sets for Llama-2-7B, besides model, rows and epochs."""
+    """What QUICK_START sets for Llama-2-7B, besides model, rows and epochs."""
     settings = config.training
     chosen = settings.model_dump(
         include={"learning_rate", "max_length", "activation_checkpointing"}

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TWINS = ("README", "QUICK_START", "OPTIMIZATION_GUIDE")
 DOCUMENTS = [ROOT / f"{name}{language}.md" for name in TWINS for language in ("", ".zh-CN")]
 SHIPPED = [*DOCUMENTS, ROOT / "quickstart.py", *(ROOT / f"finetune/{name}.py" for name in SCRIPTS)]
-COMMANDS_OF_THE_README = 11  # those that must work as they stand
+COMMANDS_OF_THE_QUICK_START = 11  # those that must work as they stand
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _COMMAND = re.compile(r'python (finetune/\w+\.py[^\n&"]*)')
@@ -64,10 +64,10 @@ def test_every_command_is_one_that_its_script_takes(file: Path) -> None:
         )  # raises with the flag or value that is wrong
 
 
-def test_the_readme_shows_every_script_and_the_quick_start_runs_each() -> None:
-    readme = commands_of(ROOT / "README.md")
-    assert {Path(script).stem for script, *_ in readme} == set(SCRIPTS)
-    assert len(readme) >= COMMANDS_OF_THE_README
+def test_the_quick_start_shows_every_script_and_quickstart_py_runs_each() -> None:
+    shown = commands_of(ROOT / "QUICK_START.md")
+    assert {Path(script).stem for script, *_ in shown} == set(SCRIPTS)
+    assert len(shown) >= COMMANDS_OF_THE_QUICK_START
     assert {Path(script).stem for script, *_ in commands_of(ROOT / "quickstart.py")} == set(SCRIPTS)
 
 
@@ -117,8 +117,8 @@ def test_no_package_registry_is_named(file: Path) -> None:
     assert not _HOSTS.search(text_of(file))
 
 
-def test_a_yaml_block_of_the_readme_is_a_settings_file(tmp_path: Path) -> None:
-    blocks = dict(_BLOCK.findall(text_of(ROOT / "README.md")))
+def test_a_yaml_block_of_the_quick_start_is_a_settings_file(tmp_path: Path) -> None:
+    blocks = dict(_BLOCK.findall(text_of(ROOT / "QUICK_START.md")))
     file = tmp_path / "config.yaml"
     file.write_text(blocks["yaml"], encoding="utf-8")
     config, _ = read_settings("train_lora", "", ["--config", str(file)])
@@ -163,12 +163,12 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 known_models = importlib.import_module("known_models")
 sys.path.remove(str(ROOT / "benchmarks"))
 MODELS, HEADERS, table = known_models.MODELS, known_models.HEADERS, known_models.table
-READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
+QUICK_STARTS = {"en": ROOT / "QUICK_START.md", "zh": ROOT / "QUICK_START.zh-CN.md"}
 
 
 def models_in(language: str) -> list[list[str]]:
-    """The cells of a README's table of models."""
-    lines = text_of(READMES[language]).partition(HEADERS[language] + "\n")[2].splitlines()[1:]
+    """The cells of a QUICK_START's table of models."""
+    lines = text_of(QUICK_STARTS[language]).partition(HEADERS[language] + "\n")[2].splitlines()[1:]
     rows = lines[: lines.index("")]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
@@ -180,9 +180,9 @@ def test_chinese_readers_find_models_for_chinese_first() -> None:
     assert [one.config["hidden_size"] for one in MODELS if one.chinese][:3] == [1024, 2048, 2560]
 
 
-@pytest.mark.parametrize("language", READMES)
+@pytest.mark.parametrize("language", QUICK_STARTS)
 def test_the_table_of_models_is_the_one_that_the_benchmark_prints(language: str) -> None:
-    assert "\n".join(table(language)) in text_of(READMES[language])
+    assert "\n".join(table(language)) in text_of(QUICK_STARTS[language])
 
 
 # Parameters as the Hub counts them in each model's safetensors.
@@ -210,7 +210,7 @@ def test_the_guides_list_the_families_of_the_table() -> None:
     chinese = f"{'、'.join(first)} 和 {last}"
     assert f"{families_in_words()} are converted here" in text_of(ROOT / "OPTIMIZATION_GUIDE.md")
     assert f"{chinese} 由本项目转换" in text_of(ROOT / "OPTIMIZATION_GUIDE.zh-CN.md")
-    for file in READMES.values():
+    for file in QUICK_STARTS.values():
         section = text_of(file).partition("known_models.py")[0].rpartition("## ")[2]
         for title in (*first, last):
             assert re.search(rf"(?<!\w){title}(?!\w)", section), f"{file.name}: {title}"
