@@ -71,10 +71,8 @@ def command_of(run: Run) -> str:
 
 def _section(name: str, run: Run, words: Words) -> str:
     title = f"{words.stage_titles[name]}{words.between}{took(run, words)}"
-    figures = [[told, value] for told, value in _told(run.get("metrics", {}), words)]
-    settings = [
-        [plain(told), value] for told, value in _chosen(run.get("settings", {}), name, words)
-    ]
+    figures = list(_told(run.get("metrics", {}), words))
+    settings = list(_chosen(run.get("settings", {}), name, words))
     parts = [f"<details><summary>{escape(title)}</summary>"]
     parts.append(words.took.replace("`{command}`", code(command_of(run))))
     parts += [markdown_table(words.measure, figures)] if figures else []
@@ -110,7 +108,8 @@ def _chosen(settings: Mapping[str, Any], stage: str, words: Words) -> Iterator[t
     for path in SETTINGS.get(stage, []):
         section, field = path.split(".")
         if settings.get(section, {}).get(field) is not None:
-            yield f"{words.settings[path]} ({path})", _shown(settings[section][field], words)
+            told = f"{plain(words.settings[path])} {code(path)}"
+            yield told, _shown(settings[section][field], words)
 
 
 def _shown(value: Any, words: Words) -> str:

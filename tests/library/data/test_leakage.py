@@ -56,7 +56,7 @@ def test_few_rows_give_the_test_its_floor_and_say_so(tmp_path):
     assert 0 < by_share < 30
     told = writing.closing_numbers(few.numbers, "train", 512)["test"]
     assert told.startswith(f"30 (its share is {by_share}") and "--test-rows" in told
-    said = {"en": f"where its share is {by_share}", "zh": f"只有 {by_share} 行"}
+    said = {"en": f"where its share is {by_share}", "zh": f"只有 {by_share} 条"}
     for language, words in said.items():
         assert words in data_report.data_report_text(few.numbers, "", language)
     chosen = Output(saved(tmp_path, faq(["{}？"])), test_rows=5)

@@ -5,11 +5,14 @@ import re
 import statistics
 from collections import Counter
 from html import unescape
+from itertools import pairwise
+from pathlib import Path
 from random import Random
 
 import pytest
 from matplotlib import image
 
+from slimtune.data import cleaning
 from slimtune.data.account import (
     ROW_KINDS,
     SPLITS,
@@ -186,8 +189,33 @@ def test_the_page_speaks_chinese_with_the_same_figures():
     english, chinese = (data_report.data_report_text(numbers, "", one) for one in ("en", "zh"))
     figures = [re.findall(r"\| ([\d,.%]+) (?=\|)", page) for page in (english, chinese)]
     assert figures[0] == figures[1] and len(figures[0]) > 30
-    assert chinese.startswith("# 数据报告：raw.json") and "| 因过长而舍弃 | 1 |" in chinese
+    assert chinese.startswith("# 数据报告：raw.json") and "| 因过长而剔除 | 1 |" in chinese
     assert "rows" not in chinese and "rejected |" not in chinese
+
+
+def test_no_line_of_the_chinese_tables_begins_with_an_english_word():
+    """Of every count that cleaning can note, read from where it is noted; but for a reason."""
+    room = Path(cleaning.__file__).parent
+    code = "".join(file.read_text("utf-8") for file in (room / "cleaning.py", room / "turns.py"))
+    kinds = re.findall(r'(?:cleaning\[|found\.append\()"(\w+)"', code)
+    assert {"several_answers", "mojibake"} <= set(kinds)
+    kept = account(30)
+    kept.cleaning.update(kinds)
+    kept.sources = [SOURCE | {"weight": 2.0, "train_rows": 18}]
+    page = data_report.data_report_text(report_numbers(kept), "", "zh")
+    first = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("|")]
+    english = [
+        cell for cell in first if re.search("[a-z]", cell) and not re.search("[一-龥]", cell)
+    ]
+    assert english == [SOURCE["file"], 'no "output"']
+    assert not [cell for cell in headers(page) if re.fullmatch("[A-Za-z ]+", cell)]
+
+
+def headers(page: str) -> list[str]:
+    """The cells of the first line of each table."""
+    lines = page.splitlines()
+    heads = [above for above, line in pairwise(lines) if line.startswith("| ---")]
+    return [cell.strip() for head in heads for cell in head.split("|")]
 
 
 def test_the_account_told_in_words_is_all_of_it():

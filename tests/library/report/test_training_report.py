@@ -51,6 +51,23 @@ def test_a_full_report_leaves_nothing_open(metrics, language):
     assert report.count("<details>") == report.count("</details>") == len(STAGES)
 
 
+def test_a_chinese_report_shows_no_key_as_it_is_noted(metrics):
+    """`tokens_per_second` is a word of the record, not of a reader; names of files are code."""
+    words, noted = LANGUAGES["zh"], record("train_lora")
+    for path in words.figures:
+        *section, name = path.split(".")
+        place = noted["metrics"].setdefault(*section, {}) if section else noted["metrics"]
+        place[name] = 1
+    for path in words.settings:
+        section, field = path.split(".")
+        noted["settings"].setdefault(section, {})[field] = 1
+    found = Found(metrics, dict.fromkeys(STAGES, noted), histories={"tuned": CURVE})
+    report = render_report(found, "zh")
+    assert "训练速度（token/秒）" in report and "`lora.target_modules`" in report
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", report, flags=re.DOTALL).replace("\\", "")
+    assert re.findall(r"[a-z]+_\w+", prose) == []
+
+
 def test_the_languages_have_the_same_places():
     folder = Path(__file__).parents[3] / "finetune"
     texts = [
@@ -159,7 +176,7 @@ def test_every_measure_is_explained_in_one_line_with_its_direction(metrics, lang
 def test_a_stage_is_told_of_in_words_and_not_in_keys(metrics):
     report = render_report(of(metrics, "train_lora"))
     section = report.split("<details><summary>Fine-tuning")[1].split("</details>")[0]
-    assert "| steps | 12 |" in section and "| rank of the adapter (lora.rank) | 8 |" in section
+    assert "| steps | 12 |" in section and "| rank of the adapter `lora.rank` | 8 |" in section
     assert "| size of the file | 5.0 MB |" in section and "| 13.2% |" in section
     assert "0.5123" not in section  # a figure that no word explains stays in run.json
 
@@ -170,7 +187,7 @@ def test_a_target_that_was_not_set_is_not_told_of(metrics):
         "gguf": {"quantization": ["Q4_K_M"], "target_size": None, "target_bits": 4.5}
     }
     section = render_report(found).split("<details><summary>Quantisation")[1]
-    assert "(gguf.target\\_bits) | 4.5 |" in section and "gguf.target\\_size" not in section
+    assert "`gguf.target_bits` | 4.5 |" in section and "gguf.target_size" not in section
 
 
 def test_the_settings_that_reports_show_are_there_and_have_words():
