@@ -130,7 +130,7 @@ MODELS = [
 
 HEADERS = {
     "en": "| model | family | its prompt | LoRA rate | LoRA, 16 bits | QLoRA, 4 bits |",
-    "zh": "| 模型 | 家族 | 提示模板 | LoRA 学习率 | LoRA，16 位 | QLoRA，4 位 |",
+    "zh": "| 模型 | 家族 | 提示词模板 | LoRA 学习率 | LoRA，16 位 | QLoRA，4 位 |",
 }
 
 

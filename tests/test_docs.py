@@ -93,10 +93,27 @@ def test_every_setting_named_is_in_the_schema(file: Path) -> None:
 def test_both_languages_have_the_same_headings_and_the_same_code(name: str) -> None:
     english, chinese = ROOT / f"{name}.md", ROOT / f"{name}.zh-CN.md"
     assert levels(english) == levels(chinese)
-    assert _BLOCK.findall(text_of(english)) == _BLOCK.findall(text_of(chinese))
+    blocks = [_BLOCK.findall(without_language(text_of(one))) for one in (english, chinese)]
+    assert blocks[0] == blocks[1]
     assert rows_of_tables(english) == rows_of_tables(chinese)
     assert sorted(settings_of(english)) == sorted(settings_of(chinese))
     assert chinese.name in text_of(english) and english.name in text_of(chinese)
+
+
+def without_language(text: str) -> str:
+    """Commands as both languages have them: Chinese ones ask for Chinese reports."""
+    return text.replace(" --language zh", "")
+
+
+REPORTING = {"prepare_data", "evaluate_model"}  # they write reports, which have a language
+SILENT = {"--interactive", "--merge", "--dry-run"}  # no report comes of it
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_the_chinese_documents_ask_for_chinese_reports(name: str) -> None:
+    for script, *arguments in commands_of(ROOT / f"{name}.zh-CN.md"):
+        reports = Path(script).stem in REPORTING and not SILENT & set(arguments)
+        assert ("--language" in arguments) is reports, [script, *arguments]
 
 
 def levels(file: Path) -> list[int]:
@@ -135,6 +152,43 @@ def test_what_is_promised_is_promised_in_both_languages() -> None:
     assert sorted(_CODE.findall(text_of(english))) == sorted(_CODE.findall(text_of(chinese)))
     for name in re.findall(r"`(tests/[\w./]+)`", text_of(english)):
         assert (ROOT / name).exists(), name
+
+
+CHINESE = [*ROOT.glob("*.zh-CN.md"), ROOT / "finetune/training_report.zh-CN.md"]
+CHINESE += [ROOT / f"finetune/slimtune/report/{name}.yaml" for name in ("words", "measures")]
+_HAN = "[\u4e00-\u9fff]"
+# One word for a thing in all of them: what else it might be called -> what it is called.
+TERMS = {
+    "基础模型|底座|基座(?!模型)": "基座模型",
+    "文件夹": "目录",
+    "词元|令牌": "token",
+    "Hub (?:id|ID|编号|名称)": "Hub 模型名",
+    "(?<!参考)答案|应答": "回答",
+    "(?:数据|测试|训练|坏|问题)行|(?<!执)行(?:数据|测试|训练)": "条",
+    "提示(?!词)|聊天模板": "提示词",
+    "奈特|纳特": "nat",
+    "精确匹配": "完全匹配",
+    "重解": "重新求解（refit）",
+    "[指点]名拒绝": "拒绝，并明确指出是哪一项",
+    "放到一边": "剔除",
+    "杀掉": "终止",
+}
+
+
+@pytest.mark.parametrize("file", CHINESE, ids=lambda file: file.name)
+def test_the_chinese_texts_have_one_word_for_a_thing(file: Path) -> None:
+    for other, term in TERMS.items():
+        found = re.search(f".{{,12}}(?:{other}).{{,12}}", prose_of(file))
+        assert not found, f"{file.name}: …{found[0]}…: {term}"
+
+
+@pytest.mark.parametrize("file", CHINESE, ids=lambda file: file.name)
+def test_chinese_stands_apart_from_latin_and_has_its_own_punctuation(file: Path) -> None:
+    """A space between a Chinese character and a letter or figure; ，：；！？ between Chinese."""
+    prose = _CODE.sub("`code`", prose_of(file))
+    odd = f"{_HAN}[A-Za-z0-9`]|[A-Za-z0-9`%]{_HAN}|{_HAN}[,;:!?(]|[,;:!?(]{_HAN}"
+    found = re.search(f".{{,12}}(?:{odd}).{{,12}}", prose)
+    assert not found, f"{file.name}: …{found[0]}…"
 
 
 def test_the_workflow_names_what_is_there() -> None:
