@@ -61,10 +61,12 @@ def _pair(sample: Sample, metrics: Mapping[str, Any]) -> tuple[list[str], list[s
 def _as_markdown(sample: Sample, metrics: Mapping[str, Any], words: Words) -> str:
     pair, others = _pair(sample, metrics)
     lines = [f"**{plain(sample['prompt'])}**", ""]
-    lines.append(f"- {words.reference}: {plain(sample['reference'])}")
+    reference = plain(sample["reference"])
+    lines.append(f"- {words.told.format(what=words.reference, text=reference)}")
     for label in [*pair, *others]:
-        told = f"**{plain(label)}** ({_score(sample, label, words)})"
-        lines.append(f"- {told}: {plain(sample['answers'][label])}")
+        marked = words.marked.format(what=f"**{plain(label)}**", how=_score(sample, label, words))
+        answer = plain(sample["answers"][label])
+        lines.append(f"- {words.told.format(what=marked, text=answer)}")
     return "\n".join(lines)
 
 

@@ -53,8 +53,11 @@ def stage_sections(lineage: Mapping[str, Run], words: Words) -> str:
     absent = [name for name in STAGES if name not in lineage]
     if absent:
         parts.append(words.not_part)
-        lines = (f"- {words.stage_titles[name]}: `{STAGES[name]}`" for name in absent)
-        parts.append("\n".join(lines))
+        told = (
+            words.told.format(what=words.stage_titles[name], text=code(STAGES[name]))
+            for name in absent
+        )
+        parts.append("\n".join(f"- {line}" for line in told))
     return "\n\n".join([*parts, words.the_rest])
 
 

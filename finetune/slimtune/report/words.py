@@ -104,6 +104,8 @@ class Words:
     right: str
     overlap: str
     nothing: str
+    told: str
+    marked: str
     loss_title: str
     raw: str
     smooth: str

@@ -51,7 +51,7 @@ def test_a_full_report_leaves_nothing_open(metrics, language):
     assert report.count("<details>") == report.count("</details>") == len(STAGES)
 
 
-def test_a_chinese_report_shows_no_key_as_it_is_noted(metrics):
+def test_a_chinese_report_has_no_key_of_a_record_and_its_own_punctuation(metrics):
     """`tokens_per_second` is a word of the record, not of a reader; names of files are code."""
     words, noted = LANGUAGES["zh"], record("train_lora")
     for path in words.figures:
@@ -66,6 +66,7 @@ def test_a_chinese_report_shows_no_key_as_it_is_noted(metrics):
     assert "训练速度（token/秒）" in report and "`lora.target_modules`" in report
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", report, flags=re.DOTALL).replace("\\", "")
     assert re.findall(r"[a-z]+_\w+", prose) == []
+    assert re.findall(r"[一-鿿] ?[:(]|[:(] ?[一-鿿]", prose) == []
 
 
 def test_the_languages_have_the_same_places():
