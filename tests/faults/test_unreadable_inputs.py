@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running import run
+from running import compared_in_forks, refused, run
 
 pytestmark = pytest.mark.faults
 
@@ -90,3 +90,15 @@ def test_an_input_that_the_system_keeps_back(
     assert ran.code == 3, f"exit {ran.code}\n{ran.err}"
     assert Path(file).name in "\n".join(ran.error) or Path(file).parent.name in ran.error[0]
     assert "Traceback" not in ran.err and not list(Path().glob("out/[!.]*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@pytest.mark.parametrize("file", ["base/tokenizer.model", "adapter/adapter_model.safetensors"])
+def test_what_a_process_of_a_comparison_cannot_read_is_the_inputs_fault_too(file, world) -> None:
+    """Its calls stay behind where the error passes on to us, and with them which file it was."""
+    Path(file).unlink()
+    an_io_error(Path(file))
+    words, _ = READS["evaluate_model"]
+    with compared_in_forks():
+        told = refused(3, file, "evaluate_model", "--config", "config.yaml", *words)
+    assert told[0].endswith("cannot be read")

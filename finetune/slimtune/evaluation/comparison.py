@@ -33,6 +33,8 @@ from slimtune.evaluation.served import ask_server
 from slimtune.inference.answers import Candidate, Job, Original, Outcome, Question
 from slimtune.inference.decoding import Decoding
 from slimtune.machine.process import ctrl_c_comes, ctrl_c_waits
+from slimtune.machine.refusals import refusal_of
+from slimtune.settings.flags import less_memory
 
 _log = logging.getLogger("slimtune")
 
@@ -192,7 +194,7 @@ def _in_child(candidate: Candidate, job: Job) -> Outcome:
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=speak) as child:
         try:
             with ctrl_c_waits():  # the process begins here
-                answered = child.submit(_in_turn, candidate, job)
+                answered = child.submit(_told, candidate, job)
             return answered.result()
         except BrokenProcessPool as error:
             raise ResourceError(
@@ -202,9 +204,16 @@ def _in_child(candidate: Candidate, job: Job) -> Outcome:
             ) from error
 
 
-def _in_turn(candidate: Candidate, job: Job) -> Outcome:
-    with ctrl_c_comes():
-        return _here(candidate, job)
+def _told(candidate: Candidate, job: Job) -> Outcome:
+    """In the child: what the system refuses, said where the calls that failed are still known."""
+    read = [Path(one) for one in (candidate.reference, candidate.adapter) if one]
+    try:
+        with ctrl_c_comes():
+            return _here(candidate, job)
+    except Exception as error:
+        if known := refusal_of(error, read, less_memory()):
+            raise known from error
+        raise
 
 
 def _require_distinct(candidates: Sequence[Candidate]) -> None:
