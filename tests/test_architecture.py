@@ -211,6 +211,8 @@ def test_remote_code_pickles_and_shells_are_never_used() -> None:
 # none.
 SHORT = {
     "__init__.py": "what is told before anything else can be imported",
+    "chat/side_by_side.py": "what a terminal shows, apart from the talk",
+    "config/chinese.py": "the reader of one data file",
     "config/fields.py": "what every section is made of; sections and Config both import it",
     "data/examples.py": "what the page shows of rows, beside what it counts",
     "data/mixing.py": "one formula",
@@ -222,6 +224,7 @@ SHORT = {
     "pruning/refit.py": "one formula",
     "report/markdown.py": "text from outside made inert, for every page and card",
     "settings/__main__.py": "the entry point of python -m slimtune.settings",
+    "settings/wrapping.py": "one question, asked by help and chat",
     "unpacking/references.py": "the one door of the room, which `script` opens",
     "unpacking/vocabulary_check.py": "the question that decides, apart from what is asked about",
     "training/rates.py": "one table with its sources",

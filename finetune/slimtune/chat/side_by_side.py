@@ -1,17 +1,12 @@
 """Texts that grow side by side on a terminal, without moving the cursor."""
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from rich.cells import cell_len, chop_cells, set_cell_size
+from rich.cells import cell_len, set_cell_size
 
-from slimtune.evaluation.measures import CJK
+from slimtune.settings.wrapping import wrap
 
-_PARTS = re.compile(rf"\n|[^\S\n]+|[{CJK}]|(?:(?![{CJK}])\S)+")
 _BETWEEN = " │ "
-# No cell is counted for them, and a terminal moves its cursor.
-_TAB = "    "
-_UNSEEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 class SideBySide:
@@ -54,21 +49,3 @@ class SideBySide:
     def _line(self, cells: list[str]) -> str:
         padded = [cell + " " * (self.width - cell_len(cell)) for cell in cells]
         return _BETWEEN.join(padded).rstrip() + "\n"
-
-
-def wrap(text: str, width: int) -> Iterator[str]:
-    """The lines of `text` at most `width` cells wide; always at least one."""
-    line = ""
-    for part in _PARTS.findall(_UNSEEN.sub("", text.replace("\t", _TAB))):
-        if part == "\n":
-            yield line.rstrip()
-            line = ""
-            continue
-        if line and cell_len(line + part.rstrip()) > width:
-            yield line.rstrip()
-            line = ""
-        if part.isspace() and not line:
-            continue  # no line starts with the space it was broken at
-        *full, line = chop_cells(line + part, width) if cell_len(part) > width else [line + part]
-        yield from full
-    yield line.rstrip()

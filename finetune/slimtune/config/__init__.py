@@ -61,23 +61,26 @@ def _fields(section: type[Section], prefix: str, *, without: tuple[str, ...]) ->
 _COMPUTE = ("model.prompt_template", "model.device", "model.dtype")
 # Of a folder that is written: what is told beside the weights to who serves them.
 _SERVED = _fields(GenerationSection, "generation", without=("seed",))
+_LANGUAGE = "evaluation.language"  # of what any script says of itself
 SCRIPTS: dict[str, tuple[str, ...]] = {
     "create_sample_data": ("sample",)
-    + ("data.validation_ratio", "data.test_ratio", "data.group_column", "data.seed"),
+    + ("data.validation_ratio", "data.test_ratio", "data.group_column", "data.seed", _LANGUAGE),
     "prepare_data": ("data", "model.base_model", "model.prompt_template", "model.system_prompt")
-    + ("training.max_length", "evaluation.language"),
-    "model_pruning": ("pruning", "training.train_data", "model.prompt_template", *_SERVED),
+    + ("training.max_length", _LANGUAGE),
+    "model_pruning": ("pruning", "training.train_data", "model.prompt_template", *_SERVED)
+    + (_LANGUAGE,),
     "knowledge_distillation": ("distillation", *_COMPUTE, *_SERVED)
     + _fields(Lora, "lora", without=("output_dir", "method"))
-    + _fields(Training, "training", without=("epochs", "learning_rate")),
+    + _fields(Training, "training", without=("epochs", "learning_rate"))
+    + (_LANGUAGE,),
     "train_lora": ("lora", "training", "model.base_model", *_COMPUTE, "model.quantization")
-    + _SERVED,
+    + (*_SERVED, _LANGUAGE),
     "train_pruned_distilled": ("pruned_distilled", "training", "model.base_model", *_COMPUTE)
     + _fields(Lora, "lora", without=("output_dir", "method"))
     + _fields(Pruning, "pruning", without=("model_path", "output_dir"))
     + _fields(Distillation, "distillation", without=("student_model", "output_dir"))
     + ("evaluation.test_data", "evaluation.max_rows", "evaluation.token_budget")
-    + ("evaluation.extract", "generation"),
+    + ("evaluation.extract", _LANGUAGE, "generation"),
     "evaluate_model": (
         "evaluation",
         "generation",
@@ -86,5 +89,6 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
         "training.max_length",
     ),
     "convert_to_gguf": ("gguf", "model.prompt_template", "model.system_prompt")
-    + ("training.max_length", "training.train_data", "evaluation.test_data", "generation"),
+    + ("training.max_length", "training.train_data", "evaluation.test_data", "generation")
+    + (_LANGUAGE,),
 }

@@ -24,19 +24,26 @@ Auto = Literal["auto"]  # chosen when the model is known; what was chosen is rec
 
 
 def setting(
-    default: Any, help: str, *, flag: str | None = None, bare: str | None = None, **checks: Any
+    default: Any,
+    help: str,
+    *,
+    flag: str | None = None,
+    bare: str | None = None,
+    catalogue: str | None = None,
+    **checks: Any,
 ) -> Any:
     """A field with its help; `flag` names its flag where the dashed field name is not it.
 
-    `bare` is what the flag means when it stands without a value.
+    `bare` is what the flag means when it stands without a value, `catalogue` has its choices.
     """
-    extra = {name: value for name, value in (("flag", flag), ("bare", bare)) if value}
+    told = {"flag": flag, "bare": bare, "catalogue": catalogue}
+    extra = {name: value for name, value in told.items() if value}
     return Field(default, description=help, json_schema_extra=extra, **checks)
 
 
 def choice(default: Any, help: str, catalogue: str, **more: Any) -> Any:
     """A field whose choices are a catalogue's: its own help, then a line for each entry."""
-    return setting(default, f"{help}\n{catalogues.listed(catalogue)}", **more)
+    return setting(default, f"{help}\n{catalogues.listed(catalogue)}", catalogue=catalogue, **more)
 
 
 class Section(BaseModel):

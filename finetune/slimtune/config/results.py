@@ -120,7 +120,9 @@ class Evaluation(Section):
         "Folder for the merged model; null: merged_model beside the adapter.",
         flag="output-dir",
     )
-    language: Literal["en", "zh"] = setting("en", "Language of the reports.")
+    language: Literal["en", "zh"] = setting(
+        "en", "Language of reports, of --help and of --print-config."
+    )
 
 
 def _short(count: int) -> str:

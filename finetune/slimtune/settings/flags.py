@@ -12,16 +12,17 @@ from pydantic.fields import FieldInfo
 from slimtune.config import SCRIPTS, Config
 from slimtune.console import SettingsError
 from slimtune.settings.foreign_flags import ours
+from slimtune.settings.languages import (
+    OPTIONS,
+    TITLES,
+    asked_language,
+    in_one_line,
+    lines,
+    of_option,
+    of_script,
+    of_setting,
+)
 from slimtune.settings.yaml_file import Given, Mistake, SettingPath, WrittenSettings, scalar
-
-_RUN = {
-    "config": "settings file (default: the project's config.yaml)",
-    "print-config": "show the settings that this run would use, and stop",
-    "dry-run": "check everything and estimate; write nothing",
-    "overwrite": "replace finished output",
-    "resume": "go on where a stopped run ended",
-    "debug": "show the traceback of an error",
-}
 
 
 def section_fields(section: str) -> dict[str, FieldInfo]:
@@ -102,7 +103,8 @@ def read_flags(
 ) -> tuple[argparse.Namespace, WrittenSettings]:
     """The options of this run and the settings given as flags; unknown flags are mistakes."""
     flags = flags_of(script)
-    options, unknown = _parser(script, doc, flags).parse_known_args(arguments)
+    parser = _parser(script, doc, flags, asked_language(arguments))
+    options, unknown = parser.parse_known_args(arguments)
     written = WrittenSettings(mistakes=list(_unknown(unknown, script, flags)))
     for flag, (section, name) in flags.items():
         text = getattr(options, f"{section}.{name}")
@@ -151,8 +153,11 @@ def _instead(flag: str, script: str, flags: dict[str, SettingPath]) -> str:
         name = flag if flag in theirs else next(filter(None, map(paths.get, ours(flag))), None)
         if name:
             return f"it is --{name} of {other}.py"
-    near = difflib.get_close_matches(flag.replace("_", "-"), [*_RUN, *flags], n=1)
+    near = difflib.get_close_matches(flag.replace("_", "-"), [*OPTIONS, *flags], n=1)
     return f"did you mean --{near[0]}?" if near else "see --help for all flags"
+
+
+_LONGEST_CHOICES = 56  # characters of --help's first column, in a terminal of 80
 
 
 class _Parser(argparse.ArgumentParser):
@@ -162,41 +167,61 @@ class _Parser(argparse.ArgumentParser):
         )
 
 
-def _parser(script: str, doc: str, flags: dict[str, SettingPath]) -> _Parser:
+class _ChineseHelp(argparse.RawDescriptionHelpFormatter):
+    """Lines are broken by the cells that they take, which textwrap does not know."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return lines(text, width)
+
+
+def _parser(script: str, doc: str, flags: dict[str, SettingPath], language: str) -> _Parser:
+    titles, chinese = TITLES[language], language == "zh"
+    usage = f"python finetune/{script}.py [--flag value ...]"
+    about = of_script(script, doc, language)
     parser = _Parser(
         prog=f"{script}.py",
-        usage=f"python finetune/{script}.py [--flag value ...]",
-        description=doc,
+        usage=argparse.SUPPRESS if chinese else usage,
+        description=f"{titles['usage']}{usage}\n\n{about}" if chinese else about,
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        formatter_class=_ChineseHelp if chinese else argparse.RawDescriptionHelpFormatter,
     )
     groups: dict[str, Any] = {}
     for flag, (section, name) in flags.items():
         if section not in groups:
-            groups[section] = parser.add_argument_group(f"{section} settings")
+            groups[section] = parser.add_argument_group(titles["section"].format(section))
         field = section_fields(section)[name]
-        help = f"{' '.join(field.description.split())} [{_shown(field.default)}]"
+        help = in_one_line(of_setting(section, name, field, language), language)
         bare = "true" if field.annotation is bool else (field.json_schema_extra or {}).get("bare")
         switch = {"nargs": "?", "const": bare} if bare else {}
         groups[section].add_argument(
             f"--{flag}",
             dest=f"{section}.{name}",
-            help=help.replace("%", "%%"),
+            help=f"{help} [{_shown(field.default)}]".replace("%", "%%"),
             metavar=_metavar(field),
             **switch,
         )
-    run = parser.add_argument_group("this run")
-    for flag, help in _RUN.items():
-        kind = {"metavar": "FILE"} if flag == "config" else {"action": "store_true"}
-        run.add_argument(f"--{flag}", help=help, **kind)
+    _add_options(parser.add_argument_group(titles["run"]), language)
     return parser
+
+
+def _add_options(group: Any, language: str) -> None:
+    """What any script can be asked."""
+    for name in OPTIONS:
+        words = ["-h", "--help"] if name == "help" else [f"--{name}"]
+        kind = {"help": "help"}.get(name, "store_true")
+        more = {"metavar": "FILE"} if name == "config" else {"action": kind}
+        group.add_argument(*words, help=of_option(name, language), **more)
 
 
 def _metavar(field: FieldInfo) -> str:
     if field.annotation is bool:
         return "true|false"
     choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
-    return "|".join(choices) or ("A,B" if is_list(field) else "VALUE")
+    named = "|".join(choices)
+    if len(named) > _LONGEST_CHOICES:
+        return "NAME"  # the help has a line for each
+    return named or ("A,B" if is_list(field) else "VALUE")
 
 
 def _shown(value: Any) -> str:

@@ -11,18 +11,20 @@ import yaml
 
 from slimtune.config import Config
 from slimtune.settings.flags import fields_alone, fields_of, section_fields
+from slimtune.settings.languages import HEADS, commented, of_section, of_setting
 
-_HEAD = """\
-# yaml-language-server: $schema=config.schema.json
-# Every setting of SlimTune, in pipeline order. Flags of the scripts override it for one run;
-# `--print-config` shows what a script would use. Paths are relative to this file.
-"""
+_EDITORS = "# yaml-language-server: $schema=config.schema.json"
 
 
 def config_yaml(config: Config, *, script: str | None = None) -> str:
-    """The settings as YAML with their help; with `script`, only those that the script uses."""
+    """The settings as YAML with their help; with `script`, only those that the script uses.
+
+    The comments are in the language of evaluation.language.
+    """
+    language = config.evaluation.language
     shown = {(section, name) for section, name, _ in fields_of(script)} if script else None
-    blocks = [_HEAD]
+    head = [f"# {line}\n" for line in commented(HEADS[language], language)]
+    blocks = ["".join([f"{_EDITORS}\n", *head])]
     for section in Config.model_fields:
         fields = [
             (name, field)
@@ -30,24 +32,26 @@ def config_yaml(config: Config, *, script: str | None = None) -> str:
             if shown is None or (section, name) in shown
         ]
         if fields:
-            blocks.append(_section(section, fields, getattr(config, section)))
+            blocks.append(_section(section, fields, getattr(config, section), language))
     return "\n".join(blocks)
 
 
-def _section(section: str, fields: list[tuple[str, Any]], values: Any) -> str:
-    lines = [f"# {line}" for line in type(values).__doc__.strip().splitlines()]
+def _section(section: str, fields: list[tuple[str, Any]], values: Any, language: str) -> str:
+    lines = [f"# {line}" for line in commented(of_section(section, language), language)]
     lines.append(f"{section}:")
     for name, field in fields:
-        lines += [f"  # {line}" for line in field.description.splitlines()]
-        lines.append(f"  {name}: {_written(getattr(values, name))}")
+        help = of_setting(section, name, field, language)
+        lines += [f"  # {line}" for line in commented(help, language)]
+        lines.append(f"  {name}: {written_value(getattr(values, name))}")
     return "\n".join(lines) + "\n"
 
 
-def _written(value: Any) -> str:
+def written_value(value: Any) -> str:
+    """A value as config.yaml has it."""
     if isinstance(value, Path):
         value = value.as_posix()
     if isinstance(value, list):
-        return f"[{', '.join(map(_written, value))}]"
+        return f"[{', '.join(map(written_value, value))}]"
     if isinstance(value, float):
         return repr(value)
     text = yaml.safe_dump(value, allow_unicode=True, width=1000).strip()

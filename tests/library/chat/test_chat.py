@@ -12,13 +12,14 @@ from rich.cells import cell_len
 from slimtune.chat.conversation import _choosing
 from slimtune.chat.conversation import talk as talk_in
 from slimtune.chat.partner import Chat, Partner
-from slimtune.chat.side_by_side import SideBySide, wrap
+from slimtune.chat.side_by_side import SideBySide
 from slimtune.console import InputError
 from slimtune.data.rows import read_rows
 from slimtune.inference.answers import in_order
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.engines import TransformersEngine
 from slimtune.prompts import encode_prompt, template
+from slimtune.settings.wrapping import wrap
 
 LLAMA2 = template("llama2")
 
