@@ -235,8 +235,13 @@ def test_chinese_readers_find_models_for_chinese_first() -> None:
 
 
 @pytest.mark.parametrize("language", QUICK_STARTS)
-def test_the_table_of_models_is_the_one_that_the_benchmark_prints(language: str) -> None:
-    assert "\n".join(table(language)) in text_of(QUICK_STARTS[language])
+def test_which_base_is_said_before_the_first_command_on_own_rows(language: str) -> None:
+    chapter = re.split(r"^## ", text_of(QUICK_STARTS[language]), flags=re.M)[2]
+    before = chapter.partition("python finetune/")[0]
+    assert "\n".join(table(language)) in before
+    for command in ("`--base-model`", "`--dry-run`", "known_models.py"):
+        assert command in before
+    assert {one.languages for one in MODELS if one.chinese} == {"qwen2", "qwen3"}
 
 
 # Parameters as the Hub counts them in each model's safetensors.

@@ -1,5 +1,7 @@
 """The table of a dry run: sizes to the byte, losses that fall, memory, and what fits."""
 
+import importlib
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from slimtune.export import outlook
 from slimtune.export.gguf_writer import write_file
 from slimtune.export.preflight import preflight
+from slimtune.settings import PROJECT
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,19 @@ def test_memory_is_the_tensors_and_the_cache(plan, found):
     line = found["F16"]
     assert 0 < line.bytes - (line.memory - cache) < 20_000  # the header
     assert line.memory - cache - line.read == 400 * 256 * 2  # the embedding is looked up
+
+
+def test_the_documents_tell_the_memory_of_this_table(plan, found, monkeypatch):
+    """The table of bases is counted from config.json alone, by benchmarks/known_models.py."""
+    monkeypatch.syspath_prepend(str(PROJECT / "benchmarks"))
+    known = importlib.import_module("known_models")
+    config = json.loads((plan.folder / "config.json").read_text(encoding="utf-8"))
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    names += ("num_attention_heads", "num_key_value_heads", "head_dim")
+    sizes = tuple(config[name] for name in names)
+    tied = config.get("tie_word_embeddings", False)
+    one = known.Known("tiny", config["model_type"], sizes, "llama2", tied)
+    assert one.served(plan.architecture.context) == found["Q4_K_M"].memory
 
 
 def test_without_sensitivity_sizes_are_told_and_losses_are_not(llama):
