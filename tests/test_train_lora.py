@@ -1,6 +1,7 @@
 """train_lora.py: an adapter that learned, written whole; stopped runs go on; mistakes are told."""
 
 import json
+import re
 import shutil
 import sys
 import weakref
@@ -8,13 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from running import another_run_writing, files_under, leaves_nothing, refused, run, succeeds
 from safetensors.torch import load_file
 from tiny_folders import write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from slimtune.config import Config
 from slimtune.console import runnable
+from slimtune.report.model_card import write_model_card
 from slimtune.training import lora
 from slimtune.training.callbacks import ProgressShown
 
@@ -68,9 +72,41 @@ def test_what_is_written_beside_the_adapter(project, adapter) -> None:
 
 def test_the_model_card_says_how_it_was_made_and_how_to_load_it(project, adapter) -> None:
     card = (adapter / "README.md").read_text(encoding="utf-8")
-    assert f"base_model: {project / 'base'}" in card and "PeftModel.from_pretrained" in card
+    head, _, text = card.removeprefix("---\n").partition("\n---\n")
+    told = yaml.safe_load(head)
+    assert told["library_name"] == "peft" and told["license"] == "unknown"
+    assert "base_model" not in told  # a folder is no model of the Hub
+    assert "# LoRA adapter for base" in text and "PeftModel.from_pretrained" in text
+    assert '"THE FOLDER OF base"' in text
     for words in ("`lora.rank` | 8", "`validation_loss_best`", "`training_rows` | ", "Licence"):
-        assert words in card, words
+        assert words in text, words
+    assert "](loss.png)" in text and "`rows` | train_train.jsonl" in text
+
+
+def test_the_model_card_names_no_place_of_this_machine_and_rounds(project, adapter) -> None:
+    card = (adapter / "README.md").read_text(encoding="utf-8")
+    for place in (project, Path.home(), adapter.parent, Path.cwd()):
+        assert str(place) not in card, place
+    assert not re.search(r"\d\.\d{6}", card), "figures are rounded"
+    assert not re.search(r"[/\\]\w+[/\\]\w+[/\\]", card.replace("https://", "")), "a path"
+
+
+def test_the_licence_of_the_base_is_the_licence_of_the_card(tmp_path) -> None:
+    base, out = tmp_path / "some-base", tmp_path / "out"
+    for folder in (base, out):
+        folder.mkdir()
+    (base / "README.md").write_text(
+        "---\nlanguage: en\nlicense: other\nlicense_name: llama3.2\n"
+        "license_link: https://a.example/x\n---\n# A model\nlicense: no\n",
+        encoding="utf-8",
+    )
+    write_model_card(out, "meta/some-base", Config(), {"loss": 1 / 3}, {}, base_folder=base)
+    head, _, text = (out / "README.md").read_text(encoding="utf-8")[4:].partition("\n---\n")
+    told = yaml.safe_load(head)
+    assert told["license"] == "other" and told["license_name"] == "llama3.2"
+    assert told["base_model"] == "meta/some-base" and told["license_link"].endswith("/x")
+    assert "base's licence (llama3.2)" in text and "| `loss` | 0.3333 |" in text
+    assert "loss.png" not in text.partition("## Data")[0].partition("metrics.jsonl")[2]
 
 
 def test_the_learner_has_left_memory_before_it_is_proven(

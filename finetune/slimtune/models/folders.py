@@ -28,8 +28,10 @@ from slimtune.models.json_files import read_model_json
 _log = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# Weights as safetensors and what lies beside them; "consolidated" files are the same weights again.
-_WANTED = ["*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "LICENSE*", "USE_POLICY*"]
+# Weights as safetensors and what lies beside them, the card with its licence too; "consolidated"
+# files are the same weights again.
+_WANTED = ["*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt"]
+_WANTED += ["LICENSE*", "USE_POLICY*", "README.md"]
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
 _UNWANTED = ["*/*", "consolidated*"]
 

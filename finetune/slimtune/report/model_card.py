@@ -1,6 +1,10 @@
-"""The model card: README.md in the folder of an adapter or model, for whoever finds it later."""
+"""The model card: README.md in the folder of an adapter or model, for whoever finds it later.
+
+It goes wherever the folder goes: figures are rounded, and no folder of this machine is named.
+"""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +12,13 @@ from slimtune.artifacts.files import write_page
 from slimtune.config import Config
 from slimtune.console import decoration, near
 
-_ADAPTER = """\
+_HEAD = """\
 ---
-base_model: {base}
-{origin}library_name: peft
-license: other
-tags: [lora, slimtune]
+{head}
 ---
 
+"""
+_ADAPTER = """\
 # LoRA adapter for {base}
 
 ## Load it
@@ -24,19 +27,12 @@ tags: [lora, slimtune]
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "THIS FOLDER")
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{loaded}"), "THIS FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")  # with the chat template of training
 ```
 """
 
 _MODEL = """\
----
-base_model: {base}
-library_name: transformers
-license: other
-tags: [slimtune]
----
-
 # {base}, {how}
 
 ## Load it
@@ -50,11 +46,16 @@ tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")  # with the chat templa
 """
 
 _REST = """
+Ask it by that template: `tokenizer.apply_chat_template(messages, add_generation_prompt=True)`.
+
 ## Figures
 
 {figures}
 
-Losses are nats per supervised token; the curve is loss.png, every logged step in metrics.jsonl.
+Losses are nats per supervised token; every logged step is in metrics.jsonl.
+{picture}
+These are figures of the training. What the model answers to rows that it has not seen is what
+`evaluate_model.py` measures, base and fine-tuned side by side.
 
 ## Data
 
@@ -66,9 +67,16 @@ Losses are nats per supervised token; the curve is loss.png, every logged step i
 
 ## Licence
 
-What is made from a base is bound by the base's licence and by that of the rows it has learned from.
-Say both before you pass it on.
+What is made from a base is bound by the base's licence ({licence}) and by that of the rows it has
+learned from. Say both before you pass it on.
 """
+_PICTURE = """
+![The loss while training](loss.png)
+"""
+# What the head of a card of the Hub says of its licence.
+_LICENCE = re.compile(r"^(license(?:_name|_link)?): *[\"']?([\w.:/-]+)[\"']?\s*$", re.MULTILINE)
+_LONGEST_HEAD = 1 << 16  # characters of a base's card that are looked at
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def write_model_card(
@@ -80,31 +88,63 @@ def write_model_card(
     *,
     kind: str = "adapter",
     fingerprint: str | None = None,
+    base_folder: Path | None = None,
 ) -> None:
     """README.md: how to load, figures, data, settings, licence; replaces the empty one of peft.
 
     `kind` is adapter, whole (all weights were trained) or distilled; `figures` are what the run
-    measured, `dataset` what it learned from, `fingerprint` tells an adapter's base from others.
+    measured, `dataset` what it learned from, `fingerprint` tells an adapter's base from others,
+    `base_folder` has the base's own card, from which the licence comes.
     """
-    settings = config.model_dump(mode="json")
-    teacher = near(config.distillation.teacher_model)
-    how = f"taught by {teacher}" if kind == "distilled" else "all weights fine-tuned"
+    teacher = _named(config.distillation.teacher_model)
     method = "distillation" if kind == "distilled" else "lora"
     chosen = {
         f"{section}.{name}": value
         for section in (method, "training")
-        for name, value in settings[section].items()
+        for name, value in getattr(config, section)
     }
-    data = {"rows": near(config.training.train_data)} | dataset | _report(config)
-    text = ((_ADAPTER if kind == "adapter" else _MODEL) + _REST).format(
-        base=near(base),
-        origin=f"base_fingerprint: {fingerprint}\n" if fingerprint else "",
-        how=how,
+    licence = licence_of(base_folder) if base_folder else {}
+    data = {"rows": config.training.train_data} | dataset | _report(config)
+    text = (_HEAD + (_ADAPTER if kind == "adapter" else _MODEL) + _REST).format(
+        head=_head(base, kind, licence, fingerprint),
+        base=_named(base),
+        loaded=base if _HUB_ID.fullmatch(base) else f"THE FOLDER OF {_named(base)}",
+        how=f"taught by {teacher}" if kind == "distilled" else "all weights fine-tuned",
         figures=_table("figure", figures),
+        picture=_PICTURE if (folder / "loss.png").is_file() else "",
         data=_table("data", data),
         settings=_table("setting", chosen),
+        licence=licence.get("license_name")
+        or licence.get("license", "which its card does not say"),
     )
     write_page(folder / "README.md", text)
+
+
+def licence_of(base: Path) -> dict[str, str]:
+    """license, license_name and license_link as the card of a base says them; {} without one."""
+    card = base / "README.md"
+    if not card.is_file():
+        return {}
+    with decoration("the base's licence in the model card"), card.open(encoding="utf-8") as file:
+        _, _, rest = file.read(_LONGEST_HEAD).partition("---\n")
+        return dict(_LICENCE.findall(rest.partition("\n---")[0]))
+    return {}
+
+
+def _head(base: str, kind: str, licence: dict[str, str], fingerprint: str | None) -> str:
+    """The YAML that the Hub reads. A base that is a folder is no model of the Hub."""
+    told = {"base_model": base} if _HUB_ID.fullmatch(base) else {}
+    told |= {"base_fingerprint": fingerprint} if fingerprint else {}
+    told |= {"library_name": "peft" if kind == "adapter" else "transformers"}
+    told |= licence or {"license": "unknown"}
+    told |= {"tags": "[lora, slimtune]" if kind == "adapter" else "[slimtune]"}
+    return "\n".join(f"{name}: {value}" for name, value in told.items())
+
+
+def _named(reference: object) -> str:
+    """A model or file by its name alone: where it lies here is nobody else's business."""
+    text = str(reference)
+    return Path(text).name if Path(text).is_absolute() else text
 
 
 def _report(config: Config) -> dict[str, Any]:
@@ -122,5 +162,14 @@ def _report(config: Config) -> dict[str, Any]:
 
 
 def _table(head: str, values: dict[str, Any]) -> str:
-    lines = [f"| `{name}` | {value} |" for name, value in values.items()]
+    lines = [f"| `{name}` | {_cell(value)} |" for name, value in values.items()]
     return "\n".join([f"| {head} | value |", "|---|---|", *lines])
+
+
+def _cell(value: Any) -> str:
+    """Four digits of a measured number; a path by its name."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_cell, value)) or "none"
+    return _named(value)

@@ -145,6 +145,7 @@ def train(
                 learned,
                 kind=method.kind,
                 fingerprint=proven.get(FINGERPRINT),
+                base_folder=learns,
             )
     _done_with(checkpoints)
     return curve, _spoken(counts)
