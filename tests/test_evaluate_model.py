@@ -1,6 +1,8 @@
 """evaluate_model.py: a table that tells models apart, an exact merge, a chat; mistakes are told."""
 
+import contextlib
 import csv
+import io
 import json
 import re
 import shutil
@@ -23,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimtune.console import runnable
 from slimtune.evaluation import comparison
+from slimtune.settings import PROJECT
 
 
 def table_of(file: Path) -> list[dict[str, str]]:
@@ -35,6 +38,18 @@ def exact(metrics_file: Path) -> dict[str, float]:
     """{model: per cent of exact matches}."""
     models = json.loads(metrics_file.read_text())["models"]
     return {one["label"]: one["exact_match"]["score"] for one in models}
+
+
+def measure_of_the_guide(output: Path) -> dict[str, int]:
+    """{model: rows} by the lines that OPTIMIZATION_GUIDE shows for a measure of one's own."""
+    guide = (PROJECT / "OPTIMIZATION_GUIDE.md").read_text(encoding="utf-8")
+    code = guide.partition("### A measure of your own")[2].partition("```python\n")[2]
+    code = code.partition("```")[0].replace("models/evaluation/evaluation_results.csv", str(output))
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(code, "the guide", "exec"), {})
+    lines = re.findall(r"^(.+): .* in (\d+) of \d+ answers$", said.getvalue(), re.M)
+    return {model: int(rows) for model, rows in lines}
 
 
 @pytest.mark.usefixtures("in_process")
@@ -77,6 +92,8 @@ class TestComparison:
         assert len(answers) == 2 and answers[0] != answers[1]
         scores = exact(tmp_path / "results_metrics.json")
         assert scores["base"] < 10 and scores["fine-tuned"] > 90
+        told = measure_of_the_guide(output)
+        assert told["fine-tuned"] > 0.9 * len(lines) > told["base"]
 
     def test_who_sets_a_temperature_is_measured_with_it(
         self, settings, rows, adapter, gguf, tmp_path
