@@ -8,6 +8,8 @@ import pytest
 from running import Ran, compared_here, run, succeeds
 from tiny_rows import raw_rows
 
+from slimtune.sample import parts
+
 SETTINGS = """\
 model: {device: cpu}
 training: {epochs: 1, learning_rate: 1e-2, batch_size: 4}
@@ -15,6 +17,7 @@ distillation: {epochs: 1}
 generation: {max_new_tokens: 4}
 gguf: {quantization: F16, verify: quick}
 """
+LONGEST = 8  # scripts in a chain
 FOLDER = "mein Projekt (1) [测试] it's $HOME"
 
 
@@ -105,3 +108,43 @@ def test_finished_output_is_not_named_again(folder, monkeypatch) -> None:
     second = next_of(succeeds(*words, "--overwrite"))
     assert "--output-dir" not in second and second[-1] == "--overwrite"
     assert run(*second, "--dry-run").code == 0
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory) -> Path:
+    """Settings of a folder that holds nothing else, and tiny models in place of the shipped."""
+    from tiny_folders import write_tiny_llama
+
+    folder = tmp_path_factory.mktemp("example")
+    settings = f"sample: {{rows: 70, text_lines: 20}}\nevaluation: {{max_rows: 2}}\n{SETTINGS}"
+    (folder / "config.yaml").write_text(settings, encoding="utf-8")
+    for name in parts.SAMPLE_MODELS:
+        write_tiny_llama(folder / "weights" / name, hidden=64)
+    return folder
+
+
+def to_the_end(ran: Ran) -> list[str]:
+    """The scripts that ran, each as the one before it said, until one says of none."""
+    scripts: list[str] = []
+    while "next:  " in ran.out:
+        assert len(scripts) < LONGEST, scripts
+        script, *words = next_of(ran)
+        scripts.append(script)
+        ran = succeeds(script, *words, stdin="/exit\n")
+    return scripts
+
+
+@pytest.mark.slow
+def test_every_chain_leads_from_the_sample_to_a_talk(example, monkeypatch) -> None:
+    monkeypatch.chdir(example)
+    monkeypatch.setattr(parts, "WEIGHTS", example / "weights")
+    settings = ("--config", "config.yaml")
+    with compared_here():
+        tuned = to_the_end(succeeds("create_sample_data", *settings))
+        healed = to_the_end(succeeds("model_pruning", *settings, "--ffn-ratio", 0.25))
+        combined = to_the_end(succeeds("train_pruned_distilled", *settings))
+    compared = merged = talked = "evaluate_model"
+    file = ["convert_to_gguf", compared, talked]
+    assert tuned == ["prepare_data", "train_lora", compared, merged, *file]
+    assert healed == ["knowledge_distillation", compared, *file]
+    assert combined == file
