@@ -12,33 +12,22 @@ from pathlib import Path
 
 import pytest
 import yaml
+from documents import BLOCK, ROOT, TWINS, prose_of, text_of
 
 from slimtune.config import SCRIPTS, Config
 from slimtune.models.family import FAMILIES, families_in_words
 from slimtune.settings import read_settings
 from slimtune.settings.flags import section_fields
 
-ROOT = Path(__file__).resolve().parents[1]
-TWINS = ("README", "QUICK_START", "OPTIMIZATION_GUIDE")
 DOCUMENTS = [ROOT / f"{name}{language}.md" for name in TWINS for language in ("", ".zh-CN")]
 SHIPPED = [*DOCUMENTS, ROOT / "quickstart.py", *(ROOT / f"finetune/{name}.py" for name in SCRIPTS)]
 COMMANDS_OF_THE_QUICK_START = 11  # those that must work as they stand
 
-_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _COMMAND = re.compile(r'python (finetune/\w+\.py[^\n&"]*)')
 _LINK = re.compile(r"\[[^\]]+\]\(([^)#]+)[^)]*\)")
 _SETTING = re.compile(rf"\b({'|'.join(Config.model_fields)})\.([a-z_]+)\b")
 _CODE = re.compile(r"`([^`\n]+)`")
 _HOSTS = re.compile(r"pypi|pythonhosted|anaconda|download\.pytorch|tsinghua|aliyun|npmjs", re.I)
-
-
-def text_of(file: Path) -> str:
-    return file.read_text(encoding="utf-8")
-
-
-def prose_of(file: Path) -> str:
-    """A document without its code blocks."""
-    return _BLOCK.sub("", text_of(file))
 
 
 def commands_of(file: Path) -> list[list[str]]:
@@ -47,7 +36,7 @@ def commands_of(file: Path) -> list[list[str]]:
     if file.parent.name == "finetune":
         text = text.partition("\nfrom ")[0]  # the docstring
     if file.suffix == ".md":
-        text = "".join(body for language, body in _BLOCK.findall(text) if language == "bash")
+        text = "".join(body for language, body in BLOCK.findall(text) if language == "bash")
     # A docstring writes the backslash that continues a line twice.
     joined = re.sub(r"\\{1,2}\n\s*", " ", text)
     return [shlex.split(command, comments=True) for command in _COMMAND.findall(joined)]
@@ -93,7 +82,7 @@ def test_every_setting_named_is_in_the_schema(file: Path) -> None:
 def test_both_languages_have_the_same_headings_and_the_same_code(name: str) -> None:
     english, chinese = ROOT / f"{name}.md", ROOT / f"{name}.zh-CN.md"
     assert levels(english) == levels(chinese)
-    blocks = [_BLOCK.findall(without_language(text_of(one))) for one in (english, chinese)]
+    blocks = [BLOCK.findall(without_language(text_of(one))) for one in (english, chinese)]
     assert blocks[0] == blocks[1]
     assert rows_of_tables(english) == rows_of_tables(chinese)
     assert sorted(settings_of(english)) == sorted(settings_of(chinese))
@@ -135,7 +124,7 @@ def test_no_package_registry_is_named(file: Path) -> None:
 
 
 def test_a_yaml_block_of_the_quick_start_is_a_settings_file(tmp_path: Path) -> None:
-    blocks = dict(_BLOCK.findall(text_of(ROOT / "QUICK_START.md")))
+    blocks = dict(BLOCK.findall(text_of(ROOT / "QUICK_START.md")))
     file = tmp_path / "config.yaml"
     file.write_text(blocks["yaml"], encoding="utf-8")
     config, _ = read_settings("train_lora", "", ["--config", str(file)])

@@ -14,10 +14,10 @@ def put_into_ollama(store: Path, name: str, file: Path) -> Path:
     """`file` as `ollama pull MODEL:TAG` leaves it in `store`, which is returned."""
     model, _, tag = name.partition(":")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    (store / "blobs").mkdir(parents=True)
+    (store / "blobs").mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, store / "blobs" / f"sha256-{digest}")
     manifest = store / "manifests/registry.ollama.ai/library" / model / tag
-    manifest.parent.mkdir(parents=True)
+    manifest.parent.mkdir(parents=True, exist_ok=True)
     layer = {"mediaType": WEIGHTS, "digest": f"sha256:{digest}", "size": file.stat().st_size}
     manifest.write_text(json.dumps({"schemaVersion": 2, "layers": [layer]}))
     return store
