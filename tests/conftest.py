@@ -8,6 +8,7 @@ Any part of the suite still runs alone, in any order and in any number of proces
 holds the tests to that, and `project` that nobody else has written into it).
 """
 
+import importlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -64,6 +65,22 @@ def llama_cpp_as_users_start_it(started_by_users) -> Iterator[None]:
 
     with patch.object(llama_child, "_start", started_by_users):
         yield
+
+
+@pytest.fixture(scope="session")
+def scripts_imported() -> None:
+    """What the scripts import inside their main changes the environment: once, for all tests."""
+    importlib.import_module("slimtune.training.distillation_stage")
+
+
+@pytest.fixture
+def world(scripts_imported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: what looks like all that the eight scripts read, and cannot be."""
+    from eight_scripts import write_world
+
+    write_world(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 # What the fixtures below leave in the project's folder; `cache` is distillation's.

@@ -1,12 +1,10 @@
 """No script writes over what it reads: refused before anything is touched, under any name."""
 
-import importlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from eight_scripts import write_world
 from running import files_under, refused
 
 # A script with its flags, and how a flag makes an output of what is said to be one.
@@ -27,20 +25,6 @@ HARMLESS = {
     ("convert_to_gguf", "parent"),
     ("create_sample_data", "child"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def imported() -> None:
-    """What the scripts import inside their main changes the environment: once, for all tests."""
-    importlib.import_module("slimtune.training.distillation_stage")
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folders that look like what the scripts read; none is opened before the refusal."""
-    write_world(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def through_a_link(folder: Path) -> Path:

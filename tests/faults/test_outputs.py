@@ -13,26 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from eight_scripts import WRITES, write_world
+from eight_scripts import WRITES
 from running import files_under, refused, run
 
 from slimtune.artifacts import writable
 from slimtune.config import Config, Options
 
 pytestmark = pytest.mark.faults
-
-
-@pytest.fixture(scope="module", autouse=True)
-def imported() -> None:
-    """What the scripts import inside their main changes the environment: once, for all tests."""
-    importlib.import_module("slimtune.training.distillation_stage")
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    write_world(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def a_file_above(world: Path, script: str) -> Path:

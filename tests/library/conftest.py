@@ -1,9 +1,11 @@
-"""A tiny random Llama and a word tokenizer: enough to generate, score and compare."""
+"""A tiny random Llama and a word tokenizer: enough to generate, score and compare; two servers."""
 
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
+from fake_servers import FakeServer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -48,3 +50,18 @@ def prompts() -> list[list[int]]:
     """Forty prompts of 2 to 24 tokens."""
     chance = random.Random(1)
     return [[1, *chance.choices(range(3, 61), k=chance.randint(1, 23))] for _ in range(40)]
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    """One that speaks as OpenAI's do."""
+    with FakeServer() as running:
+        yield running
+
+
+@pytest.fixture
+def ollama(monkeypatch) -> Iterator[FakeServer]:
+    """One that speaks as Ollama does, where Ollama is looked for."""
+    with FakeServer("llama3.2:latest", ollama=True) as running:
+        monkeypatch.setenv("OLLAMA_HOST", running.host)
+        yield running

@@ -53,9 +53,8 @@ def stage_folder(
     config: Config,
     *,
     inputs: Sequence[Path | str] = (),
-    keep_partial: bool = False,
 ) -> Iterator[Stage]:
-    """A folder written whole or not at all; `keep_partial` leaves a stopped run to --resume.
+    """A folder written whole or not at all.
 
     Of several processes the first one owns it; what the others write is thrown away. A link to a
     folder stays one: what it leads to is written, on the disk where that is.
@@ -72,15 +71,13 @@ def stage_folder(
     with naming(final), _lock(final):
         refuse_finished(final, config)
         partial = final.with_name(final.name + ".partial")
-        if partial.is_symlink() or not (keep_partial and config.options.resume):
-            clear(partial)
+        clear(partial)
         partial.mkdir(parents=True, exist_ok=True)
         stage = Stage(name, partial, config, inputs)
         try:
             yield stage
         except BaseException:
-            if not keep_partial:
-                shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
             raise
         write_json(partial / RUN, stage.record())
         _swap(partial, final)
@@ -107,7 +104,7 @@ def stage_files(
         refuse_finished_files(manifest, config, outputs)
         partial = named_beside(manifest, ".partial")
         clear(partial)
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=True)
         stage = Stage(name, partial, config, inputs)
         try:
             yield stage

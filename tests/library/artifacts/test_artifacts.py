@@ -68,15 +68,6 @@ def test_a_folder_of_the_users_is_never_overwritten(tmp_path: Path) -> None:
         refuse_finished(tmp_path / "mine", config())
 
 
-def test_partial_work_is_kept_for_resume_only_where_it_applies(tmp_path: Path) -> None:
-    final = tmp_path / "lora"
-    with pytest.raises(RuntimeError), stage_folder("x", final, config(), keep_partial=True) as s:
-        (s.folder / "checkpoint").write_text("1")
-        raise RuntimeError
-    with stage_folder("x", final, config(resume=True), keep_partial=True) as stage:
-        assert (stage.folder / "checkpoint").read_text() == "1"
-
-
 def test_a_second_run_is_told_who_holds_the_output(tmp_path: Path) -> None:
     with stage_folder("x", tmp_path / "out", config()):
         code = (

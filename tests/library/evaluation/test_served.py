@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from fake_servers import FakeServer, Said
+from fake_servers import Said
 from running import refused, succeeds
 from tiny_ggufs import put_into_ollama
 
@@ -24,19 +24,6 @@ def at_once(monkeypatch) -> None:
     monkeypatch.setattr(server_client.time, "sleep", lambda seconds: None)
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
     monkeypatch.delenv(API_KEY, raising=False)
-
-
-@pytest.fixture
-def server():
-    with FakeServer() as running:
-        yield running
-
-
-@pytest.fixture
-def ollama(monkeypatch):
-    with FakeServer("llama3.2:latest", ollama=True) as running:
-        monkeypatch.setenv("OLLAMA_HOST", running.host)
-        yield running
 
 
 def listing(*names: str) -> Said:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
+from tiny_adapters import trained
 from tiny_folders import write_tiny_llama
 from transformers import AutoModelForCausalLM
 
@@ -17,7 +18,6 @@ from slimtune.export.preflight import preflight
 from slimtune.models.merging import MergedCheckpoint, merge_adapter
 
 IDS = list(range(3, 35))
-BOTH = ["q_proj", "down_proj"]
 STARTS = [True, False, "gaussian", "orthogonal", "eva", "mica", "pissa", "olora"]
 KINDS = {
     **{f"start_{start}": {"init_lora_weights": start} for start in STARTS},
@@ -45,18 +45,6 @@ for name in sys.argv[2:]:
     [(_, found)] = LlamaContext(Path(name), 64, 1, 1, None).losses([(ids[:1], ids[1:])])
     print(json.dumps(found.nats), flush=True)
 """
-
-
-def trained(base: Path, folder: Path, **kind: object) -> Path:
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": BOTH, "task_type": "CAUSAL_LM"} | kind
-    adapted = get_peft_model(model, LoraConfig(**settings))
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data += torch.randn_like(parameter) * 0.05
-    adapted.save_pretrained(folder)
-    return folder
 
 
 @torch.no_grad()

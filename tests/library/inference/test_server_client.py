@@ -19,19 +19,6 @@ DRAWN = Decoding(12, temperature=0.7, top_k=40, top_p=0.9, min_p=0.1, repeat_pen
 KEY = "sk-secret-123"
 
 
-@pytest.fixture
-def server():
-    with FakeServer() as running:
-        yield running
-
-
-@pytest.fixture
-def ollama(monkeypatch):
-    with FakeServer("llama3.2:3b", ollama=True) as running:
-        monkeypatch.setenv("OLLAMA_HOST", running.host)
-        yield running
-
-
 def client_of(server: FakeServer, **settings) -> ServerClient:
     reference = f"ollama:{server.model}" if server.ollama else f"{server.address}#{server.model}"
     return ServerClient(Server.of(reference), **{"pauses": (0.0, 0.0), "patience": 5.0} | settings)
@@ -237,7 +224,7 @@ def test_an_answer_without_an_end_is_asked_again_and_then_told(said, server):
 )
 def test_ollamas_nonsense_is_named(said, words, ollama):
     error = failure(InputError, ollama, said)
-    assert words in error and f"ollama:llama3.2:3b (http://{ollama.host})" in error
+    assert words in error and f"ollama:llama3.2:latest (http://{ollama.host})" in error
 
 
 def test_another_model_than_asked(server):

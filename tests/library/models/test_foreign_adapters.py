@@ -11,7 +11,8 @@ import torch
 from peft import LoraConfig, LoraGAConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import CordaConfig, KasaConfig, VeloraConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from tiny_adapters import BOTH, loaded, trained
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from slimtune.config import Config, Lora
 from slimtune.console import InputError, QualityError
@@ -25,7 +26,6 @@ from slimtune.training import lora
 
 torch.set_num_threads(1)
 IDS = torch.arange(3, 35)[None]
-BOTH = ["q_proj", "down_proj"]
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -40,28 +40,6 @@ def base(request, tmp_path_factory):
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("model") / "base"
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    return folder
-
-
-def loaded(base, rows=None, dtype=torch.bfloat16):
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-    if rows:
-        model.resize_token_embeddings(rows, mean_resizing=False)
-    return model
-
-
-def trained(base, folder, *, rows=None, prepare=None, **lora):
-    """An adapter as a program of somebody else leaves it: attached, moved a little, saved."""
-    torch.manual_seed(1)
-    model = loaded(base, rows)
-    if prepare:
-        prepare(model)
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": BOTH, "task_type": "CAUSAL_LM"} | lora
-    adapted = get_peft_model(model, LoraConfig(**settings))
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data += torch.randn_like(parameter) * 0.05
-    adapted.save_pretrained(folder)
     return folder
 
 
