@@ -96,7 +96,7 @@ def write_model(
     """A random Llama in bf16 shards of 1 GB, written a few rows at a time."""
     import torch
 
-    from slimtune.models.family import ModelShape
+    from slimtune.models.model_shape import ModelShape
     from slimtune.models.weights import CheckpointWriter
 
     shape = ModelShape(

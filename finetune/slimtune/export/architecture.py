@@ -15,7 +15,8 @@ import gguf
 import numpy as np
 
 from slimtune.console import InputError
-from slimtune.models.family import FAMILIES, ModelShape
+from slimtune.models.family import FAMILIES
+from slimtune.models.model_shape import ModelShape
 
 _KINDS = ("default", "linear", "yarn", "llama3")
 FACTORS = "rope_freqs.weight"

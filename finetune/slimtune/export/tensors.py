@@ -8,7 +8,8 @@ import numpy as np
 
 from slimtune.console import InputError
 from slimtune.export.architecture import Architecture, quantised, unsupported
-from slimtune.models.family import IGNORED_BUFFER, gguf_tensor_name
+from slimtune.models.family import IGNORED_BUFFER
+from slimtune.models.model_shape import gguf_tensor_name
 
 _ROTATED = re.compile(r"attn_[qk]\.(weight|bias)$")
 _BITSANDBYTES = re.compile(r"\.(SCB|absmax|quant_map|quant_state\..*|nested_absmax|weight_format)$")

@@ -13,7 +13,8 @@ from typing import Literal
 import psutil
 
 from slimtune.config.catalogues import facts
-from slimtune.models.family import Axis, ModelShape
+from slimtune.models.family import Axis
+from slimtune.models.model_shape import ModelShape
 from slimtune.settings.flags import less_memory
 
 Workload = Literal["stream", "inference", "lora", "full"]

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 
 from slimtune.console import InputError
-from slimtune.models.family import FAMILIES, IGNORED_BUFFER, ModelShape, families_in_words
+from slimtune.models.family import FAMILIES, IGNORED_BUFFER, families_in_words
+from slimtune.models.model_shape import ModelShape
 from slimtune.models.weights import OUTPUT, Checkpoint
 
 

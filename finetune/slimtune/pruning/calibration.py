@@ -15,7 +15,7 @@ from slimtune.data.rows import read_rows
 from slimtune.inference import guessing
 from slimtune.inference.stack import TokenBatch, batches_of, read_layers
 from slimtune.models import tokenizers
-from slimtune.models.family import ModelShape
+from slimtune.models.model_shape import ModelShape
 from slimtune.models.positions import followed
 from slimtune.pruning.criteria import CALIBRATED
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from slimtune.inference.stack import Stack, Stream, TokenBatch
-from slimtune.models.family import ModelShape
+from slimtune.models.model_shape import ModelShape
 from slimtune.models.weights import Checkpoint
 from slimtune.pruning.anatomy import Keep
 from slimtune.pruning.writer import few_ids, masked, require_equal, write_pruned

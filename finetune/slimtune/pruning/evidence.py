@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from slimtune.inference.stack import Stack, Stream, TokenBatch, input_hook
-from slimtune.models.family import ModelShape, linear
+from slimtune.models.family import linear
+from slimtune.models.model_shape import ModelShape
 from slimtune.models.weights import Checkpoint
 from slimtune.pruning.criteria import Evidence
 from slimtune.pruning.writer import finite

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from slimtune.inference.stack import Stack, Stream, TokenBatch
-from slimtune.models.family import NORM_PART, PARTS, ModelShape, linear
+from slimtune.models.family import NORM_PART, PARTS, linear
+from slimtune.models.model_shape import ModelShape
 from slimtune.models.weights import EMBEDDING, OUTPUT, Checkpoint
 from slimtune.pruning.anatomy import Keep
 from slimtune.pruning.criteria import CRITERIA, Evidence, strongest

@@ -12,8 +12,8 @@ from slimtune.console import size
 from slimtune.inference.stack import read_layers
 from slimtune.machine.process import large_blocks_returned
 from slimtune.models import memory
-from slimtune.models.family import ModelShape
 from slimtune.models.folders import local_folder
+from slimtune.models.model_shape import ModelShape
 from slimtune.models.served_decoding import with_decoding_of, write_generation_config
 from slimtune.models.weights import Checkpoint
 from slimtune.pruning.anatomy import prunable_shape

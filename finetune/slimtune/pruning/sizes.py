@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 from slimtune.console import InputError, SettingsError
-from slimtune.models.family import ModelShape
+from slimtune.models.model_shape import ModelShape
 
 LARGEST_STEP = 1 / 3  # cuts over a third want iteration: prune, calibrate again, prune on
 

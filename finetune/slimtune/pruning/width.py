@@ -12,7 +12,8 @@ import torch
 
 from slimtune.inference.stack import Stack, Stream, TokenBatch
 from slimtune.machine.process import large_blocks_returned
-from slimtune.models.family import ModelShape, linear
+from slimtune.models.family import linear
+from slimtune.models.model_shape import ModelShape
 from slimtune.models.weights import Checkpoint
 from slimtune.pruning.anatomy import Keep, channels, prunable_shape
 from slimtune.pruning.criteria import CRITERIA, Criterion, strongest

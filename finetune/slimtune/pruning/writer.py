@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM
 from slimtune.artifacts.files import write_json
 from slimtune.console import InputError, QualityError
 from slimtune.inference.stack import Stack, TokenBatch, input_hook
-from slimtune.models.family import FAMILIES, NORM_PART, PARTS, ModelShape, axes_of, place
+from slimtune.models.family import FAMILIES, NORM_PART, PARTS, axes_of, place
+from slimtune.models.model_shape import ModelShape
 from slimtune.models.weights import (
     OUTPUT,
     Checkpoint,

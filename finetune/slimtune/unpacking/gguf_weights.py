@@ -17,8 +17,8 @@ from gguf import GGMLQuantizationType as Type
 from slimtune.console import InputError, near
 from slimtune.export.architecture import FACTORS, Architecture
 from slimtune.export.tensors import row_order
-from slimtune.models.family import gguf_tensor_name
 from slimtune.models.gguf_header import GgufHeader, GgufTensor, damaged
+from slimtune.models.model_shape import gguf_tensor_name
 from slimtune.models.weights import CheckpointWriter
 
 _CHUNK_BYTES = 4 << 20  # of float32

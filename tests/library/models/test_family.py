@@ -8,14 +8,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from slimtune.console import InputError
 from slimtune.export.architecture import Architecture, read_architecture
 from slimtune.export.tensors import gguf_name, map_tensors, row_order
-from slimtune.models.family import (
-    FAMILIES,
-    PARTS,
-    ModelShape,
-    axes_of,
-    families_in_words,
-    gguf_tensor_name,
-)
+from slimtune.models.family import FAMILIES, PARTS, axes_of, families_in_words
+from slimtune.models.model_shape import ModelShape, gguf_tensor_name
 from slimtune.models.weights import Checkpoint
 from slimtune.pruning.anatomy import prunable_shape
 

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from slimtune.models import memory
-from slimtune.models.family import ModelShape
 from slimtune.models.memory import MemoryEstimate, Recipe, estimate_memory, fit_verdict, training
+from slimtune.models.model_shape import ModelShape
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[3]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from slimtune.console import InputError, SettingsError
-from slimtune.models.family import ModelShape
+from slimtune.models.model_shape import ModelShape
 from slimtune.pruning.sizes import ROW, Ratios, rounded, smaller, steps, with_groups
 
 LLAMA_7B = ModelShape(32000, 4096, 11008, 32, 32, 32, 128, False, frozenset())
