@@ -70,7 +70,7 @@ def _way(model: str) -> Iterator[tuple[str, dict[str, Any] | None]]:
     seen = set()
     while True:
         seen.add(model)
-        run = run_of(Path(model)) if os.path.exists(model) else None
+        run = _record(Path(model)) if os.path.exists(model) else None
         yield model, run
         if run is None or run["stage"] in (_SAMPLE_STAGE, _UNPACKED):
             return
@@ -78,3 +78,11 @@ def _way(model: str) -> Iterator[tuple[str, dict[str, Any] | None]]:
         if not sources or sources[0]["path"] in seen:
             return
         model = sources[0]["path"]
+
+
+def _record(model: Path) -> dict[str, Any] | None:
+    """A model's own record; the sample's two models have one together, in the folder above."""
+    run = run_of(model)
+    if run is None and (above := run_of(model.parent)) and above["stage"] == _SAMPLE_STAGE:
+        return above
+    return run

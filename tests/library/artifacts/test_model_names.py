@@ -58,7 +58,8 @@ def test_an_adapter_that_is_merged_on_the_way_counts(tmp_path) -> None:
 
 
 def test_the_sample_keeps_its_name_whatever_is_done_to_it(tmp_path) -> None:
-    base = made(tmp_path / "sample/base", "create_sample_data", tmp_path / "raw.json")
+    base = made(tmp_path / "sample", "create_sample_data", tmp_path / "raw.json") / "base"
+    base.mkdir()
     cut = made(tmp_path / "pruned", "model_pruning", base)
     assert automatic_name(cut)[0] == SAMPLE
 
