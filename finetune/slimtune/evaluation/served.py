@@ -153,4 +153,4 @@ def _answers(
         yield row, Generation(reply.text, None, reply.stopped, counted=reply.tokens)
         done, total = len(known) + number, len(job.questions)
         if tenth_done(done - 1, done, total):
-            _log.info("%d of %d rows %s", done, total, ANSWERED)
+            _log.info("%d of %d %s", done, total, ANSWERED)

@@ -88,6 +88,7 @@ def _guessing(engine: Engine, rows: Sequence[AnswerLoss], longest: int) -> float
     loss = sum(row.nats for row in rows) / max(1, sum(row.tokens for row in rows))
     if not guessing.is_worse(loss, len(tokenizer)):
         return None
+    _log.info("worse than guessing on the test rows: a few plain texts are scored, too")
     plain = engine.losses(guessing.examples(tokenizer, longest))
     found = [one.nats / max(1, one.tokens) for _, one in plain]
     best = min([loss, *found])

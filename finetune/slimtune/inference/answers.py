@@ -20,8 +20,8 @@ Result = TypeVar("Result")
 TOKEN_BUDGET = 8192  # of a batch: prompts and answers together
 
 
-# What has happened to a row, in the log.
-ANSWERED, SCORED = "answered", "scored"
+# What the log counts, as in "34 of 340 prompts answered".
+ANSWERED, SCORED = "prompts answered", "texts scored"
 
 
 @dataclass(frozen=True)

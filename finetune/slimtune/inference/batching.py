@@ -40,11 +40,11 @@ def run_batched(
     budget: int,
     run: Callable[[list[int]], list[Result]],
     known: Collection[int] = frozenset(),
-    done_is: str = "done",
+    done_is: str = "rows done",
 ) -> Iterator[tuple[int, Result]]:
     """(row, result) of `run(rows)` over all rows, in batches of at most `budget` tokens.
 
-    `done_is` says in the log what has happened to a row, as in "34 of 340 rows answered".
+    `done_is` says in the log what is counted, as in "34 of 340 prompts answered".
 
     Batches are made of all rows and left out where all of theirs are `known`: a resumed run pads
     the rest as the first run would have, and gets its figures bit for bit. A batch that runs out
@@ -66,7 +66,7 @@ def run_batched(
         yield from zip(batch, results, strict=True)
         before, done = done, done + len(batch)
         if tenth_done(before, done, len(lengths)):
-            _log.info("%d of %d rows %s", done, len(lengths), done_is)
+            _log.info("%d of %d %s", done, len(lengths), done_is)
 
 
 def unfinished(batches: Iterable[list[int]], known: Collection[int]) -> list[list[int]]:

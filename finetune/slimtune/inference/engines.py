@@ -159,7 +159,7 @@ class LlamaCppEngine:
             yield batch
             before, done = done, done + len(batch)
             if tenth_done(before, done, len(rows)):
-                _log.info("%d of %d rows %s", done, len(rows), done_is)
+                _log.info("%d of %d %s", done, len(rows), done_is)
 
     def _as_transformers_writes(self, answer: Generation) -> Generation:
         """llama.cpp writes broken UTF-8 otherwise than transformers does."""

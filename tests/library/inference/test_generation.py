@@ -49,6 +49,12 @@ def test_stream_joins_to_the_batched_answer(model, tokenizer, prompts):
         assert len(pieces) > 1 or answer.tokens < 2
 
 
+def test_progress_says_what_is_counted(model, tokenizer, prompts, caplog):
+    with caplog.at_level("INFO"):
+        generate(model, tokenizer, prompts[:4], Decoding(2))
+    assert caplog.messages[-1] == "4 of 4 prompts answered"
+
+
 def test_batches_are_sorted_and_within_the_budget():
     lengths = [5, 1, 9, 3, 3, 20, 2]
     batches = by_length(lengths, 12)
