@@ -20,9 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "finetune"))
 from slimtune.export.gguf_writer import padded
 from slimtune.export.quant_types import choose_types, encoded_bytes
 from slimtune.export.tensors import file_order
-from slimtune.models.family import gguf_tensor_name
 from slimtune.models.memory import Recipe, training
-from slimtune.models.model_shape import ModelShape
+from slimtune.models.model_shape import ModelShape, gguf_tensor_name
 
 TOKENS = 512
 RANK = 8

@@ -203,9 +203,22 @@ def test_the_map_has_every_room() -> None:
 
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-known_models = importlib.import_module("known_models")
+known_models, picture = map(importlib.import_module, ("known_models", "picture"))
 sys.path.remove(str(ROOT / "benchmarks"))
 MODELS, HEADERS, table = known_models.MODELS, known_models.HEADERS, known_models.table
+
+
+@pytest.mark.parametrize("language", picture.FILES)
+def test_the_readmes_picture_is_the_one_that_the_benchmark_draws(language: str) -> None:
+    file, readme = picture.FILES[language], {"en": "README.md", "zh": "README.zh-CN.md"}[language]
+    drawn = text_of(file)
+    assert drawn == picture.drawn(language)
+    assert f"]({file.relative_to(ROOT).as_posix()})" in text_of(ROOT / readme)
+    labels = [one["label"] for one in picture.models()]
+    assert len(labels) > 4 and all(f"{label}" in drawn for label in labels)
+    assert drawn.count("<circle") == len(labels)
+
+
 QUICK_STARTS = {"en": ROOT / "QUICK_START.md", "zh": ROOT / "QUICK_START.zh-CN.md"}
 
 
