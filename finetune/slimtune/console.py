@@ -13,7 +13,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -136,9 +136,10 @@ _KINDS = {
 
 def tell_error(error: SlimTuneError) -> int:
     """Print an error that ends the script, last its exit code, by which QUICK_START's table finds
-    it; the code is returned."""
+    it; the code is returned. Where nobody reads what it says, the code alone has to do."""
     code = ExitCode(error.exit_code)
-    note(f"error: {error}\n  exit code {int(code)}: {_KINDS[code]}")
+    with suppress(OSError):
+        note(f"error: {error}\n  exit code {int(code)}: {_KINDS[code]}")
     return code
 
 
@@ -319,7 +320,10 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if console.is_terminal and width > console.width:
         shown, width = drawn(max(_SHORTEST_NAME, longest - (width - console.width)))
     console.width = width
-    console.print(shown)
+    # Not by rich itself: it ends the process with 1 where the reader of its words is gone.
+    with console.capture() as drawn_lines:
+        console.print(shown)
+    print(drawn_lines.get(), end="", flush=True)
 
 
 def _without_middle(text: str, cells: int) -> str:

@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from slimtune.config import Config
 from slimtune.config.fields import ELSEWHERE
@@ -49,16 +50,17 @@ def run(main: Callable[[Config], None], doc: str) -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     code = _run(main, doc, sys.argv[1:])
-    _give_up_stdout()
+    _give_up(sys.stdout)
+    _give_up(sys.stderr)
     sys.exit(code)
 
 
-def _give_up_stdout() -> None:
+def _give_up(stream: TextIO) -> None:
     """What can no longer be written goes nowhere: Python would end with 120 over it."""
     try:
-        sys.stdout.flush()
+        stream.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _run(main: Callable[[Config], None], doc: str, arguments: list[str]) -> int:

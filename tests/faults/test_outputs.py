@@ -18,6 +18,7 @@ from running import files_under, refused, run
 
 from slimtune.artifacts import writable
 from slimtune.config import Config, Options
+from slimtune.console import table
 
 pytestmark = pytest.mark.faults
 
@@ -174,6 +175,41 @@ def test_an_output_that_nobody_takes(target, tmp_path) -> None:
     os.close(writer)
     assert done.returncode == 4 and done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+def test_both_outputs_that_nobody_takes(tmp_path) -> None:
+    """`script 2>&1 | head -1`: there is nowhere to say it, and the exit code still does."""
+    script = importlib.import_module("create_sample_data").__file__
+    for words in (["--dry-run", "--output-dir", tmp_path / "a"], ["--no-such-flag"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run([sys.executable, script, *words], stdout=writer, stderr=writer)
+        os.close(writer)
+        assert done.returncode == (4 if "--dry-run" in words else 2)
+
+
+def test_a_table_that_nobody_takes_is_no_end_of_its_own(monkeypatch) -> None:
+    """rich ends the process with 1 and no word where what reads its tables has ended."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        with pytest.raises(BrokenPipeError):
+            table(["", "rows"], [["train", "3"]])
+            gone.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writer)
+
+
+def test_a_working_directory_that_was_removed_is_named(tmp_path) -> None:
+    if sys.platform == "win32":
+        pytest.skip("Windows keeps a folder that somebody is in")
+    script = importlib.import_module("create_sample_data").__file__
+    (tmp_path / "gone").mkdir()
+    words = f"rmdir '{tmp_path}/gone'; exec '{sys.executable}' '{script}' --output-dir '{tmp_path}'"
+    shell = ["sh", "-c", words]
+    done = subprocess.run(shell, cwd=tmp_path / "gone", capture_output=True, text=True)
+    assert done.returncode == 4, done.stderr
+    assert "error: the working directory: it was removed" in done.stderr
 
 
 def test_a_limit_of_file_size_while_it_writes(tmp_path) -> None:

@@ -159,6 +159,12 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _file(code: int, error: BaseException, read: Sequence[Path]) -> SlimTuneError:
     place = _opened(error) or place_of(error)
+    if code == errno.ENOENT and _is_nowhere():
+        return ResourceError(
+            "the working directory: it was removed, or moved away",
+            "paths are told and looked for from there",
+            f"cd to a folder that is there, and {_RETRY}",
+        )
     what = near(place) if place else "a file, or what reads the output"
     if code in _SHORT:
         why, cure = _SHORT[code]
@@ -168,6 +174,14 @@ def _file(code: int, error: BaseException, read: Sequence[Path]) -> SlimTuneErro
     if place and _is_read(Path(place), read):
         return InputError(f"{what}: cannot be read", why, cure)
     return ResourceError(f"{what}: the system refused to read or write it", why, cure)
+
+
+def _is_nowhere() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _opened(error: BaseException) -> str | None:
