@@ -6,6 +6,7 @@ user's own that is far from usual gets a word as well.
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -140,18 +141,26 @@ def _agreed(chosen: dict[str, Any], device: str) -> dict[str, Any]:
 
 def _as_recorded(config: Config, run: Run, recorded: Mapping[str, str]) -> Config:
     """`auto` as it had been settled; the batch only if its update is as large as auto's now."""
-    known = {name: json.loads(value) for name, value in recorded.items() if "." in name}
-    rate = known.get(f"{run.section}.learning_rate", "auto")
-    if getattr(config, run.section).learning_rate == "auto" and rate != "auto":
+    rate = _number(recorded, f"{run.section}.learning_rate")
+    if getattr(config, run.section).learning_rate == "auto" and rate:
         config = _changed(config, run.section, learning_rate=rate)
     settings = config.training
-    rows = known.get("training.batch_size", "auto")
-    steps = known.get("training.gradient_accumulation_steps", 1)
+    rows = _number(recorded, "training.batch_size")
+    steps = _number(recorded, "training.gradient_accumulation_steps") or 1
     update = AUTO_ROWS * settings.gradient_accumulation_steps
-    if settings.batch_size == "auto" and rows != "auto" and rows * steps == update:
+    if settings.batch_size == "auto" and rows and rows * steps == update:
         chosen = {"batch_size": rows, "gradient_accumulation_steps": steps}
         config = _changed(config, "training", **chosen)
     return config
+
+
+def _number(recorded: Mapping[str, str], name: str) -> float | int | None:
+    """A positive number that a stopped run had settled on; what else stands there is none."""
+    try:
+        value = json.loads(recorded.get(name, ""))
+    except ValueError:
+        return None
+    return value if type(value) in (int, float) and 0 < value < math.inf else None
 
 
 def _checkpointed(run: Run, on: bool) -> Run:

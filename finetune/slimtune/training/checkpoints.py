@@ -40,6 +40,7 @@ _log = logging.getLogger(__name__)
 
 STATE = "trainer_state.json"
 CHECKPOINT_MANIFEST = "checkpoint.json"
+_NUMBER = (int, float)
 _NAMED = 5  # folders in an error
 _KEPT = 2  # the newest and the best
 # Not the Trainer's own names: it would load what it finds under those, parts or not.
@@ -204,7 +205,50 @@ def _fault(checkpoint: Path) -> str | None:
     if not are_sealed(files) or _OPTIMIZER not in files:
         return f"{CHECKPOINT_MANIFEST} is not what this version of SlimTune writes"
     changed = broken(checkpoint, files)
-    return None if changed is None else f"{changed} is missing or damaged"
+    if changed is not None:
+        return f"{changed} is missing or damaged"
+    if not _is_state(json_or_none(checkpoint / STATE), manifest.get("step")):
+        return f"{STATE} is not what the Trainer writes"
+    return None
+
+
+def _is_state(state: dict[str, Any] | None, step: object) -> bool:
+    """Whether going on can count on it: the Trainer's own names, each with a value of its kind.
+
+    A folder from somewhere else may be sealed and hold anything.
+    """
+    fresh = vars(TrainerState())
+    if state is None or not state.keys() <= fresh.keys() or state.get("global_step") != step:
+        return False
+    for name, value in state.items():
+        usual, plain = fresh[name], value is None or isinstance(value, _NUMBER)
+        number = isinstance(value, _NUMBER) and value is not True
+        told = isinstance(value, type(usual)) or (isinstance(usual, _NUMBER) and number)
+        if not (told if usual is not None else plain or isinstance(value, str | dict)):
+            return False
+    best, history = state.get("best_metric"), state.get("log_history", [])
+    told = (state.get("stateful_callbacks") or {}).values()
+    return (
+        (best is None or isinstance(best, _NUMBER))
+        and isinstance(history, list)
+        and all(_is_entry(entry) for entry in history)
+        and all(_is_callback(one) for one in told)
+    )
+
+
+def _is_entry(entry: object) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+        return False
+    return all(isinstance(value, _NUMBER) for value in entry.values())
+
+
+def _is_callback(told: object) -> bool:
+    if not isinstance(told, dict):
+        return False
+    parts = [told.get("args", {}), told.get("attributes", {})]
+    return all(isinstance(part, dict) for part in parts) and all(
+        value is None or isinstance(value, _NUMBER) for part in parts for value in part.values()
+    )
 
 
 def finished(checkpoint: Path) -> bool:
@@ -230,7 +274,8 @@ def begin(folder: Path, conditions: Mapping[str, str]) -> None:
 
 def conditions_of(folder: Path) -> dict[str, str]:
     """The conditions that the checkpoints of `folder` were made under; empty without any."""
-    return json_or_none(folder / _CONDITIONS) or {}
+    read = json_or_none(folder / _CONDITIONS) or {}
+    return {name: value for name, value in read.items() if isinstance(value, str)}
 
 
 def _require_same(folder: Path, conditions: Mapping[str, str]) -> None:

@@ -31,6 +31,7 @@ from slimtune.training.trainer import SlimTrainer
 
 _log = logging.getLogger(__name__)
 
+_MOST = 700.0  # nats a token; beyond it exp overflows, and the model is broken anyway
 _KEPT_ASIDE = 20  # without validation rows every 20th training row judges instead
 
 
@@ -185,7 +186,7 @@ def perplexities(curve: Curve) -> dict[str, float]:
     best = min(validations, key=lambda entry: entry["eval_loss"])
     found = {"perplexity_before": validations[0], "perplexity_after": best}
     return {
-        name: round(math.exp(entry.get("eval_ce", entry["eval_loss"])), 3)
+        name: round(math.exp(min(entry.get("eval_ce", entry["eval_loss"]), _MOST)), 3)
         for name, entry in found.items()
     }
 
