@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import leaves_nothing, refused
+from running import leaves_nothing, refused, succeeds
 from safetensors.torch import load_file, save_file
 
 from slimtune.artifacts.files import json_line, write_json
 from slimtune.training.curve import Curve, write_history
+from slimtune.training.distillation import perplexities
 from slimtune.training.effect import BlownUp, require_learned
 
 pytestmark = pytest.mark.faults
@@ -90,6 +91,25 @@ def with_nan(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return spoil(shutil.copytree(project / "base", folder), "model.safetensors", "norm")
 
 
+@pytest.mark.parametrize(
+    ("part", "scale", "code"), [("layers.0", 0.0, 0), ("", 1e30, 0), ("layers.0.mlp", 1e30, 3)]
+)
+def test_layers_that_say_nothing_or_too_much_are_no_bug_of_pruning(
+    part, scale, code, settings, rows, project, tmp_path
+) -> None:
+    """Zeros, as a disk leaves them, leave nothing to refit, and norms make zeros of 10³⁰ as well;
+    products of 10³⁰ are no numbers."""
+    folder = shutil.copytree(project / "base", tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    scaled = {name: one * scale if part in name else one for name, one in weights.items()}
+    save_file(scaled, folder / "model.safetensors", {"format": "pt"})
+    words = ("model_pruning", *settings, "--model-path", folder, "--output-dir", tmp_path / "out")
+    if code:
+        refused(code, "what it computes on the calibration rows is no number", *words)
+    else:
+        succeeds(*words)
+
+
 def spoil(folder: Path, file: str, part: str) -> Path:
     (folder / "run.json").unlink(missing_ok=True)
     weights = load_file(folder / file)
@@ -123,6 +143,12 @@ def test_an_adapter_that_is_no_numbers_is_refused_by_name(
     folder = spoil(shutil.copytree(adapter, tmp_path / "a"), "adapter_model.safetensors", "lora_B")
     words = ("--lora-model", folder, "--max-rows", 4, "--output", tmp_path / "b/results.csv")
     refused(3, "holds NaN or infinity", "evaluate_model", *settings, *words)
+
+
+def test_a_loss_beyond_what_e_to_it_can_hold_is_a_perplexity_all_the_same() -> None:
+    history = [{"step": 0, "eval_loss": 1e4}, {"step": 1, "eval_loss": 2.0}]
+    found = perplexities(Curve(history, 1.0, 1, 1))
+    assert 1e300 < found["perplexity_before"] < math.inf and found["perplexity_after"] == 7.389
 
 
 def test_json_never_holds_a_bare_nan(tmp_path) -> None:

@@ -18,6 +18,7 @@ from slimtune.models import tokenizers
 from slimtune.models.model_shape import ModelShape
 from slimtune.models.positions import followed
 from slimtune.pruning.criteria import CALIBRATED
+from slimtune.pruning.writer import no_numbers
 
 _log = logging.getLogger(__name__)
 _CHECK_EVERY = 5  # every so manieth row is kept back to measure the model before and after
@@ -138,6 +139,8 @@ def require_sound(model: Path, calibration: Calibration, perplexity: float, scra
 
     `perplexity` is that on the rows kept back; its own words, if they are that, prove nothing.
     """
+    if math.isnan(perplexity):
+        raise no_numbers(model)
     from slimtune.models.weights import Checkpoint
 
     tokenizer = tokenizers.load_tokenizer(model)

@@ -5,6 +5,8 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from slimtune.artifacts import stage_folder
 from slimtune.artifacts.files import write_page
 from slimtune.config import Config
@@ -30,7 +32,7 @@ from slimtune.pruning.hidden import cut_hidden
 from slimtune.pruning.sizes import Ratios, rounded, smaller, steps
 from slimtune.pruning.sparsity import sparsify
 from slimtune.pruning.width import cut_width
-from slimtune.pruning.writer import require_finite, smaller_config
+from slimtune.pruning.writer import no_numbers, require_finite, smaller_config
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +107,10 @@ def prune_model(config: Config, model: str, final: Path) -> PruneReport:
         before = _sizes(source, calibration, scratch)
         if calibration:
             require_sound(source, calibration, before.perplexity, scratch)
-        proven = _cut(config, source, target, stage.folder, calibration)
+        try:
+            proven = _cut(config, source, target, stage.folder, calibration)
+        except (FloatingPointError, torch.linalg.LinAlgError) as error:
+            raise no_numbers(model) from error
         after = _sizes(stage.folder, calibration, scratch)
         shutil.rmtree(scratch, ignore_errors=True)
         said = calibration.source if calibration else "none"

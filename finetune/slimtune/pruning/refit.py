@@ -13,7 +13,8 @@ def refit(weight: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor) -> torch
 
     weight: (out, in), the old W. gram: (in, in), G = X^T X over calibration inputs X (tokens, in),
     best in float64. kept: (size,), the columns S. Returns (out, size) in the type of `weight`.
-    Raises torch.linalg.LinAlgError if G is not finite.
+    Inputs that are all zero leave nothing to make up for: W_S then. Raises
+    torch.linalg.LinAlgError if G is not finite.
     Compare SparseGPT (arXiv:2301.00774), which solves the same problem for single weights.
     """
     rows = gram[kept].double()
@@ -21,6 +22,9 @@ def refit(weight: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor) -> torch
     # In place from here on: for the FFN of a 7B model each of these is half a gigabyte.
     system = rows[:, kept]
     del rows
-    system.diagonal().add_(RIDGE * system.diagonal().mean())
+    ridge = RIDGE * system.diagonal().mean()
+    if ridge == 0:
+        return weight[:, kept].contiguous()
+    system.diagonal().add_(ridge)
     torch.linalg.cholesky(system, out=system)
     return torch.cholesky_solve(target, system).T.to(weight.dtype).contiguous()

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from slimtune.artifacts.files import write_json
-from slimtune.console import InputError, QualityError
+from slimtune.console import InputError, QualityError, near
 from slimtune.inference.stack import Stack, TokenBatch, input_hook
 from slimtune.models.family import FAMILIES, NORM_PART, PARTS, axes_of, place
 from slimtune.models.model_shape import ModelShape
@@ -119,6 +119,15 @@ def finite(values: torch.Tensor, checkpoint: Checkpoint, name: str) -> torch.Ten
     if not torch.isfinite(values).all():
         raise not_finite(checkpoint.folder, name)
     return values
+
+
+def no_numbers(model: Path | str) -> InputError:
+    """What is said of weights that are finite, while what is computed with them is not."""
+    return InputError(
+        f"{near(model)}: what it computes on the calibration rows is no number",
+        "its weights are so large that float32 ends before their sums: damaged, or badly scaled",
+        "copy the model folder again, and compare its files' sums with the original's",
+    )
 
 
 def require_finite(checkpoint: Checkpoint) -> None:
@@ -252,9 +261,15 @@ def loaded_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
 
 
 def require_equal(folder: Path, ids: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference of logits, as a share of the largest; QualityError beyond rounding."""
+    """Largest difference of logits, as a share of the largest; QualityError beyond rounding.
+
+    Raises FloatingPointError where the expected ones are no numbers.
+    """
+    if not expected.isfinite().all():
+        raise FloatingPointError("the pruned model's logits are NaN or infinite")
     found = loaded_logits(folder, ids)
-    difference = ((found - expected).abs().max() / expected.abs().max()).item()
+    largest = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)  # all may be zero
+    difference = ((found - expected).abs().max() / largest).item()
     if not difference <= _TOLERANCE:
         raise QualityError(
             f"{folder}: the saved model does not answer as the pruned one did",

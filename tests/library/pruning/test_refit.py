@@ -40,3 +40,10 @@ def test_keeping_every_column_changes_next_to_nothing_and_type_stays():
     solved = refit(weight, inputs.T @ inputs, torch.arange(6))
     assert solved.dtype == torch.bfloat16
     torch.testing.assert_close(solved.float(), weight.float(), rtol=0.01, atol=0.01)
+
+
+def test_inputs_that_are_all_zero_leave_the_plain_cut():
+    """A layer that the one before it never speaks to: weights of zeros, as a damaged file has."""
+    _, weight, kept = world()
+    silent = torch.zeros(12, 12, dtype=torch.float64)
+    torch.testing.assert_close(refit(weight, silent, kept), weight[:, kept], rtol=0, atol=0)
