@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from slimtune.data.splits import FLOOR, chance
 from slimtune.data.turns import Message
 
 SPLITS = ("train", "validation", "test")
@@ -112,6 +113,7 @@ class Account:
 
     def numbers(self) -> dict[str, Any]:
         """All counts as plain values; tokens are summed up by `token_numbers`."""
+        few = self.splits["test"]
         return {
             "sources": self.sources,
             "unused_columns": self.unused,
@@ -121,6 +123,7 @@ class Account:
             "reasons": dict(self.reasons["rejected"].most_common()),
             "splits": {name: self.splits[name] for name in SPLITS},
             **({} if self.test_by_share is None else {"test_by_share": self.test_by_share}),
+            **({"test_chance": chance(few)} if 0 < few < FLOOR else {}),
             **({"leakage": self.leakage} if self.leakage else {}),
             "languages": dict(self.languages.most_common()),
             "cleaning": dict(self.cleaning),

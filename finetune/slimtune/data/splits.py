@@ -7,6 +7,7 @@ give the test more than their share: of 10 answers, 4 more or fewer right are ch
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from slimtune.config.data import Data
 TRAIN, VALIDATION, TEST = 0, 1, 2  # places in account.SPLITS
 FLOOR = 30  # rows that a share gives the test at least, where there are
 FLOOR_FROM = 150  # rows of which that is a fifth: fewer need them for training
+_Z = 1.959964  # 95 % of a normal distribution lie within so many standard deviations
 _FLOOR_AT_MOST = 3  # the floor takes no more than this part: few groups can be large ones
 
 
@@ -70,6 +72,15 @@ def _bound(positions: np.ndarray, end: float, share: float, rows: int) -> float:
     if rows >= len(positions):
         return 0.0
     return float(np.partition(positions, len(positions) - rows)[len(positions) - rows])
+
+
+def chance(rows: int) -> float:
+    """z / (2 √(n + z²)) · 100: points by which half of n answers right may be so by chance.
+
+    Half of Wilson's 95 % interval (1927) at 50 %, where it is widest: ±26 of 10 rows, ±17 of 30,
+    ±10 of 100.
+    """
+    return 100 * _Z / (2 * math.sqrt(rows + _Z**2))
 
 
 def test_by_share(positions: np.ndarray, wanted: Shares) -> int | None:

@@ -24,6 +24,7 @@ UNLEARNED = -100  # the label of a token that is not learned
 _BATCH = 200  # rows that travel to a worker together
 _PIECES_LACK = ("instruction", "input", "output", "references")  # true of the whole row only
 _FEW = "its share is {test_by_share}, too few to tell anything; --test-rows gives another number"
+_CHANCE = "chance moves a score on so few by ±{test_chance:.0f} points; more: --test-rows"
 _BYTES = "this tokenizer cuts Chinese into bytes; a base made for Chinese is faster and learns more"
 _TOLD_ALIKE = 0.1  # of the test questions; fewer are for the report alone
 _LEAK = "its question is also in a split kept for judging"
@@ -109,6 +110,8 @@ def closing_numbers(numbers: Mapping[str, Any], name: str, max_length: int) -> d
     told = numbers["splits"] | {f"left out (see {output_names(name)['rejected']})": left_out}
     if "test_by_share" in numbers:
         told["test"] = f"{told['test']} ({_FEW.format(**numbers)})"
+    if "test_chance" in numbers:
+        told["test"] = f"{told['test']} ({_CHANCE.format(**numbers)})"
     weighted = [one for one in numbers["sources"] if "weight" in one]
     if weighted:
         told["mixed for training"] = ", ".join(

@@ -96,10 +96,13 @@ def _shares(
 
 
 def _floor(numbers: Mapping[str, Any], words: DataWords) -> list[str]:
-    """That the test got more rows than its share, where it did."""
-    if "test_by_share" not in numbers:
-        return []
-    return [words.floor.format(rows=numbers["splits"]["test"], share=numbers["test_by_share"])]
+    """That the test got more rows than its share, and what chance does to a small one."""
+    rows, told = numbers["splits"].get("test", 0), []
+    if "test_by_share" in numbers:
+        told.append(words.floor.format(rows=rows, share=numbers["test_by_share"]))
+    if "test_chance" in numbers:
+        told.append(words.chance.format(rows=rows, points=numbers["test_chance"]))
+    return told
 
 
 def _leakage(leakage: Mapping[str, Any] | None, words: DataWords) -> list[str]:

@@ -23,6 +23,7 @@ class DataWords:
     picture: str
     splits: str
     floor: str
+    chance: str
     leakage: str
     leakage_columns: list[str]
     shared_answers: str

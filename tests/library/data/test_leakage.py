@@ -2,9 +2,11 @@
 
 import random
 
+import pytest
 from prepared_rows import Output, alpaca_row, saved
 
 from slimtune.data import leakage, writing
+from slimtune.evaluation import bootstrap
 from slimtune.report import data_report
 
 THINGS = ("收货地址", "绑定手机", "登录密码", "发票抬头")
@@ -61,7 +63,28 @@ def test_few_rows_give_the_test_its_floor_and_say_so(tmp_path):
         assert words in data_report.data_report_text(few.numbers, "", language)
     chosen = Output(saved(tmp_path, faq(["{}？"])), test_rows=5)
     assert "test_by_share" not in chosen.numbers and len(chosen.splits["test"]) == 5
-    assert writing.closing_numbers(chosen.numbers, "train", 512)["test"] == 5
+    assert writing.closing_numbers(chosen.numbers, "train", 512)["test"].startswith("5 (")
+
+
+@pytest.mark.parametrize("rows", [1, 5, 10, 29])
+def test_a_small_test_says_what_chance_alone_does_to_it(tmp_path, rows):
+    few = Output(saved(tmp_path, faq(["{}？"])), test_rows=rows)
+    low, high = bootstrap.wilson(50, rows)
+    points = f"{(high - low) / 2:.0f}"
+    assert few.numbers["test_chance"] == pytest.approx((high - low) / 2)
+    told = writing.closing_numbers(few.numbers, "train", 512)["test"]
+    assert told.startswith(f"{rows} (") and f"±{points} points" in told and "--test-rows" in told
+    for language, word in (("en", "by chance"), ("zh", "偶然")):
+        page = data_report.data_report_text(few.numbers, "", language)
+        assert f"±{points}" in page and word in page
+
+
+def test_a_test_of_thirty_rows_and_an_empty_one_need_no_such_word(tmp_path):
+    raw = saved(tmp_path, faq(["{}？"]))
+    for output in (Output(raw, test_rows=30), Output(raw, test_ratio=0)):
+        assert "test_chance" not in output.numbers
+        assert "±" not in str(writing.closing_numbers(output.numbers, "train", 512)["test"])
+        assert "±" not in data_report.data_report_text(output.numbers)
 
 
 def told(rows: list[dict], folder, **settings) -> dict:
