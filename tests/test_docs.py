@@ -119,6 +119,15 @@ def settings_of(file: Path) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
+def test_a_version_to_install_is_the_pinned_one(file: Path) -> None:
+    pins = text_of(ROOT / "requirements.txt")
+    named = set(re.findall(r"\b[\w-]+==[\d.]*\d", text_of(file)))
+    assert file.name.startswith("README") or named
+    for one in named:
+        assert re.search(rf"(?<![\w-]){re.escape(one)}\b", pins), one
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
 def test_no_package_registry_is_named(file: Path) -> None:
     assert not _HOSTS.search(text_of(file))
 
