@@ -4,28 +4,28 @@
     python finetune/train_pruned_distilled.py --ffn-ratio 0.25 --epochs 3
     python finetune/train_pruned_distilled.py --resume        # after a stop: goes on at that stage
     python finetune/train_pruned_distilled.py --stages lora,merge,evaluate --overwrite
+    python finetune/train_pruned_distilled.py --target-size 90MB --resume    # the best that fits
 
-reads   base model, teacher, prepared rows, plain text if named
+reads   base model, teacher, prepared rows, plain text if named; with a size the unpruned fine-tune
 writes  OUTPUT_DIR/pruned, /teacher_cache, /distilled, /lora_adapter, /final: the merged, ready
-        model, /evaluation, and /card.md: what each stage cost and brought
+        model, /evaluation, and /card.md: what each stage cost and brought; with a size /gguf
 """
 
-from functools import partial
-
-from slimtune.artifacts import refuse_inputs, require, run_of
-from slimtune.artifacts.combined_run import links_in, run_stages, stages_to_run
+from slimtune.artifacts import refuse_inputs, require
+from slimtune.artifacts.combined_run import chosen_stages, links_in, run_stages, stages_to_run
 from slimtune.config import Config
-from slimtune.console import decoration, near, table, would_write, wrote
-from slimtune.report.cost_card import closing_table, cost_rows, write_card
+from slimtune.console import would_write, wrote
+from slimtune.report.cost_card import best_that_fits, show_card
 from slimtune.settings.commands import next_command
 
 STAGE = "train_pruned_distilled"
 
 
 def main(config: Config) -> None:
-    from slimtune.evaluation import evaluate
+    from slimtune.evaluation import evaluate, following
+    from slimtune.export import sized
     from slimtune.models import merging, served_decoding
-    from slimtune.pruning.prune import estimate_pruning, prune_model
+    from slimtune.pruning.prune import estimate_pruning, parameters_left, prune_model
     from slimtune.training import auto_teacher, distillation, lora, pipeline, prechecks, timing
     from slimtune.training.dataset import read_dataset
     from slimtune.training.distillation_stage import ask_teacher, plan_distillation, student
@@ -35,14 +35,16 @@ def main(config: Config) -> None:
     teacher, text_data = config.distillation.teacher_model, config.distillation.text_data
     rows = [config.training.train_data, config.training.val_data, config.evaluation.test_data]
     refuse_inputs([out], [base, teacher, text_data, *rows])
-    links = links_in(out)
-    pruned, asked, distilled, adapter, final, table_file = (one.output for one in links.values())
-    compared = evaluate.settings_for(config, [pruned, distilled, final], table_file)
-    chosen = evaluate.without_rows(distillation.stages_for(config), compared)
+    links = links_in(out, config.gguf.size_name)
+    pruned, asked, distilled, adapter, final, *gguf, table = (one.output for one in links.values())
+    compared = evaluate.settings_for(config, [pruned, distilled, final], table)
+    chosen = evaluate.without_rows(chosen_stages(config), compared)
     if "evaluate" in chosen:
         evaluate.finish_stopped(compared)
     command = next_command(STAGE, config, leave=("pruned_distilled.stages",))
     todo = stages_to_run(links, chosen, config, command)
+    if "convert" in todo:
+        sized.require_room(config, base, parameters_left(base, pruned, config))
     stopped, stopped_student = out / "checkpoints", out / "distilled_checkpoints"
     prechecks.precheck(config, stopped, stopped_student, goes_on=len(todo) < len(chosen))
     require(config.training.train_data)
@@ -65,22 +67,19 @@ def main(config: Config) -> None:
         would_write(*(links[name].output for name in todo), estimates=plan)
         return
     work = {
-        "prune": partial(prune_model, config, base, pruned),
-        "cache": partial(ask_teacher, config, dataset, text, asked),
-        "distil": partial(pipeline.train, config, taught, dataset, distilled, stopped_student),
-        "lora": partial(pipeline.train, config, tuned, dataset, adapter, stopped),
-        "merge": partial(merging.write_merged, STAGE, distilled, adapter, final, config),
-        "evaluate": partial(evaluate.compare_models, compared),
+        "prune": lambda: prune_model(config, base, pruned),
+        "cache": lambda: ask_teacher(config, dataset, text, asked),
+        "distil": lambda: pipeline.train(config, taught, dataset, distilled, stopped_student),
+        "lora": lambda: pipeline.train(config, tuned, dataset, adapter, stopped),
+        "merge": lambda: merging.write_merged(STAGE, distilled, adapter, final, config),
+        "convert": lambda: sized.write_sized(config, base, final, *gguf),
+        "evaluate": lambda: evaluate.compare_models(compared, sized.written(gguf)),
     }
     run_stages(chosen, todo, work)
-    rows, card = [], out / "card.md"
-    with decoration(near(card)):
-        rows = cost_rows(links)
-        write_card(card, f"{near(out)}: what each stage cost and brought", rows)
-    table(*closing_table(rows))
-    convert = next_command("convert_to_gguf", config, {"gguf.model_path": final})
-    next = convert if run_of(final) else f"{command} --resume"
-    wrote(*(links[name].output for name in todo), card, numbers={"stages": stages}, next=next)
+    show_card(links, out / "card.md")
+    next = following.step_after_combined(config, final, sized.written(gguf), command)
+    written, numbers = [links[name].output for name in todo], best_that_fits(table)
+    wrote(*written, out / "card.md", numbers={"stages": stages} | numbers, next=next)
 
 
 if __name__ == "__main__":

@@ -217,7 +217,6 @@ SHORT = {
     "data/examples.py": "what the page shows of rows, beside what it counts",
     "data/mixing.py": "one formula",
     "evaluation/answer_room.py": "one setting's auto, without torch",
-    "evaluation/following.py": "what comes next, for scripts that load no comparison",
     "export/proof/__init__.py": "read before the work, without torch",
     "machine/disks.py": "one question, asked by whatever writes much",
     "pruning/depth.py": "one of the four axes, a file each",

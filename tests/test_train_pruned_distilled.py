@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from running import (
+    Ran,
     another_run_writing,
     compared_here,
     files_under,
@@ -19,11 +20,13 @@ from safetensors.torch import load_file
 from tiny_folders import swap_two_tokens, write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from slimtune.artifacts import require
 from slimtune.console import size
 from slimtune.training import lora, pipeline
 
 # The comparison takes most of the time; one run with it is enough.
 UNMEASURED = ("--stages", "prune,cache,distil,lora,merge")
+SIZE = ("--target-size", "200kB")
 STAGES = ("pruned", "teacher_cache", "distilled", "lora_adapter", "final")
 
 
@@ -173,7 +176,7 @@ def test_a_stopped_run_goes_on_at_that_stage(settings, distilled, tmp_path, monk
 
 def test_a_card_that_fails_costs_no_finished_run(settings, small, monkeypatch, caplog) -> None:
     before = (small / "card.md").read_text(encoding="utf-8")
-    monkeypatch.setattr("train_pruned_distilled.cost_rows", lambda _: 1 / 0)
+    monkeypatch.setattr("slimtune.report.cost_card.cost_rows", lambda _: 1 / 0)
     ran = succeeds("train_pruned_distilled", *settings, "--output-dir", small, "--resume")
     assert "card.md is left out (ZeroDivisionError" in caplog.text
     assert "convert_to_gguf.py" in ran.out.splitlines()[-1]
@@ -246,6 +249,75 @@ def test_without_test_rows_the_evaluation_is_left_out(
     ran = succeeds(*words)
     assert "stages: prune, cache, distil, lora, merge\n" in ran.out
     refused(3, "nowhere.jsonl", *words, "--test-data", "nowhere.jsonl")
+
+
+@pytest.fixture(scope="module")
+def sized(settings, small, tmp_path_factory) -> tuple[Path, Ran]:
+    """The finished run, asked for a size afterwards, beside the unpruned fine-tune of the base."""
+    out = shutil.copytree(small, tmp_path_factory.mktemp("sized") / "out")
+    with compared_here():
+        ran = succeeds("train_pruned_distilled", *settings, "--output-dir", out, *SIZE, "--resume")
+    return out, ran
+
+
+def test_a_size_ends_with_the_best_file_that_fits(sized) -> None:
+    out, ran = sized
+    files = {one.name: one.stat().st_size for one in (out / "gguf").glob("*-200kB.gguf")}
+    assert sorted(files) == ["final-200kB.gguf", "fine-tuned-200kB.gguf"]
+    assert max(files.values()) <= 200_000
+    metrics = out / "evaluation-200kB" / "evaluation_results_metrics.json"
+    models = json.loads(metrics.read_text(encoding="utf-8"))["models"]
+    labels = ["base", "pruned", "distilled", "out", "final-200kB", "fine-tuned-200kB"]
+    assert [one["label"] for one in models] == labels
+    best = max(models[-2:], key=lambda m: (m["exact_match"]["score"], -m["cost"]["bytes_on_disk"]))
+    said = next(line for line in ran.out.splitlines() if "best that fits" in line)
+    assert f"{best['label']}.gguf (exact match % {best['exact_match']['score']:.1f}" in said
+    assert "evaluate_model.py" in ran.out.splitlines()[-1] and "--interactive" in ran.out
+    assert all(f"{stage}: finished already" in ran.err for stage in ("prune", "lora", "merge"))
+    card = (out / "card.md").read_text(encoding="utf-8")
+    assert f"| {size(files['final-200kB.gguf'])} |" in card.partition("| convert |")[2]
+
+
+def test_a_size_that_is_there_is_not_made_again(settings, sized, tmp_path) -> None:
+    out = shutil.copytree(sized[0], tmp_path / "out")
+    before = files_under(out / "gguf")
+    words = ("train_pruned_distilled", *settings, "--output-dir", out, *SIZE)
+    ran = succeeds(*words, "--resume")
+    assert "none: all have finished" in ran.out and "best that fits" in ran.out
+    assert files_under(out / "gguf") == before
+    refused(2, "exists already", *words, "--stages", "convert")
+    (out / "gguf" / "final-200kB_run.json").unlink()
+    (out / "gguf" / "final-200kB.gguf").unlink()
+    succeeds(*words, "--stages", "convert")
+    after = files_under(out / "gguf")
+    rival = [name for name in before if name.startswith("fine-tuned")]
+    assert {n: after[n] for n in rival} == {n: before[n] for n in rival}
+    assert after["final-200kB.gguf"] == before["final-200kB.gguf"]
+
+
+def test_bits_are_the_final_models_and_both_files_have_its_bytes(settings, small, tmp_path) -> None:
+    out = shutil.copytree(small, tmp_path / "out")
+    words = ("train_pruned_distilled", *settings, "--output-dir", out, "--stages", "convert")
+    succeeds(*words, *SIZE)
+    ran = succeeds(*words, "--target-bits", 6)
+    require(out / "gguf" / "final-200kB.gguf")  # is as it was
+    final, rival = (out / "gguf" / f"{name}-6bpw.gguf" for name in ("final", "fine-tuned"))
+    recorded = json.loads(final.with_name("final-6bpw_run.json").read_text())["metrics"]
+    allowed = 6 * recorded["parameters"] / 8
+    assert final.stat().st_size - allowed < 60_000  # the header, which bits do not count
+    assert rival.stat().st_size <= final.stat().st_size + 2000
+    assert "best that fits" not in ran.out  # nothing was compared
+
+
+def test_a_size_is_weighed_before_the_first_stage(settings, merged, tmp_path) -> None:
+    words = ("train_pruned_distilled", *settings, "--output-dir", tmp_path / "out")
+    for dry in ([], ["--dry-run"]):
+        said = refused(2, "gguf.target_size: 10.0 kB: this", *words, "--target-size", "10kB", *dry)
+        least = int(said[2].split("--target-size ")[1].split(",")[0])
+        assert 10_000 < least < 200_000
+        refused(2, "gguf.target_bits: 0.1: this", *words, "--target-bits", 0.1, *dry)
+    refused(2, "no size is given", *words, "--stages", "merge,convert")
+    assert leaves_nothing(tmp_path / "out")
 
 
 def test_an_online_teacher_leaves_no_cache(settings, merged, tmp_path) -> None:

@@ -8,7 +8,7 @@ from slimtune.artifacts.reading import require
 from slimtune.artifacts.records import run_of
 from slimtune.artifacts.stages import refuse_finished, refuse_finished_files
 from slimtune.config import Config
-from slimtune.console import InputError, near, note
+from slimtune.console import InputError, SettingsError, near, note
 from slimtune.machine.process import forget_peak
 
 
@@ -28,11 +28,52 @@ _STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "merge": ("final", ("distil", "lora")),
     "evaluate": ("evaluation/evaluation_results.csv", ("prune", "distil", "merge")),
 }
+# With a size that a file shall have; another size is another file, and another comparison.
+_SIZED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "convert": ("gguf/final-{target}.gguf", ("merge",)),
+    "evaluate": (
+        "evaluation-{target}/evaluation_results.csv",
+        ("prune", "distil", "merge", "convert"),
+    ),
+}
 
 
-def links_in(folder: Path) -> dict[str, Link]:
-    """The stages of a combined run in `folder`, in their order."""
-    return {name: Link(folder / output, reads) for name, (output, reads) in _STAGES.items()}
+def links_in(folder: Path, target: str | None = None) -> dict[str, Link]:
+    """The stages of a combined run in `folder`, in their order; with `target`, what a size is
+    called in the name of a file, a GGUF of that size is one of them."""
+    stages = _STAGES
+    if target is not None:
+        stages = {name: stage for name, stage in _STAGES.items() if name not in _SIZED} | _SIZED
+    return {
+        name: Link(folder / output.format(target=target), reads)
+        for name, (output, reads) in stages.items()
+    }
+
+
+def chosen_stages(config: Config) -> list[str]:
+    """pruned_distilled.stages, less what the mode of distillation has no use for, and `convert`
+    where no size is given.
+
+    SettingsError for `sequence`, where the teacher's rows would take the place of the task's, and
+    for a flag of this run that names `convert` without a size.
+    """
+    chosen, mode = config.pruned_distilled.stages, config.distillation.mode
+    if mode == "sequence" and "distil" in chosen:
+        raise SettingsError(
+            "distillation.mode: sequence in the combined run",
+            "its teacher has the tokenizer of the model that is pruned, and is asked for more",
+            "use cached or online here, or run knowledge_distillation.py --mode sequence by itself",
+        )
+    sized = config.gguf.size_name is not None
+    if not sized and "convert" in chosen and "pruned_distilled.stages" in config.options.flags:
+        raise SettingsError(
+            "pruned_distilled.stages: convert, and no size is given",
+            "it writes the best file for a size",
+            "add --target-size 900MB or --target-bits 4.5, or leave convert out of --stages",
+        )
+    useless = {"cache"} if mode != "cached" else set()
+    useless |= set() if sized else {"convert"}
+    return [stage for stage in chosen if stage not in useless]
 
 
 def run_stages(

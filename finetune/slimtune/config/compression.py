@@ -28,7 +28,7 @@ def _count(value: object) -> object:
     return float(found[1]) * {"k": 1e3, "M": 1e6, "B": 1e9}[found[2]] if found else value
 
 
-StageName = Literal["prune", "cache", "distil", "lora", "merge", "evaluate"]
+StageName = Literal["prune", "cache", "distil", "lora", "merge", "convert", "evaluate"]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -166,10 +166,12 @@ class PrunedDistilled(Section):
 
     output_dir: Path = setting(
         Path("models/pruned_distilled"),
-        "Folder for pruned, teacher_cache, distilled, lora_adapter, final, evaluation and card.md.",
+        "Folder for pruned, teacher_cache, distilled, lora_adapter, final, evaluation, card.md\n"
+        "and gguf and evaluation-SIZE where a size is given.",
     )
     stages: list[StageName] = setting(
-        ["prune", "cache", "distil", "lora", "merge", "evaluate"],
+        ["prune", "cache", "distil", "lora", "merge", "convert", "evaluate"],
         "What to run, always in this order: prune (with refit), cache (ask the teacher), distil,\n"
-        "lora (on the task), merge, evaluate. What is left out must be there from an earlier run.",
+        "lora (on the task), merge, convert (to GGUF, where gguf.target_size or target_bits is\n"
+        "given), evaluate. What is left out must be there from an earlier run.",
     )

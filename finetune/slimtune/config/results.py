@@ -247,6 +247,11 @@ class Gguf(Section):
         return None if self.max_loss is None else f"{self.max_loss:g}nats"
 
     @property
+    def size_name(self) -> str | None:
+        """The same of a size or bits alone: what the combined run writes files of."""
+        return self.target if self.max_loss is None else None
+
+    @property
     def kinds(self) -> list[str]:
         """What the files are called after their model's name: types, or the one target."""
         return [self.target] if self.target else self.quantization

@@ -94,8 +94,12 @@ class Closing:
     next: str
 
 
-def compare_models(config: Config) -> Closing:
-    """Compare and write everything."""
+def compare_models(config: Config, more: Sequence[Path] = ()) -> Closing:
+    """Compare and write everything; `more` are models that stages before have made."""
+    if more:
+        models = [*config.evaluation.models, *map(str, more)]
+        changed = config.evaluation.model_copy(update={"models": models})
+        config = config.model_copy(update={"evaluation": changed})
     _refuse(config)
     chosen = candidates.compared_of(config)
     config = _followed(config, chosen)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from slimtune.artifacts import ancestors
+from slimtune.artifacts import ancestors, run_of
 from slimtune.config import Config
 from slimtune.inference.answers import Candidate
 from slimtune.settings.commands import next_command, unless_set
@@ -45,6 +45,17 @@ def step_after(config: Config, chosen: Sequence[Candidate]) -> str:
         return next_command("convert_to_gguf", config, {"gguf.model_path": merged[0]})
     talk = {"evaluation.interactive": True}
     return next_command("evaluate_model", config, talk, leave=_OF_ROWS)
+
+
+def step_after_combined(config: Config, final: Path, files: Sequence[Path], command: str) -> str:
+    """A talk with the files of the size that was asked for, else a conversion of the final model,
+    else the combined run's own `command` to go on with."""
+    if files:
+        talk = {"evaluation.interactive": True, "evaluation.models": [*files]}
+        return next_command("evaluate_model", config, talk, leave=_OF_ROWS)
+    if run_of(final):
+        return next_command("convert_to_gguf", config, {"gguf.model_path": final})
+    return f"{command} --resume"
 
 
 def _beside(adapter: Candidate) -> Path:

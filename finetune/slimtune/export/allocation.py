@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 # proof are few and not those that were measured. SmolLM2 at 0.078 nats lost 0.08 on 24 rows.
 _TIMES, _AT_LEAST = 5.0, TOLERANCES["Q8_0"]
 _UNKNOWN = max(TOLERANCES.values())
+ROW = 256  # values of a row that any type can have
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,28 @@ def smallest(plan: GgufPlan) -> GgufPlan:
 def require_possible(plan: GgufPlan, gguf: Gguf, name: str) -> None:
     """Raises SettingsError for a target that even the `smallest` plan misses; before any work."""
     sizes = Sizes.of(plan, name)
-    most, least = _most(gguf, sizes), plan.allocation.bytes
+    _require_room(_most(gguf, sizes), plan.allocation.bytes, sizes, gguf)
+
+
+def require_possible_when_cut(plan: GgufPlan, gguf: Gguf, name: str, parameters: int) -> None:
+    """The same for a model of `parameters` that will be cut out of the plan's.
+
+    Of sizes that nobody knows yet it is a bound: as if all were matrices of the smallest type. What
+    it lets pass may be refused once the model is there.
+    """
+    sizes = Sizes(header_bytes(plan, name), 0, parameters)
+    kinds = candidates(ROW, plan.encoding.encoder.k_quants)
+    least = min(encoded_bytes((parameters // ROW, ROW), kind) for kind in kinds)
+    _require_room(_most(gguf, sizes), least, sizes, gguf)
+
+
+def bytes_allowed(plan: GgufPlan, gguf: Gguf, name: str) -> int:
+    """The whole file's bytes at a target that is a size or bits a weight."""
+    sizes = Sizes.of(plan, name)
+    return sizes.fixed + _most(gguf, sizes)
+
+
+def _require_room(most: int | None, least: int, sizes: Sizes, gguf: Gguf) -> None:
     if most is None or least <= most:
         return
     whole = sizes.fixed + least

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from slimtune.artifacts import stage_folder
+from slimtune.artifacts import run_of, stage_folder
 from slimtune.artifacts.files import write_page
 from slimtune.config import Config
 from slimtune.console import size
@@ -131,6 +131,13 @@ def plan_cuts(source: Path, config: Config) -> ModelShape:
     target = smaller(shape, _ratios(config))
     smaller_config(checkpoint.config, target, shape, list(range(target.layers)))
     return target
+
+
+def parameters_left(model: str, pruned: Path, config: Config) -> int:
+    """The parameters of `pruned`, or of what will be cut out of `model` where it is not there."""
+    if run_of(pruned) and not config.options.overwrite:
+        return Checkpoint(pruned).parameters
+    return plan_cuts(local_folder(model), config).parameters
 
 
 def _ratios(config: Config) -> Ratios:

@@ -7,9 +7,11 @@ from typing import Any
 from slimtune.artifacts.combined_run import Link
 from slimtune.artifacts.files import write_page
 from slimtune.artifacts.records import run_of
-from slimtune.console import size
+from slimtune.console import decoration, near, size, table
 from slimtune.report.measure_table import MEASURES, value_of
+from slimtune.report.standing import leading, score
 
+_FITS = ("bytes_on_disk", "generated_tokens_per_second")
 _COMPARED = ("perplexity", "exact_match", "generated_tokens_per_second")
 HEADERS = ["stage", "seconds", "peak memory", "parameters", "on disk", "validation loss"]
 HEADERS += [MEASURES[name].label("en").title for name in _COMPARED]
@@ -17,6 +19,7 @@ HEADERS += [MEASURES[name].label("en").title for name in _COMPARED]
 _CLOSING = ["stage", "seconds", "peak memory", "on disk"]
 _CLOSING += [MEASURES[name].label("en").title for name in _COMPARED[:2]]
 _NOTHING = "–"
+_COUNTED = ("teacher_cache", "convert_to_gguf")  # stages that tell their bytes
 _PARAMETERS = ("parameters_after", "trainable_parameters", "parameters")
 
 
@@ -39,6 +42,33 @@ def cost_rows(links: Mapping[str, Link]) -> list[list[str]]:
         if run:
             rows.append([name, *_cost(run), *_brought(found.get(name))])
     return rows
+
+
+def best_that_fits(comparison: Path) -> dict[str, str]:
+    """{"best that fits": FILE and its figures}: of the GGUF files of a finished comparison the one
+    that answers best, of equally good ones the smaller; nothing where none was compared."""
+    run = run_of(comparison)
+    files = [one for one in run["metrics"]["models"] if one["kind"] == "gguf"] if run else []
+    if not files:
+        return {}
+    deciding = leading(files)
+    best = max(files, key=lambda one: (score(one, deciding), -one["cost"]["bytes_on_disk"]))
+    shown = {name: value_of(best, name) for name in (deciding, *_FITS)}
+    words = [
+        f"{MEASURES[name].label('en').title} {MEASURES[name].written(value)}"
+        for name, value in shown.items()
+        if value is not None
+    ]
+    return {"best that fits": f"{near(best['reference'])} ({', '.join(words)})"}
+
+
+def show_card(links: Mapping[str, Link], card: Path) -> None:
+    """The card beside the stages, and what of it fits on the terminal."""
+    rows = []
+    with decoration(near(card)):
+        rows = cost_rows(links)
+        write_card(card, f"{near(card.parent)}: what each stage cost and brought", rows)
+    table(*closing_table(rows))
 
 
 def closing_table(rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
@@ -67,7 +97,7 @@ def _cost(run: Mapping[str, Any]) -> list[str]:
     metrics = run["metrics"]
     parameters = next((metrics[name] for name in _PARAMETERS if name in metrics), None)
     weights = [one["bytes"] for name, one in run["files"].items() if name.endswith(".safetensors")]
-    taken = metrics["bytes"] if run["stage"] == "teacher_cache" else sum(weights)
+    taken = metrics["bytes"] if run["stage"] in _COUNTED else sum(weights)
     loss = metrics.get("validation_loss_best")
     return [
         f"{run['seconds']:.0f}",

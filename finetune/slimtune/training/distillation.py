@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from slimtune.config import Config, Distillation
-from slimtune.console import InputError, QualityError, SettingsError, near
+from slimtune.console import InputError, QualityError, near
 from slimtune.models import tokenizers
 from slimtune.models.folders import local_folder
 from slimtune.models.weights import Checkpoint
@@ -103,21 +103,6 @@ def require_same_vocabulary(
             "choose a teacher with the student's tokenizer (the unpruned model is one), or let it "
             "write answers to learn from: --mode sequence",
         )
-
-
-def stages_for(config: Config) -> list[str]:
-    """The stages of the combined run without those that the mode of distillation has no use for.
-
-    SettingsError for `sequence`: there the teacher's rows would take the place of the task's.
-    """
-    chosen, mode = config.pruned_distilled.stages, config.distillation.mode
-    if mode == "sequence" and "distil" in chosen:
-        raise SettingsError(
-            "distillation.mode: sequence in the combined run",
-            "its teacher has the tokenizer of the model that is pruned, and is asked for more",
-            "use cached or online here, or run knowledge_distillation.py --mode sequence by itself",
-        )
-    return [stage for stage in chosen if mode == "cached" or stage != "cache"]
 
 
 def samples_of(
