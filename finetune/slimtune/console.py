@@ -39,8 +39,19 @@ class SlimTuneError(Exception):
         super().__init__(what, why, cure)
         self.what, self.why, self.cure = what, why, cure
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """From one process to another whatever a subclass asks to be made of: one that could not be
+        made again there counted as a process that was ended from outside."""
+        return _made_again, (type(self), self.args, vars(self))
+
     def __str__(self) -> str:
         return masked(f"{self.what}\n  why: {self.why}\n  do:  {self.cure}")
+
+
+def _made_again(kind: type[SlimTuneError], args: tuple[str, ...], told: dict[str, Any]) -> Any:
+    error = kind.__new__(kind, *args)  # which keeps `args`, as every exception does
+    vars(error).update(told)
+    return error
 
 
 class SettingsError(SlimTuneError):

@@ -1,5 +1,6 @@
 """Chat templates from strangers that would take all time or memory: refused in words, and soon."""
 
+import pickle
 import shutil
 import time
 from pathlib import Path
@@ -166,3 +167,9 @@ def test_scripts_say_so_before_the_work(endless, settings, rows, tmp_path) -> No
         out = ("--output-dir", tmp_path / script)
         error = refused(3, "prompt template: ", script, *settings, flag, endless, *out)
         assert "calls itself without end" in error[0]
+
+
+def test_its_words_come_from_another_process() -> None:
+    error = pickle.loads(pickle.dumps(EndlessTemplate("a template", "it never ends")))
+    assert str(error) == str(EndlessTemplate("a template", "it never ends"))
+    assert type(error) is EndlessTemplate and error.exit_code == 3
