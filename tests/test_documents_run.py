@@ -52,6 +52,10 @@ NOT_HERE = {
     "ollama run": "Ollama",
     "llama-server": "a program of llama.cpp",
     "lm_eval": "another project, which downloads its data",
+    "hf auth login": "an account on the Hub",
+    "hf upload": "the Hub",
+    "vllm serve": "vLLM, on a GPU",
+    "lms import": "LM Studio",
     "python benchmarks/gpu.py": "a GPU; tests/test_benchmark_gpu.py runs it small",
 }
 
