@@ -24,6 +24,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from slimtune.console import InputError, naming
+from slimtune.export import feedback
 from slimtune.export.architecture import write_architecture
 from slimtune.export.plan import Encoding, GgufPlan
 from slimtune.export.preflight import preflight, require_disk
@@ -234,16 +235,24 @@ def _encoded(plan: GgufPlan, chunk: _Chunk, rows: np.ndarray) -> np.ndarray:
     """The bytes of rows in their type; InputError for values that it cannot hold."""
     kind = plan.choices[chunk.tensor].type
     _require_range(plan, chunk, rows, kind)
-    return encode(plan, chunk.tensor, rows, kind)
+    squares = None if kind in PLAIN else plan.feedback(chunk.tensor)
+    return encode(plan, chunk.tensor, rows, kind, squares)
 
 
-def encode(plan: GgufPlan, tensor: str, rows: np.ndarray, kind: Type) -> np.ndarray:
-    """The bytes of some rows of a tensor in a type, as the plan's encoding has it."""
+def encode(
+    plan: GgufPlan, tensor: str, rows: np.ndarray, kind: Type, squares: np.ndarray | None = None
+) -> np.ndarray:
+    """The bytes of some rows of a tensor in a type, as the plan's encoding has it.
+
+    `squares`: how columns make up for those before them, where they do.
+    """
     encoding = plan.encoding
     if encoding.through_f16 and kind not in PLAIN:
         stored = plan.checkpoint.tensors[plan.source[tensor]]
         rows = encoding.encoder.through_f16(rows, bf16=stored.kind == "BF16")
     weights = None if kind in PLAIN else plan.column_weights(tensor)
+    if squares is not None:
+        return feedback.encode(encoding.encoder, rows, kind, squares, weights)
     return encoding.encoder.encode(rows, kind, weights)
 
 

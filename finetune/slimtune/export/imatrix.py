@@ -3,12 +3,15 @@
 An encoder that knows them keeps the columns that matter more exactly. llama.cpp's files are read in
 both formats, GGUF (`NAME.in_sum2` and `NAME.counts`) and the older .dat (int32 counts, names,
 float32 sums); ours are written as GGUF, and llama-quantize reads them. Beside them ours may hold
-what an error costs (`sensitivity`) as `NAME.fisher_rows` and `NAME.fisher_columns`: llama.cpp
-passes over tensors that it does not know.
+what an error costs (`sensitivity`) as `NAME.fisher_rows` and `NAME.fisher_columns`, and how columns
+make up for those before them (`feedback`) as `NAME.kept` and `NAME.feedback`: llama.cpp passes over
+tensors that it does not know.
 """
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,10 +20,29 @@ import numpy as np
 
 from slimtune.artifacts.files import require_fetched
 from slimtune.console import InputError
+from slimtune.export.feedback import pairs_of, unpacked, width_of
 
 _SUM, _COUNT = ".in_sum2", ".counts"
 _ROWS, _COLUMNS, _ROUNDING = ".fisher_rows", ".fisher_columns", ".rounding"
+_KEPT, _FEEDBACK = ".kept", ".feedback"
 _LEAST = 1e-3  # of the mean
+
+
+@dataclass(frozen=True, eq=False)
+class Feedback:
+    """How the columns of a matrix make up for each other: `feedback.packed`, read when needed.
+
+    All of a model's weigh as much as its file; `kept` alone is in memory.
+    """
+
+    kept: np.ndarray
+    read: Callable[[], np.ndarray]
+
+
+@lru_cache(maxsize=2)
+def squares_of(feedback: Feedback) -> np.ndarray:
+    """What `feedback.encode` takes; kept for the next rows of the same matrix."""
+    return unpacked(feedback.read(), len(feedback.kept))
 
 
 @dataclass(frozen=True)
@@ -28,18 +50,24 @@ class Sensitivity:
     """What an error D in a matrix costs in nats a token: ½ Σ rows_i columns_j D_ij² / Σ rows.
 
     Half of `rounding` is what it costs that llama.cpp rounds what enters the matrix to 8 bits, with
-    a scale for 32 and for 256 values.
+    a scale for 32 and for 256 values. `feedback` is None where nothing was measured to make up by.
     """
 
     rows: np.ndarray
     columns: np.ndarray
     rounding: np.ndarray = field(default_factory=lambda: np.zeros(2, np.float32))
+    feedback: Feedback | None = None
+
+    @property
+    def left(self) -> np.ndarray:
+        """What an error of a column costs once those after it have made up for what they can."""
+        return self.columns if self.feedback is None else self.columns * self.feedback.kept
 
     @property
     def column_weights(self) -> np.ndarray:
         """Those of columns, none of them nothing: an encoder divides by the sum over a block."""
-        least = np.float32(_LEAST * self.columns.mean(dtype=np.float64))
-        return np.maximum(self.columns, least or np.float32(1))
+        least = np.float32(_LEAST * self.left.mean(dtype=np.float64))
+        return np.maximum(self.left, least or np.float32(1))
 
 
 @dataclass(frozen=True)
@@ -128,6 +156,9 @@ def write_imatrix(
         writer.add_tensor(name + _ROWS, cost.rows.astype(np.float32))
         writer.add_tensor(name + _COLUMNS, cost.columns.astype(np.float32))
         writer.add_tensor(name + _ROUNDING, cost.rounding.astype(np.float32))
+        if cost.feedback is not None:
+            writer.add_tensor(name + _KEPT, cost.feedback.kept)
+            writer.add_tensor(name + _FEEDBACK, cost.feedback.read())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -137,17 +168,42 @@ def write_imatrix(
 def _from_gguf(file: Path) -> Importance:
     reader = gguf.GGUFReader(file)
     tensors = {tensor.name: tensor.data.reshape(-1) for tensor in reader.tensors}
+    places = {tensor.name: tensor.data_offset for tensor in reader.tensors}
     weights = {}
     for name in (n.removesuffix(_SUM) for n in tensors if n.endswith(_SUM)):
         sums, count = tensors[name + _SUM].astype(np.float32), tensors[name + _COUNT]
         weights[name] = sums / np.float32(count[0]) if count[0] > 0 else np.ones_like(sums)
     sensitivity = {
-        name: Sensitivity(*(tensors[name + part].copy() for part in (_ROWS, _COLUMNS, _ROUNDING)))
+        name: Sensitivity(
+            *(tensors[name + part].copy() for part in (_ROWS, _COLUMNS, _ROUNDING)),
+            _feedback(file, name, tensors, places),
+        )
         for name in (n.removesuffix(_ROWS) for n in tensors if n.endswith(_ROWS))
     }
     datasets = reader.fields["imatrix.datasets"].contents()
     chunks = int(reader.fields["imatrix.chunk_count"].contents())
     return Importance(weights, file.name, datasets[0] if datasets else None, chunks, sensitivity)
+
+
+def _feedback(
+    file: Path, name: str, tensors: dict[str, np.ndarray], places: dict[str, int]
+) -> Feedback | None:
+    """ValueError where it is not that of so many columns, or not finite."""
+    if name + _FEEDBACK not in tensors:  # a file of before, or rows that only F16 can hold
+        return None
+    kept, pairs = tensors[name + _KEPT].copy(), tensors[name + _FEEDBACK]
+    columns = len(tensors[name + _COLUMNS])
+    fits = width_of(columns) and (len(kept), len(pairs)) == (columns, pairs_of(columns))
+    if not fits or not np.isfinite(kept).all():
+        raise ValueError(f"{name}{_FEEDBACK} is not that of {columns} columns")
+    return Feedback(kept, partial(_read_pairs, file, name, places[name + _FEEDBACK], len(pairs)))
+
+
+def _read_pairs(file: Path, name: str, place: int, count: int) -> np.ndarray:
+    pairs = np.fromfile(file, np.float16, count, offset=place)
+    if len(pairs) < count or not np.isfinite(pairs).all():
+        raise _no_imatrix(file, f"{name}{_FEEDBACK} is cut short, or not finite")
+    return pairs
 
 
 def _from_dat(file: Path) -> Importance:

@@ -18,10 +18,10 @@ from slimtune.config import Config
 from slimtune.console import SettingsError, near
 from slimtune.data.rows import read_rows
 from slimtune.export.go_template import chosen
-from slimtune.export.imatrix import Importance, Sensitivity, read_imatrix, write_imatrix
+from slimtune.export.imatrix import Feedback, Importance, Sensitivity, read_imatrix, write_imatrix
 from slimtune.export.plan import GgufPlan, ModelSource
 from slimtune.export.preflight import require_rows
-from slimtune.export.sensitivity import fisher_sums, squares_of_inputs
+from slimtune.export.sensitivity import Packed, fisher_sums, squares_of_inputs
 from slimtune.export.tensors import gguf_name, row_order
 from slimtune.inference.stack import Stack, Stream, TokenBatch, batches_of
 from slimtune.machine.process import large_blocks_returned
@@ -70,8 +70,11 @@ def observe(
     stack = _stack(source)
     costs = {}
     if sensitive:
-        squares, fisher = fisher_sums(stack, batches, scratch, _SEED)
-        costs = {_name(plan, name): _as_in_file(plan, name, *fisher[name]) for name in fisher}
+        squares, fisher, made_up = fisher_sums(stack, batches, scratch, _SEED)
+        costs = {
+            _name(plan, name): _as_in_file(plan, name, *fisher[name][:3], made_up.get(name))
+            for name in fisher
+        }
     else:
         squares = squares_of_inputs(stack, batches, [Stream(scratch, "hidden")])
     sums = {_name(plan, name): total.float().numpy() for name, total in squares.items()}
@@ -111,9 +114,14 @@ def _as_in_file(
     rows: torch.Tensor,
     columns: torch.Tensor,
     rounding: torch.Tensor,
+    made_up: Packed | None,
 ) -> Sensitivity:
     order = row_order(plan.architecture, _name(plan, name))
     found = rows.float().numpy()
     if order is not None:
         found = found.reshape(-1, len(order))[:, order].reshape(-1)
-    return Sensitivity(found, columns.float().numpy(), rounding.float().numpy())
+    feedback = None
+    if made_up is not None:
+        kept, pairs = made_up
+        feedback = Feedback(kept, lambda: pairs)
+    return Sensitivity(found, columns.float().numpy(), rounding.float().numpy(), feedback)

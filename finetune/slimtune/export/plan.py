@@ -23,7 +23,7 @@ from slimtune.export import architecture
 from slimtune.export.architecture import Architecture
 from slimtune.export.budget import Allocation
 from slimtune.export.ggml import Encoder, find_encoder
-from slimtune.export.imatrix import Importance
+from slimtune.export.imatrix import Importance, squares_of
 from slimtune.export.quant_types import (
     K_QUANTS,
     Choice,
@@ -141,6 +141,16 @@ class GgufPlan:
         if self.allocation is not None and importance.sensitivity:
             return importance.cost_of(name, self.shape(name)).column_weights
         return importance.of(name, self.shape(name)[1])
+
+    def feedback(self, name: str) -> np.ndarray | None:
+        """How columns make up for those before them, None where they do not: in named types, which
+        are what llama.cpp makes of them, and where it was not measured.
+        """
+        importance = self.encoding.importance
+        if self.allocation is None or importance is None or not importance.sensitivity:
+            return None
+        found = importance.cost_of(name, self.shape(name)).feedback
+        return None if found is None else squares_of(found)
 
     @property
     def parameters(self) -> int:

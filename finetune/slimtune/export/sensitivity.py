@@ -14,6 +14,10 @@ llama.cpp rounds what enters a matrix of a quantised type to 8 bits, with one sc
 or for 256 where the type has blocks of 256. With R what rounding adds to X, that costs
 ½ (Σ_tj R_tj (GW)_tj)² for each row of text: of SmolLM2 at the bytes of Q5_K_M a third of all loss.
 
+How columns make up for each other's errors (`feedback`) is decided by the second moments of what
+enters, each token weighed by the square of its gradient: Σ_t |G_t|² X_tᵀ X_t; of an embedding,
+where a token's row is what leaves it, Σ_t G_tᵀ G_t.
+
 The model goes forwards and backwards layer by layer (`inference.stack`): in memory are one layer or
 the output matrix, and one batch. Forwards it gives the sums of squares of an importance matrix.
 """
@@ -21,9 +25,11 @@ the output matrix, and one batch. Forwards it gives the sums of squares of an im
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
+from slimtune.export import feedback
 from slimtune.inference.stack import Stack, Stream, TokenBatch
 from slimtune.models.family import PARTS
 from slimtune.models.weights import EMBEDDING, OUTPUT
@@ -32,9 +38,11 @@ _VOCABULARY = 8192  # columns of the logits' gradient that are squared at a time
 
 BLOCKS = (32, 256)  # values that share a scale where activations are rounded
 
-# Over each row and over each column of F, float64; of rounding, for each of BLOCKS.
-Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-_Take = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None]
+Packed = tuple[np.ndarray, np.ndarray]  # `feedback.packed`
+
+# Over each row and over each column of F, float64; of rounding, for each of BLOCKS; moments.
+Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+_Take = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
 def squares_of_inputs(
@@ -57,8 +65,8 @@ def squares_of_inputs(
 
 def fisher_sums(
     stack: Stack, batches: Sequence[TokenBatch], folder: Path, seed: int
-) -> tuple[dict[str, torch.Tensor], dict[str, Sums]]:
-    """(`squares_of_inputs`, sums of F over rows and columns of every matrix, for one token).
+) -> tuple[dict[str, torch.Tensor], dict[str, Sums], dict[str, Packed]]:
+    """(`squares_of_inputs`, sums for one token of every matrix, how its columns make up).
 
     Embedding and output matrix are among the latter; one that is both has the sum of the two. The
     last token of a row is asked as well: its label is drawn, not read. `seed` draws the labels.
@@ -66,20 +74,35 @@ def fisher_sums(
     streams = [Stream(folder, f"into-{index}") for index in range(stack.layers + 1)]
     squares = squares_of_inputs(stack, batches, streams)
     found: dict[str, Sums] = {}
+    made_up: dict[str, Packed] = {}
 
     def add(name: str, *sums: torch.Tensor) -> None:
-        before = found.get(name, (0, 0, 0))
+        before = found.get(name, (0, 0, 0, 0))
         found[name] = tuple(one + more.double() for one, more in zip(before, sums, strict=True))
 
     _through_the_head(stack, batches, streams[-1], add, torch.Generator().manual_seed(seed))
     for index in reversed(range(stack.layers)):
         _backwards(stack, index, len(batches), streams[index], streams[index + 1], add)
+        made_up |= _made_up(found, f"model.layers.{index}.")
     for number, batch in enumerate(batches):
         _into_the_embedding(batch, streams[0].read(number), stack.tensors[EMBEDDING].shape, add)
     tokens = sum(batch.tokens for batch in batches)
-    return squares, {
-        name: tuple(one.clamp(min=0) / tokens for one in sums) for name, sums in found.items()
-    }
+    made_up |= _made_up(found, "")
+    return (
+        squares,
+        {name: tuple(one.clamp(min=0) / tokens for one in sums) for name, sums in found.items()},
+        made_up,
+    )
+
+
+def _made_up(found: dict[str, Sums], prefix: str) -> dict[str, Packed]:
+    """`feedback.packed` of the matrices of a prefix, whose moments are then gone from `found`."""
+    names = [name for name in found if name.startswith(prefix) and found[name][3].numel()]
+    packed = {}
+    for name in names:
+        packed[name] = feedback.packed(feedback.triangles(found[name][3].numpy()))
+        found[name] = (*found[name][:3], torch.empty(0))
+    return packed
 
 
 def _forwards(
@@ -134,6 +157,18 @@ def outer_sums(inputs: torch.Tensor, gradients: torch.Tensor) -> Sums:
     return torch.cat(rows), ((between @ inputs) * inputs).sum((0, 1))
 
 
+def moments(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Σ_t weights_t states_tᵀ states_t in squares along the diagonal, (squares, width, width).
+
+    `states` (…, columns), `weights` (…); empty where no type needs it.
+    """
+    width = feedback.width_of(states.shape[-1])
+    if width is None:
+        return torch.empty(0)
+    parts = states.reshape(-1, states.shape[-1] // width, width).transpose(0, 1)
+    return (parts * weights.reshape(1, -1, 1)).transpose(1, 2) @ parts
+
+
 def rounding_costs(inputs: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
     """(Σ R ∘ gradients)² summed over a batch, R what rounding `inputs` to 8 bits adds, by BLOCKS.
 
@@ -179,7 +214,8 @@ def _gradient_to(add: _Take, name: str) -> Callable[..., None]:
 
         def take(gradient: torch.Tensor) -> None:
             rounding = rounding_costs(entered, gradient @ module.weight)
-            add(name, *outer_sums(entered, gradient), rounding)
+            squares = moments(entered, gradient.square().sum(-1))
+            add(name, *outer_sums(entered, gradient), rounding, squares)
 
         output.register_hook(take)
 
@@ -211,7 +247,8 @@ def _through_the_head(
             gradient = _drawn_gradient(normed.detach() @ head.T, generator)
             entered, back = normed.detach()[None], gradient @ head
             rounding = rounding_costs(entered, back[None])
-            add(name, *outer_sums(entered, gradient[None]), rounding)
+            squares = moments(entered, gradient.square().sum(-1))
+            add(name, *outer_sums(entered, gradient[None]), rounding, squares)
             normed.backward(back)
             hidden[row, :length] = states.grad
             hidden[row, length:] = 0
@@ -234,4 +271,5 @@ def _into_the_embedding(
         present, place = ids[real].unique(return_inverse=True)
         sums = torch.zeros(len(present), shape[1]).index_add_(0, place, gradient[real]).square()
         rows = torch.zeros(shape[0]).index_add_(0, present, sums.sum(1))
-        add(EMBEDDING, rows, sums.sum(0), torch.zeros(len(BLOCKS)))
+        squares = moments(gradient[real], torch.ones(int(real.sum())))
+        add(EMBEDDING, rows, sums.sum(0), torch.zeros(len(BLOCKS)), squares)

@@ -6,6 +6,7 @@ and what the 8 bits cost to which llama.cpp rounds what enters W.
 Rows are drawn in proportion to rows_i, evenly along their running sum, so the loss is half the mean
 over the sample of Σ_j columns_j (W − Q(W))²_ij: of an embedding, the tokens that occur. All types
 are tried on the same rows, by the encoder that will write them and with its weights for columns.
+Where columns will make up for those before them (`feedback`), columns_j is what is left to it.
 
 Where nothing is known but what enters a matrix, the loss is the share of its output that is error,
 Σ_j x_j² (W − Q(W))²_ij / Σ_j x_j² W_ij²: enough to rank matrices of one kind, no figure in nats.
@@ -66,7 +67,8 @@ def _options(plan: GgufPlan, name: str, kinds: Iterable[Type]) -> list[Option]:
             encoded = encode(plan, name, values, kind)
             with np.errstate(over="ignore", invalid="ignore"):
                 errors = plan.encoding.encoder.decode(encoded, kind, values.shape) - values
-                loss = scale * _weighed(errors**2, columns, times) + _rounding(plan, name, kind)
+                left = columns if kind in PLAIN else _left(plan, name, columns)
+                loss = scale * _weighed(errors**2, left, times) + _rounding(plan, name, kind)
         if math.isfinite(loss):
             options.append(Option(kind, padded(encoded_bytes(shape, kind)), loss))
     return options
@@ -95,6 +97,13 @@ def _weights(plan: GgufPlan, name: str) -> tuple[np.ndarray, np.ndarray]:
         return np.ones(shape[0]), np.ones(shape[1]) if known is None else known.astype(np.float64)
     cost: Sensitivity = importance.cost_of(name, shape)
     return cost.rows.astype(np.float64), cost.columns.astype(np.float64)
+
+
+def _left(plan: GgufPlan, name: str, columns: np.ndarray) -> np.ndarray:
+    """Weights of columns in a type that the writer makes with feedback; named types are without."""
+    if plan.allocation is None or not predicts(plan):
+        return columns
+    return plan.encoding.importance.sensitivity[name].left.astype(np.float64)
 
 
 def _drawn(weights: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,10 +9,10 @@ import pytest
 
 from slimtune.config import Config
 from slimtune.console import SettingsError
-from slimtune.export import allocation
+from slimtune.export import allocation, feedback
 from slimtune.export.ggml import Encoder, find_encoder
 from slimtune.export.gguf_writer import header_bytes, write_file
-from slimtune.export.imatrix import Sensitivity
+from slimtune.export.imatrix import Feedback, Sensitivity
 from slimtune.export.plan import Encoding
 from slimtune.export.preflight import preflight
 from slimtune.export.quant_types import CANDIDATES
@@ -58,6 +58,56 @@ def test_what_it_is_expected_to_lose_is_what_it_loses(plan, tmp_path):
         errors = values.astype(np.float64) - exact[tensor.name].data
         lost += 0.5 * cost.rows @ errors**2 @ cost.columns / cost.rows.sum()
     assert allocated.allocation.loss == pytest.approx(lost, rel=0.1)
+
+
+def made_up(plan):
+    """The plan, with inputs of which half can be told from the others: columns make up."""
+    known = plan.encoding.importance
+    costs, moments, dice = {}, {}, np.random.default_rng(1)
+    for name, cost in known.sensitivity.items():
+        parts = dice.normal(size=(len(cost.columns) // 256, 600, 256))
+        parts[..., 1::2] += 2 * parts[..., ::2]
+        inputs = parts * np.sqrt(cost.columns).reshape(-1, 1, 256)
+        moments[name] = inputs.transpose(0, 2, 1) @ inputs / 600
+        kept, pairs = feedback.packed(feedback.triangles(moments[name]))
+        columns = moments[name].diagonal(axis1=1, axis2=2).reshape(-1).astype(np.float32)
+        found = Feedback(kept, lambda pairs=pairs: pairs)
+        costs[name] = replace(cost, columns=columns, feedback=found)
+    known = replace(known, sensitivity=costs)
+    return replace(plan, encoding=replace(plan.encoding, importance=known)), moments
+
+
+def test_columns_make_up_for_each_other_and_the_loss_is_told(plan, tmp_path):
+    """½ Σ rows_i d_i M d_iᵀ of the written file: less than without feedback, as much as told."""
+    plan, moments = made_up(plan)
+    allocated = allocation.allocate(plan, asked(target_bits=4.6), "m")
+    bare = {n: replace(c, feedback=None) for n, c in plan.encoding.importance.sensitivity.items()}
+    bare = replace(plan.encoding.importance, sensitivity=bare)
+    without = replace(allocated, encoding=replace(plan.encoding, importance=bare))
+    lost = []
+    for one in (allocated, without):
+        write_file({tmp_path / "m.gguf": one}, name="m")
+        write_file({tmp_path / "f.gguf": replace(plan, quantization="F32")}, name="m")
+        exact = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "f.gguf").tensors}
+        lost.append(0.0)
+        for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors:
+            if tensor.name not in moments:
+                continue
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            errors = values.astype(np.float64) - exact[tensor.name].data
+            parts = errors.reshape(len(errors), -1, 256)
+            each = np.einsum("rpi,pij,rpj->r", parts, moments[tensor.name], parts)
+            rows = plan.encoding.importance.sensitivity[tensor.name].rows
+            lost[-1] += 0.5 * float(rows @ each / rows.sum())
+    assert lost[0] < 0.85 * lost[1]
+    assert allocated.allocation.loss == pytest.approx(lost[0], rel=0.25)
+
+
+def test_named_types_are_llama_cpps_own_whatever_was_measured(plan, tmp_path):
+    known, _ = made_up(plan)
+    for place, one in enumerate((plan, known)):
+        write_file({tmp_path / f"{place}.gguf": replace(one, quantization="Q4_K_M")}, name="m")
+    assert (tmp_path / "0.gguf").read_bytes() == (tmp_path / "1.gguf").read_bytes()
 
 
 def test_a_matrix_that_costs_more_gets_more_bits(plan):

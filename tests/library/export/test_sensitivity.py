@@ -7,8 +7,15 @@ import torch
 from tiny_folders import write_tiny_llama
 from transformers import AutoModelForCausalLM
 
-from slimtune.export import importance, sensitivity
-from slimtune.export.imatrix import Sensitivity, read_imatrix, write_imatrix
+from slimtune.console import InputError
+from slimtune.export import feedback, importance, sensitivity
+from slimtune.export.imatrix import (
+    Feedback,
+    Sensitivity,
+    read_imatrix,
+    squares_of,
+    write_imatrix,
+)
 from slimtune.export.plan import as_source
 from slimtune.export.preflight import preflight
 from slimtune.inference.stack import Stack, batches_of
@@ -65,6 +72,34 @@ def test_a_tied_matrix_costs_what_it_costs_at_either_end(narrow, tmp_path, known
     # The gradient of the sum holds products of both ends on top, of either sign.
     assert float(found[0].sum()) == pytest.approx(float(squares.sum()), rel=0.3)
     assert float(found[0].sum()) == pytest.approx(float(found[1].sum()), rel=1e-4)
+
+
+def test_moments_weigh_each_token_by_its_gradient():
+    dice = torch.Generator().manual_seed(0)
+    inputs = torch.randn(2, 5, 512, generator=dice)
+    gradients = torch.randn(2, 5, 7, generator=dice)
+    found = sensitivity.moments(inputs, gradients.square().sum(-1))
+    whole = sum(
+        (torch.outer(gradient, entered)).T @ torch.outer(gradient, entered)
+        for text, back in zip(inputs, gradients, strict=True)
+        for entered, gradient in zip(text, back, strict=True)
+    )
+    assert torch.allclose(found[0], whole[:256, :256], rtol=1e-4, atol=1e-4)
+    assert torch.allclose(found[1], whole[256:, 256:], rtol=1e-4, atol=1e-4)
+    assert sensitivity.moments(torch.ones(3, 72), torch.ones(3)).numel() == 0
+
+
+def test_every_matrix_that_can_be_quantised_has_its_feedback(narrow, tmp_path, known_labels):
+    """FFN 72: rows of ffn_down can only be F16. The tied embedding has both its ends."""
+    plan, source = preflight(narrow, "F32"), as_source(narrow)
+    costs = importance.observe(source, plan, batches_of(ROWS), tmp_path, sensitive=True)[2]
+    without = {name for name, cost in costs.items() if cost.feedback is None}
+    assert without == {"blk.0.ffn_down.weight", "blk.1.ffn_down.weight"}
+    for cost in (costs[name] for name in costs.keys() - without):
+        kept = cost.feedback.kept
+        assert kept.shape == cost.columns.shape and (kept > 0).all() and (kept <= 1).all()
+        assert kept.min() < 0.9  # a layer of a small model and a few words: columns are alike
+        assert (cost.left <= cost.columns).all()
 
 
 def test_labels_are_drawn_from_the_model(narrow_untied):
@@ -148,6 +183,32 @@ def test_it_lies_beside_the_importance_and_llama_cpps_readers_pass_it_over(tmp_p
         f"{name}.in_sum2",
         f"{name}.counts",
     }
+
+
+def test_feedback_lies_there_too_and_is_read_when_a_matrix_is_written(tmp_path):
+    name, file = "blk.0.ffn_up.weight", tmp_path / "i.gguf"
+    ones, triangles = np.ones(64, np.float32), np.random.default_rng(0).normal(size=(1, 64, 64))
+    kept, pairs = feedback.packed(np.triu(triangles))
+    cost = Sensitivity(ones, ones, feedback=Feedback(kept, lambda: pairs))
+    write_imatrix(file, {name: ones}, {name: 10}, "rows", 5, {name: cost})
+    found = read_imatrix(file).sensitivity[name]
+    assert found.left == pytest.approx(triangles[0].diagonal())
+    squares = squares_of(found.feedback)
+    assert squares[0] == pytest.approx(np.triu(triangles[0], 1), rel=1e-3)
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(pairs.tobytes(), np.full_like(pairs, np.nan).tobytes()))
+    with pytest.raises(InputError, match="not finite"):
+        squares_of(read_imatrix(file).sensitivity[name].feedback)
+
+
+def test_feedback_of_another_width_is_refused(tmp_path):
+    name, file = "blk.0.ffn_up.weight", tmp_path / "i.gguf"
+    ones = np.ones(64, np.float32)
+    kept, pairs = feedback.packed(np.eye(32)[None])
+    cost = Sensitivity(ones, ones, feedback=Feedback(kept, lambda: pairs))
+    write_imatrix(file, {name: ones}, {name: 10}, "rows", 5, {name: cost})
+    with pytest.raises(InputError, match="not that of 64 columns"):
+        read_imatrix(file)
 
 
 @pytest.fixture(scope="module")
