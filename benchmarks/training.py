@@ -2,13 +2,15 @@
 
     python benchmarks/training.py                     # both sizes, ours and the padded Trainer
     python benchmarks/training.py --small             # the small size only
+    python benchmarks/training.py --model FOLDER      # a model of yours, such as SmolLM2-135M
     python benchmarks/training.py --trl-python TRL/bin/python --llamafactory-python LF/bin/python
 
-The same rows, the same random model, batches of 4 rows, r = 8 on all linear layers, float32, one
-thread; every side is a process of its own. A token is a token of a real row, so what a side pays
-for padding counts against it. "training" is the CPU time of `train()` alone: it is what the bars
-are about; "process" has the imports, the loading and the saving in it. On AMD processors with
-AVX-512 ours multiplies with oneDNN; "torch's own products" is what ours is on all others.
+The same rows, the same model (random but for --model), batches of 4 rows, r = 8 on all linear
+layers, float32 but for the side that says bfloat16, one thread; every side is a process of its own.
+A token is a token of a real row, so what a side pays for padding counts against it. "training" is
+the CPU time of `train()` alone: it is what the bars are about; "process" has the imports, the
+loading and the saving in it. On AMD processors with AVX-512 ours multiplies with oneDNN; "torch's
+own products" is what ours is on all others.
 
 A peer lives in an environment of its own whose python is named by the flag, or by TRL_PYTHON and
 LLAMAFACTORY_PYTHON; it needs the peer's package and its versions of transformers and peft.
@@ -49,6 +51,7 @@ BARS = {"padded": (2.4, 0.5), "llamafactory": (1.6, 0.75), "trl": (3.5, None)}
 TITLES = {
     "ours": "SlimTune",
     "ours_mkl": "SlimTune, torch's own products",
+    "ours_bfloat16": "SlimTune, bfloat16 products",
     "padded": "HF Trainer, padded",
     "llamafactory": "LLaMA-Factory, neat_packing",
     "trl": "TRL, padding_free",
@@ -59,6 +62,7 @@ TITLES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="the small size only")
+    parser.add_argument("--model", type=Path, help="this model's folder in place of random ones")
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sides", default=",".join(TITLES))
@@ -68,7 +72,8 @@ def main() -> None:
     pythons = dict.fromkeys(("trl", "trl_plain"), options.trl_python)
     pythons["llamafactory"] = options.llamafactory_python
     print(machine())
-    for size in SIZES[:1] if options.small else SIZES:
+    sizes = [options.model] if options.model else SIZES[:1] if options.small else SIZES
+    for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             tokens = prepare(size, options.rows, Path(folder))
             costs = {
@@ -88,7 +93,7 @@ def _run(side: str, folder: Path, pythons: dict[str, str | None], threads: int) 
     return measure([python, SIDES, side, folder], threads=threads, environment=environment)
 
 
-def _show(size: Size, tokens: int, rows: int, costs: dict[str, Cost | None]) -> None:
+def _show(size: Size | Path, tokens: int, rows: int, costs: dict[str, Cost | None]) -> None:
     ours = costs.get("ours")
     bars = BARS if size == SIZES[0] else {}
     lines = [
@@ -121,13 +126,14 @@ def _line(
     ]
 
 
-def prepare(size: Size, count: int, folder: Path) -> int:
-    """Writes model/ and the same rows three times: rows.json (token ids), alpaca.json (text),
-    prepared.jsonl (as prepare_data does). Returns their tokens."""
+def prepare(size: Size | Path, count: int, folder: Path) -> int:
+    """Writes model/, or leads it to the folder that `size` is, and the same rows three times:
+    rows.json (token ids), alpaca.json (text), prepared.jsonl (as prepare_data does). Returns their
+    tokens."""
     from slimtune import prompts
     from slimtune.models import tokenizers
 
-    source = SHARED_DATA / "llama2-tokenizer"
+    source = size if isinstance(size, Path) else SHARED_DATA / "llama2-tokenizer"
     tokenizer = tokenizers.load_tokenizer(
         source if source.is_dir() else ROOT / "models/sample/base"
     )
@@ -146,7 +152,10 @@ def prepare(size: Size, count: int, folder: Path) -> int:
     (folder / "alpaca.json").write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
     (folder / "prepared.jsonl").write_text("".join(map(_canonical, texts)), encoding="utf-8")
     (folder / "dataset_info.json").write_text('{"rows": {"file_name": "alpaca.json"}}', "utf-8")
-    _write_model(size, tokenizer, folder / "model")
+    if isinstance(size, Path):
+        (folder / "model").symlink_to(size.resolve())
+    else:
+        _write_model(size, tokenizer, folder / "model")
     return sum(len(row["input_ids"]) for row in rows)
 
 

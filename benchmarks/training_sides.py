@@ -1,6 +1,6 @@
 """One side of benchmarks/training.py, run by the python that has its packages.
 
-python benchmarks/training_sides.py ours|ours_mkl|padded|llamafactory|trl|trl_plain FOLDER
+python benchmarks/training_sides.py SIDE FOLDER
 """
 
 import json
@@ -33,7 +33,7 @@ ARGUMENTS = {
 }
 
 
-def ours(folder: Path) -> None:
+def ours(folder: Path, dtype: str = "float32") -> None:
     from slimtune.config import Config, Lora
     from slimtune.machine.process import leave_out_unused
 
@@ -46,7 +46,7 @@ def ours(folder: Path) -> None:
     from slimtune.training.batches import Sample
     from slimtune.training.trainer import SlimTrainer
 
-    compute = training_compute(Config().model.model_copy(update={"device": "cpu"}))
+    compute = training_compute(Config().model.model_copy(update={"device": "cpu", "dtype": dtype}))
     base = loading.load_model(folder / "model", compute)
     model = lora.attach(base, Lora(rank=RANK, alpha=ALPHA), seed=0)
     samples = [Sample(row["input_ids"], row["labels"], i) for i, row in enumerate(_rows(folder))]
@@ -58,6 +58,11 @@ def ours_mkl(folder: Path) -> None:
     """Ours where oneDNN is not the faster library: any processor but AMD's with AVX-512."""
     os.environ["SLIMTUNE_TRICKS_OFF"] = "onednn"
     ours(folder)
+
+
+def ours_bfloat16(folder: Path) -> None:
+    """Ours as auto has it for models that are not small, on a CPU with AVX512-BF16."""
+    ours(folder, "bfloat16")
 
 
 def padded(folder: Path) -> None:
@@ -177,7 +182,8 @@ def _clocked(trainer: Any, train: Callable[[], Any]) -> Any:
     return result
 
 
-SIDES = {side.__name__: side for side in (ours, ours_mkl, padded, llamafactory, trl, trl_plain)}
+_ALL = (ours, ours_mkl, ours_bfloat16, padded, llamafactory, trl, trl_plain)
+SIDES = {side.__name__: side for side in _ALL}
 
 if __name__ == "__main__":
     SIDES[sys.argv[1]](Path(sys.argv[2]))

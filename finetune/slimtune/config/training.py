@@ -62,8 +62,9 @@ class ModelSection(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto",
-        "Numbers to compute with: auto is float32 on CPU, bfloat16 on a GPU that has it, else\n"
-        "float16. float16 on a CPU is refused.",
+        "Numbers to compute with. auto on a GPU: bfloat16 where it has it, else float16; on a\n"
+        "CPU: float32, but with AVX512-BF16 bfloat16 products from hidden size 384 on, for twice\n"
+        "the speed in half the memory. float16 on a CPU is refused.",
     )
 
 

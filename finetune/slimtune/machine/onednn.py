@@ -37,12 +37,13 @@ def _processor() -> str:
 
 
 @contextmanager
-def onednn_products() -> Iterator[None]:
+def onednn_products(numbers: torch.dtype = torch.float32) -> Iterator[None]:
     """Within, large float32 products of CPU tensors go through the faster library.
 
-    Also a decorator. For work on many tokens at a time, in batches of `padded_length`.
+    For work on many tokens at a time, in batches of `padded_length`, by a model of such `numbers`:
+    others have nothing of it.
     """
-    if not (is_on("onednn") and onednn_is_faster()):
+    if numbers != torch.float32 or not (is_on("onednn") and onednn_is_faster()):
         yield
         return
     with through_onednn():

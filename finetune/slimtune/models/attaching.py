@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from slimtune.console import InputError, SlimTuneError
 from slimtune.machine.refusals import refusal_of
+from slimtune.models import mixed
 from slimtune.models.adapters import Adapter
 from slimtune.models.weights import EMBEDDING, OUTPUT, Checkpoint
 
@@ -76,6 +77,7 @@ def _attached(model: PreTrainedModel, adapter: Adapter, settings: LoraConfig | N
         ) from error
     _require_all_used(adapter, result.unexpected_keys)
     _require_all_there(adapter, [name for name in result.missing_keys if ".lora_" in name])
+    mixed.adapt(adapted)
     return adapted.eval()
 
 

@@ -2,19 +2,24 @@
 
     compute = Compute.of(config.model)          # device, dtype, quantization as the settings say
     model = load_model(folder, compute)         # and whoever else needs to know asks the same value
+    compute.on(config)                          # what auto comes to for a model's config.json
 
 The settings hold words ("auto"); a `Compute` holds what they come to on this machine.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 
 from slimtune.console import ResourceError, SettingsError
+from slimtune.models.family import FAMILIES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# The least hidden size for which a CPU that has bfloat16 products takes them by itself.
+BFLOAT16_FROM = 384
 KEPT = {"nf4": "weights in 4 bits (nf4)", "int8": "weights in 8 bits (int8)"}
 
 
@@ -65,6 +70,36 @@ class Compute:
         """The same for a model whose weights are kept in another way."""
         return replace(self, quantization=quantization)
 
+    def on(self, config: Mapping[str, Any]) -> Self:
+        """The same for the model of `config` (a config.json): where the settings leave the numbers
+        to a CPU that multiplies bfloat16 fast, it does so for families known here that are no toys.
+
+        Measured a layer, forward and backward with adapters, in CPU time of float32: 0.8 at hidden
+        size 64, 0.6 at 256, 0.5 at 576. Small models gain seconds, and stay exact.
+        """
+        known = config.get("model_type") in FAMILIES
+        large = known and config.get("hidden_size", 0) >= BFLOAT16_FROM
+        alone = self.automatic_dtype and self.device.type == "cpu" and self.shares == 1
+        if large and alone and not self.quantized and multiplies_bfloat16():
+            return replace(self, dtype=torch.bfloat16)
+        return self
+
+    def learning_whole(self) -> Self:
+        """The same for a model all of whose weights learn, as they are: float32 on a CPU."""
+        if self.device.type != "cpu":
+            return self.keeping("none")
+        return replace(self, dtype=torch.float32, quantization="none", automatic_dtype=False)
+
+    @property
+    def mixed(self) -> bool:
+        """bfloat16 products between float32 sums on a CPU, as models.mixed has them."""
+        return (
+            self.device.type == "cpu"
+            and self.dtype == torch.bfloat16
+            and not self.quantized
+            and self.shares == 1
+        )
+
     @property
     def quantized(self) -> bool:
         return self.quantization != "none"
@@ -79,9 +114,7 @@ class Compute:
         """
         if not self.automatic_dtype or self.device.type != "cpu":
             return self.dtype
-        from bitsandbytes.functional import has_avx512bf16  # seconds, and only 4 bits need it
-
-        return torch.bfloat16 if has_avx512bf16() else self.dtype
+        return torch.bfloat16 if multiplies_bfloat16() else self.dtype
 
     def explain(self) -> str:
         """One line: where and in what numbers a model computes, and why."""
@@ -101,12 +134,26 @@ class Compute:
         return f"{kept}, "
 
     def _reason(self) -> str:
+        if self.mixed and not multiplies_bfloat16():
+            return "as set, and slow: this CPU has no instructions for it (AVX512-BF16, AMX)"
         if not self.automatic_dtype:
             return "as set"
         if self.device.type == "cpu":
-            return "16-bit numbers are slow on most CPUs, and less exact"
+            return self._reason_on_cpu()
         has = "has" if self.dtype == torch.bfloat16 else "lacks"
         return f"{torch.cuda.get_device_name(self.device)} {has} bf16"
+
+    def _reason_on_cpu(self) -> str:
+        if self.dtype == torch.bfloat16:
+            return "this CPU multiplies it fast (AVX512-BF16); sums, norms and loss in float32"
+        if multiplies_bfloat16():
+            return "exact; this CPU's bfloat16 is for adapters and answers of larger models"
+        return "16-bit numbers are slow on this CPU, and less exact"
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for it: AVX512-BF16, which all with AMX have too."""
+    return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -123,12 +170,13 @@ def choose_device(device: str = "auto") -> torch.device:
 
 
 def choose_dtype(device: str = "auto", dtype: str = "auto") -> torch.dtype:
-    """The type of weights and activations: float32 on a CPU, on a GPU bf16, else fp16."""
+    """The type of weights and activations: float32 on a CPU (`Compute.on` may take bf16 for a
+    model), on a GPU bf16, else fp16."""
     if dtype == "float16" and choose_device(device).type == "cpu":
         raise SettingsError(
             "model.dtype: float16 on a CPU",
             "CPUs compute it slowly, and training in it ends in NaN",
-            "use --dtype auto, which is float32 on a CPU",
+            "use --dtype auto, which is what suits this CPU",
         )
     if dtype != "auto":
         return DTYPES[dtype]

@@ -7,6 +7,7 @@ saved loads again with AutoModelForCausalLM.from_pretrained and no code of ours.
 import importlib
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,9 +25,10 @@ from transformers.distributed import DistributedConfig
 from slimtune.console import InputError, ResourceError, near
 from slimtune.machine.process import return_large_blocks
 from slimtune.machine.refusals import refusal_of
-from slimtune.models import tokenizers
+from slimtune.models import mixed, tokenizers
 from slimtune.models.adapters import Adapter
 from slimtune.models.compute import KEPT, Compute
+from slimtune.models.family import FAMILIES
 from slimtune.models.folders import local_folder
 from slimtune.models.weights import Checkpoint, not_finite, require_layers
 from slimtune.packages import pip_line
@@ -43,7 +45,8 @@ _explained: set[str] = set()  # reasons that were told: one is enough for all mo
 
 def explained(compute: Compute) -> None:
     """The process that started this one has told why it computes so."""
-    _explained.add(compute.explain().partition(": ")[2])
+    for dtype in (compute.dtype, torch.bfloat16):  # which of the two depends on the model
+        _explained.add(replace(compute, dtype=dtype).explain().partition(": ")[2])
 
 
 def load_model(
@@ -64,7 +67,7 @@ def load_model(
     if adapter is not None:
         lora = Adapter(adapter)
         lora.require_base(checkpoint)
-    compute = compute or Compute.choose()
+    compute = (compute or Compute.choose()).on(checkpoint.config)
     if compute.quantized:
         require_bitsandbytes(KEPT[compute.quantization])
     where, _, why = compute.explain().partition(": ")
@@ -81,6 +84,8 @@ def load_model(
         _leave_unpacked(model)
     if compute.shares == 1:
         _require_finite(folder, model)
+    if compute.mixed and model.config.model_type in FAMILIES:
+        mixed.prepare(model)
     if adapter is None:
         return model
     # With bitsandbytes: two seconds that a plain model need not pay.

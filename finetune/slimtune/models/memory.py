@@ -17,22 +17,25 @@ from slimtune.models.family import Axis
 from slimtune.models.model_shape import ModelShape
 from slimtune.settings.flags import less_memory
 
-Workload = Literal["stream", "inference", "lora", "full"]
+Workload = Literal["stream", "inference", "lora", "mixed", "full"]
 
 # Bytes kept per token and layer for each value along an axis, by what trains and by the size of a
-# number. 16-bit training of adapters keeps float32 copies: peft's adapters are float32.
+# number. 16-bit training of adapters keeps float32 copies: peft's adapters are float32. `mixed` is
+# that of a CPU (models.mixed), which keeps none.
 _ACTIVATIONS: dict[tuple[str, int], dict[Axis, int]] = {
     ("lora", 4): {"hidden": 16, "query": 8, "kv": 8, "ffn": 16},
     ("lora", 2): {"hidden": 28, "query": 8, "kv": 4, "ffn": 10},
+    ("mixed", 2): {"hidden": 8, "query": 8, "ffn": 6},
     ("full", 4): {"hidden": 24, "query": 8, "kv": 8, "ffn": 16},
     ("full", 2): {"hidden": 16, "query": 4, "kv": 4, "ffn": 8},
 }
-_DROPOUT: dict[int, dict[Axis, int]] = {
-    4: {"hidden": 32, "query": 8, "ffn": 4},
-    2: {"hidden": 20, "query": 4, "ffn": 4},
+_DROPOUT: dict[tuple[str, int], dict[Axis, int]] = {
+    ("lora", 4): {"hidden": 32, "query": 8, "ffn": 4},
+    ("lora", 2): {"hidden": 20, "query": 4, "ffn": 4},
+    ("mixed", 2): {"hidden": 16, "query": 4, "ffn": 2},
 }
 # For each value of a query or key that goes through a norm of its own.
-_NORMED = {("lora", 4): 4, ("lora", 2): 4, ("full", 4): 8, ("full", 2): 6}
+_NORMED = {("lora", 4): 4, ("lora", 2): 4, ("mixed", 2): 2, ("full", 4): 8, ("full", 2): 6}
 # nf4: half a byte, and one scale per 64 weights that is itself kept in 8 bits (arXiv:2305.14314).
 _QUANTIZED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 # Bytes an optimizer keeps for each trained weight.
@@ -134,11 +137,12 @@ def training(config: dict, recipe: Recipe, tokens: int) -> MemoryEstimate:
     itemsize = 4 if recipe.quantization != "none" or recipe.trained is None else recipe.itemsize
     weights = weight_bytes(shape, itemsize, recipe.quantization)
     trained = shape.parameters if recipe.trained is None else recipe.trained
-    stage: Workload = "full" if recipe.trained is None else "lora"
+    mixed = recipe.device == "cpu" and itemsize == 2
+    stage: Workload = "full" if recipe.trained is None else "mixed" if mixed else "lora"
     layer = activation_bytes(shape, stage, itemsize, recipe.dropout)
     kept = shape.layers * layer
     if recipe.activation_checkpointing:
-        kept = shape.layers * shape.hidden * itemsize + layer
+        kept = shape.layers * shape.hidden * (4 if mixed else itemsize) + layer
     kept += shape.hidden * itemsize  # the last norm
     chunk = min(tokens, _LOGIT_ROWS[recipe.device]) * shape.vocabulary * 4
     moments = round(OPTIMIZERS[recipe.optimizer] * trained)
@@ -166,8 +170,8 @@ def weight_bytes(shape: ModelShape, itemsize: int, quantization: str) -> int:
 def activation_bytes(shape: ModelShape, stage: Workload, itemsize: int, dropout: float) -> int:
     """What autograd keeps per token in one decoder layer."""
     kept = Counter(_ACTIVATIONS[stage, itemsize])
-    if dropout and stage == "lora":
-        kept.update(_DROPOUT[itemsize])
+    if dropout and stage != "full":
+        kept.update(_DROPOUT[stage, itemsize])
     for norm, axis in (("q_norm", "query"), ("k_norm", "kv")):
         if norm in shape.family.norms:
             kept[axis] += _NORMED[stage, itemsize]

@@ -6,9 +6,10 @@ part runs on torch's fused causal kernel. `training_compute` decides for a whole
 implementation it is, with device, numbers and shares.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -17,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from slimtune.console import InputError
 from slimtune.models.compute import Compute, ComputeSettings
 from slimtune.models.family import families_in_words
+from slimtune.models.mixed import is_mixed
 from slimtune.training import sharding
 from slimtune.training.prefixes import Piece
 
@@ -94,6 +96,10 @@ def per_sample_attention(
     if groups > 1:
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     pieces = list(lengths) if lengths is not None else [query.shape[2]]
+    if is_mixed(query):
+        if not dropout and (sliding_window is None or _longest(pieces) <= sliding_window):
+            return _Widened.apply(query, key, value, pieces, scaling), None
+        query, key, value = (part.float() for part in (query, key, value))
     parts = iter(zip(*(part.split(_sizes(pieces), 2) for part in (query, key, value)), strict=True))
     outputs = []
     for piece in pieces:
@@ -108,6 +114,86 @@ def per_sample_attention(
 
 def _sizes(pieces: Sequence[Piece]) -> list[int]:
     return [n for piece in pieces for n in (piece if isinstance(piece, tuple) else (piece,))]
+
+
+def _longest(pieces: Sequence[Piece]) -> int:
+    return max(one if isinstance(one, int) else one[0] + max(one[1:]) for one in pieces)
+
+
+class _Widened(torch.autograd.Function):
+    """Attention within each sample in float32, of bfloat16 and to bfloat16, on a CPU.
+
+    The kernel's backward pass takes four times as long in bfloat16. Kept are the inputs and what
+    comes out, in bfloat16, and a number for each query.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        pieces: Sequence[Piece],
+        scale: float | None,
+    ) -> torch.Tensor:
+        output = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
+        sums = []
+        for own, seen in _places(pieces):
+            q, k, v = query[:, :, own], *(_at(part, seen) for part in (key, value))
+            found, logs = _KERNEL(q.float(), k, v, 0.0, **_mask(q, k), scale=scale)
+            output[:, own] = found.transpose(1, 2)
+            sums.append(logs)
+        ctx.save_for_backward(query, key, value, output, *sums)
+        ctx.pieces, ctx.scale = pieces, scale
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple:
+        query, key, value, output, *sums = ctx.saved_tensors
+        # What many samples say to a beginning that they share is added up: not in bfloat16.
+        gradients = [torch.zeros_like(one, dtype=torch.float32) for one in (query, key, value)]
+        above, out = (one.transpose(1, 2) for one in (upstream, output))
+        for (own, seen), logs in zip(_places(ctx.pieces), sums, strict=True):
+            given, q, came = (one[:, :, own].float() for one in (above, query, out))
+            k, v = (_at(part, seen) for part in (key, value))
+            found = _GRADIENT(given, q, k, v, came, logs, 0.0, **_mask(q, k), scale=ctx.scale)
+            gradients[0][:, :, own] = found[0]
+            for whole, part in zip(gradients[1:], found[1:], strict=True):
+                sizes = [place.stop - place.start for place in seen]
+                for place, one in zip(seen, part.split(sizes, 2), strict=True):
+                    whole[:, :, place] += one
+        return *(one.to(query.dtype) for one in gradients), None, None
+
+
+_KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_GRADIENT = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+def _places(pieces: Sequence[Piece]) -> Iterator[tuple[slice, list[slice]]]:
+    """Of each part of the row its place, and the places of the keys that it sees."""
+    start = 0
+    for piece in pieces:
+        first, *rests = piece if isinstance(piece, tuple) else (piece,)
+        beginning = slice(start, start + first)
+        yield beginning, [beginning]
+        start += first
+        for rest in rests:
+            own = slice(start, start + rest)
+            yield own, [beginning, own]
+            start += rest
+
+
+def _at(part: torch.Tensor, places: Sequence[slice]) -> torch.Tensor:
+    return torch.cat([part[:, :, place] for place in places], dim=2).float()
+
+
+def _mask(query: torch.Tensor, key: torch.Tensor) -> dict[str, Any]:
+    """The kernel's arguments for queries at the end of the keys."""
+    before = key.shape[2] - query.shape[2]
+    if not before:
+        return {"is_causal": True}
+    hidden = torch.full((query.shape[2], key.shape[2]), -torch.inf).triu(before + 1)
+    return {"is_causal": False, "attn_mask": hidden}
 
 
 def _causal(

@@ -79,7 +79,7 @@ def _lesson(model: str, text: Sequence[str], config: Config, dataset: Dataset) -
 
 
 def _load_whole(model: str, config: Config) -> Learner:
-    compute = training_compute(config.model).keeping("none")  # quantised weights cannot learn
+    compute = training_compute(config.model).learning_whole()
     return Learner(loading.load_model(model, compute).float())
 
 

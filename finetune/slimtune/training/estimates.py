@@ -16,6 +16,7 @@ from slimtune.models.compute import Compute
 from slimtune.models.folders import local_folder
 from slimtune.models.weights import EMBEDDING, Checkpoint
 from slimtune.training import sharding
+from slimtune.training.attention import training_compute
 from slimtune.training.batches import Sample, encode_text
 from slimtune.training.dataset import Dataset
 from slimtune.training.lora import require_targets
@@ -105,10 +106,11 @@ def student_run(config: Config, student: str, dataset: Dataset, text: Sequence[s
     run = replace(run, section="distillation")
     if settings.mode != "online":
         return run
-    teacher = memory.ModelShape.of(Checkpoint(local_folder(settings.teacher_model)).config)
-    itemsize = Compute.of(config.model).dtype.itemsize
-    rounded = settings.teacher_quantization
-    return replace(run, extra=memory.weight_bytes(teacher, itemsize, rounded))
+    shapes = Checkpoint(local_folder(settings.teacher_model)).config
+    compute = Compute.of(config.model).keeping(settings.teacher_quantization).on(shapes)
+    teacher = memory.ModelShape.of(shapes)
+    held = memory.weight_bytes(teacher, compute.dtype.itemsize, compute.quantization)
+    return replace(run, extra=held)
 
 
 def _run(
@@ -120,7 +122,8 @@ def _run(
     dropout: float = 0.0,
     epochs: float | None = None,
 ) -> Run:
-    settings, compute = config.training, Compute.of(config.model)
+    settings = config.training
+    compute = training_compute(config.model).keeping(quantization).on(checkpoint.config)
     recipe = memory.Recipe(
         trained=trained,
         itemsize=compute.dtype.itemsize,

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, set_seed
 
 from slimtune.config import Config, Lora
 from slimtune.console import QualityError, SettingsError
-from slimtune.models import loading
+from slimtune.models import loading, mixed
 from slimtune.models.compute import Compute
 from slimtune.training import initialisation, sharding
 from slimtune.training.effect import NoEffect
@@ -60,6 +60,7 @@ def attach(
     adapted = get_peft_model(model, config)
     if settings.initialisation == "loftq":
         initialisation.make_up_for_rounding(adapted)
+    mixed.adapt(adapted)
     return adapted
 
 
@@ -178,7 +179,8 @@ def require_effect(
     missed = (adapted - trained).abs().max().item() if trained is not None else 0.0
     if moved == 0:
         raise NoEffect("adapter", "loaded back onto its base it gives the base's own answers")
-    if missed > max(0.5 * moved, 1e-3):
+    rounding = 1e-3 if model.get_base_model().dtype == torch.float32 else 5e-2
+    if missed > max(0.5 * moved, rounding):
         raise QualityError(
             "the saved adapter is not the trained one",
             f"loaded back onto its base it is off by {missed:.3g} in log-probability, of a change "

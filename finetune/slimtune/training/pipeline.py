@@ -230,7 +230,7 @@ def _count_adapter(learner: Learner) -> dict[str, int]:
 
 
 def _load_whole(base: str, config: Config) -> Learner:
-    compute = training_compute(config.model).keeping("none")
+    compute = training_compute(config.model).learning_whole()
     return Learner(loading.load_model(base, compute).float())
 
 

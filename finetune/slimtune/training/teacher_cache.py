@@ -140,7 +140,6 @@ def _of_part(part: int) -> slice:
     return slice(part * SAMPLES_A_PART, (part + 1) * SAMPLES_A_PART)
 
 
-@onednn.onednn_products()
 def _write_part(
     file: Path,
     teacher: PreTrainedModel,
@@ -153,11 +152,12 @@ def _write_part(
     starts = torch.tensor([0, *(sample.supervised for sample in samples)]).cumsum(0)
     ids = torch.empty(int(starts[-1]), top_k, dtype=torch.int32)
     logs = torch.empty(int(starts[-1]), top_k, dtype=torch.float16)
-    for batch in _batches(samples):
-        rows = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in batch])
-        top = top_of(teacher, collate([samples[i] for i in batch]), top_k, temperature)
-        ids[rows] = top.ids.to("cpu", torch.int32)
-        logs[rows] = top.log_probabilities.to("cpu", torch.float16)
+    with onednn.onednn_products(teacher.dtype):
+        for batch in _batches(samples):
+            rows = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in batch])
+            top = top_of(teacher, collate([samples[i] for i in batch]), top_k, temperature)
+            ids[rows] = top.ids.to("cpu", torch.int32)
+            logs[rows] = top.log_probabilities.to("cpu", torch.float16)
     tensors = {
         "ids": ids.to(_id_type(vocabulary)),
         "log_probabilities": logs,

@@ -120,10 +120,11 @@ def estimate_teacher(config: Config, samples: Sequence[Sample]) -> dict[str, str
     """The lines of --dry-run about the teacher: its own memory, and its answers on disk."""
     settings = config.distillation
     shapes = Checkpoint(local_folder(settings.teacher_model)).config
+    compute = Compute.of(config.model).keeping(settings.teacher_quantization)
     needed = memory.estimate_memory(
         shapes,
         "inference",
-        itemsize=Compute.of(config.model).dtype.itemsize,
+        itemsize=compute.on(shapes).dtype.itemsize,
         quantization=settings.teacher_quantization,
         max_length=teacher_cache.TOKENS_PER_BATCH,
     )

@@ -62,10 +62,10 @@ def tokens_per_second(
     """Loads `model` and trains it for `time_steps` steps more than the first one."""
     settings = config.training
     compute = training_compute(config.model).keeping(run.recipe.quantization)
-    learner = loading.load_model(model, compute)
     if run.recipe.trained is None:
-        learner = learner.float()
+        learner = loading.load_model(model, compute.learning_whole()).float()
     else:
+        learner = loading.load_model(model, compute)
         quantized = compute.quantized
         learner = lora.attach(learner, config.lora, seed=settings.seed, quantized=quantized)
     learner.config.use_cache = False

@@ -29,7 +29,7 @@ from slimtune.settings.flags import named
 from slimtune.training import checkpoints, losses, sharding
 from slimtune.training.batches import collate
 from slimtune.training.callbacks import Continuation, Interruption
-from slimtune.training.forward import loss_parts, supervised
+from slimtune.training.forward import causal_model, loss_parts, supervised
 
 # Members of transformers.Trainer that are not promised to stay, each with why it is needed.
 PRIVATE = {
@@ -68,13 +68,13 @@ class SlimTrainer(Trainer):
         with sharding.done_already():
             super().create_accelerator_and_postprocess()
 
-    @onednn.onednn_products()
     def train(
         self, resume_from_checkpoint: str | None = None, *args: Any, **kwargs: Any
     ) -> TrainOutput:
         if resume_from_checkpoint is not None:
             self.add_callback(Continuation(Path(resume_from_checkpoint)))
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        with onednn.onednn_products(causal_model(self.model).dtype):
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def let_go(self) -> None:
         """Hold nothing of the model any longer.

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from slimtune.config import ModelSection
 from slimtune.console import InputError, ResourceError, SettingsError
-from slimtune.models import loading
+from slimtune.models import compute, loading
 from slimtune.models.compute import Compute, choose_device, choose_dtype
 
 torch.set_num_threads(1)
@@ -147,7 +147,7 @@ def test_a_gpu_computes_in_bf16_only_where_it_has_it(monkeypatch, native, expect
 @pytest.mark.parametrize(("native", "expected"), [(True, "bfloat16"), (False, "float32")])
 def test_four_bits_multiply_in_bf16_on_cpus_that_have_it(monkeypatch, tmp_path, native, expected):
     build(tmp_path)
-    monkeypatch.setattr("bitsandbytes.functional.has_avx512bf16", lambda: native)
+    monkeypatch.setattr(compute, "multiplies_bfloat16", lambda: native)
     said = NF4.explain()
     assert ("multiplied in bfloat16 (this CPU has AVX512-BF16)" in said) == native
     assert "float32: " in said and "multiplied" not in Compute.choose("cpu").explain()

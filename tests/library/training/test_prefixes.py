@@ -115,3 +115,21 @@ def test_a_model_with_dropout_draws_for_each_row() -> None:
     model = tiny_model()
     model.noise = torch.nn.Dropout(0.1)
     assert prefixes.draws(model)
+
+
+def test_in_bfloat16_a_beginning_gets_the_gradient_of_all_its_rows() -> None:
+    """Against float32, within what bfloat16 rounds: attention alone, three rows on one beginning."""
+    torch.manual_seed(2)
+    pieces = [(12, 3, 5, 4), 7]
+    tokens = 12 + 3 + 5 + 4 + 7
+    parts = [torch.randn(1, 4, tokens, 8).bfloat16() for _ in range(3)]
+    wanted = torch.randn(1, tokens, 4, 8)
+    found = []
+    for kind in (torch.float32, torch.bfloat16):
+        q, k, v = (part.to(kind).requires_grad_() for part in parts)
+        output, _ = attention.per_sample_attention(None, q, k, v, None, lengths=pieces)
+        output.backward(wanted.to(kind))
+        found.append([output, q.grad, k.grad, v.grad])
+    for exact, rounded in zip(*found, strict=True):
+        assert rounded.dtype == torch.bfloat16
+        torch.testing.assert_close(rounded.float(), exact, rtol=2e-2, atol=2e-2)

@@ -76,6 +76,17 @@ def test_killed_during_a_save(words, whole, said, tmp_path) -> None:
     assert "resuming from" in said.text and same(tmp_path, whole)
 
 
+def test_products_in_bfloat16_go_on_to_the_same_bits(words, tmp_path) -> None:
+    def in_step_6(trainer: object, *_: object, **__: object) -> bool:
+        return trainer.state.global_step == 5
+
+    half = (*words, "--dtype=bfloat16")
+    succeeds(*half, "--output-dir", tmp_path / "whole")
+    killed(STEP, in_step_6, *half, "--output-dir", tmp_path / "killed")
+    succeeds(*half, "--output-dir", tmp_path / "killed", "--resume")
+    assert same(tmp_path / "killed", tmp_path / "whole")
+
+
 def test_killed_between_two_saves(words, whole, tmp_path) -> None:
     def in_step_6(trainer: object, *_: object, **__: object) -> bool:
         return trainer.state.global_step == 5

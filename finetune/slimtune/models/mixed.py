@@ -1,0 +1,165 @@
+"""A model that multiplies in bfloat16 on a CPU and keeps in float32 what rounding would spoil.
+
+    h in float32:  h = h + o(attention(q(n), k(n), v(n))),   n = norm(h) in bfloat16
+                   h = h + down(silu(gate(n)) * up(n))
+
+Frozen weights and what is multiplied with them are bfloat16; the residual stream, norms, softmax,
+loss, adapters, their gradients and moments are float32. Each function below says what it keeps for
+the backward pass: little is, and in bfloat16, because that is most of what training holds.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from peft.tuners.lora import Linear as LoraLinear
+
+HALF = torch.bfloat16
+
+
+def is_mixed(weight: torch.Tensor) -> bool:
+    """Whether what multiplies with `weight` is made for here: bfloat16 on a CPU, and whole."""
+    whole = type(weight) in (torch.Tensor, nn.Parameter)  # FSDP's parts have a type of their own
+    return whole and weight.device.type == "cpu" and weight.dtype == HALF
+
+
+def prepare(model: PreTrainedModel) -> None:
+    """Has a bfloat16 model on a CPU compute as above, in place; its weights stay as they are."""
+    decoder = model.get_decoder()
+    # Not on the embedding: one that grows with an adapter's vocabulary is another module.
+    decoder.layers[0].register_forward_pre_hook(lambda _, given: (given[0].float(), *given[1:]))
+    decoder.rotary_emb.register_forward_hook(
+        lambda _, __, both: tuple(one.to(HALF) for one in both)
+    )
+    for name, module in model.named_modules():
+        if name.endswith("norm"):
+            module.forward = partial(_normed, module)
+        elif name.endswith(".mlp") and model.config.hidden_act == "silu":
+            module.forward = partial(_fed_forward, module)
+
+
+def adapt(model: "PeftModel") -> None:
+    """Has plain adapters on bfloat16 weights multiply with them; others are left to peft.
+
+    Modules that are trained whole beside them become float32: in bfloat16 small steps would be
+    rounded away.
+    """
+    from peft.tuners.lora import Linear  # seconds, and who has adapters has paid them
+
+    for module in list(model.modules()):
+        if isinstance(module, Linear) and _plain(module):
+            module.forward = partial(_adapted, module, module.forward)
+        own = [one for one in module.parameters(recurse=False) if one.requires_grad]
+        if any(map(is_mixed, own)):
+            _learn_in_float32(module)
+
+
+def _learn_in_float32(module: nn.Module) -> None:
+    module.float()
+    if isinstance(module, nn.Linear):
+        module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+        module.register_forward_hook(lambda _, __, output: output.to(HALF))
+
+
+def _plain(module: "LoraLinear") -> bool:
+    base, names = module.base_layer, module.active_adapters
+    if type(base) is not nn.Linear or not is_mixed(base.weight) or len(names) != 1:
+        return False
+    return names[0] not in module.lora_variant and not module.lora_bias[names[0]]
+
+
+def _normed(norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    weight, eps = norm.weight, norm.variance_epsilon
+    if weight.requires_grad:
+        return F.rms_norm(hidden.float(), weight.shape, weight.float(), eps).to(HALF)
+    return _Norm.apply(hidden, weight, eps)
+
+
+def _fed_forward(mlp: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    return mlp.down_proj(_Gated.apply(mlp.gate_proj(hidden), mlp.up_proj(hidden)))
+
+
+def _adapted(
+    module: "LoraLinear", usual: Callable[..., torch.Tensor], inputs: torch.Tensor
+) -> torch.Tensor:
+    if module.disable_adapters or module.merged:
+        return usual(inputs)
+    (name,) = module.active_adapters
+    inputs = inputs.to(HALF)
+    low = F.linear(module.lora_dropout[name](inputs), module.lora_A[name].weight.to(HALF))
+    up = (module.lora_B[name].weight * module.scaling[name]).to(HALF)
+    return _Sum.apply(inputs, module.base_layer.weight, module.base_layer.bias, low, up)
+
+
+class _Norm(torch.autograd.Function):
+    """y = w x / sqrt(mean(x^2) + eps), in float32, to bfloat16; keeps x in bfloat16."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        wide = x.float()
+        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+        scale = scale.div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x.to(HALF), scale, weight)
+        ctx.kind = x.dtype
+        return (wide * scale).mul_(weight).to(HALF)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple:
+        # dx = s (g w - n mean(g w n)) with n = s x
+        x, scale, weight = ctx.saved_tensors
+        gradient = upstream.float().mul_(weight)
+        normed = x.float().mul_(scale)
+        along = (gradient * normed).mean(-1, keepdim=True)
+        return gradient.addcmul_(normed, along, value=-1).mul_(scale).to(ctx.kind), None, None
+
+
+class _Gated(torch.autograd.Function):
+    """y = silu(gate) * up; keeps gate and up."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple:
+        gate, up = ctx.saved_tensors
+        to_gate = torch.ops.aten.silu_backward(upstream * up, gate)
+        return to_gate, F.silu(gate).mul_(upstream)
+
+
+class _Sum(torch.autograd.Function):
+    """y = x W^T + low B^T + b with one rounding, W and b frozen; keeps low.
+
+    An adapter's part is small. Added to a product that was rounded already, half of it and more is
+    rounded away at that size: the loss then fell 40 % less at a first step. So it comes first, and
+    the large product is added to it before anything is rounded.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        low: torch.Tensor,
+        up: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(weight, low, up)
+        total = (low.flatten(0, -2) @ up.T).addmm_(x.flatten(0, -2), weight.T)
+        if bias is not None:
+            total.add_(bias)
+        return total.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple:
+        weight, low, up = ctx.saved_tensors
+        to_up = (low.flatten(0, -2).T @ upstream.flatten(0, -2)).T
+        return upstream @ weight, None, None, upstream @ up, to_up
