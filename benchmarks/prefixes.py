@@ -5,9 +5,9 @@
         --columns question=text,answer=category
 
 Steps of a LoRA, rows scored, rows answered: tokens of whole rows per CPU second with and without
-sharing, and what is different: the loss of a row or batch at most, or how many answers. Any file but .jsonl is prepared first, with the
-system prompt of `--system-prompt`. One thread, one process; each side is run `--rounds` times in
-turn, and its fastest counts.
+sharing, and what is different: the loss of a row or batch at most, or how many answers. Any file
+but .jsonl is prepared first, with the system prompt of `--system-prompt`. One thread, one process;
+each side is run `--rounds` times in turn, and its fastest counts.
 """
 
 import argparse
