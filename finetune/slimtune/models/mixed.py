@@ -72,6 +72,8 @@ def _plain(module: "LoraLinear") -> bool:
     base, names = module.base_layer, module.active_adapters
     if type(base) is not nn.Linear or not is_mixed(base.weight) or len(names) != 1:
         return False
+    if any(one.requires_grad for one in base.parameters()):
+        return False  # as a bias beside adapters does: its layer learns in float32
     return names[0] not in module.lora_variant and not module.lora_bias[names[0]]
 
 

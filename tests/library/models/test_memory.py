@@ -18,9 +18,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from slimtune.models import memory
+from slimtune.models import memory, mixed
 from slimtune.models.memory import MemoryEstimate, Recipe, estimate_memory, fit_verdict, training
 from slimtune.models.model_shape import ModelShape
+from slimtune.training import attention
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[3]
@@ -96,14 +97,21 @@ WIDE = {
 }
 
 
-def kept_for_backward(*, lora, dtype, dropout, checkpointing=False, tokens=96, family="llama"):
+def kept_for_backward(
+    *, lora, dtype, dropout, checkpointing=False, tokens=96, family="llama", half=False
+):
     """Bytes that autograd saves in a forward pass through the decoder layers, counted by hooks."""
     model = AutoModelForCausalLM.from_config(WIDE[family]).to(dtype)
     decoder = model.model
+    if half:
+        model.set_attn_implementation(attention.register())
+        mixed.prepare(model)
     if lora:
         config = LoraConfig(r=2, target_modules="all-linear", lora_dropout=dropout)
         model = get_peft_model(model, config)
         model.enable_input_require_grads()
+    if half:
+        mixed.adapt(model)
     if checkpointing:
         model.gradient_checkpointing_enable()
     model.train()
@@ -132,6 +140,18 @@ def test_activations_are_what_autograd_keeps(stage, dropout, dtype, family):
     layer = memory.activation_bytes(shape, stage, dtype.itemsize, dropout)
     predicted = 96 * (shape.layers * layer + shape.hidden * dtype.itemsize)
     assert predicted == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.parametrize("family", WIDE)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_bfloat16_on_a_cpu_keeps_about_half_of_what_float32_does(dropout, family):
+    measured = kept_for_backward(
+        lora=True, dtype=torch.bfloat16, dropout=dropout, family=family, half=True
+    )
+    shape = ModelShape.of(WIDE[family].to_dict())
+    layer = memory.activation_bytes(shape, "mixed", 2, dropout)
+    assert 96 * (shape.layers * layer + shape.hidden * 2) == pytest.approx(measured, rel=0.07)
+    assert layer < 0.55 * memory.activation_bytes(shape, "lora", 4, dropout)
 
 
 def test_activation_checkpointing_keeps_one_layer_and_the_inputs_of_all():
