@@ -77,6 +77,7 @@ def _attached(model: PreTrainedModel, adapter: Adapter, settings: LoraConfig | N
         ) from error
     _require_all_used(adapter, result.unexpected_keys)
     _require_all_there(adapter, [name for name in result.missing_keys if ".lora_" in name])
+    adapted.requires_grad_(False)  # of an adapter made for inference peft leaves the base as it is
     mixed.adapt(adapted)
     return adapted.eval()
 

@@ -91,7 +91,8 @@ def _fed_forward(mlp: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
 def _adapted(
     module: "LoraLinear", usual: Callable[..., torch.Tensor], inputs: torch.Tensor
 ) -> torch.Tensor:
-    if module.disable_adapters or module.merged:
+    # Weights that are made float32 for a while, as to prove a merge, are peft's matter.
+    if module.disable_adapters or module.merged or not is_mixed(module.base_layer.weight):
         return usual(inputs)
     (name,) = module.active_adapters
     inputs = inputs.to(HALF)
