@@ -67,7 +67,7 @@ def main(config: Config) -> None:
             numbers |= outlook.notes(plan, gguf.model_name)
             numbers |= preflight.memory_words(source.folder, gguf.verify)
         else:
-            numbers = convert.convert_and_prove(source, plans, config)
+            numbers = convert.convert_and_prove(source, plans, config, ollama.recorded(said))
         if modelfile and not config.options.dry_run:
             told, following = ollama.install(modelfile, said, files[0], plan, config)
             numbers |= told

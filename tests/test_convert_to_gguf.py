@@ -60,10 +60,30 @@ def test_flags_only_with_a_modelfile(merged, tmp_path, monkeypatch) -> None:
     assert "[INST]" in modelfile.split("TEMPLATE ")[1]
     before = files_under(tmp_path)
     refused(2, "--overwrite", *words)
-    refused(2, "Modelfile: exists already", *words, "--quantization", "F16")
     assert files_under(tmp_path) == before
     succeeds(*words, "--system-prompt", "Be brief.", "--overwrite")
     assert "Be brief." in (tmp_path / "Modelfile").read_text()
+
+
+def test_a_modelfile_as_slimtune_wrote_it_is_replaced_and_yours_is_not(
+    settings, merged, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("convert_to_gguf", *settings, "--model-path", merged, "--verify", "off")
+    words += ("--create-modelfile",)
+    file = Path("Modelfile")
+    for folder, name in (("out", "first"), ("out", "second"), ("elsewhere", "third")):
+        succeeds(*words, "--output-dir", folder, "--model-name", name)
+        assert f'FROM "./{folder}/{name}-F16.gguf"\n' in file.read_text(encoding="utf-8")
+    ours = file.read_text(encoding="utf-8")
+    for yours in (ours + "PARAMETER seed 1\n", "FROM mine\n", "", 'FROM "./../../x.gguf"\n'):
+        file.write_text(yours, encoding="utf-8")
+        refused(2, "Modelfile: exists already", *words, "--model-name", "fourth")
+        assert file.read_text(encoding="utf-8") == yours
+    file.write_text(ours, encoding="utf-8", newline="\n")
+    succeeds(*words, "--model-name", "fourth", "--dry-run")
+    (tmp_path / "elsewhere/third-F16_run.json").unlink()
+    refused(2, "Modelfile: exists already", *words, "--model-name", "fourth")
 
 
 QWEN = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8}

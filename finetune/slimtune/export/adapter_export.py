@@ -7,11 +7,12 @@ base + adapter in peft, and says what the base's quantisation costs this adapter
 adapter merged first and quantised then.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from slimtune.artifacts import finish_files, refuse_finished_files, refuse_inputs, run_of
@@ -138,7 +139,7 @@ def deliver(config: Config, modelfile: Path | None) -> tuple[list[Path], dict[st
         following = export.following(config)
         if config.options.dry_run:
             return files, export.estimates(), following
-        numbers = convert_and_prove(export, config)
+        numbers = convert_and_prove(export, config, ollama.recorded(said))
         if modelfile:
             told, created = ollama.install(modelfile, said, base, plan, config, export.file)
             numbers |= told
@@ -146,8 +147,12 @@ def deliver(config: Config, modelfile: Path | None) -> tuple[list[Path], dict[st
     return files, numbers, following
 
 
-def convert_and_prove(export: AdapterExport, config: Config) -> dict[str, str]:
+def convert_and_prove(
+    export: AdapterExport, config: Config, noted: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
     """Writes the bases that are missing, each proven, then the adapter, proven on each of them.
+
+    `noted` goes into the adapter's record.
 
     Raises what `convert.convert_and_prove` raises; QualityError where llama.cpp says something else
     of base and adapter than peft, and then the adapter is left without its final name.
@@ -162,7 +167,7 @@ def convert_and_prove(export: AdapterExport, config: Config) -> dict[str, str]:
         written = stage.folder / export.file.name
         name = file_name(config.gguf.model_name)
         report = write_adapter(export.adapter, written, name, export.template)
-        stage.metrics.update(vars(report))
+        stage.metrics.update(vars(report) | noted)
         stage.metrics[FINGERPRINT] = fingerprint(export.source.checkpoint)
         if export.own_template:
             write_text(stage.folder / export.own_template.name, export.template)

@@ -1,11 +1,12 @@
 """A conversion as the settings ask for it: plans, importance, who writes the files, their proof."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 from slimtune.artifacts import Stage, stage_files
 from slimtune.artifacts.model_names import automatic_name
@@ -109,9 +110,14 @@ def conversion_lines(plans: Iterable[GgufPlan]) -> dict[str, str]:
 
 
 def convert_and_prove(
-    source: ModelSource, plans: dict[Path, GgufPlan], config: Config
+    source: ModelSource,
+    plans: dict[Path, GgufPlan],
+    config: Config,
+    noted: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Writes every file, proves each, and gives those that pass their names; the closing numbers.
+
+    `noted` goes into the first file's record.
 
     Raises what `write` raises, and what `prove` does for the first file that fails: it and none but
     the ones that fail are left without their final names. Before that it raises QualityError for a
@@ -140,6 +146,7 @@ def convert_and_prove(
         plans, reports = _convert(source, plans, stages, config)
         for stage in stages.values():
             stage.metrics[MODEL_FINGERPRINT] = fingerprint(source.checkpoint, as_read=True)
+        next(iter(stages.values())).metrics.update(noted)
         proofs = _prove(source, plans, stages, open_stages, config)
     numbers = conversion_lines(plans.values()) | {"parameters": f"{reports[0].parameters:,}"}
     if len(reports) == 1:

@@ -1,12 +1,14 @@
 """Ollama's side of an export: the Modelfile beside the user, `ollama create`, eight questions."""
 
+import hashlib
 import re
 import shutil
 import subprocess
 from pathlib import Path, PurePath
 
 from slimtune.artifacts import not_without_overwrite, require_writable, system_prompt_for
-from slimtune.artifacts.files import refuse_link, write_text
+from slimtune.artifacts.files import is_plain, refuse_link, sha256, write_text
+from slimtune.artifacts.records import read_manifest
 from slimtune.config import Config
 from slimtune.console import ResourceError, SettingsError, near, quoted
 from slimtune.export.modelfile import LAST_WITH_ADAPTER, modelfile
@@ -19,17 +21,19 @@ from slimtune.models.tokenizer_files import special_tokens
 
 _CONTEXT = 4096  # Ollama reserves memory for every token of the context
 _HELLO_SECONDS = 10.0
+_SUM = "modelfile_sha256"  # in the record of the file that is exported with a Modelfile
+_LARGEST = 1 << 20  # bytes: a Modelfile of ours has a few thousand
 
 
 def require_target(file: Path, config: Config) -> None:
     """Before the work: raises SettingsError for a name that Ollama does not take, and for a
-    Modelfile that is there already and may not be replaced; ResourceError if `ollama create` is to
-    be run and there is no ollama, or none that runs.
+    Modelfile that is there already and may not be replaced: one that a run of ours left so may be;
+    ResourceError if `ollama create` is to be run and there is no ollama, or none that runs.
     """
     require_name(config.gguf.model_name)
     refuse_link(file)
     require_writable(file, config)
-    if file.exists() and not config.options.overwrite:
+    if file.exists() and not config.options.overwrite and not _as_written(file, config):
         yours = SettingsError(
             f"{near(file)}: exists already",
             "it may hold changes of yours",
@@ -38,6 +42,26 @@ def require_target(file: Path, config: Config) -> None:
         not_without_overwrite(yours, config)
     if config.gguf.ollama_create:
         _require_ollama(config)
+
+
+def recorded(text: str | None) -> dict[str, str]:
+    """For the record of a file that is exported with a Modelfile of this text: its SHA-256."""
+    return (
+        {_SUM: hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()} if text else {}
+    )
+
+
+def _as_written(file: Path, config: Config) -> bool:
+    """Whether a run of ours wrote these very bytes: a record where it says FROM, or where this run
+    writes to, has their sum. Nothing else that the file names is looked at."""
+    if not file.is_file() or file.stat().st_size > _LARGEST:
+        return False
+    folders = {config.gguf.output_dir}
+    found = re.match(r'FROM "\./(.+)"\n', file.read_text(encoding="utf-8", errors="replace"))
+    if found and is_plain(found[1]):
+        folders.add((file.parent / found[1]).parent)
+    records = [read_manifest(one) for folder in folders for one in folder.glob("*_run.json")]
+    return sha256(file) in [run["metrics"].get(_SUM) for run in records if run]
 
 
 def _require_ollama(config: Config) -> None:
