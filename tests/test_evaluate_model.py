@@ -239,6 +239,37 @@ def test_each_model_has_a_process_of_its_own(settings, adapter, tmp_path) -> Non
     assert scores["base"] < 10 and scores["fine-tuned"] == 100
 
 
+@pytest.mark.usefixtures("in_process")
+def test_the_card_of_a_merged_model_is_its_own_and_tells_the_test(
+    project, settings, rows, adapter, tmp_path
+) -> None:
+    base, tuned = tmp_path / "base", tmp_path / "lora_adapter"
+    shutil.copytree(project / "base", base)
+    shutil.copytree(adapter, tuned)
+    (base / "README.md").write_text("---\nlicense: mit\n---\n# The base's own words\n")
+    words = ("evaluate_model", *settings, "--base-model", base, "--lora-model", tuned)
+    words += ("--output", tmp_path / "compared/results.csv")
+
+    def card(name: str) -> str:
+        succeeds(*words, "--merge", "--output-dir", tmp_path / name)
+        return (tmp_path / name / "README.md").read_text(encoding="utf-8")
+
+    before = card("untested")
+    assert before.startswith("---\nlibrary_name: transformers\nlicense: mit\n")
+    assert "# base, with the adapter lora_adapter merged in\n" in before
+    assert "own words" not in before and "## Test" not in before
+    succeeds(*words)
+    after = card("tested")
+    found = exact(tmp_path / "compared/results_metrics.json")
+    (line,) = [line for line in after.splitlines() if line.startswith("| exact match")]
+    scores = [cell.split()[0] for cell in line.split("|")[2:4]]
+    assert scores == [f"{found['base']:.1f}", f"{found['fine-tuned']:.1f}"]
+    assert str(tmp_path) not in after and not re.search(r"\d\.\d{6}", after)
+    run = json.loads((tuned / "run.json").read_text(encoding="utf-8"))
+    (tuned / "run.json").write_text(json.dumps(run | {"run_id": "another"}), encoding="utf-8")
+    assert card("trained_again") == before  # those figures are another training's
+
+
 def test_a_dry_run_names_the_models_and_writes_nothing(settings, rows, merged, tmp_path) -> None:
     flags = ("--models", merged, "--output", tmp_path / "r.csv", "--dry-run")
     ran = succeeds("evaluate_model", *settings, *flags)

@@ -29,6 +29,8 @@ from slimtune.models.weights import (
     CheckpointWriter,
     copy_companions,
 )
+from slimtune.report.model_card import write_derived_card
+from slimtune.report.tested import tested
 
 if TYPE_CHECKING:
     import torch
@@ -199,6 +201,14 @@ def write_merged(
         report = merge_adapter(folder, adapter, merged.folder)
         write_generation_config(merged.folder, generation)
         merged.metrics.update(vars(report))
+        write_derived_card(
+            merged.folder,
+            str(base),
+            f"with the adapter {adapter.name} merged in",
+            {"parameters": report.parameters, "tensors changed": report.changed},
+            base_folder=folder,
+            tested=tested(adapter, config),
+        )
     return report
 
 

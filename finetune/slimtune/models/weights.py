@@ -55,6 +55,7 @@ _NOT_COMPANIONS = {
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl",
 }  # fmt: skip
 _NOT_COMPANION_NAMES = {"run.json", "adapter_config.json", "trainer_state.json", INDEX_FILE}
+_NOT_COMPANION_NAMES |= {"README.md"}  # it speaks of the model it came with, not of what was made
 
 
 class Checkpoint:
@@ -256,8 +257,8 @@ def copy_companions(
 ) -> list[str]:
     """Copies what lies beside the weights: config, tokenizer, template, licence; their names.
 
-    Weights in any format, `run.json`, hidden files and subfolders stay behind, and so do the names
-    in `without`; `only` narrows the rest.
+    Weights in any format, `run.json`, the model card, hidden files and subfolders stay behind, and
+    so do the names in `without`; `only` narrows the rest.
     """
     target = Path(target)
     target.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,7 @@ from slimtune.pruning.sizes import Ratios, rounded, smaller, steps
 from slimtune.pruning.sparsity import sparsify
 from slimtune.pruning.width import cut_width
 from slimtune.pruning.writer import no_numbers, require_finite, smaller_config
+from slimtune.report.model_card import write_derived_card
 
 _log = logging.getLogger(__name__)
 
@@ -118,6 +119,8 @@ def prune_model(config: Config, model: str, final: Path) -> PruneReport:
         write_page(stage.folder / CARD, card(report, model))
         write_generation_config(stage.folder, config.generation)
         stage.metrics.update(_metrics(report))
+        sizes = {what: f"{old} -> {new}" for what, old, new in report.rows()}
+        write_derived_card(stage.folder, model, "pruned", sizes, base_folder=source)
     return report
 
 

@@ -12,6 +12,7 @@ from slimtune.artifacts.files import write_page
 from slimtune.config import Config
 from slimtune.console import decoration, near
 
+CARD = "README.md"
 _HEAD = """\
 ---
 {head}
@@ -45,13 +46,14 @@ tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")  # with the chat templa
 ```
 """
 
-_REST = """
+_FIGURES = """
 Ask it by that template: `tokenizer.apply_chat_template(messages, add_generation_prompt=True)`.
 
 ## Figures
 
 {figures}
-
+"""
+_TRAINING = """
 Losses are nats per supervised token; every logged step is in metrics.jsonl.
 {picture}
 These are figures of the training. What the model answers to rows that it has not seen is what
@@ -64,7 +66,8 @@ These are figures of the training. What the model answers to rows that it has no
 ## Settings
 
 {settings}
-
+"""
+_LICENCE_OF_BASE = """
 ## Licence
 
 What is made from a base is bound by the base's licence ({licence}) and by that of the rows it has
@@ -105,7 +108,8 @@ def write_model_card(
     }
     licence = licence_of(base_folder) if base_folder else {}
     data = {"rows": config.training.train_data} | dataset | _report(config)
-    text = (_HEAD + (_ADAPTER if kind == "adapter" else _MODEL) + _REST).format(
+    opening = _HEAD + (_ADAPTER if kind == "adapter" else _MODEL)
+    text = (opening + _FIGURES + _TRAINING + _LICENCE_OF_BASE).format(
         head=_head(base, kind, licence, fingerprint),
         base=_named(base),
         loaded=base if _HUB_ID.fullmatch(base) else f"THE FOLDER OF {_named(base)}",
@@ -114,15 +118,45 @@ def write_model_card(
         picture=_PICTURE if (folder / "loss.png").is_file() else "",
         data=_table("data", data),
         settings=_table("setting", chosen),
-        licence=licence.get("license_name")
-        or licence.get("license", "which its card does not say"),
+        licence=_licence_named(licence),
     )
-    write_page(folder / "README.md", text)
+    write_page(folder / CARD, text)
+
+
+def write_derived_card(
+    folder: Path,
+    base: str,
+    how: str,
+    figures: dict[str, Any],
+    *,
+    base_folder: Path,
+    tested: str = "",
+) -> None:
+    """The card of a model that was made from another without training, in place of the other's own.
+
+    `how` says what was done ("pruned"), `tested` is what a comparison found, in Markdown. Without a
+    card where one fails: nobody's model shall go by the words of another's.
+    """
+    with decoration("the model card"):
+        licence = licence_of(base_folder)
+        text = (_HEAD + _MODEL + _FIGURES + "{tested}" + _LICENCE_OF_BASE).format(
+            head=_head(base, "model", licence, None),
+            base=_named(base),
+            how=how,
+            figures=_table("figure", figures),
+            tested=tested,
+            licence=_licence_named(licence),
+        )
+        write_page(folder / CARD, text)
+
+
+def _licence_named(licence: dict[str, str]) -> str:
+    return licence.get("license_name") or licence.get("license", "which its card does not say")
 
 
 def licence_of(base: Path) -> dict[str, str]:
     """license, license_name and license_link as the card of a base says them; {} without one."""
-    card = base / "README.md"
+    card = base / CARD
     if not card.is_file():
         return {}
     with decoration("the base's licence in the model card"), card.open(encoding="utf-8") as file:

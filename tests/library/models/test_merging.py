@@ -246,6 +246,7 @@ def test_tokenizer_and_template_are_the_adapters_the_rest_is_the_bases(tmp_path)
     base, adapter, merged = world(tmp_path)
     for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "LICENSE"):
         (base / name).write_text("base")
+    (base / "README.md").write_text("It speaks of the base.")
     for name in ("tokenizer_config.json", "chat_template.jinja", "README.md", "run.json"):
         (adapter / name).write_text("adapter")
     merge_adapter(base, adapter, merged)
