@@ -3,7 +3,7 @@
     refusal_of(error, read=[...])    # the SlimTuneError to say, or None: then it is a bug of ours
 
 Python and most libraries tell an errno. Rust and C++ tell a sentence, sometimes with the errno in
-it ("os error 28", "[Errno 13]"), and pyo3's panics are no `Exception`s. What is refused while an
+it ("os error 28", "[Errno 13]", torch's "Too many open files (24)"), and pyo3's panics are no `Exception`s. What is refused while an
 input is read is the input's fault (exit 3), all else the environment's (exit 4).
 """
 
@@ -62,6 +62,8 @@ _SHORT: dict[int, tuple[str, str]] = {
     errno.EAGAIN: ("the system starts no more processes or threads", "`ulimit -u` shows how many"),
 }
 _ERRNO = re.compile(r"\[errno (\d+)\]|\(os error (\d+)\)", re.IGNORECASE)
+_STRERROR = re.compile(r": ([^:]+) \((\d{1,3})\)\s*$", re.MULTILINE)  # torch's, which maps weights
+_MAPPED = re.compile(r"file <(.+?)>")
 _BYTES = re.compile(
     r"(?:allocate|allocation of|size|mmap|need(?:ed)?):? (\d{4,}) ?bytes|of (\d{7,})\b"
 )
@@ -141,7 +143,8 @@ def errno_of(error: BaseException) -> int | None:
         return error.errno
     found = _ERRNO.search(str(error))
     if found is None:
-        return None
+        codes = ((words, int(number)) for words, number in _STRERROR.findall(str(error)))
+        return next((code for words, code in codes if os.strerror(code) == words), None)
     code = int(found[1] or found[2])
     if found[2] and sys.platform == "win32":  # Rust tells Windows' own number there
         return ctypes.WinError(code).errno
@@ -158,7 +161,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _file(code: int, error: BaseException, read: Sequence[Path]) -> SlimTuneError:
-    place = _opened(error) or place_of(error)
+    place = _opened(error) or place_of(error) or _mapped(error)
     if code == errno.ENOENT and _is_nowhere():
         return ResourceError(
             "the working directory: it was removed, or moved away",
@@ -198,6 +201,12 @@ def _opened(error: BaseException) -> str | None:
             if isinstance(name, str | os.PathLike):
                 return os.fspath(name)
     return None
+
+
+def _mapped(error: BaseException) -> str | None:
+    """The file that torch could not map."""
+    found = _MAPPED.search(str(error))
+    return found[1] if found else None
 
 
 def _have(code: int, place: str | None) -> str:

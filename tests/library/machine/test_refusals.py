@@ -1,6 +1,7 @@
 """What the system refuses has words of its own, whoever says it; a bug of ours has none."""
 
 import errno
+import os
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,21 @@ def test_a_circle_of_links_is_told_with_its_name(tmp_path: Path) -> None:
 def test_too_many_open_files_are_no_inputs_fault(tmp_path: Path) -> None:
     known = refusal_of(OSError(errno.EMFILE, "no", str(tmp_path / "raw.json")), [tmp_path])
     assert known.exit_code == ExitCode.RESOURCES and "the limit is" in known.what
+
+
+def test_too_many_open_files_in_the_words_of_c_plus_plus(tmp_path: Path) -> None:
+    """torch maps weights, and tells the errno behind the system's own words for it."""
+    for code, kind in [(errno.EMFILE, ExitCode.RESOURCES), (errno.EACCES, ExitCode.INPUT)]:
+        file = tmp_path / "model.safetensors"
+        told = f"unable to open file <{file}> in read-only mode: {os.strerror(code)} ({code})"
+        known = refusal_of(RuntimeError(told), [tmp_path])
+        assert known.exit_code == kind and "model.safetensors: " in known.what
+    with pytest.raises(RuntimeError) as caught:
+        torch.UntypedStorage.from_file(str(tmp_path / "none"), False, 8)
+    if sys.platform != "win32":
+        assert refusal_of(caught.value).why == "it is not there, or no longer"
+    for said in ("the loss: no file (24)", "loss: Success (99999999999)"):
+        assert refusal_of(RuntimeError(said)) is None
 
 
 def raised(call: object, *arguments: object, **named: object) -> BaseException:
