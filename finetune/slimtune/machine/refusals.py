@@ -3,8 +3,9 @@
     refusal_of(error, read=[...])    # the SlimTuneError to say, or None: then it is a bug of ours
 
 Python and most libraries tell an errno. Rust and C++ tell a sentence, sometimes with the errno in
-it ("os error 28", "[Errno 13]", torch's "Too many open files (24)"), and pyo3's panics are no `Exception`s. What is refused while an
-input is read is the input's fault (exit 3), all else the environment's (exit 4).
+it ("os error 28", "[Errno 13]", torch's "Too many open files (24)"), and pyo3's panics are no
+`Exception`s. What is refused while an input is read is the input's fault (exit 3), all else the
+environment's (exit 4).
 """
 
 import ctypes

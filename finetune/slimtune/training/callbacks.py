@@ -31,7 +31,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from slimtune.console import decoration, note, size, tenth_done
-from slimtune.training import checkpoints
+from slimtune.training import checkpoints, saved_states
 from slimtune.training.forward import causal_model
 
 _log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Continuation(TrainerCallback):
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
         **_: object,
     ) -> None:
-        checkpoints.load_optimizer(optimizer, lr_scheduler, self.checkpoint)
+        saved_states.load_optimizer(optimizer, lr_scheduler, self.checkpoint)
         checkpoints.find_best(state, Path(args.output_dir))
 
 

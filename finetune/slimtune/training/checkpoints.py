@@ -13,9 +13,8 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerState
@@ -34,7 +33,7 @@ from slimtune.config import Config
 from slimtune.console import InputError, SettingsError, first_process, near, size
 from slimtune.machine import disks
 from slimtune.machine.moving import move
-from slimtune.training import sharding
+from slimtune.training import saved_states
 
 _log = logging.getLogger(__name__)
 
@@ -43,18 +42,7 @@ CHECKPOINT_MANIFEST = "checkpoint.json"
 _NUMBER = (int, float)
 _NAMED = 5  # folders in an error
 _KEPT = 2  # the newest and the best
-# Not the Trainer's own names: it would load what it finds under those, parts or not.
-_OPTIMIZER, _SCHEDULE = "optimizer_state.pt", "schedule_state.pt"
-_SCALER = "scaler.pt"  # the Trainer's own name: it loads this one back at the right moment
 _PICKLED_ARGUMENTS = "training_args.bin"  # the Trainer writes it, nothing reads it
-
-
-class Stateful(Protocol):
-    """An optimizer, a schedule or a gradient scaler: its state goes out and comes back."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> object: ...
 
 
 @contextmanager
@@ -91,27 +79,6 @@ def find_best(state: TrainerState, folder: Path) -> None:
     """Where the best checkpoint is now: the folder may have moved since it was written."""
     best = checkpoint_of(folder, state.best_global_step)
     state.best_model_checkpoint = str(best) if best.is_dir() else None
-
-
-def save_optimizer(
-    optimizer: Stateful, schedule: Stateful, scaler: Stateful | None, folder: Path
-) -> None:
-    """Its state is whole in the file, however many processes hold a part of it."""
-    state = sharding.gather_parts(optimizer.state_dict())
-    if not first_process():
-        return
-    torch.save(state, folder / _OPTIMIZER)
-    torch.save(schedule.state_dict(), folder / _SCHEDULE)
-    if scaler is not None:
-        torch.save(scaler.state_dict(), folder / _SCALER)
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, schedule: Stateful, checkpoint: Path) -> None:
-    """Optimizer and schedule as they were when `checkpoint` was written."""
-    # On the CPU first: whole, the moments of a sharded model may fit on no GPU.
-    state = torch.load(checkpoint / _OPTIMIZER, map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(sharding.scatter_optimizer_state(state, optimizer))
-    schedule.load_state_dict(torch.load(checkpoint / _SCHEDULE, weights_only=True))
 
 
 def load_weights(model: PreTrainedModel | PeftModel, checkpoint: Path) -> None:
@@ -202,11 +169,15 @@ def _fault(checkpoint: Path) -> str | None:
     if manifest is None:
         return f"{CHECKPOINT_MANIFEST} is missing or unreadable"
     files = manifest.get("files")
-    if not are_sealed(files) or _OPTIMIZER not in files:
+    needed = {saved_states.OPTIMIZER, saved_states.SCHEDULE}
+    if not are_sealed(files) or not needed <= files.keys():
         return f"{CHECKPOINT_MANIFEST} is not what this version of SlimTune writes"
     changed = broken(checkpoint, files)
     if changed is not None:
         return f"{changed} is missing or damaged"
+    foreign = saved_states.unreadable(checkpoint, files)
+    if foreign is not None:
+        return f"{foreign} is not what torch saves"
     if not _is_state(json_or_none(checkpoint / STATE), manifest.get("step")):
         return f"{STATE} is not what the Trainer writes"
     return None

@@ -26,7 +26,7 @@ from transformers.trainer_utils import TrainOutput
 from slimtune.console import QualityError, near
 from slimtune.machine import onednn
 from slimtune.settings.flags import named
-from slimtune.training import checkpoints, losses, sharding
+from slimtune.training import checkpoints, losses, saved_states, sharding
 from slimtune.training.batches import collate
 from slimtune.training.callbacks import Continuation, Interruption
 from slimtune.training.forward import causal_model, loss_parts, supervised
@@ -232,7 +232,7 @@ class SlimTrainer(Trainer):
         with checkpoints.new_checkpoint(folder, state, self.finished, wait) as partial:
             self.save_model(str(partial))
             scaler = self.accelerator.scaler
-            checkpoints.save_optimizer(self.optimizer, self.lr_scheduler, scaler, partial)
+            saved_states.save_optimizer(self.optimizer, self.lr_scheduler, scaler, partial)
             self._save_rng_state(str(partial))
             self._remember_callbacks()
 
