@@ -5,6 +5,7 @@ by score. In Llama-2 the runs of spaces have small ids and the lowest scores, so
 indentation get other ids than the model was trained on. Here merges follow the scores.
 """
 
+import re
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -15,18 +16,37 @@ from slimtune.artifacts.files import require_fetched
 
 SPACE = "\u2581"
 _BPE = 2
+_RANK, _LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n"), 1024  # tiktoken: a token in base64
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 
 
 def read_sentencepiece(model_file: Path) -> sentencepiece_model_pb2.ModelProto | None:
     """The parsed model, or None for the other kinds under this name (tiktoken, Unigram)."""
     require_fetched(model_file)
+    proto = _parsed(model_file)
+    if proto is None or not proto.pieces or proto.trainer_spec.model_type != _BPE:
+        return None
+    return proto
+
+
+def is_of_another_kind(model_file: Path) -> bool:
+    """Whether it is whole, and merges by other rules: Unigram, or tiktoken's lines of ranks."""
+    if not model_file.is_file():
+        return False
+    proto = _parsed(model_file)
+    if proto is not None and proto.pieces:
+        return True
+    with model_file.open("rb") as file:
+        return _RANK.match(file.read(_LINE)) is not None
+
+
+def _parsed(model_file: Path) -> sentencepiece_model_pb2.ModelProto | None:
     proto = sentencepiece_model_pb2.ModelProto()
     try:
         proto.ParseFromString(model_file.read_bytes())
     except DecodeError:
         return None
-    return proto if proto.pieces and proto.trainer_spec.model_type == _BPE else None
+    return proto
 
 
 def rewrites_text(proto: sentencepiece_model_pb2.ModelProto) -> bool:

@@ -7,6 +7,7 @@ the model never to stop; so does an EOS that the model's own chat template does 
 """
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from slimtune import prompts
 from slimtune.artifacts.files import write_json
-from slimtune.console import InputError
+from slimtune.console import InputError, near
 from slimtune.models import sentencepiece_bpe
 from slimtune.models.folders import download, is_hub_id, require_well_formed
 from slimtune.models.json_files import read_model_json
@@ -35,6 +36,7 @@ _COMPANIONS = [SENTENCEPIECE_FILE, JSON_FILE, TOKENIZER_CONFIG, TEMPLATE_FILE, _
 _UNBOUNDED = int(1e30)  # transformers' own "no limit"
 
 _log = logging.getLogger(__name__)
+_told: set[Path] = set()  # damaged files: a run reads a tokenizer more than once
 
 
 def load_tokenizer(folder_or_id: str | Path) -> PreTrainedTokenizerFast:
@@ -56,14 +58,31 @@ def load_tokenizer(folder_or_id: str | Path) -> PreTrainedTokenizerFast:
             f"neither {JSON_FILE} nor a SentencePiece BPE {SENTENCEPIECE_FILE} is there",
             f"copy {SENTENCEPIECE_FILE} or {JSON_FILE} from the original model into the folder",
         )
-    if model_file.is_file():
-        _log.info("%s is no SentencePiece BPE: %s decides", model_file, JSON_FILE)
+    if os.path.lexists(model_file):
+        _say_who_decides(model_file)
     read_model_json(folder / JSON_FILE)
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception for a broken file
         raise _broken(folder / JSON_FILE, error) from error
     return guard(tokenizer)
+
+
+def _say_who_decides(model_file: Path) -> None:
+    """tokenizer.json, and a caution, once a run, where that hides a damage.
+
+    What transformers wrote there merges by other rules, and a GGUF needs the pieces' scores.
+    """
+    if sentencepiece_bpe.is_of_another_kind(model_file):
+        _log.info("%s is no SentencePiece BPE: %s decides", model_file, JSON_FILE)
+    elif model_file not in _told:
+        _told.add(model_file)
+        _log.warning(
+            "caution: %s is damaged: %s decides, which may cut text otherwise, and no GGUF can be "
+            "made; copy it again from the original model",
+            near(model_file),
+            JSON_FILE,
+        )
 
 
 def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import spm_cases
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -181,6 +182,36 @@ def test_a_file_that_only_bears_the_name_gives_way_to_tokenizer_json(tmp_path):
     original.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")  # Llama-3's tiktoken ranks
     assert tokenizers.load_tokenizer(tmp_path)("hello").input_ids == original("hello").input_ids
+
+
+def test_a_file_of_another_kind_is_no_damage(tmp_path, caplog):
+    original = _json_only(["<|begin|>", "<|eot|>", "<|pad|>"], eos_token="<|eot|>")
+    original.save_pretrained(tmp_path)
+    unigram = ModelProto()
+    unigram.pieces.add(piece="a")
+    unigram.trainer_spec.model_type = 1
+    for content in (b"IQ== 0\nIg== 1\n", unigram.SerializeToString()):
+        (tmp_path / "tokenizer.model").write_bytes(content)
+        tokenizers.load_tokenizer(tmp_path)
+    assert "caution" not in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "zeros", "brackets", "folder"])
+def test_a_damaged_model_file_is_told_once(damage, folder, tmp_path, caplog):
+    """tokenizer.json decides then: what transformers writes there may give other ids."""
+    tokenizers.save_tokenizer(tokenizers.load_tokenizer(folder), tmp_path)
+    file = tmp_path / "tokenizer.model"
+    whole = file.read_bytes()
+    file.unlink()
+    if damage == "folder":
+        file.mkdir()
+    else:
+        half, zeros = whole[: len(whole) // 2], bytes(len(whole))
+        damaged = {"empty": b"", "half": half, "zeros": zeros, "brackets": b"[" * 100_000}
+        file.write_bytes(damaged[damage])
+    for _ in range(2):
+        tokenizers.load_tokenizer(tmp_path)
+    assert caplog.text.count("tokenizer.model is damaged: tokenizer.json decides") == 1
 
 
 CHATML = (
