@@ -56,6 +56,8 @@ NOT_HERE = {
     "hf upload": "the Hub",
     "vllm serve": "vLLM, on a GPU",
     "lms import": "LM Studio",
+    "python benchmarks/real_model.py": "SmolLM2 and Banking77; tests/test_benchmark_real.py plays it",
+    "/bank": "the same by hand: the commands that benchmarks/real_model.py runs",
     "python benchmarks/gpu.py": "a GPU; tests/test_benchmark_gpu.py runs it small",
 }
 
@@ -70,7 +72,7 @@ def from_nothing(command: Command) -> bool:
 
 
 def is_here(command: Command) -> bool:
-    return not str(command).startswith(tuple(NOT_HERE))
+    return not any(words in str(command) for words in NOT_HERE)
 
 
 def as_rows(count: int, *names: str) -> list[dict[str, str]]:
@@ -215,7 +217,7 @@ def test_a_line_that_is_not_run_is_named_and_still_there() -> None:
     lines = [str(command) for command in walked()]
     assert len(lines) > 60
     for start in NOT_HERE:
-        assert any(line.startswith(start) for line in lines), f"no document says {start!r} now"
+        assert any(start in line for line in lines), f"no document says {start!r} now"
 
 
 def test_the_tests_that_a_line_names_are_there() -> None:
