@@ -45,6 +45,19 @@ gguf: {model_path: tuned/merged_model, output_dir: gguf, model_name: tiny, quant
 """
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="the tests that take minutes, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is marked `long`, unless --all or a test by its own name is asked for."""
+    if config.getoption("--all") or any("::" in word for word in config.args):
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def started_by_users() -> Iterator[Callable[..., object]]:
     """llama.cpp's processes are forks of one (llama_starts.py); here is what starts them else."""

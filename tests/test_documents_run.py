@@ -227,7 +227,7 @@ def test_the_tests_that_a_line_names_are_there() -> None:
         assert f"def {name}(" in (ROOT / file).read_text("utf-8") or not name, (file, name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_line_runs_after_those_before_it(clone, tmp_path) -> None:
     lines = [one for one in walked() if is_here(one) and not from_nothing(one)]
     write_shape_of_llama(clone / LLAMA[0])
