@@ -10,8 +10,10 @@ import pytest
 import torch
 from running import leaves_nothing, refused, succeeds
 from safetensors.torch import load_file, save_file
+from tiny_folders import write_tiny_llama
 
-from slimtune.artifacts.files import json_line, write_json
+from slimtune.artifacts import run_of
+from slimtune.artifacts.files import broken, json_line, write_json
 from slimtune.training.curve import Curve, write_history
 from slimtune.training.distillation import perplexities
 from slimtune.training.effect import BlownUp, require_learned
@@ -63,7 +65,7 @@ def test_what_is_on_its_way(losses, rate, validated) -> None:
 
 
 def test_a_student_is_judged_by_its_cross_entropy() -> None:
-    with pytest.raises(BlownUp):
+    with pytest.raises(BlownUp, match="distillation blew up"):
         require_learned(curve(2.0, 3.0, part="ce"), VOCABULARY, "distillation", 1e-3, 1e-3)
 
 
@@ -82,6 +84,29 @@ def test_whole_weights_that_got_worse_end_with_5(settings, rows, tmp_path) -> No
     """A loss of 35 where it was 7: a model was written, and the summary said 7 -> 7."""
     words = ("--method", "full", "--learning-rate", "1", "--output-dir", tmp_path / "out")
     refused(5, "training blew up: validation loss", "train_lora", *settings, *words)
+
+
+@pytest.mark.parametrize(
+    ("flag", "stage", "whole"),
+    [
+        ("--distillation-learning-rate", "distillation", ["pruned", "teacher_cache"]),
+        ("--learning-rate", "training", ["pruned", "teacher_cache", "distilled"]),
+    ],
+)
+def test_a_combined_run_names_the_stage_that_blew_up(
+    flag, stage, whole, settings, merged, tmp_path
+) -> None:
+    """What had ended well stays, and nothing else."""
+    words = ["--epochs", 1, "--distillation-epochs", 1, "--stages", "prune,cache,distil,lora,merge"]
+    folders = ["--output-dir", tmp_path / "out", "--cache-dir", tmp_path / "cache"]
+    words += [*folders, "--text-data", "null", flag, "1e6"]
+    error = refused(5, stage, "train_pruned_distilled", *settings, *words)
+    assert stage in error[0] and f"lower {flag}" in error[2]
+    left = {path.name for path in (tmp_path / "out").glob("[!.]*") if path.suffix != ".lock"}
+    assert {name for name in left if "checkpoints" not in name} == set(whole)
+    for name in whole:
+        run = run_of(tmp_path / "out" / name)
+        assert broken(tmp_path / "out" / name, run["files"]) is None
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +159,41 @@ def test_weights_that_are_no_numbers_are_refused_by_name(
     for script, more in words.items():
         error = refused(3, "norm.weight holds NaN or infinity", script, *settings, *more)
         assert with_nan.name in error[0] and "copy it again" in error[2]
+
+
+def in_two_shards(folder: Path) -> Path:
+    """The weights of a folder in two files and an index; the last layer's norms in the second."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    file.unlink()
+    second = {name for name in weights if "layers.1" in name}
+    names = {name: f"model-0000{1 + (name in second)}-of-00002.safetensors" for name in weights}
+    for shard in set(names.values()):
+        part = {name: one for name, one in weights.items() if names[name] == shard}
+        save_file(part, folder / shard, {"format": "pt"})
+    index = {"metadata": {"total_size": 0}, "weight_map": names}
+    write_json(folder / "model.safetensors.index.json", index)
+    return folder
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("kind", ["the second of two shards", "tied weights"])
+def test_nan_wherever_it_lies_is_refused_by_name(kind, settings, rows, project, tmp_path) -> None:
+    folder = tmp_path / "model"
+    if kind == "tied weights":
+        write_tiny_llama(folder, hidden=64, tie_word_embeddings=True)
+        file, part = "model.safetensors", "embed_tokens"
+    else:
+        in_two_shards(shutil.copytree(project / "base", folder))
+        file, part = "model-00002-of-00002.safetensors", "layers.1.mlp.up_proj"
+    spoil(folder, file, part)
+    more = ("--lora-model", "null", "--max-rows", 4, "--output", tmp_path / "b/results.csv")
+    words = {"train_lora": ("--output-dir", tmp_path / "a"), "evaluate_model": more}
+    for script, own in words.items():
+        told = f"{part}.weight holds NaN or infinity"
+        error = refused(3, told, script, *settings, "--base-model", folder, *own)
+        assert folder.name in error[0]
+    assert not (tmp_path / "a/lora_adapter").exists() and not (tmp_path / "b/results.csv").exists()
 
 
 @pytest.mark.usefixtures("in_process")

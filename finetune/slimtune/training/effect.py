@@ -68,7 +68,7 @@ def require_learned(curve: Curve, vocabulary: int, section: str, rate: float, us
     if guesses:
         why += f"; to guess among {vocabulary:,} tokens costs {guess:.3f}"
     slower = f"lower {named(f'{section}.learning_rate')} (auto is {usual:g})"
-    said = f"training blew up: {what} {before:.3f} -> {after:.3f}"
+    said = f"{section} blew up: {what} {before:.3f} -> {after:.3f}"
     raise BlownUp(said, why, slower if fast else f"{slower}, or check the rows")
 
 
