@@ -5,12 +5,14 @@ English stands in the schema and in the scripts' docstrings, Chinese in config/c
 
 import re
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from textwrap import wrap
 
 from pydantic.fields import FieldInfo
 
 from slimtune.config import Config, chinese
 
+_WHOLE = {"break_long_words": False, "break_on_hyphens": False}
 _RUN = {
     "help": "show this and stop",
     "config": "settings file (default: the project's config.yaml)",
@@ -66,12 +68,13 @@ def of_option(name: str, language: str) -> str:
 def of_script(script: str, doc: str, language: str) -> str:
     """The head of --help: the docstring; in Chinese its commands without their English remarks."""
     if language == "en":
-        return doc
+        return "\n\n".join("\n".join(_narrow(part)) for part in doc.strip().split("\n\n"))
     told = chinese.of_script(script)
     commands = [part for part in doc.split("\n\n") if part.startswith("    python ")]
-    commands = [re.sub(r" +# .*", "", part) for part in commands]
+    commands = ["\n".join(_narrow(re.sub(r" +# .*", "", part))) for part in commands]
     files = [line for part in ("reads", "writes") for line in _indented(told[part], part)]
-    return "\n\n".join([told["purpose"], *commands, "\n".join(files)])
+    purpose = "\n".join(lines(told["purpose"], _TERMINAL))
+    return "\n\n".join([purpose, *commands, "\n".join(files)])
 
 
 def in_one_line(help: str, language: str) -> str:
@@ -86,9 +89,36 @@ def commented(text: str, language: str) -> list[str]:
 
 def lines(text: str, cells: int) -> list[str]:
     """Chinese lines at most so many cells wide."""
-    from slimtune.settings.wrapping import wrap  # rich, which English help does without
+    from slimtune.settings import wrapping  # rich, which English help does without
 
-    return list(wrap(text, cells))
+    return list(wrapping.wrap(text, cells))
+
+
+def _narrow(part: str) -> Iterator[str]:
+    """A paragraph of a docstring, whose lines are longer than a terminal's; of commands a remark
+    that has no room stands above its command."""
+    if part.startswith(" "):
+        for line in part.splitlines():
+            yield from _command(line)
+        return
+    for told in re.split(r"\n(?=\w)", part) if part.startswith("reads ") else [part]:
+        hanging = " " * 8 if told is not part else ""
+        text = re.sub(r"\n\s*", " ", told)
+        yield from wrap(text, _TERMINAL, subsequent_indent=hanging, **_WHOLE)
+
+
+def _command(line: str) -> Iterator[str]:
+    if len(line) <= _TERMINAL:
+        yield line
+        return
+    command, _, remark = line.partition("  #")
+    if remark:
+        yield f"    #{remark}"
+    goes_on = " \\" if command.endswith(" \\") else ""
+    words = command.removesuffix(goes_on).rstrip()
+    words = re.sub(r"(--[\w-]+) (?=[^-])", "\\1\0", words)  # a flag stays with its value
+    pieces = wrap(words, _TERMINAL - 2, subsequent_indent=" " * 8, **_WHOLE)
+    yield from (" \\\n".join(pieces) + goes_on).replace("\0", " ").split("\n")
 
 
 def _indented(text: str, part: str) -> list[str]:

@@ -1,6 +1,8 @@
 """Settings told in Chinese: each has its words, and every line fits a terminal."""
 
+import ast
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,13 @@ from rich.cells import cell_len
 from slimtune.config import SCRIPTS, Config, catalogues, chinese
 from slimtune.settings import PROJECT, read_settings, settings_tables, written
 from slimtune.settings.flags import fields_of, section_fields
-from slimtune.settings.languages import OPTIONS, asked_language, of_section, of_setting
+from slimtune.settings.languages import (
+    OPTIONS,
+    asked_language,
+    of_script,
+    of_section,
+    of_setting,
+)
 from slimtune.settings.wrapping import wrap
 
 WORDS = yaml.safe_load(
@@ -58,6 +66,9 @@ def test_numbers_and_words_to_type_are_those_of_the_english_help() -> None:
                 assert word in told, f"{section}.{name}: {word}"
 
 
+_REMARK = re.compile(r" +(# .*)")
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_in_chinese_fits_eighty_columns(script: str) -> None:
     command = [sys.executable, str(PROJECT / f"finetune/{script}.py"), "--language", "zh", "-h"]
@@ -66,13 +77,32 @@ def test_help_in_chinese_fits_eighty_columns(script: str) -> None:
     shown = done.stdout.decode("utf-8")
     assert done.returncode == 0, done.stderr
     assert shown.startswith("用法：") and "本次运行" in shown and "usage:" not in shown
-    about, _, settings = shown.partition("\n\n读取")
+    about = shown.partition("\n\n读取")[0]
     assert f"python finetune/{script}.py\n" in about and " # " not in about
     for section, name, _ in fields_of(script):
         start = WORDS["settings"][section][name][:6]
         assert start in shown, f"{section}.{name}"
-    wide = [line for line in settings.splitlines() if cell_len(line) > 80]
+    wide = [line for line in shown.splitlines() if cell_len(line) > 80]
     assert not wide, wide
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_in_english_fits_eighty_columns_and_its_commands_paste(script: str) -> None:
+    doc = ast.get_docstring(ast.parse((PROJECT / f"finetune/{script}.py").read_text("utf-8")))
+    shown = of_script(script, doc, "en")
+    assert not [line for line in shown.splitlines() if len(line) > 80]
+    assert re.sub(r"[\s\\]", "", _REMARK.sub("", shown)) == re.sub(
+        r"[\s\\]", "", _REMARK.sub("", doc)
+    )
+    remarks = [_REMARK.findall(text) for text in (shown, doc)]
+    assert remarks[0] == remarks[1]
+    commands = [shlex.split(one) for one in _commands(shown)]
+    assert commands == [shlex.split(one) for one in _commands(doc)] and commands
+
+
+def _commands(doc: str) -> list[str]:
+    lines = _REMARK.sub("", doc).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("    python ")]
 
 
 def test_the_printed_config_has_chinese_comments_and_reads_back(tmp_path: Path) -> None:
