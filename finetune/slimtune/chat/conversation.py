@@ -48,7 +48,7 @@ def hold_chat(chosen: Sequence[Candidate], config: Config) -> None:
     decoding = Decoding.of(generation)
     chat = Chat(partners, output=sys.stdout, decoding=decoding, system=system, max_length=_CONTEXT)
     note(_choosing(decoding))
-    note(f"chatting with {last.label}; /help says what else it understands")
+    note(f"chatting with {last.label}")
     try:
         talk(chat, terminal_input())
     finally:
