@@ -20,4 +20,4 @@ bash venv.sh "$venv"
 [[ " $* " == *" --all "* ]] || exit 0
 "$venv/bin/python" benchmarks/fuzz_data.py --seconds 600 --seed $RANDOM
 "$venv/bin/python" benchmarks/fuzz_models.py --seconds 300 --seed $RANDOM
-"$venv/bin/python" benchmarks/crash_resume.py
+"$venv/bin/python" benchmarks/kill_loop.py --seconds 300 --seed $RANDOM
