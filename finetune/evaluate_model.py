@@ -38,6 +38,7 @@ def main(config: Config) -> None:
 
 def merge(config: Config) -> None:
     """Base + adapter -> an ordinary model folder, tensor by tensor."""
+    from slimtune.evaluation import merge_stage
     from slimtune.models import merging
     from slimtune.models.folders import local_folder
 
@@ -49,13 +50,12 @@ def merge(config: Config) -> None:
     if config.options.dry_run:
         would_write(final, estimates={"on disk": size(pair.bytes), "memory": pair.memory_words})
         return
-    report = merging.write_merged("merge", base, adapter, final, config)
+    report = merge_stage.write_merged("merge", base, adapter, final, config)
+    told = {"merged": f"{report.changed} of {report.tensors} tensors changed"}
+    told |= {"on disk": size(report.bytes)}
     wrote(
         final,
-        numbers={
-            "merged": f"{report.changed} of {report.tensors} tensors changed",
-            "on disk": size(report.bytes),
-        },
+        numbers=told,
         next=next_command("convert_to_gguf", config, {"gguf.model_path": final}),
     )
 

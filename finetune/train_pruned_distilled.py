@@ -22,9 +22,9 @@ STAGE = "train_pruned_distilled"
 
 
 def main(config: Config) -> None:
-    from slimtune.evaluation import evaluate, following
+    from slimtune.evaluation import evaluate, following, merge_stage
     from slimtune.export import sized
-    from slimtune.models import merging, served_decoding
+    from slimtune.models import served_decoding
     from slimtune.pruning.prune import estimate_pruning, parameters_left, prune_model
     from slimtune.training import auto_teacher, distillation, lora, pipeline, prechecks, timing
     from slimtune.training.dataset import read_dataset
@@ -71,7 +71,7 @@ def main(config: Config) -> None:
         "cache": lambda: ask_teacher(config, dataset, text, asked),
         "distil": lambda: pipeline.train(config, taught, dataset, distilled, stopped_student),
         "lora": lambda: pipeline.train(config, tuned, dataset, adapter, stopped),
-        "merge": lambda: merging.write_merged(STAGE, distilled, adapter, final, config),
+        "merge": lambda: merge_stage.write_merged(STAGE, distilled, adapter, final, config),
         "convert": lambda: sized.write_sized(config, base, final, *gguf),
         "evaluate": lambda: evaluate.compare_models(compared, sized.written(gguf)),
     }

@@ -258,7 +258,8 @@ def test_the_card_of_a_merged_model_is_its_own_and_tells_the_test(
     assert before.startswith("---\nlibrary_name: transformers\nlicense: mit\n")
     assert "# base, with the adapter lora_adapter merged in\n" in before
     assert "own words" not in before and "## Test" not in before
-    succeeds(*words)
+    following = succeeds(*words).out.partition("next:  ")[2]
+    assert "--merge" in following and "compared/results.csv" in following
     after = card("tested")
     found = exact(tmp_path / "compared/results_metrics.json")
     (line,) = [line for line in after.splitlines() if line.startswith("| exact match")]

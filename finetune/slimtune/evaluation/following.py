@@ -39,7 +39,7 @@ def step_after(config: Config, chosen: Sequence[Candidate]) -> str:
         if not folder.is_dir():
             named = {"model.base_model": one.reference, "evaluation.lora_model": one.adapter}
             given = {"evaluation.merge": True, **unless_set(config, named)}
-            leave = (*_OF_ROWS, "evaluation.models")
+            leave = {*_OF_ROWS, "evaluation.models"} - {"evaluation.output"}  # for its card
             return next_command("evaluate_model", config, given, leave=leave)
     if merged and not any(one.kind == "gguf" for one in chosen):
         return next_command("convert_to_gguf", config, {"gguf.model_path": merged[0]})

@@ -11,16 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slimtune.artifacts import stage_folder
 from slimtune.artifacts.files import write_json
-from slimtune.config import Config
 from slimtune.console import InputError, SettingsError
-from slimtune.models.adapter_config import read_adapter_config
 from slimtune.models.adapters import Adapter
-from slimtune.models.folders import local_folder
 from slimtune.models.headers import TensorInfo, read_bytes, read_tensor
-from slimtune.models.origin import say_if_unknown
-from slimtune.models.served_decoding import with_decoding_of, write_generation_config
 from slimtune.models.weights import (
     EMBEDDING,
     OUTPUT,
@@ -29,8 +23,6 @@ from slimtune.models.weights import (
     CheckpointWriter,
     copy_companions,
 )
-from slimtune.report.model_card import write_derived_card
-from slimtune.report.tested import tested
 
 if TYPE_CHECKING:
     import torch
@@ -188,28 +180,6 @@ class MergeReport:
     parameters: int
     bytes: int
     streamed: bool
-
-
-def write_merged(
-    stage: str, base: Path | str, adapter: Path, final: Path, config: Config
-) -> MergeReport:
-    """`merge_adapter` as a stage: the folder `final`, with its record."""
-    with stage_folder(stage, final, config, inputs=[adapter, base]) as merged:
-        folder = local_folder(base)
-        generation = with_decoding_of(config, folder).generation
-        say_if_unknown(adapter, folder, read_adapter_config(adapter))
-        report = merge_adapter(folder, adapter, merged.folder)
-        write_generation_config(merged.folder, generation)
-        merged.metrics.update(vars(report))
-        write_derived_card(
-            merged.folder,
-            str(base),
-            f"with the adapter {adapter.name} merged in",
-            {"parameters": report.parameters, "tensors changed": report.changed},
-            base_folder=folder,
-            tested=tested(adapter, config),
-        )
-    return report
 
 
 def merge_adapter(base: Path, adapter: Path, output: Path) -> MergeReport:

@@ -1,12 +1,19 @@
-"""What a comparison found of an adapter, for the card of the model that it is merged into."""
+"""The merge as a stage: base + adapter in a folder, with a card that tells the adapter's test."""
 
 from pathlib import Path
 from typing import Any
 
-from slimtune.artifacts.records import read_manifest, run_of
+from slimtune.artifacts import run_of, stage_folder
+from slimtune.artifacts.records import read_manifest
 from slimtune.config import Config
 from slimtune.console import decoration
+from slimtune.models.adapter_config import read_adapter_config
+from slimtune.models.folders import local_folder
+from slimtune.models.merging import MergeReport, merge_adapter
+from slimtune.models.origin import say_if_unknown
+from slimtune.models.served_decoding import with_decoding_of, write_generation_config
 from slimtune.report.measure_table import MEASURES, names_of, value_of
+from slimtune.report.model_card import write_derived_card
 
 _RESULT = """
 ## Test
@@ -19,6 +26,28 @@ The adapter, before it was merged, and the base on {rows} test rows, by `evaluat
 
 Between the numbers in brackets lies the score with 95 % confidence.
 """
+
+
+def write_merged(
+    stage: str, base: Path | str, adapter: Path, final: Path, config: Config
+) -> MergeReport:
+    """`merge_adapter` as a stage: the folder `final`, with its record."""
+    with stage_folder(stage, final, config, inputs=[adapter, base]) as merged:
+        folder = local_folder(base)
+        generation = with_decoding_of(config, folder).generation
+        say_if_unknown(adapter, folder, read_adapter_config(adapter))
+        report = merge_adapter(folder, adapter, merged.folder)
+        write_generation_config(merged.folder, generation)
+        merged.metrics.update(vars(report))
+        write_derived_card(
+            merged.folder,
+            str(base),
+            f"with the adapter {adapter.name} merged in",
+            {"parameters": report.parameters, "tensors changed": report.changed},
+            base_folder=folder,
+            tested=tested(adapter, config),
+        )
+    return report
 
 
 def tested(adapter: Path, config: Config) -> str:
