@@ -39,7 +39,7 @@ MAY_USE = {
     "report": {"config", "console", "artifacts"},
     "data": {"config", "console", "packages", "artifacts", "machine", "report"},
     "prompts": {"console", "artifacts"},
-    "models": _GROUND | {"prompts", "report"},
+    "models": _GROUND | {"prompts"},
     "inference": _MODELS,
     "pruning": _INFERENCE,
     "training": _INFERENCE,
