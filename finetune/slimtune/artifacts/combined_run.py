@@ -54,8 +54,8 @@ def chosen_stages(config: Config) -> list[str]:
     """pruned_distilled.stages, less what the mode of distillation has no use for, and `convert`
     where no size is given.
 
-    SettingsError for `sequence`, where the teacher's rows would take the place of the task's, and
-    for a flag of this run that names `convert` without a size.
+    SettingsError for `sequence`, where the teacher's rows would take the place of the task's, for a
+    vocabulary to be trimmed, and for a flag of this run that names `convert` without a size.
     """
     chosen, mode = config.pruned_distilled.stages, config.distillation.mode
     if mode == "sequence" and "distil" in chosen:
@@ -63,6 +63,13 @@ def chosen_stages(config: Config) -> list[str]:
             "distillation.mode: sequence in the combined run",
             "its teacher has the tokenizer of the model that is pruned, and is asked for more",
             "use cached or online here, or run knowledge_distillation.py --mode sequence by itself",
+        )
+    if config.pruning.vocabulary == "trim":
+        raise SettingsError(
+            "pruning.vocabulary: trim in the combined run",
+            "its teacher would speak of tokens that the student lacks",
+            "trim first, model_pruning.py --vocabulary trim --ffn-ratio 0 --model-path MODEL, and "
+            "give the folder that it writes as --base-model, with --vocabulary keep",
         )
     sized = config.gguf.size_name is not None
     if not sized and "convert" in chosen and "pruned_distilled.stages" in config.options.flags:

@@ -61,6 +61,18 @@ class Pruning(Section):
             "neurons and KV groups are cut by equal shares until the count comes closest.",
         )
     )
+    vocabulary: Literal["keep", "trim"] = setting(
+        "keep",
+        "trim: only the tokens of the training rows, vocabulary_text and languages stay, and what\n"
+        "those are made of. Such text keeps its tokens and its answers; other text takes more of\n"
+        "them. Saves rows of embedding and output layer.",
+    )
+    languages: list[Literal["en", "zh"]] = setting(
+        [], "trim: languages whose common words stay, whether the rows have them or not."
+    )
+    vocabulary_text: Path | None = setting(
+        None, "trim: a text file in UTF-8 whose tokens stay, such as that of later trainings."
+    )
     cut_ends: bool = setting(False, "true lets layer_ratio drop the first and last layer as well.")
     criterion: Literal[names("criteria")] = choice(
         "activation", "What decides which units stay.", "criteria"

@@ -1,8 +1,8 @@
 """What a cut keeps of a checkpoint, and how it changes each tensor.
 
-Four axes can be cut: layers, hidden channels, FFN neurons, and KV groups (a key/value head with the
-query heads that read it). All layers keep the same sizes, so the result is an ordinary checkpoint.
-What lies along which dimension of a tensor is in `models.family`.
+Five axes can be cut: layers, hidden channels, FFN neurons, KV groups (a key/value head with the
+query heads that read it), and the tokens of the vocabulary. All layers keep the same sizes, so the
+result is an ordinary checkpoint. What lies along which dimension of a tensor is in `models.family`.
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ class Keep:
     hidden: torch.Tensor | None = None
     ffn: dict[int, torch.Tensor] = field(default_factory=dict)
     groups: dict[int, torch.Tensor] = field(default_factory=dict)
+    vocabulary: torch.Tensor | None = None
 
 
 def kept_along(
@@ -32,6 +33,8 @@ def kept_along(
     """The indices that stay along one axis of a tensor of `layer`; None where all do."""
     if axis == "hidden":
         return keep.hidden
+    if axis == "vocabulary":
+        return keep.vocabulary
     if axis == "ffn":
         return keep.ffn.get(layer)
     groups = keep.groups.get(layer) if axis in ("query", "kv") else None

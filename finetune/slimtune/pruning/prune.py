@@ -1,8 +1,9 @@
 """Pruning as the scripts run it: a model in, a finished folder and its card out."""
 
 import logging
+import math
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,6 @@ import torch
 from slimtune.artifacts import run_of, stage_folder
 from slimtune.artifacts.files import write_page
 from slimtune.config import Config
-from slimtune.console import size
 from slimtune.inference.stack import read_layers
 from slimtune.machine.process import large_blocks_returned
 from slimtune.models import memory
@@ -29,118 +29,100 @@ from slimtune.pruning.calibration import (
 )
 from slimtune.pruning.depth import drop_layers
 from slimtune.pruning.hidden import cut_hidden
+from slimtune.pruning.kept_tokens import kept_tokens
+from slimtune.pruning.outcome import CARD, PruneReport, Sizes, card, metrics
 from slimtune.pruning.sizes import Ratios, rounded, smaller, steps
 from slimtune.pruning.sparsity import sparsify
+from slimtune.pruning.trim import Trimmed, in_old_ids, trim_vocabulary
 from slimtune.pruning.width import cut_width
 from slimtune.pruning.writer import no_numbers, require_finite, smaller_config
 from slimtune.report.model_card import write_derived_card
 
 _log = logging.getLogger(__name__)
 
-CARD = "pruning_card.md"
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """One side of the card; perplexity and speed are those on rows kept from the calibration."""
-
-    parameters: int
-    bytes: int
-    layers: int
-    hidden: int
-    ffn: int
-    heads: int
-    kv_groups: int
-    perplexity: float | None = None
-    tokens_per_second: float | None = None
-
-
-@dataclass(frozen=True)
-class PruneReport:
-    """What the cut changed, and how far the folder, loaded back, is from what was meant.
-
-    `proven`: kind of cut -> largest difference of the logits, as a share of the largest one, or
-    "not proven" and why. `rounded`: what ratios became that could not be met.
-    """
-
-    before: Sizes
-    after: Sizes
-    calibration: str
-    proven: dict[str, float | str]
-    rounded: list[str]
-
-    def rows(self) -> list[tuple[str, str, str]]:
-        """The card: (what, before, after)."""
-        sides = (self.before, self.after)
-        lines = [("parameters", *(f"{side.parameters:,}" for side in sides))]
-        lines.append(("on disk", *(size(side.bytes) for side in sides)))
-        for word in ("layers", "hidden", "ffn", "heads", "kv_groups"):
-            lines.append((_WORDS[word], *(str(getattr(side, word)) for side in sides)))
-        if self.before.perplexity and self.after.perplexity:
-            lines.append(("perplexity", *(f"{side.perplexity:.2f}" for side in sides)))
-            speeds = (f"{side.tokens_per_second:,.0f}" for side in sides)
-            lines.append(("tokens/s read", *speeds))
-        return lines
-
-
-_WORDS = {
-    "layers": "layers",
-    "hidden": "hidden size",
-    "ffn": "FFN neurons a layer",
-    "heads": "heads",
-    "kv_groups": "KV groups",
-}
-
 
 @large_blocks_returned()
 def prune_model(config: Config, model: str, final: Path) -> PruneReport:
     """Prune `model` as config.pruning says and write it to `final`; everything is checked first."""
     source = local_folder(model)
-    target = plan_cuts(source, config)
+    kept = kept_tokens(source, config)
+    target = plan_cuts(source, config, kept)
     config = with_decoding_of(config, source)
     require_finite(Checkpoint(source))
     unmet = _unmet(source, target, config)
     for words in unmet:
         _log.info("pruning: %s", words)
     with stage_folder("model_pruning", final, config, inputs=[model]) as stage:
-        calibration = calibrate(source, config)
         scratch = stage.folder / "scratch"
-        before = _sizes(source, calibration, scratch)
-        if calibration:
-            require_sound(source, calibration, before.perplexity, scratch)
+        base, trimmed = _trimmed(config, source, target, stage.folder, kept)
+        calibration = calibrate(base, config)
+        seen = in_old_ids(calibration, kept)
+        before = _sizes(source, seen, scratch)
+        if seen:
+            require_sound(source, seen, before.perplexity, scratch)
+        loss = _trimmed_loss(base, before, calibration, scratch) if trimmed else None
         try:
-            proven = _cut(config, source, target, stage.folder, calibration)
+            proven = _cut(config, base, target, stage.folder, calibration)
         except (FloatingPointError, torch.linalg.LinAlgError) as error:
             raise no_numbers(model) from error
+        if trimmed:
+            proven = {"vocabulary": trimmed.difference} | proven
         after = _sizes(stage.folder, calibration, scratch)
         shutil.rmtree(scratch, ignore_errors=True)
         said = calibration.source if calibration else "none"
-        report = PruneReport(before, after, said, proven, unmet)
+        report = PruneReport(before, after, said, proven, unmet, trimmed, loss)
         write_page(stage.folder / CARD, card(report, model))
         write_generation_config(stage.folder, config.generation)
-        stage.metrics.update(_metrics(report))
+        stage.metrics.update(metrics(report))
         sizes = {what: f"{old} -> {new}" for what, old, new in report.rows()}
         write_derived_card(stage.folder, model, "pruned", sizes, base_folder=source)
     return report
 
 
-def plan_cuts(source: Path, config: Config) -> ModelShape:
-    """The shape that config.pruning asks for; raises what is wrong with model or ratios."""
+def plan_cuts(source: Path, config: Config, kept: list[int] | None) -> ModelShape:
+    """The shape that config.pruning asks for, with the tokens `kept` (None: all).
+
+    Raises what is wrong with model or ratios.
+    """
     pruning, checkpoint = config.pruning, Checkpoint(source)
-    shape = prunable_shape(checkpoint)
+    shape, ratios = prunable_shape(checkpoint), _ratios(config)
+    if kept:
+        shape = replace(shape, vocabulary=len(kept))
     source_of(config)
-    if pruning.sparsity:
+    if pruning.sparsity or (kept and ratios == Ratios()):
         return shape
-    target = smaller(shape, _ratios(config))
+    target = smaller(shape, ratios)
     smaller_config(checkpoint.config, target, shape, list(range(target.layers)))
     return target
+
+
+def _trimmed(
+    config: Config, source: Path, target: ModelShape, output: Path, kept: list[int] | None
+) -> tuple[Path, Trimmed | None]:
+    """The folder that the other cuts start from: `output` itself where there are none."""
+    if kept is None:
+        return source, None
+    alone = replace(target, vocabulary=prunable_shape(Checkpoint(source)).vocabulary)
+    alone = alone == prunable_shape(Checkpoint(source)) and not config.pruning.sparsity
+    base = output if alone else output / "scratch" / "vocabulary"
+    return base, trim_vocabulary(source, base, kept, config)
+
+
+def _trimmed_loss(
+    base: Path, before: Sizes, calibration: Calibration | None, scratch: Path
+) -> float | None:
+    """Nats a token by which the loss on the rows kept back changed with the vocabulary alone."""
+    if calibration is None:
+        return None
+    return math.log(read_layers(base, calibration.check, scratch).perplexity / before.perplexity)
 
 
 def parameters_left(model: str, pruned: Path, config: Config) -> int:
     """The parameters of `pruned`, or of what will be cut out of `model` where it is not there."""
     if run_of(pruned) and not config.options.overwrite:
         return Checkpoint(pruned).parameters
-    return plan_cuts(local_folder(model), config).parameters
+    source = local_folder(model)
+    return plan_cuts(source, config, kept_tokens(source, config)).parameters
 
 
 def _ratios(config: Config) -> Ratios:
@@ -164,7 +146,8 @@ def _unmet(source: Path, target: ModelShape, config: Config) -> list[str]:
 def estimate_pruning(model: str, config: Config) -> dict[str, str]:
     """For --dry-run: what would be cut, from what, and in how much memory."""
     source = local_folder(model)
-    before, after = prunable_shape(Checkpoint(source)), plan_cuts(source, config)
+    before = prunable_shape(Checkpoint(source))
+    after = plan_cuts(source, config, kept_tokens(source, config))
     calibration = source_of(config)
     if calibration:
         longest = longest_row(source, config)
@@ -172,6 +155,7 @@ def estimate_pruning(model: str, config: Config) -> dict[str, str]:
         prepared_rows(source, config, config.pruning.calibration_rows, longest)
     return {
         "parameters": f"{before.parameters:,} -> {after.parameters:,}",
+        "tokens of vocabulary": f"{before.vocabulary} -> {after.vocabulary}",
         "FFN neurons a layer": f"{before.ffn} -> {after.ffn}",
         "KV groups": f"{before.kv_heads} -> {after.kv_heads}",
         "layers": f"{before.layers} -> {after.layers}",
@@ -253,6 +237,7 @@ def _sizes(folder: Path, calibration: Calibration | None, scratch: Path) -> Size
     sizes = Sizes(
         parameters=checkpoint.parameters,
         bytes=checkpoint.bytes,
+        vocabulary=shape.vocabulary,
         layers=shape.layers,
         hidden=shape.hidden,
         ffn=shape.ffn,
@@ -265,29 +250,3 @@ def _sizes(folder: Path, calibration: Calibration | None, scratch: Path) -> Size
     return replace(
         sizes, perplexity=reading.perplexity, tokens_per_second=reading.tokens_per_second
     )
-
-
-def _metrics(report: PruneReport) -> dict:
-    sides = {"before": asdict(report.before), "after": asdict(report.after)}
-    flat = {
-        f"{name}_{side}": value for side, sizes in sides.items() for name, value in sizes.items()
-    }
-    differences = [value for value in report.proven.values() if not isinstance(value, str)]
-    flat |= {"calibration": report.calibration, "proven": report.proven}
-    flat["rounded"] = report.rounded
-    return flat | {"difference": max(differences) if differences else None}
-
-
-def card(report: PruneReport, model: str) -> str:
-    """The card beside the weights, as Markdown."""
-    lines = [f"# {model}, pruned", "", "| | before | after |", "|---|---:|---:|"]
-    lines += [f"| {what} | {before} | {after} |" for what, before, after in report.rows()]
-    lines += ["", f"Calibration: {report.calibration}. Perplexity and speed are those on rows kept"]
-    lines[-1] += " back from it; a pruned model gets better again by distillation or training."
-    lines.append("")
-    lines += [f"- {words}" for words in report.rounded]
-    for kind, found in report.proven.items():
-        if isinstance(found, float):
-            found = f"loaded back, logits differ by {found:.1g} of the largest from those meant"
-        lines.append(f"- {kind}: {found}")
-    return "\n".join(lines) + "\n"

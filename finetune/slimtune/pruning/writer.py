@@ -88,6 +88,7 @@ def write_pruned(checkpoint: Checkpoint, shape: ModelShape, keep: Keep, output: 
 def smaller_config(config: dict, shape: ModelShape, old: ModelShape, layers: list[int]) -> dict:
     """config.json of the result; InputError where no class of transformers can hold it."""
     changed = {
+        "vocab_size": shape.vocabulary,
         "hidden_size": shape.hidden,
         "intermediate_size": shape.ffn,
         "num_hidden_layers": shape.layers,

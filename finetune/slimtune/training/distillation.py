@@ -31,6 +31,14 @@ from slimtune.training.trainer import SlimTrainer
 
 _log = logging.getLogger(__name__)
 
+_TRIM_TOO = (
+    "the student's vocabulary was trimmed: trim the teacher's by model_pruning.py "
+    "--vocabulary trim --ffn-ratio 0 with the same rows, text and languages, and name its folder"
+)
+_ONE_TOKENIZER = (
+    "choose a teacher with the student's tokenizer (the unpruned model is one), or let it write "
+    "answers to learn from: --mode sequence"
+)
 _MOST = 700.0  # nats a token; beyond it exp overflows, and the model is broken anyway
 _KEPT_ASIDE = 20  # without validation rows every 20th training row judges instead
 
@@ -97,11 +105,11 @@ def require_same_vocabulary(
     different = [token for token, i in ours.items() if theirs.get(token) != i]
     if different or len(ours) != len(theirs):
         example = next(iter(different), "the teacher has tokens that the student lacks")
+        trimmed = len(ours) < len(theirs) and ours.keys() <= theirs.keys()
         raise InputError(
             f"teacher and student speak different vocabularies ({len(different)} tokens differ)",
             f"for example {example!r}; the teacher's probabilities would land on other tokens",
-            "choose a teacher with the student's tokenizer (the unpruned model is one), or let it "
-            "write answers to learn from: --mode sequence",
+            _TRIM_TOO if trimmed else _ONE_TOKENIZER,
         )
 
 
