@@ -56,7 +56,7 @@ NOT_HERE = {
     "hf upload": "the Hub",
     "vllm serve": "vLLM, on a GPU",
     "lms import": "LM Studio",
-    "python benchmarks/real_model.py": "SmolLM2 and Banking77; tests/test_benchmark_real.py plays it",
+    "python benchmarks/real_model.py": "SmolLM2; tests/test_benchmark_real.py plays it",
     "/bank": "the same by hand: the commands that benchmarks/real_model.py runs",
     "python benchmarks/gpu.py": "a GPU; tests/test_benchmark_gpu.py runs it small",
 }

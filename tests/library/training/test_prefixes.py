@@ -118,7 +118,7 @@ def test_a_model_with_dropout_draws_for_each_row() -> None:
 
 
 def test_in_bfloat16_a_beginning_gets_the_gradient_of_all_its_rows() -> None:
-    """Against float32, within what bfloat16 rounds: attention alone, three rows on one beginning."""
+    """Against float32, within what bfloat16 rounds: attention alone, rows on one beginning."""
     torch.manual_seed(2)
     pieces = [(12, 3, 5, 4), 7]
     tokens = 12 + 3 + 5 + 4 + 7
