@@ -35,10 +35,10 @@ from pyarrow import ipc, parquet
 from pydantic import ValidationError
 
 from slimtune.config.data import Data
-from slimtune.console import SlimTuneError
 from slimtune.data import writing
 from slimtune.data.account import ROW_KINDS, SPLITS
 from slimtune.data.preparation import Prepared, prepare
+from slimtune.errors import SlimTuneError
 from slimtune.report import data_report
 
 ROUND_SECONDS = 20

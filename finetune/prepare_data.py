@@ -23,7 +23,8 @@ from slimtune.artifacts import (
     stage_files,
 )
 from slimtune.config import Config
-from slimtune.console import SlimTuneError, note, would_write, wrote
+from slimtune.console import note, would_write, wrote
+from slimtune.errors import SlimTuneError
 from slimtune.settings.commands import next_command
 
 if TYPE_CHECKING:
@@ -34,8 +35,7 @@ def main(config: Config) -> None:
     from slimtune.data import preparation, writing
 
     data, name = config.data, config.data.output_name
-    manifest = data.output_dir / f"{name}_run.json"
-    inputs = data.inputs()
+    manifest, inputs = data.output_dir / f"{name}_run.json", data.inputs()
     for path in inputs:
         require(path)
     outputs = [data.output_dir / file for file in writing.output_files(name)]

@@ -19,26 +19,29 @@ FINETUNE = ROOT / "finetune"
 LIBRARY = FINETUNE / "slimtune"
 FILES = sorted(FINETUNE.rglob("*.py"))
 
-GROUND = {"config", "console", "packages", "settings", "artifacts", "machine", "script"}
+_WORDS = {"console", "errors", "masking"}
+GROUND = {"config", "packages", "settings", "artifacts", "machine", "script"} | _WORDS
 LIGHT = GROUND - {"machine"} | {"data", "prompts", "report"}
 ROOMS = {"models", "inference", "pruning", "training", "evaluation", "export", "chat", "sample"}
 ROOMS |= {"unpacking"}
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets"}
 # Each storey may use those below it.
-_GROUND = {"config", "console", "packages", "artifacts", "settings", "machine"}
+_GROUND = {"config", "packages", "artifacts", "settings", "machine"} | _WORDS
 _MODELS = _GROUND | {"models", "data", "prompts", "report"}
 _INFERENCE = _MODELS | {"inference"}
 MAY_USE = {
     "config": set(),
-    "console": set(),
-    "packages": {"console"},
-    "settings": {"config", "console", "artifacts"},
-    "machine": {"config", "console", "packages"},
-    "artifacts": {"config", "console", "machine"},
-    "script": {"config", "console", "packages", "machine", "settings", "unpacking"},
-    "report": {"config", "console", "artifacts"},
-    "data": {"config", "console", "packages", "artifacts", "machine", "report"},
-    "prompts": {"console", "artifacts"},
+    "masking": set(),
+    "errors": {"masking"},
+    "console": {"errors", "masking"},
+    "packages": _WORDS,
+    "settings": {"config", "artifacts"} | _WORDS,
+    "machine": {"config", "packages"} | _WORDS,
+    "artifacts": {"config", "machine"} | _WORDS,
+    "script": {"config", "packages", "machine", "settings", "unpacking"} | _WORDS,
+    "report": {"config", "artifacts"} | _WORDS,
+    "data": {"config", "packages", "artifacts", "machine", "report"} | _WORDS,
+    "prompts": {"artifacts"} | _WORDS,
     "models": _GROUND | {"prompts"},
     "inference": _MODELS,
     "pruning": _INFERENCE,
@@ -219,6 +222,7 @@ SHORT = {
     "evaluation/answer_room.py": "one setting's auto, without torch",
     "export/proof/__init__.py": "read before the work, without torch",
     "machine/disks.py": "one question, asked by whatever writes much",
+    "masking.py": "what all that is said passes, errors too",
     "pruning/depth.py": "one of the four axes, a file each",
     "pruning/refit.py": "one formula",
     "report/markdown.py": "text from outside made inert, for every page and card",

@@ -9,7 +9,7 @@ import torch
 from running import refused, run, succeeds
 from safetensors.torch import load_file, save_file
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.inference import guessing
 from slimtune.models import tokenizers
 from slimtune.models.loading import load_model

@@ -20,7 +20,8 @@ from running import (
 from tiny_rows import raw_rows
 
 from slimtune.artifacts import require, sha256
-from slimtune.console import InputError, runnable
+from slimtune.console import runnable
+from slimtune.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 

@@ -6,7 +6,8 @@ is told here in three lines, before an import of one of them fails.
 
 import sys
 
-from slimtune.console import ResourceError, tell_error
+from slimtune.console import tell_error
+from slimtune.errors import ResourceError
 from slimtune.packages import GROUND, require_packages
 
 try:

@@ -1,8 +1,6 @@
-"""Words to the user: errors with exit codes, progress, the closing "wrote / next" lines.
+"""Words to the user: progress, tables, commands to paste, the closing "wrote / next" lines.
 
-Results go to stdout, progress and log to stderr. Every error the user can cause is a
-`SlimTuneError`: three lines (what and where, why, what to do) and an exit code of its own;
-anything else is a bug of ours and exits 1.
+Results go to stdout, progress and log to stderr.
 """
 
 import errno
@@ -10,139 +8,13 @@ import logging
 import os
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
-
-class ExitCode(IntEnum):
-    OK = 0
-    BUG = 1
-    SETTINGS = 2
-    INPUT = 3
-    RESOURCES = 4
-    QUALITY = 5
-    LOCKED = 6
-    INTERRUPTED = 130
-
-
-class SlimTuneError(Exception):
-    """A failure the user can act on: `what` (and where), `why`, and the `cure`, one line each."""
-
-    exit_code = ExitCode.BUG
-
-    def __init__(self, what: str, why: str, cure: str) -> None:
-        super().__init__(what, why, cure)
-        self.what, self.why, self.cure = what, why, cure
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """From one process to another whatever a subclass asks to be made of: one that could not be
-        made again there counted as a process that was ended from outside."""
-        return _made_again, (type(self), self.args, vars(self))
-
-    def __str__(self) -> str:
-        return masked(f"{self.what}\n  why: {self.why}\n  do:  {self.cure}")
-
-
-def _made_again(kind: type[SlimTuneError], args: tuple[str, ...], told: dict[str, Any]) -> Any:
-    error = kind.__new__(kind, *args)  # which keeps `args`, as every exception does
-    vars(error).update(told)
-    return error
-
-
-class SettingsError(SlimTuneError):
-    """A setting is unknown, malformed, or contradicts another (exit 2)."""
-
-    exit_code = ExitCode.SETTINGS
-
-
-class InputError(SlimTuneError):
-    """Data or a model is missing, unreadable, or not what the stage needs (exit 3)."""
-
-    exit_code = ExitCode.INPUT
-
-
-class ResourceError(SlimTuneError):
-    """Memory, disk, a device or a program is missing (exit 4)."""
-
-    exit_code = ExitCode.RESOURCES
-
-
-class QualityError(SlimTuneError):
-    """The stage ran and its result failed its own check (exit 5)."""
-
-    exit_code = ExitCode.QUALITY
-
-
-class LockedError(SlimTuneError):
-    """Another run is writing the same output (exit 6)."""
-
-    exit_code = ExitCode.LOCKED
-
-
-_MASK = "***"
-# What a secret looks like, by those who give them out: (what is kept, what is masked). Words of
-# ordinary texts that begin alike (sk-learn, Bearer of news) have no digit, or are shorter.
-_SECRETS = re.compile(
-    r"""
-    (?P<kept>
-        (?<![A-Za-z0-9]) (?:
-            hf_ (?=[A-Za-z0-9]{16})                # Hugging Face
-          | sk- (?=[\w-]*\d) (?=[\w-]{16})         # OpenAI, Anthropic and what is alike
-          | gh[oprsu]_ (?=[A-Za-z0-9]{16})         # GitHub
-          | github_pat_ (?=\w{16})
-          | glpat- (?=[\w-]{16})                   # GitLab
-          | (?:AKIA|ASIA) (?=[A-Z0-9]{16})         # Amazon
-        )
-      | (?i:\bBearer[ ]+) (?=\S*\d|\S{20})        # a header of HTTP
-      | [?&](?i:(?:api[_-]?|access[_-]?)?(?:key|token)|password|secret)=   # of an address
-    ) [\w.~+/=-]{4,}
-    | (?P<scheme> https?:/{1,2} | \b[a-z][\w+.-]+://) [^\s/@]+ @   # a Path has one slash left
-    """,
-    re.VERBOSE,
-)
-# Keys that no pattern knows; a server that refuses one repeats it in its error.
-_KEYS = ("SLIMTUNE_API_KEY", "HF_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY")
-_SHORTEST_KEY = 8  # a shorter one may be a word
-
-
-def masked(text: str) -> str:
-    """`text` with *** for each secret in it: all that is printed, logged, recorded or put on a card
-    passes here. What kind it is, and where an address leads, stays to be read.
-    """
-    text = _SECRETS.sub(_without, text)
-    for name in _KEYS:
-        key = os.environ.get(name, "")
-        if len(key) >= _SHORTEST_KEY:
-            text = text.replace(key, _MASK)
-    return text
-
-
-def _without(secret: re.Match[str]) -> str:
-    return f"{secret['scheme']}{_MASK}@" if secret["scheme"] else f"{secret['kept']}{_MASK}"
-
-
-def masked_in(value: Any) -> Any:
-    """`masked` for each text in a value of JSON, names of objects left as they are."""
-    if isinstance(value, str):
-        return masked(value)
-    if isinstance(value, Mapping):
-        return {name: masked_in(one) for name, one in value.items()}
-    return [masked_in(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-_KINDS = {
-    ExitCode.BUG: "a fault of SlimTune",
-    ExitCode.SETTINGS: "settings",
-    ExitCode.INPUT: "data or model",
-    ExitCode.RESOURCES: "memory, disk, device or program",
-    ExitCode.QUALITY: "the result failed its own check",
-    ExitCode.LOCKED: "another run writes it",
-}
+from slimtune.errors import KINDS, ExitCode, QualityError, ResourceError, SlimTuneError
+from slimtune.masking import masked
 
 
 def tell_error(error: SlimTuneError) -> int:
@@ -150,7 +22,7 @@ def tell_error(error: SlimTuneError) -> int:
     it; the code is returned. Where nobody reads what it says, the code alone has to do."""
     code = ExitCode(error.exit_code)
     with suppress(OSError):
-        note(f"error: {error}\n  exit code {int(code)}: {_KINDS[code]}")
+        note(f"error: {error}\n  exit code {int(code)}: {KINDS[code]}")
     return code
 
 
@@ -220,35 +92,6 @@ def would_write(*paths: Path, estimates: Mapping[str, object]) -> None:
     for name, value in estimates.items():
         print(masked(f"             {name}: {value}"))
     print("dry run: settings and inputs are fine, nothing was written", flush=True)
-
-
-_PLACE = "at "  # how the note begins that `naming` leaves in an error
-
-
-@contextmanager
-def naming(place: Path) -> Iterator[None]:
-    """Within, an error that names no file will be told with this one, unless one inside named it.
-
-    What libraries in Rust and C++ raise, and a write that fails, name none.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, SlimTuneError) and place_of(error) is None:
-            error.add_note(f"{_PLACE}{place}")
-        raise
-
-
-def place_of(error: BaseException) -> str | None:
-    """The file or folder that an error names, by itself or within `naming`."""
-    if isinstance(error, OSError) and isinstance(error.filename, str | bytes | os.PathLike):
-        return os.fsdecode(error.filename)
-    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
-        return str(error.args[0][0][1])  # (source, target, why) of each that failed
-    for text in getattr(error, "__notes__", ()):
-        if text.startswith(_PLACE):
-            return text.removeprefix(_PLACE)
-    return None
 
 
 def near(path: Path | str) -> str:

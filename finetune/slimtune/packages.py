@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
-from slimtune.console import ResourceError, near
+from slimtune.console import near
+from slimtune.errors import ResourceError
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 # Without these no script knows its settings.

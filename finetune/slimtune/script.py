@@ -11,19 +11,13 @@ from typing import TextIO
 
 from slimtune.config import Config
 from slimtune.config.fields import ELSEWHERE
-from slimtune.console import (
-    ExitCode,
-    SlimTuneError,
-    first_process,
-    masked,
-    note,
-    start_logging,
-    tell_error,
-)
+from slimtune.console import first_process, note, start_logging, tell_error
+from slimtune.errors import ExitCode, SlimTuneError
 from slimtune.machine.process import leave_out_unused
 from slimtune.machine.ranks import watch_ranks
 from slimtune.machine.refusals import is_panic, refusal_of
 from slimtune.machine.tricks import tricks_off
+from slimtune.masking import masked
 from slimtune.packages import NEEDED, left_out, require_packages
 from slimtune.settings import model_references, paths_read, read_settings
 from slimtune.settings.flags import less_memory

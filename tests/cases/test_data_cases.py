@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from slimtune.config.data import Data
-from slimtune.console import SlimTuneError
 from slimtune.data.preparation import Prepared, prepare
 from slimtune.data.rows import read_rows
 from slimtune.data.writing import closing_numbers, write_outputs
+from slimtune.errors import SlimTuneError
 
 
 def prepared(file: Path, **settings: Any) -> Prepared:

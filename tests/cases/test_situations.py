@@ -8,8 +8,8 @@ import situations
 from originals import CASES
 
 from slimtune.config.data import Data
-from slimtune.console import SlimTuneError
 from slimtune.data.preparation import Prepared, prepare
+from slimtune.errors import SlimTuneError
 
 KEPT = {
     "nan_input.json": 6, "context_qa.jsonl": 6, "weight.jsonl": 4, "sjis.csv": 20,

@@ -10,7 +10,7 @@ from foreign_chat_templates import LLAMA3, MISTRAL_3, QWEN2
 from running import refused
 
 from slimtune import prompts
-from slimtune.console import InputError, SettingsError
+from slimtune.errors import InputError, SettingsError
 from slimtune.prompts import bounds, render
 from slimtune.prompts.bounds import EndlessTemplate
 

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerState
 
 from slimtune.artifacts.files import seal
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.training import checkpoints, saved_states
 
 pytestmark = pytest.mark.faults

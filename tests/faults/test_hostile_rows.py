@@ -13,10 +13,10 @@ from pyarrow import parquet
 from running import refused, succeeds
 
 from slimtune.config.data import Data
-from slimtune.console import InputError
 from slimtune.data import writing
 from slimtune.data.account import ROW_KINDS
 from slimtune.data.preparation import prepare
+from slimtune.errors import InputError
 from slimtune.report import data_report
 
 pytestmark = pytest.mark.faults

@@ -8,7 +8,7 @@ from hostile import everything
 from slimtune.artifacts import require, stage_files, stage_folder
 from slimtune.artifacts.files import replacing
 from slimtune.config import Config, Options
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 
 pytestmark = pytest.mark.faults
 

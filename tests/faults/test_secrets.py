@@ -9,8 +9,10 @@ from running import files_under, run, succeeds
 
 from slimtune.artifacts.files import write_page
 from slimtune.artifacts.records import command
-from slimtune.console import InputError, masked, masked_in, note, start_logging
+from slimtune.console import note, start_logging
+from slimtune.errors import InputError
 from slimtune.machine.locks import only_writer
+from slimtune.masking import masked, masked_in
 from slimtune.script import _run
 
 pytestmark = pytest.mark.faults

@@ -16,8 +16,9 @@ from windows_files import like_windows
 
 from slimtune.artifacts import stage_folder
 from slimtune.config import Config, Options
-from slimtune.console import ResourceError, quoted
+from slimtune.console import quoted
 from slimtune.data import writing
+from slimtune.errors import ResourceError
 from slimtune.machine import moving
 
 pytestmark = [

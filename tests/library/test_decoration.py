@@ -9,7 +9,8 @@ import pytest
 from running import run, succeeds
 from transformers import TrainerCallback
 
-from slimtune.console import InputError, QualityError, ResourceError, decoration
+from slimtune.console import decoration
+from slimtune.errors import InputError, QualityError, ResourceError
 from slimtune.report import model_card
 from slimtune.report.data_report import write_data_report
 from slimtune.training import fitting

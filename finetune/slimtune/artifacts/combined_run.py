@@ -8,7 +8,8 @@ from slimtune.artifacts.reading import require
 from slimtune.artifacts.records import run_of
 from slimtune.artifacts.stages import refuse_finished, refuse_finished_files
 from slimtune.config import Config
-from slimtune.console import InputError, SettingsError, near, note
+from slimtune.console import near, note
+from slimtune.errors import InputError, SettingsError
 from slimtune.machine.process import forget_peak
 
 

@@ -20,8 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from slimtune.console import InputError, SettingsError, masked, naming, near
+from slimtune.console import near
+from slimtune.errors import InputError, SettingsError, naming
 from slimtune.machine.moving import move
+from slimtune.masking import masked
 
 Sealed = dict[str, dict[str, Any]]  # name below the folder -> {"sha256": hexadecimal, "bytes": int}
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from slimtune.artifacts.files import as_sealed, refuse_link
 from slimtune.artifacts.records import read_manifest
-from slimtune.console import SettingsError, near
+from slimtune.console import near
+from slimtune.errors import SettingsError
 from slimtune.machine.moving import move
 
 _READY = ".ready"

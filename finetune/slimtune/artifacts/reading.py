@@ -11,7 +11,8 @@ from slimtune.artifacts.files import broken
 from slimtune.artifacts.installing import interrupted
 from slimtune.artifacts.records import RUN, run_of
 from slimtune.config import SCRIPTS
-from slimtune.console import InputError, near
+from slimtune.console import near
+from slimtune.errors import InputError
 
 _HEAD = 4096  # bytes of a run.json in which its run_id stands
 _MADE_BY = {

@@ -18,8 +18,8 @@ from typing import Any
 
 from slimtune.artifacts.files import are_sealed, is_plain, json_or_none, seal
 from slimtune.config import Config
-from slimtune.console import masked_in
 from slimtune.machine.process import peak_memory
+from slimtune.masking import masked_in
 
 RUN = "run.json"
 _PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "gguf")

@@ -24,7 +24,8 @@ from slimtune.artifacts.installing import (
 from slimtune.artifacts.records import RUN, command, now, read_manifest, record
 from slimtune.artifacts.writable import require_writable
 from slimtune.config import Config
-from slimtune.console import SettingsError, first_process, naming, near, note
+from slimtune.console import first_process, near, note
+from slimtune.errors import SettingsError, naming
 from slimtune.machine.locks import only_writer
 from slimtune.machine.moving import move
 

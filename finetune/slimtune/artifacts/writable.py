@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from slimtune.config import Config
-from slimtune.console import naming
+from slimtune.errors import naming
 from slimtune.machine.disks import existing
 from slimtune.machine.locks import no_folder
 

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from slimtune.artifacts import system_prompt_for
 from slimtune.chat.partner import Chat, Partner, terminal_input
 from slimtune.config import Config, GenerationSection
-from slimtune.console import SettingsError, SlimTuneError, note
+from slimtune.console import note
+from slimtune.errors import SettingsError, SlimTuneError
 from slimtune.evaluation import candidates
 from slimtune.evaluation.fairness import template_of
 from slimtune.inference.answers import Candidate

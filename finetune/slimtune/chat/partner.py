@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from slimtune.chat.side_by_side import SideBySide
-from slimtune.console import SlimTuneError
 from slimtune.data.turns import without_special_tokens
+from slimtune.errors import SlimTuneError
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.engines import Engine
 from slimtune.inference.server_client import ServerClient

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-from slimtune.console import InputError
 from slimtune.data import json_array
 from slimtune.data.columnar import cut_columnar, parse_columnar
 from slimtune.data.delimited import cut_table, parse_table
@@ -17,6 +16,7 @@ from slimtune.data.json_array import DECODER, TWICE
 from slimtune.data.json_forms import table_rows
 from slimtune.data.source_file import AROUND, BINARY, BadLine, Block, NumberedRow, SourceFile
 from slimtune.data.workbooks import cut_workbook, parse_workbook
+from slimtune.errors import InputError
 
 _GLUE = re.compile(r"[ \t\r,\ufeff]*")
 BLOCK_BYTES = 1 << 20  # characters; small enough that several in flight weigh little

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimtune.console import InputError
 from slimtune.data.source_file import BadLine, Block, NumberedRow, SourceFile
+from slimtune.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow

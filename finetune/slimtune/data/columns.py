@@ -8,8 +8,9 @@ from functools import lru_cache
 from typing import Any
 
 from slimtune.config.data import Data
-from slimtune.console import SettingsError, quoted
+from slimtune.console import quoted
 from slimtune.data.shapes import KNOWN, RawRow, has_columns
+from slimtune.errors import SettingsError
 
 _SAMPLES_GROUP = Data.model_fields["group_column"].default
 _BETWEEN = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')  # commas outside quotes

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, TextIO
 
-from slimtune.console import InputError
 from slimtune.data.source_file import BadLine, Block, NumberedRow, SourceFile
 from slimtune.data.table_heads import (
     column_names,
@@ -16,6 +15,7 @@ from slimtune.data.table_heads import (
     named_row,
     numbered_names,
 )
+from slimtune.errors import InputError
 
 _LOOKED_AT = 50  # lines
 _DELIMITERS = ",;\t|"

@@ -12,7 +12,7 @@ from typing import BinaryIO, TextIO
 
 from charset_normalizer import from_bytes
 
-from slimtune.console import InputError, SettingsError
+from slimtune.errors import InputError, SettingsError
 
 _CHUNK = 1 << 20
 _GZIP = b"\x1f\x8b"

@@ -20,7 +20,6 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from slimtune.config.data import Data
-from slimtune.console import InputError
 from slimtune.data import blocks, judging, sources
 from slimtune.data.account import SPLITS
 from slimtune.data.cleaning import (
@@ -44,6 +43,7 @@ from slimtune.data.shapes import SHAPES, RawRow, has_columns, require_one_answer
 from slimtune.data.sources import SourceFile
 from slimtune.data.whole_numbers import Columns, whole_columns
 from slimtune.data.workers import spread
+from slimtune.errors import InputError
 
 _log = logging.getLogger(__name__)
 

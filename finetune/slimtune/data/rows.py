@@ -14,13 +14,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from slimtune.console import InputError, near
+from slimtune.console import near
 from slimtune.data import blocks, sources
 from slimtune.data.columns import NUMBERED, found_in, renamed, suggestion
 from slimtune.data.shapes import SHAPES, RawRow, detect, has_parts, unfolded
 from slimtune.data.similarity import keys_of
 from slimtune.data.turns import BadRow, Message, require_order, without_special_tokens
 from slimtune.data.whole_numbers import whole_columns, with_integers
+from slimtune.errors import InputError
 
 _TOLD_ROWS = 3
 SAMPLE = 100  # rows looked at to tell the shape of a file

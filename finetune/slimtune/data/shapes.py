@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from slimtune.config.catalogues import bind, facts
-from slimtune.console import SettingsError
 from slimtune.data.turns import BadRow, Message, as_text, exchange, listed_turns, turn
+from slimtune.errors import SettingsError
 
 RawRow = Mapping[str, Any]
 

@@ -10,13 +10,14 @@ from slimtune.artifacts.files import json_or_none, require_fetched
 from slimtune.config.catalogues import names
 from slimtune.config.data import Data
 from slimtune.config.inputs import split_inputs
-from slimtune.console import InputError, SettingsError, near
+from slimtune.console import near
 from slimtune.data.columnar import ARROW, PARQUET
 from slimtune.data.delimited import table_form
 from slimtune.data.encodings import detect_encoding, is_compressed, open_bytes, open_text
 from slimtune.data.json_forms import form_of, format_of
 from slimtune.data.source_file import BINARY, SourceFile
 from slimtune.data.workbooks import ZIP, workbook_form
+from slimtune.errors import InputError, SettingsError
 
 FILE_FORMATS = names("file_formats")
 _SUFFIXES = {

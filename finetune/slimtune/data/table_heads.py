@@ -3,9 +3,9 @@
 import re
 from collections.abc import Sequence
 
-from slimtune.console import InputError
 from slimtune.data.columns import is_usual
 from slimtune.data.source_file import AROUND, BadLine
+from slimtune.errors import InputError
 
 # A number, an amount, a date or a time: what stands in columns, seldom above them.
 _FIGURE = re.compile(r"[-+]?[\d.,:/ %$€¥年月日-]*\d[\d.,:/ %$€¥年月日-]*")

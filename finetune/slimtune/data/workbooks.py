@@ -14,9 +14,9 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimtune.console import InputError, ResourceError, SlimTuneError
 from slimtune.data.source_file import BadLine, Block, NumberedRow, SourceFile
 from slimtune.data.table_heads import cell, column_names, is_data, lines_above, numbered_names
+from slimtune.errors import InputError, ResourceError, SlimTuneError
 from slimtune.packages import pip_line
 
 if TYPE_CHECKING:

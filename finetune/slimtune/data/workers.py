@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from slimtune.console import ResourceError
+from slimtune.errors import ResourceError
 from slimtune.machine.process import ctrl_c_waits
 
 _IN_FLIGHT = 3  # items a worker: one at work, one waiting, one on its way back

@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from slimtune.console import InputError
 from slimtune.data import judging
 from slimtune.data.account import BATCH_SIZE, SPLITS, Account, Fit, TokenSize, report_numbers
 from slimtune.data.cleaning import TOLD_LANGUAGES, set_aside
@@ -18,6 +17,7 @@ from slimtune.data.leakage import Asked, Leakage
 from slimtune.data.preparation import Prepared
 from slimtune.data.rows import written_system
 from slimtune.data.workers import spread
+from slimtune.errors import InputError
 from slimtune.report import data_report
 
 UNLEARNED = -100  # the label of a token that is not learned

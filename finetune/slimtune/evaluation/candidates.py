@@ -12,8 +12,9 @@ from slimtune.artifacts import require, run_of, system_prompt_for
 from slimtune.config import Config
 from slimtune.config.fields import ELSEWHERE
 from slimtune.config.inputs import split_adapter
-from slimtune.console import InputError, SettingsError, near, note
+from slimtune.console import near, note
 from slimtune.data.rows import beside, read_rows
+from slimtune.errors import InputError, SettingsError
 from slimtune.evaluation.measures import PATTERNS
 from slimtune.evaluation.served import served_candidate
 from slimtune.inference.answers import Candidate

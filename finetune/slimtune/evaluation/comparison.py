@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from slimtune.config import Config
-from slimtune.console import InputError, ResourceError, SettingsError, start_logging
+from slimtune.console import start_logging
 from slimtune.data.learned_rows import NOTHING, Learned
+from slimtune.errors import InputError, ResourceError, SettingsError
 from slimtune.evaluation import fairness
 from slimtune.evaluation.answer_room import with_answer_room
 from slimtune.evaluation.cautions import Caution, cautions

@@ -17,9 +17,10 @@ from slimtune.artifacts import (
 )
 from slimtune.artifacts.files import clear, write_page
 from slimtune.config import Config
-from slimtune.console import SettingsError, near
+from slimtune.console import near
 from slimtune.data.learned_rows import learned_by, with_rows_of
 from slimtune.data.rows import beside
+from slimtune.errors import SettingsError
 from slimtune.evaluation import candidates, comparison, outputs
 from slimtune.evaluation.answer_room import with_answer_room
 from slimtune.evaluation.following import step_after

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from slimtune.artifacts import run_of, sha256
-from slimtune.console import InputError, SettingsError
 from slimtune.data.learned_rows import Learned
 from slimtune.data.similarity import keys_of
+from slimtune.errors import InputError, SettingsError
 from slimtune.inference.answers import Asked, Candidate, Question
 from slimtune.models.adapters import Adapter
 from slimtune.models.folders import weight_files

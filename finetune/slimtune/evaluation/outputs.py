@@ -8,10 +8,10 @@ from random import Random
 from typing import Any
 
 from slimtune.artifacts.files import write_json
-from slimtune.console import masked_in
 from slimtune.evaluation.bootstrap import SEED
 from slimtune.evaluation.comparison import Comparison
 from slimtune.inference.answers import Outcome
+from slimtune.masking import masked_in
 from slimtune.report.measure_table import MEASURES, value_of
 from slimtune.report.standing import best
 from slimtune.report.words import LANGUAGES

@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from slimtune.console import InputError, SettingsError, note, tenth_done
+from slimtune.console import note, tenth_done
+from slimtune.errors import InputError, SettingsError
 from slimtune.evaluation.fairness import require_same_cut
 from slimtune.inference.answers import ANSWERED, Asked, Candidate, Cost, Generation, Job, Outcome
 from slimtune.inference.kept_answers import Predictions, RowNumbers

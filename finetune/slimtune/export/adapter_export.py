@@ -20,7 +20,8 @@ from slimtune.artifacts import stage_files as staged
 from slimtune.artifacts.files import write_text
 from slimtune.config import Config
 from slimtune.config.inputs import join_adapter
-from slimtune.console import QualityError, SettingsError, near, quoted, size
+from slimtune.console import near, quoted, size
+from slimtune.errors import QualityError, SettingsError
 from slimtune.export import convert, ollama, preflight
 from slimtune.export.adapter_file import AdapterFile, require_alone, write_adapter
 from slimtune.export.gguf_writer import write_file

@@ -20,7 +20,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.export.architecture import Architecture
 from slimtune.export.ggml import Encoder
 from slimtune.export.gguf_writer import ConversionReport, largest_value

@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass, replace
 
 from slimtune.config.results import Gguf
-from slimtune.console import SettingsError, size
+from slimtune.console import size
+from slimtune.errors import SettingsError
 from slimtune.export.budget import Allocation, Choices, Frontier, Option, total_loss
 from slimtune.export.gguf_writer import header_bytes, padded
 from slimtune.export.plan import GgufPlan

@@ -14,7 +14,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.models.family import FAMILIES
 from slimtune.models.model_shape import ModelShape
 

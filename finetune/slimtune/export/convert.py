@@ -11,7 +11,8 @@ from types import MappingProxyType
 from slimtune.artifacts import Stage, stage_files
 from slimtune.artifacts.model_names import automatic_name
 from slimtune.config import Config
-from slimtune.console import SlimTuneError, size
+from slimtune.console import size
+from slimtune.errors import SlimTuneError
 from slimtune.export import allocation, preflight
 from slimtune.export.ggml import find_encoder
 from slimtune.export.gguf_writer import ConversionReport, write_file

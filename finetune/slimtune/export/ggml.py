@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
-from slimtune.console import ResourceError
+from slimtune.errors import ResourceError
 from slimtune.inference.llama_library import shared_object
 
 _log = logging.getLogger(__name__)

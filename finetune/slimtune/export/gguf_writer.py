@@ -23,7 +23,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
-from slimtune.console import InputError, naming
+from slimtune.errors import InputError, naming
 from slimtune.export import feedback
 from slimtune.export.architecture import write_architecture
 from slimtune.export.plan import Encoding, GgufPlan

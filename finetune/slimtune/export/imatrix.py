@@ -19,7 +19,7 @@ import gguf
 import numpy as np
 
 from slimtune.artifacts.files import require_fetched
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.export.feedback import pairs_of, unpacked, width_of
 
 _SUM, _COUNT = ".in_sum2", ".counts"

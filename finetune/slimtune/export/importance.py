@@ -15,8 +15,9 @@ import torch
 
 from slimtune import prompts
 from slimtune.config import Config
-from slimtune.console import SettingsError, near
+from slimtune.console import near
 from slimtune.data.rows import read_rows
+from slimtune.errors import SettingsError
 from slimtune.export.go_template import chosen
 from slimtune.export.imatrix import Feedback, Importance, Sensitivity, read_imatrix, write_imatrix
 from slimtune.export.plan import GgufPlan, ModelSource

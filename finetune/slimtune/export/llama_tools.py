@@ -18,7 +18,8 @@ from tempfile import TemporaryDirectory
 from slimtune.artifacts import stage_files
 from slimtune.artifacts.files import write_json
 from slimtune.config import Config, GenerationSection
-from slimtune.console import InputError, ResourceError, SettingsError, size
+from slimtune.console import size
+from slimtune.errors import InputError, ResourceError, SettingsError
 from slimtune.export.architecture import Unsupported
 from slimtune.models.json_files import read_model_json
 from slimtune.models.positions import positions_of

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from slimtune.config import GenerationSection
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.export.go_template import twin
 from slimtune.models.served_decoding import ollama_parameters
 from slimtune.models.tokenizer_files import SpecialTokens

@@ -10,7 +10,8 @@ from slimtune.artifacts import not_without_overwrite, require_writable, system_p
 from slimtune.artifacts.files import is_plain, refuse_link, sha256, write_text
 from slimtune.artifacts.records import read_manifest
 from slimtune.config import Config
-from slimtune.console import ResourceError, SettingsError, near, quoted
+from slimtune.console import near, quoted
+from slimtune.errors import ResourceError, SettingsError
 from slimtune.export.modelfile import LAST_WITH_ADAPTER, modelfile
 from slimtune.export.plan import GgufPlan
 from slimtune.export.proof import trained_in

@@ -12,7 +12,7 @@ from typing import Any
 from slimtune import prompts
 from slimtune.artifacts import system_prompt_for
 from slimtune.config import Config
-from slimtune.console import ResourceError, SlimTuneError
+from slimtune.errors import ResourceError, SlimTuneError
 from slimtune.export.go_template import twin
 from slimtune.export.plan import GgufPlan
 from slimtune.export.proof import ANSWER_TOKENS, SERVED_ROWS, asked, proof_rows, trained_in

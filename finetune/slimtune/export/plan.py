@@ -18,7 +18,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf import LlamaFileType
 
 from slimtune.config import GenerationSection
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.export import architecture
 from slimtune.export.architecture import Architecture
 from slimtune.export.budget import Allocation

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from slimtune.config import Config, Gguf
-from slimtune.console import InputError, ResourceError, SettingsError, near, size
+from slimtune.console import near, size
+from slimtune.errors import InputError, ResourceError, SettingsError
 from slimtune.export.architecture import read_architecture
 from slimtune.export.llama_tools import find_quantize, no_encoder
 from slimtune.export.plan import Encoding, GgufPlan, ModelSource, as_source

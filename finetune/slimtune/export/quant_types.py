@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf import LlamaFileType
 
 from slimtune.config.catalogues import bind, facts
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 
 Precision = Literal["float32", "bfloat16"]  # of the reference
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from slimtune.artifacts import ancestors, finish_files, run_of
 from slimtune.config import Config
-from slimtune.console import SettingsError, near
+from slimtune.console import near
+from slimtune.errors import SettingsError
 from slimtune.export import allocation, convert, preflight
 from slimtune.export.plan import open_source
 from slimtune.models.folders import local_folder

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.export.architecture import Architecture, quantised, unsupported
 from slimtune.models.family import IGNORED_BUFFER
 from slimtune.models.model_shape import gguf_tensor_name

@@ -19,7 +19,7 @@ from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from slimtune.artifacts.files import require_fetched
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.export.pretokenizers import is_byte_level, pre_tokenizer_name
 from slimtune.models.json_files import read_model_json
 from slimtune.models.tokenizer_files import read_head, special_tokens

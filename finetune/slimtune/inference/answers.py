@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from slimtune.config.fields import ELSEWHERE
 from slimtune.config.training import ModelSection
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.inference.decoding import Decoding
 from slimtune.models.gguf_header import is_gguf
 

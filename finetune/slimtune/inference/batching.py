@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 from transformers import Cache, PreTrainedModel
 
-from slimtune.console import ResourceError, tenth_done
+from slimtune.console import tenth_done
+from slimtune.errors import ResourceError
 from slimtune.machine.refusals import is_out_of_memory
 from slimtune.prompts import IGNORED
 

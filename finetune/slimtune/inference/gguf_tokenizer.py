@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gguf import TokenType
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.models.gguf_adapter import require_model
 from slimtune.models.gguf_header import GgufHeader, damaged
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from slimtune.artifacts import lineage
-from slimtune.console import InputError, near
+from slimtune.console import near
+from slimtune.errors import InputError
 from slimtune.prompts import IGNORED
 
 _log = logging.getLogger(__name__)

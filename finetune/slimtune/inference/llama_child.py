@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from slimtune.console import InputError, ResourceError, SlimTuneError
+from slimtune.errors import InputError, ResourceError, SlimTuneError
 from slimtune.inference.llama_library import library
 from slimtune.models.gguf_header import require_gguf
 

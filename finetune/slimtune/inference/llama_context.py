@@ -15,7 +15,7 @@ from typing import Self
 
 import numpy as np
 
-from slimtune.console import InputError, ResourceError
+from slimtune.errors import InputError, ResourceError
 from slimtune.inference.answers import Generation, Speed, TokenLosses
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.distributions import RowDistributions, RowPlan

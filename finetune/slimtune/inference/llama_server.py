@@ -10,7 +10,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from slimtune.console import ResourceError, SlimTuneError
+from slimtune.errors import ResourceError, SlimTuneError
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.json_requests import Unanswered, request_json
 from slimtune.inference.llama_child import LlamaChild, default_threads, work

@@ -7,7 +7,7 @@ import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.inference.llama_library import LOG_CALLBACK, library, vocabulary_only
 
 _ERROR_LEVEL = 4

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 from urllib.parse import SplitResult, urlsplit
 
-from slimtune.console import ResourceError, SettingsError
+from slimtune.errors import ResourceError, SettingsError
 from slimtune.models.ollama_store import PREFIX, is_ollama, ollama_address
 
 API_KEY = "SLIMTUNE_API_KEY"

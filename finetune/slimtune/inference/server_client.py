@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar
 
 import httpx2
 
-from slimtune.console import SlimTuneError
+from slimtune.errors import SlimTuneError
 from slimtune.inference import server_replies as replies
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.json_requests import MOST, body_of, error_in, http_client

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from slimtune.console import InputError, ResourceError, SlimTuneError
+from slimtune.errors import InputError, ResourceError, SlimTuneError
 from slimtune.inference.json_requests import error_in
 from slimtune.inference.server_address import API_KEY, Server
 

@@ -9,7 +9,8 @@ import os
 import shutil
 from pathlib import Path
 
-from slimtune.console import ResourceError, near, size
+from slimtune.console import near, size
+from slimtune.errors import ResourceError
 
 
 def existing(path: Path) -> Path:

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from slimtune.console import LockedError, SettingsError, naming, near
+from slimtune.console import near
+from slimtune.errors import LockedError, SettingsError, naming
 
 with warnings.catch_warnings():
     # Where flock is missing it warns and takes what is left, which is as good on one machine.

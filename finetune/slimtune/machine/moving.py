@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from slimtune.console import ResourceError, near
+from slimtune.console import near
+from slimtune.errors import ResourceError
 
 _IN_USE = {5, 32, 33}  # access denied, sharing violation, lock violation: winerror.h
 _PATIENCE = 5.0  # seconds: a scanner is done with a new file before that

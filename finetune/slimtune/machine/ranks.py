@@ -15,7 +15,8 @@ import time
 
 import psutil
 
-from slimtune.console import ExitCode, ResourceError, processes
+from slimtune.console import processes
+from slimtune.errors import ExitCode, ResourceError
 
 _RANK = "RANK"
 _STAY = 1.0  # seconds in which the others look who is left; the launcher waits for 30

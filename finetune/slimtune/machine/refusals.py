@@ -20,7 +20,8 @@ from pathlib import Path
 
 import psutil
 
-from slimtune.console import InputError, ResourceError, SlimTuneError, near, place_of, size
+from slimtune.console import near, size
+from slimtune.errors import InputError, ResourceError, SlimTuneError, place_of
 from slimtune.machine.disks import free_bytes
 from slimtune.packages import not_loadable
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 
 SWITCH = "SLIMTUNE_TRICKS_OFF"
 TRICKS = {  # name -> what it brings, and the benchmark that prints it

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.models.json_files import read_model_json
 
 ADAPTER_CONFIG = "adapter_config.json"

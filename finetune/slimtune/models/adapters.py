@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.models.adapter_config import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from slimtune.console import InputError, SlimTuneError
+from slimtune.errors import InputError, SlimTuneError
 from slimtune.machine.refusals import refusal_of
 from slimtune.models import mixed
 from slimtune.models.adapters import Adapter

@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 
 import torch
 
-from slimtune.console import ResourceError, SettingsError
+from slimtune.errors import ResourceError, SettingsError
 from slimtune.models.family import FAMILIES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -21,7 +21,8 @@ from huggingface_hub.errors import (
 
 from slimtune.artifacts import run_of
 from slimtune.artifacts.files import inside, require_fetched
-from slimtune.console import InputError, ResourceError, SlimTuneError, quoted
+from slimtune.console import quoted
+from slimtune.errors import InputError, ResourceError, SlimTuneError
 from slimtune.models import json_files
 from slimtune.models.json_files import read_model_json
 

@@ -10,7 +10,8 @@ import logging
 from pathlib import Path
 
 from slimtune.artifacts import run_of
-from slimtune.console import InputError, near
+from slimtune.console import near
+from slimtune.errors import InputError
 from slimtune.models.gguf_header import GgufHeader, read_gguf
 from slimtune.models.origin import MODEL_FINGERPRINT, recorded
 

@@ -17,7 +17,8 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from slimtune.artifacts.files import require_fetched
-from slimtune.console import InputError, near
+from slimtune.console import near
+from slimtune.errors import InputError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slimtune.artifacts.files import require_fetched
-from slimtune.console import InputError
+from slimtune.errors import InputError
 
 if TYPE_CHECKING:
     import torch

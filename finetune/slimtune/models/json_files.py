@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slimtune.artifacts.files import read_json, require_fetched
-from slimtune.console import InputError
+from slimtune.errors import InputError
 
 _LARGEST_SIZE = 1 << 24  # of a vocabulary; a model is planned and built by what config.json says
 

@@ -22,7 +22,8 @@ from transformers import (
 )
 from transformers.distributed import DistributedConfig
 
-from slimtune.console import InputError, ResourceError, near
+from slimtune.console import near
+from slimtune.errors import InputError, ResourceError
 from slimtune.machine.process import return_large_blocks
 from slimtune.machine.refusals import refusal_of
 from slimtune.models import mixed, tokenizers

@@ -15,7 +15,7 @@ from peft.tuners.lora import Embedding, Linear
 from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch.func import functional_call
 
-from slimtune.console import QualityError
+from slimtune.errors import QualityError
 from slimtune.models.adapters import Adapter
 from slimtune.models.attaching import attach_to_nothing
 from slimtune.models.weights import EMBEDDING, Checkpoint

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slimtune.artifacts.files import write_json
-from slimtune.console import InputError, SettingsError
+from slimtune.errors import InputError, SettingsError
 from slimtune.models.adapters import Adapter
 from slimtune.models.headers import TensorInfo, read_bytes, read_tensor
 from slimtune.models.weights import (

@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from slimtune.artifacts.files import read_json
-from slimtune.console import InputError, SettingsError, near
+from slimtune.console import near
+from slimtune.errors import InputError, SettingsError
 
 PREFIX = "ollama:"
 _PORTS = {"": 11434, "http": 80, "https": 443}

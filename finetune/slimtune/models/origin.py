@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slimtune.artifacts import run_of
-from slimtune.console import InputError, near
+from slimtune.console import near
+from slimtune.errors import InputError
 from slimtune.models.headers import read_float32
 from slimtune.models.json_files import read_model_json
 

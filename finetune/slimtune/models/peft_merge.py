@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from slimtune.console import InputError, QualityError
+from slimtune.errors import InputError, QualityError
 from slimtune.models.adapters import Adapter
 from slimtune.models.attaching import attach
 from slimtune.models.compute import DTYPES, Compute

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from slimtune.config import Config
-from slimtune.console import SettingsError, near
+from slimtune.console import near
+from slimtune.errors import SettingsError
 from slimtune.models.folders import local_folder
 from slimtune.models.json_files import read_model_json
 from slimtune.settings.flags import named, section_fields

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from slimtune.artifacts.files import write_json
 from slimtune.config import Config, GenerationSection
-from slimtune.console import InputError, SettingsError, near
+from slimtune.console import near
+from slimtune.errors import InputError, SettingsError
 from slimtune.models.folders import local_folder
 from slimtune.models.json_files import read_model_json
 from slimtune.models.positions import within_positions

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 from slimtune import prompts
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.models.folders import read_template
 from slimtune.models.json_files import read_model_json, require_kinds
 

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from slimtune import prompts
 from slimtune.artifacts.files import write_json
-from slimtune.console import InputError, near
+from slimtune.console import near
+from slimtune.errors import InputError
 from slimtune.models import sentencepiece_bpe
 from slimtune.models.folders import download, is_hub_id, require_well_formed
 from slimtune.models.json_files import read_model_json

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from slimtune.artifacts.files import write_json
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.machine.disks import require_space
 from slimtune.models.family import place
 from slimtune.models.folders import INDEX_FILE, SINGLE_FILE, weight_files

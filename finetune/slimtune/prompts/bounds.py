@@ -17,7 +17,7 @@ from jinja2 import Template, pass_eval_context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from slimtune.console import ExitCode, SlimTuneError
+from slimtune.errors import ExitCode, SlimTuneError
 from slimtune.prompts.template_checks import CheckingGenerator
 
 TEXT = 1 << 20  # characters beside eight times those of the conversation

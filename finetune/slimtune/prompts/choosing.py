@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Collection
 
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 from slimtune.prompts.encoding import Tokenizer, puts_bos
 from slimtune.prompts.probing import form_of, keeps_turns, same
 from slimtune.prompts.rendering import OWN, template, template_names

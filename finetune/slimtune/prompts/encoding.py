@@ -18,7 +18,7 @@ model would learn a prompt that it never meets when it serves. No answer is ever
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 from slimtune.prompts.rendering import ChatMessage, pieces
 
 IGNORED = -100  # the label that torch's cross entropy leaves out

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from slimtune.config.catalogues import names
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.prompts.encoding import Encoded, Tokenizer, encode_whole, shorten, split
 from slimtune.prompts.rendering import ChatMessage, pieces
 

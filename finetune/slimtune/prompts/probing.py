@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from slimtune.console import InputError, SlimTuneError
+from slimtune.errors import InputError, SlimTuneError
 from slimtune.prompts.rendering import ChatMessage, render
 
 BOS, EOS = "<s>", "</s>"  # for templates that are compared before a model is known

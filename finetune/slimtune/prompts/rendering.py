@@ -10,7 +10,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 
 from slimtune.config.catalogues import names
-from slimtune.console import InputError, SettingsError
+from slimtune.errors import InputError, SettingsError
 from slimtune.prompts.bounds import BoundedEnvironment, EndlessTemplate
 
 _FOLDER = Path(__file__).parent / "templates"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.models.family import FAMILIES, IGNORED_BUFFER, families_in_words
 from slimtune.models.model_shape import ModelShape
 from slimtune.models.weights import OUTPUT, Checkpoint

@@ -10,8 +10,9 @@ import torch
 
 from slimtune import prompts
 from slimtune.config import Config
-from slimtune.console import InputError, SettingsError, near
+from slimtune.console import near
 from slimtune.data.rows import read_rows
+from slimtune.errors import InputError, SettingsError
 from slimtune.inference import guessing
 from slimtune.inference.stack import TokenBatch, batches_of, read_layers
 from slimtune.models import tokenizers

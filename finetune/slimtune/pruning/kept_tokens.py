@@ -20,8 +20,9 @@ from transformers import PreTrainedTokenizerFast
 
 from slimtune import prompts
 from slimtune.config import Config
-from slimtune.console import InputError, SettingsError, near
+from slimtune.console import near
 from slimtune.data.rows import read_rows
+from slimtune.errors import InputError, SettingsError
 from slimtune.models import tokenizers
 from slimtune.models.json_files import read_model_json
 from slimtune.models.tokenizer_files import JSON_FILE, TOKENIZER_CONFIG, read_head

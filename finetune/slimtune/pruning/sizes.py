@@ -9,7 +9,7 @@ such a multiple, on an axis that is several of them long. What a ratio became by
 import math
 from dataclasses import dataclass, replace
 
-from slimtune.console import InputError, SettingsError
+from slimtune.errors import InputError, SettingsError
 from slimtune.models.model_shape import ModelShape
 
 LARGEST_STEP = 1 / 3  # cuts over a third want iteration: prune, calibrate again, prune on

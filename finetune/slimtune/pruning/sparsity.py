@@ -11,7 +11,7 @@ import torch
 
 from slimtune.artifacts.files import write_json
 from slimtune.config import Pruning
-from slimtune.console import QualityError
+from slimtune.errors import QualityError
 from slimtune.inference.stack import Stack, Stream, TokenBatch, input_hook
 from slimtune.models.family import ATTENTION, LINEARS, linear
 from slimtune.models.weights import Checkpoint, CheckpointWriter, copy_companions

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from slimtune.config import Config
-from slimtune.console import QualityError
+from slimtune.errors import QualityError
 from slimtune.models import tokenizers
 from slimtune.models.weights import Checkpoint
 from slimtune.pruning.anatomy import Keep, prunable_shape

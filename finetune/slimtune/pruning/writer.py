@@ -17,7 +17,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from slimtune.artifacts.files import write_json
-from slimtune.console import InputError, QualityError, near
+from slimtune.console import near
+from slimtune.errors import InputError, QualityError
 from slimtune.inference.stack import Stack, TokenBatch, input_hook
 from slimtune.models.family import FAMILIES, NORM_PART, PARTS, axes_of, place
 from slimtune.models.model_shape import ModelShape

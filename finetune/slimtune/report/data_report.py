@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from slimtune.artifacts.files import write_json, write_page
-from slimtune.console import decoration, masked_in
+from slimtune.console import decoration
+from slimtune.masking import masked_in
 from slimtune.report.markdown import markdown_table, plain
 from slimtune.report.words import LANGUAGES, DataWords
 

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from slimtune.config import SCRIPTS, Config, Options
 from slimtune.config.fields import ELSEWHERE
 from slimtune.config.inputs import join_adapter, join_inputs, split_adapter, split_inputs
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 from slimtune.settings.flags import (
     fields_alone,
     fields_of,

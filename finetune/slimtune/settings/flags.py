@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from slimtune.config import SCRIPTS, Config
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 from slimtune.settings.foreign_flags import ours
 from slimtune.settings.languages import (
     OPTIONS,

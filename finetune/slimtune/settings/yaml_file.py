@@ -16,7 +16,7 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.reader import ReaderError
 
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 
 SettingPath = tuple[str, str]  # (section, field)
 

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.models.compute import Compute, ComputeSettings
 from slimtune.models.family import families_in_words
 from slimtune.models.mixed import is_mixed

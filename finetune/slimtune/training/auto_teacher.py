@@ -12,7 +12,8 @@ from typing import Any
 
 from slimtune.artifacts import require, run_of
 from slimtune.config import Config
-from slimtune.console import InputError, near
+from slimtune.console import near
+from slimtune.errors import InputError
 from slimtune.models.folders import local_folder
 from slimtune.models.json_files import read_model_json
 from slimtune.settings.flags import named

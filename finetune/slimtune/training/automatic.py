@@ -16,7 +16,8 @@ from accelerate.utils import broadcast_object_list
 
 from slimtune.config import Config, Training
 from slimtune.config.training import AUTO_ROWS
-from slimtune.console import ResourceError, processes
+from slimtune.console import processes
+from slimtune.errors import ResourceError
 from slimtune.models import memory
 from slimtune.settings.flags import named, shown
 from slimtune.training import sharding

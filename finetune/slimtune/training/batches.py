@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.machine import onednn
 from slimtune.prompts import IGNORED, encode, puts_bos
 from slimtune.training import prefixes

@@ -30,7 +30,8 @@ from slimtune.artifacts.files import (
     write_json,
 )
 from slimtune.config import Config
-from slimtune.console import InputError, SettingsError, first_process, near, size
+from slimtune.console import first_process, near, size
+from slimtune.errors import InputError, SettingsError
 from slimtune.machine import disks
 from slimtune.machine.moving import move
 from slimtune.training import saved_states

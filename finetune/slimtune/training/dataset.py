@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from slimtune import prompts
 from slimtune.config import Training
-from slimtune.console import InputError, SettingsError, near
+from slimtune.console import near
 from slimtune.data.rows import CanonicalRow, beside, read_rows, shared_system
+from slimtune.errors import InputError, SettingsError
 from slimtune.models import tokenizers
 from slimtune.models.folders import local_folder
 from slimtune.models.weights import EMBEDDING, Checkpoint

@@ -16,7 +16,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from slimtune.config import Config, Distillation
-from slimtune.console import InputError, QualityError, near
+from slimtune.console import near
+from slimtune.errors import InputError, QualityError
 from slimtune.models import tokenizers
 from slimtune.models.folders import local_folder
 from slimtune.models.weights import Checkpoint

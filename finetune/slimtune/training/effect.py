@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from slimtune.console import QualityError
+from slimtune.errors import QualityError
 from slimtune.models.weights import Checkpoint
 from slimtune.settings.flags import named
 from slimtune.training.curve import Curve

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.models.family import families_in_words
 from slimtune.prompts import IGNORED
 from slimtune.training import attention, losses

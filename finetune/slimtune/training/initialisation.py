@@ -17,7 +17,7 @@ from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import save_file
 
 from slimtune.config import Lora
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 from slimtune.models.folders import local_folder
 from slimtune.models.weights import Checkpoint
 

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from transformers import PreTrainedModel, set_seed
 
 from slimtune.config import Config, Lora
-from slimtune.console import QualityError, SettingsError
+from slimtune.errors import QualityError, SettingsError
 from slimtune.models import loading, mixed
 from slimtune.models.compute import Compute
 from slimtune.training import initialisation, sharding

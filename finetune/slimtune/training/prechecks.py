@@ -14,7 +14,8 @@ import torch
 
 from slimtune.artifacts import not_without_overwrite, require_writable, sha256
 from slimtune.config import Config
-from slimtune.console import ResourceError, SettingsError, near, processes
+from slimtune.console import near, processes
+from slimtune.errors import ResourceError, SettingsError
 from slimtune.models.compute import choose_device
 from slimtune.models.folders import weights_identity
 from slimtune.packages import is_installed, pip_line

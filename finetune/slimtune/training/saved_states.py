@@ -14,7 +14,8 @@ import numpy
 import torch
 from transformers.trainer_pt_utils import safe_globals
 
-from slimtune.console import InputError, first_process, near
+from slimtune.console import first_process, near
+from slimtune.errors import InputError
 from slimtune.machine.refusals import refusal_of
 from slimtune.training import sharding
 

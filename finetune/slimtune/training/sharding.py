@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
 from slimtune.config import Config
-from slimtune.console import SettingsError, first_process, processes
+from slimtune.console import first_process, processes
+from slimtune.errors import SettingsError
 from slimtune.models.compute import choose_dtype
 
 _A_DAY = timedelta(days=1)

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from slimtune.artifacts.files import are_sealed, broken, json_or_none, replacing, seal, write_json
-from slimtune.console import InputError, near, tenth_done
+from slimtune.console import near, tenth_done
+from slimtune.errors import InputError
 from slimtune.machine import onednn
 from slimtune.machine.disks import require_space
 from slimtune.prompts import IGNORED

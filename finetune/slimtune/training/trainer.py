@@ -23,7 +23,8 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 
-from slimtune.console import QualityError, near
+from slimtune.console import near
+from slimtune.errors import QualityError
 from slimtune.machine import onednn
 from slimtune.settings.flags import named
 from slimtune.training import checkpoints, losses, saved_states, sharding

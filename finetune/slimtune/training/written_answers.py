@@ -16,9 +16,10 @@ from typing import Any
 from slimtune import prompts
 from slimtune.artifacts import Stage, require, run_of, sha256, stage_folder
 from slimtune.config import Config
-from slimtune.console import InputError, near
+from slimtune.console import near
 from slimtune.data.rows import CanonicalRow, beside, read_rows
 from slimtune.data.turns import without_special_tokens
+from slimtune.errors import InputError
 from slimtune.inference.answers import Candidate, Generation, Question
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.engines import Engine, open_engine

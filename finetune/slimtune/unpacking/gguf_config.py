@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from slimtune.console import InputError, near
+from slimtune.console import near
+from slimtune.errors import InputError
 from slimtune.export.architecture import FACTORS, factors, read_rope
 from slimtune.inference.gguf_tokenizer import GgufTokens
 from slimtune.models.family import FAMILIES, Family

@@ -12,7 +12,8 @@ from gguf import TokenType
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from slimtune.artifacts.files import write_json, write_text
-from slimtune.console import InputError, near
+from slimtune.console import near
+from slimtune.errors import InputError
 from slimtune.export.pretokenizers import byte_level, known_names, pre_tokenizer_of
 from slimtune.inference.gguf_tokenizer import GgufTokens
 from slimtune.models import tokenizers

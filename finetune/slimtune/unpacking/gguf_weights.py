@@ -14,7 +14,8 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 
-from slimtune.console import InputError, near
+from slimtune.console import near
+from slimtune.errors import InputError
 from slimtune.export.architecture import FACTORS, Architecture
 from slimtune.export.tensors import row_order
 from slimtune.models.gguf_header import GgufHeader, GgufTensor, damaged

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from slimtune.config import Config
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 from slimtune.models.gguf_header import is_gguf
 from slimtune.models.ollama_store import blob_of, is_ollama, plain_name
 from slimtune.settings import model_references

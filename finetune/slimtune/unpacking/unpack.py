@@ -15,7 +15,8 @@ import numpy as np
 from slimtune.artifacts import run_of, stage_folder
 from slimtune.artifacts.files import broken, write_json
 from slimtune.config import Config
-from slimtune.console import ResourceError, first_process, near, note, size, would_write
+from slimtune.console import first_process, near, note, size, would_write
+from slimtune.errors import ResourceError
 from slimtune.export.architecture import FACTORS, Architecture, read_architecture
 from slimtune.inference.gguf_tokenizer import GgufTokens, put_first, tokens_of
 from slimtune.inference.llama_cpp import LlamaCpp

@@ -3,7 +3,8 @@
 from itertools import zip_longest
 from pathlib import Path
 
-from slimtune.console import InputError, near
+from slimtune.console import near
+from slimtune.errors import InputError
 from slimtune.export.proof.hard_texts import hard_texts
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.models import tokenizers

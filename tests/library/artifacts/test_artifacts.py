@@ -10,7 +10,7 @@ import pytest
 
 from slimtune.artifacts import lineage, refuse_finished, require, stage_files, stage_folder
 from slimtune.config import Config, Options
-from slimtune.console import InputError, LockedError, SettingsError
+from slimtune.errors import InputError, LockedError, SettingsError
 
 
 def config(**options: bool) -> Config:

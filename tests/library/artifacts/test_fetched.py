@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from slimtune.artifacts.files import read_json, require_fetched
-from slimtune.console import InputError
 from slimtune.data.sources import recognise
+from slimtune.errors import InputError
 from slimtune.export.imatrix import read_imatrix
 from slimtune.models.folders import read_template
 from slimtune.models.gguf_header import require_gguf

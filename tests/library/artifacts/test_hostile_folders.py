@@ -13,7 +13,7 @@ from running import files_under, run, succeeds
 from slimtune.artifacts import Stage, files, records, require, stage_files, stage_folder
 from slimtune.artifacts.files import inside, is_plain
 from slimtune.config import Config, Options
-from slimtune.console import InputError, SettingsError
+from slimtune.errors import InputError, SettingsError
 from slimtune.models.folders import weight_files
 
 SECRET = b"a private key"

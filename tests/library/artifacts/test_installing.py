@@ -11,7 +11,7 @@ from running import files_under
 from slimtune.artifacts import finish_files, lineage, require, run_of, stage_files, stage_folder
 from slimtune.artifacts.files import write_text
 from slimtune.config import Config, Options
-from slimtune.console import InputError, SettingsError
+from slimtune.errors import InputError, SettingsError
 from slimtune.report.cost_card import write_card
 
 

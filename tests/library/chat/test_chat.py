@@ -13,8 +13,8 @@ from slimtune.chat.conversation import _choosing
 from slimtune.chat.conversation import talk as talk_in
 from slimtune.chat.partner import Chat, Partner
 from slimtune.chat.side_by_side import SideBySide
-from slimtune.console import InputError
 from slimtune.data.rows import read_rows
+from slimtune.errors import InputError
 from slimtune.inference.answers import in_order
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.engines import TransformersEngine

@@ -10,10 +10,10 @@ import pytest
 from pyarrow import ipc, parquet
 
 from slimtune.config.data import Data
-from slimtune.console import InputError
 from slimtune.data import blocks, sources
 from slimtune.data.preparation import prepare
 from slimtune.data.rows import read_raw_rows
+from slimtune.errors import InputError
 
 ROWS = [{"question": f"q{n}", "answer": "a" * 50} for n in range(5001)]
 

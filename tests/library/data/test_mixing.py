@@ -8,9 +8,9 @@ import pytest
 from prepared_rows import Output
 
 from slimtune.config.data import Data
-from slimtune.console import SettingsError
 from slimtune.data.mixing import row_copies
 from slimtune.data.preparation import prepare
+from slimtune.errors import SettingsError
 
 TEXTS = np.random.default_rng(1).integers(0, 2**63, 1000).astype(np.uint64)
 FILES = np.repeat([0, 1], 500)

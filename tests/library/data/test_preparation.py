@@ -14,11 +14,11 @@ from prepared_rows import SPLITS, Output, alpaca_row, saved
 from pyarrow import parquet
 
 from slimtune.config.data import Data
-from slimtune.console import InputError, SettingsError
 from slimtune.data import blocks
 from slimtune.data.preparation import prepare
 from slimtune.data.rows import read_rows
 from slimtune.data.similarity import keys_of
+from slimtune.errors import InputError, SettingsError
 
 MESS = [
     {"output": "x"},

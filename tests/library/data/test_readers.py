@@ -10,9 +10,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from slimtune.console import InputError, SettingsError
 from slimtune.data import blocks, encodings, json_array, sources
 from slimtune.data.rows import read_raw_rows
+from slimtune.errors import InputError, SettingsError
 
 ROWS = [
     {"instruction": "说\u2028你好", "output": 'He said "hi",\nthen left.'},

@@ -22,9 +22,9 @@ from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 from pyarrow import ipc, parquet
 
 from slimtune.config.data import Data
-from slimtune.console import InputError
 from slimtune.data import blocks, sources
 from slimtune.data.preparation import prepare
+from slimtune.errors import InputError
 
 quick = settings(max_examples=50, deadline=None, derandomize=True, database=None)
 HEADER = ("question", "answer")

@@ -10,9 +10,9 @@ from typing import Any
 import openpyxl
 import pytest
 
-from slimtune.console import InputError, ResourceError
 from slimtune.data import blocks, sources
 from slimtune.data.rows import read_raw_rows
+from slimtune.errors import InputError, ResourceError
 from slimtune.packages import pip_line
 
 HEADER = ["question", "answer"]

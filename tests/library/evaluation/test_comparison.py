@@ -19,8 +19,8 @@ from tiny_folders import swap_two_tokens, write_tiny_llama
 
 from slimtune import prompts
 from slimtune.config import Config, GenerationSection, Training
-from slimtune.console import InputError, ResourceError, SettingsError
 from slimtune.data.learned_rows import Learned
+from slimtune.errors import InputError, ResourceError, SettingsError
 from slimtune.evaluation import comparison as comparison_module
 from slimtune.evaluation import worker
 from slimtune.evaluation.comparison import Comparison, compare

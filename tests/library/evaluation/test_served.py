@@ -10,7 +10,7 @@ from fake_servers import Said
 from running import refused, succeeds
 from tiny_ggufs import put_into_ollama
 
-from slimtune.console import InputError, ResourceError, SettingsError
+from slimtune.errors import InputError, ResourceError, SettingsError
 from slimtune.evaluation.served import served_candidate
 from slimtune.inference import server_client
 from slimtune.inference.server_address import API_KEY

@@ -7,7 +7,7 @@ from taught_llama import write_taught_llama
 
 from slimtune import prompts
 from slimtune.config import Config, Evaluation, GenerationSection
-from slimtune.console import InputError, ResourceError
+from slimtune.errors import InputError, ResourceError
 from slimtune.evaluation.comparison import Comparison, compare
 from slimtune.evaluation.served import served_candidate
 from slimtune.export.gguf_writer import write_gguf

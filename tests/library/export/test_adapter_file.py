@@ -13,7 +13,7 @@ from tiny_models import FAMILIES, SHAPE
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.export.adapter_file import AdapterFile, require_alone, write_adapter
 from slimtune.export.architecture import read_architecture
 from slimtune.export.ggml import find_encoder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from slimtune.config import Config
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 from slimtune.export import allocation, feedback
 from slimtune.export.ggml import Encoder, find_encoder
 from slimtune.export.gguf_writer import header_bytes, write_file

@@ -15,7 +15,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tiny_folders import VOCABULARY, write_tiny_llama
 
 from slimtune import prompts
-from slimtune.console import InputError, ResourceError
+from slimtune.errors import InputError, ResourceError
 from slimtune.export import gguf_writer, preflight
 from slimtune.export.ggml import Encoder
 from slimtune.export.gguf_writer import write_gguf

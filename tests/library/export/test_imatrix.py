@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.export.architecture import read_architecture
 from slimtune.export.gguf_writer import write_gguf
 from slimtune.export.imatrix import read_imatrix, write_imatrix

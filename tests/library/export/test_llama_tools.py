@@ -12,7 +12,7 @@ from running import refused, succeeds
 from tiny_folders import write_tiny_llama
 from tiny_pipelines import edit_json
 
-from slimtune.console import ResourceError
+from slimtune.errors import ResourceError
 from slimtune.export import convert
 from slimtune.export.ggml import Encoder, find_encoder
 from slimtune.export.gguf_writer import write_gguf

@@ -15,7 +15,7 @@ from foreign_chat_templates import FOREIGN, QWEN3
 
 from slimtune import prompts
 from slimtune.config import GenerationSection
-from slimtune.console import InputError, SettingsError
+from slimtune.errors import InputError, SettingsError
 from slimtune.export.go_template import STOPS, twin
 from slimtune.export.modelfile import modelfile
 from slimtune.models.tokenizer_files import SpecialTokens

@@ -13,7 +13,7 @@ from tiny_folders import write_tiny_llama
 from transformers import AutoModelForCausalLM
 
 from slimtune import prompts
-from slimtune.console import ResourceError
+from slimtune.errors import ResourceError
 from slimtune.export import ollama, ollama_answers
 from slimtune.export.proof.serving import Difference
 from slimtune.inference.decoding import Decoding

@@ -6,7 +6,7 @@ import pytest
 from tiny_pipelines import PIPELINES, byte_level, edit_json, write_bpe_llama
 
 from slimtune import prompts
-from slimtune.console import QualityError
+from slimtune.errors import QualityError
 from slimtune.export import pretokenizers
 from slimtune.export.architecture import Unsupported
 from slimtune.export.gguf_writer import write_gguf

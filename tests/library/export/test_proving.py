@@ -9,7 +9,7 @@ from tiny_folders import write_tiny_llama
 
 from slimtune import prompts
 from slimtune.artifacts import sha256
-from slimtune.console import QualityError
+from slimtune.errors import QualityError
 from slimtune.export import convert, gguf_writer, preflight
 from slimtune.export.proof.reference import ReferenceAnswer
 from slimtune.export.proof.verify import _require_stops

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 from slimtune.export.quant_types import choose_types, encoded_bytes, quantization
 
 

@@ -7,7 +7,7 @@ import torch
 from tiny_folders import write_tiny_llama
 from transformers import AutoModelForCausalLM
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.export import feedback, importance, sensitivity
 from slimtune.export.imatrix import (
     Feedback,

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from slimtune import prompts
 from slimtune.config import ModelSection
-from slimtune.console import QualityError
+from slimtune.errors import QualityError
 from slimtune.export import adapter_export, gguf_writer
 from slimtune.export.gguf_writer import write_gguf
 from slimtune.export.proof import serving

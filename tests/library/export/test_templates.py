@@ -6,7 +6,7 @@ import pytest
 from foreign_chat_templates import FOREIGN, QWEN3
 
 from slimtune import prompts
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 from slimtune.export.go_template import STOPS, chosen, twin
 from slimtune.models.tokenizer_files import SpecialTokens, own_template
 

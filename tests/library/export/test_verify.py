@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tiny_folders import write_tiny_llama
 
 from slimtune import prompts
-from slimtune.console import InputError, QualityError
+from slimtune.errors import InputError, QualityError
 from slimtune.export.gguf_writer import write_gguf
 from slimtune.export.proof import reference
 from slimtune.export.proof import verify as room

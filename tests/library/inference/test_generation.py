@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from slimtune.console import ResourceError
+from slimtune.errors import ResourceError
 from slimtune.inference import generation
 from slimtune.inference.answers import Generation, in_order
 from slimtune.inference.batching import by_length, run_batched

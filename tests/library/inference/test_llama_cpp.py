@@ -14,7 +14,7 @@ from tiny_folders import write_tiny_llama
 from transformers import LlamaForCausalLM
 
 from slimtune.config import Config
-from slimtune.console import InputError, ResourceError
+from slimtune.errors import InputError, ResourceError
 from slimtune.export.gguf_writer import write_gguf
 from slimtune.inference import llama_child, llama_library
 from slimtune.inference.answers import Candidate, TokenLosses

@@ -11,7 +11,7 @@ from tiny_folders import write_tiny_llama
 from tiny_ggufs import changed
 
 from slimtune import prompts
-from slimtune.console import InputError, ResourceError
+from slimtune.errors import InputError, ResourceError
 from slimtune.export.gguf_writer import write_gguf
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.llama_cpp import LlamaCpp

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 from fake_servers import EVENTS, LINES, FakeServer, Said, ollama_answer, openai_answer
 
-from slimtune.console import InputError, ResourceError, SettingsError
+from slimtune.errors import InputError, ResourceError, SettingsError
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.json_requests import is_loopback
 from slimtune.inference.server_address import API_KEY, Server

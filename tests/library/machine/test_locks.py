@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slimtune.console import LockedError, SettingsError
+from slimtune.errors import LockedError, SettingsError
 from slimtune.machine import locks
 from slimtune.machine.locks import only_writer
 

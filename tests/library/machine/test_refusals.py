@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from slimtune.console import ExitCode, InputError, SlimTuneError, naming
+from slimtune.errors import ExitCode, InputError, SlimTuneError, naming
 from slimtune.machine import refusals
 from slimtune.machine.refusals import errno_of, is_panic, refusal_of
 

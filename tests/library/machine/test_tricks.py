@@ -7,7 +7,7 @@ import pytest
 from running import refused
 
 import slimtune.machine
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 from slimtune.machine.tricks import SWITCH, TRICKS, Nested, is_on, tricks_off
 
 ROOT = Path(__file__).resolve().parents[3]

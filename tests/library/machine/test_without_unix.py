@@ -50,7 +50,7 @@ for words in json.loads(sys.argv[1]):
 LOCKED_TWICE = (
     HIDDEN
     + """
-from slimtune.console import LockedError
+from slimtune.errors import LockedError
 from slimtune.machine.locks import only_writer
 with only_writer(Path(sys.argv[1]), "noon", "one"):
     try:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from slimtune.console import InputError, ResourceError
+from slimtune.errors import InputError, ResourceError
 from slimtune.models.weights import Checkpoint, CheckpointWriter, copy_companions
 
 TENSORS = {

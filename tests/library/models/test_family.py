@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.export.architecture import Architecture, read_architecture
 from slimtune.export.tensors import gguf_name, map_tensors, row_order
 from slimtune.models.family import FAMILIES, PARTS, axes_of, families_in_words

@@ -15,7 +15,7 @@ from tiny_adapters import BOTH, loaded, trained
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from slimtune.config import Config, Lora
-from slimtune.console import InputError, QualityError
+from slimtune.errors import InputError, QualityError
 from slimtune.evaluation.candidates import candidates_of
 from slimtune.models import merge_proof
 from slimtune.models.compute import Compute

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from slimtune.artifacts.files import seal
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.inference.gguf_tokenizer import tokens_of
 from slimtune.models.gguf_adapter import require_adapter_of
 from slimtune.models.gguf_header import read_gguf

@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 import pytest
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.models.gguf_header import is_gguf, read_gguf
 
 TENSOR = np.arange(64, dtype=np.float32).reshape(2, 32)

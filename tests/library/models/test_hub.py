@@ -6,7 +6,7 @@ import threading
 import pytest
 from huggingface_hub import constants
 
-from slimtune.console import InputError, ResourceError
+from slimtune.errors import InputError, ResourceError
 from slimtune.models import folders
 
 

@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from slimtune.config import ModelSection
-from slimtune.console import InputError, ResourceError, SettingsError
+from slimtune.errors import InputError, ResourceError, SettingsError
 from slimtune.models import compute, loading
 from slimtune.models.compute import Compute, choose_device, choose_dtype
 

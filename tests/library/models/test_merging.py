@@ -15,7 +15,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.models import weights
 from slimtune.models.merging import merge_adapter
 from slimtune.models.weights import Checkpoint

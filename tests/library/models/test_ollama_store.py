@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slimtune.console import InputError, SettingsError
+from slimtune.errors import InputError, SettingsError
 from slimtune.models.ollama_store import blob_of, ollama_address, plain_name, require_name
 
 WEIGHTS = "application/vnd.ollama.image.model"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from slimtune.config import Config, Training
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 from slimtune.models.positions import followed, longest_here, positions_of, within_positions
 
 

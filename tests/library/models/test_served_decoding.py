@@ -15,7 +15,7 @@ from tiny_pipelines import edit_json
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from slimtune.config import Config, GenerationSection
-from slimtune.console import InputError, SettingsError
+from slimtune.errors import InputError, SettingsError
 from slimtune.export.gguf_writer import write_file
 from slimtune.export.preflight import preflight
 from slimtune.inference.decoding import Decoding

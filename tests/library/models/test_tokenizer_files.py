@@ -11,7 +11,7 @@ from tiny_folders import write_tiny_llama
 from tiny_pipelines import byte_level, edit_json
 
 from slimtune import prompts
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.models import tokenizers
 from slimtune.models.tokenizer_files import put_before, read_head, special_tokens, template_facts
 

@@ -11,7 +11,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.models import tokenizers
 
 WORLD = [

@@ -7,7 +7,7 @@ from foreign_chat_templates import LLAMA3, QWEN3, SMOLLM2
 from tiny_pipelines import byte_level
 
 from slimtune import prompts
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 
 IM = "<|im_start|>"
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]

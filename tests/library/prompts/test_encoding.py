@@ -5,7 +5,7 @@ import sentencepiece
 from originals import originals
 
 from slimtune import prompts
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 TURNS = [

@@ -7,7 +7,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from slimtune import prompts
-from slimtune.console import InputError, SettingsError
+from slimtune.errors import InputError, SettingsError
 from slimtune.models import tokenizers
 
 SYSTEM = {"role": "system", "content": "Be brief."}

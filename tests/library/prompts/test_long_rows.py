@@ -3,7 +3,7 @@
 import pytest
 
 from slimtune import prompts
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.prompts.encoding import shorten, split
 from slimtune.training.batches import encode_rows
 

@@ -3,7 +3,7 @@
 import pytest
 
 from slimtune import prompts
-from slimtune.console import InputError, SettingsError
+from slimtune.errors import InputError, SettingsError
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 TURNS = [

@@ -5,7 +5,7 @@ import torch
 from tiny_cuts import FAMILIES, IDS, build, loaded, words
 from torch import nn
 
-from slimtune.console import QualityError
+from slimtune.errors import QualityError
 from slimtune.inference.stack import Stack, read_layers
 from slimtune.models.weights import Checkpoint
 from slimtune.pruning import depth, hidden, writer

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from slimtune.console import InputError, SettingsError
+from slimtune.errors import InputError, SettingsError
 from slimtune.models.model_shape import ModelShape
 from slimtune.pruning.sizes import ROW, Ratios, rounded, smaller, steps, with_groups
 

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_cuts import build, loaded, words
 
-from slimtune.console import QualityError
+from slimtune.errors import QualityError
 from slimtune.models.merging import merge_adapter
 from slimtune.models.weights import Checkpoint, CheckpointWriter
 from slimtune.pruning.sparsity import sparsify

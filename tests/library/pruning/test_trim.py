@@ -16,7 +16,7 @@ from tiny_pipelines import write_bpe_llama
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from slimtune.console import InputError, QualityError
+from slimtune.errors import InputError, QualityError
 from slimtune.pruning import kept_tokens, trim
 from slimtune.pruning.outcome import CARD
 from slimtune.training.distillation import require_same_vocabulary

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_cuts import FAMILIES, IDS, build, loaded, units_gone, without, words
 
-from slimtune.console import InputError, QualityError
+from slimtune.errors import InputError, QualityError
 from slimtune.models import weights
 from slimtune.models.weights import Checkpoint
 from slimtune.pruning import width

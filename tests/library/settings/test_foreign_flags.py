@@ -3,7 +3,7 @@
 import pytest
 
 from slimtune.config import SCRIPTS, Config
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 from slimtune.settings import read_settings
 from slimtune.settings.flags import flags_of, section_fields
 from slimtune.settings.foreign_flags import _OURS, ours

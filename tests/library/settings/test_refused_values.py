@@ -3,7 +3,7 @@
 import pytest
 
 from slimtune.config import Config
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 from slimtune.settings import read_settings
 from slimtune.settings.flags import section_fields
 

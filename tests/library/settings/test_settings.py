@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slimtune.config import SCRIPTS, Config
-from slimtune.console import SettingsError
+from slimtune.errors import SettingsError
 from slimtune.machine.refusals import refusal_of
 from slimtune.models.memory import MemoryEstimate, fit_verdict
 from slimtune.settings import PROJECT, SettingsErrors, read_settings, written

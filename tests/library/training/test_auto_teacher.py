@@ -9,7 +9,7 @@ from tiny_folders import swap_two_tokens, write_tiny_llama
 
 from slimtune.artifacts import stage_folder
 from slimtune.config import Config, SampleSection
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.training.auto_teacher import with_teacher
 
 

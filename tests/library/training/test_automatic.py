@@ -9,7 +9,7 @@ from tiny_models import tiny_model, tiny_samples
 
 from slimtune.config import Config, Distillation, Lora, Options, Training
 from slimtune.config.catalogues import names
-from slimtune.console import ResourceError
+from slimtune.errors import ResourceError
 from slimtune.models import memory
 from slimtune.training import automatic, estimates
 from slimtune.training.rates import is_far, usual_rate

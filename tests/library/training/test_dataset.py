@@ -9,7 +9,7 @@ import pytest
 from tiny_folders import write_tiny_llama
 
 from slimtune.config import Training
-from slimtune.console import InputError, SettingsError
+from slimtune.errors import InputError, SettingsError
 from slimtune.models import tokenizers
 from slimtune.training.dataset import Dataset, read_dataset
 

@@ -11,7 +11,7 @@ from tiny_models import tiny_model, tiny_samples
 from torch.nn import functional as F
 
 from slimtune.config import Distillation, Training
-from slimtune.console import InputError, ResourceError
+from slimtune.errors import InputError, ResourceError
 from slimtune.prompts import IGNORED
 from slimtune.training import teacher_cache
 from slimtune.training.batches import Sample, collate

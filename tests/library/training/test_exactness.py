@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from slimtune.config import Training
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.machine import onednn
 from slimtune.prompts import IGNORED
 from slimtune.training import callbacks, fitting

@@ -12,7 +12,7 @@ from tiny_models import tiny_model, tiny_samples
 from transformers import LlamaForCausalLM
 
 from slimtune.config import Lora, Training
-from slimtune.console import QualityError, SettingsError
+from slimtune.errors import QualityError, SettingsError
 from slimtune.models import loading
 from slimtune.models.compute import Compute
 from slimtune.models.merging import merge_adapter

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from slimtune.config import Lora, Training
 from slimtune.config.catalogues import names
-from slimtune.console import ResourceError
+from slimtune.errors import ResourceError
 from slimtune.training import callbacks, fitting, lora
 from slimtune.training.batches import collate
 from slimtune.training.fitting import fit

@@ -11,7 +11,7 @@ import torch
 from running import killed, refused, run, succeeds
 from safetensors.torch import load_file
 
-from slimtune.console import InputError
+from slimtune.errors import InputError
 from slimtune.training import checkpoints
 
 WEIGHTS = "lora_adapter/adapter_model.safetensors"

@@ -10,7 +10,7 @@ from tiny_models import tiny_model, tiny_samples
 from transformers import TrainingArguments
 
 from slimtune.config import Lora, Training
-from slimtune.console import QualityError, SettingsError
+from slimtune.errors import QualityError, SettingsError
 from slimtune.prompts import IGNORED
 from slimtune.training import checkpoints, fitting, lora
 from slimtune.training.batches import collate

@@ -12,7 +12,7 @@ from tiny_folders import write_tiny_llama
 from tiny_ggufs import changed
 
 from slimtune.config import Config, ModelSection
-from slimtune.console import ExitCode, InputError
+from slimtune.errors import ExitCode, InputError
 from slimtune.export.gguf_writer import write_gguf
 from slimtune.models.gguf_header import read_gguf
 from slimtune.unpacking.gguf_weights import require_tensors

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from slimtune.config import Config, GenerationSection, ModelSection, Options
-from slimtune.console import InputError, ResourceError
+from slimtune.errors import InputError, ResourceError
 from slimtune.export.gguf_writer import write_file, write_gguf
 from slimtune.export.preflight import preflight
 from slimtune.export.pretokenizers import known_names, pre_tokenizer_name, pre_tokenizer_of

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from slimtune.config import Config
-from slimtune.console import SlimTuneError, near
+from slimtune.console import near
+from slimtune.errors import SlimTuneError
 from slimtune.export.plan import ModelSource
 from slimtune.export.preflight import reference_precision
 from slimtune.export.proof.reference import Reference, build_reference

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slimtune.console import QualityError
+from slimtune.errors import QualityError
 from slimtune.export.proof.reference import Reference
 from slimtune.export.quant_types import TIE
 from slimtune.inference.answers import Generation

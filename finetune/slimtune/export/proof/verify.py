@@ -12,7 +12,7 @@ from pathlib import Path
 
 import gguf as gguf_format
 
-from slimtune.console import InputError, QualityError
+from slimtune.errors import InputError, QualityError
 from slimtune.export.proof.reference import ProofRow, Reference, ReferenceAnswer
 from slimtune.export.quant_types import EXACT, REFERENCE_IN_BF16, TIE, TOLERANCES
 from slimtune.inference.answers import Generation, TokenLosses
