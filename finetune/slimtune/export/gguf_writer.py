@@ -23,6 +23,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
+from slimtune.artifacts import run_of
 from slimtune.errors import InputError, naming
 from slimtune.export import feedback
 from slimtune.export.architecture import write_architecture
@@ -146,6 +147,9 @@ def _write_metadata(plan: GgufPlan, writer: gguf.GGUFWriter, name: str | None) -
     total, shared, expert, experts = writer.get_total_parameter_count()
     general = gguf.Metadata.load(None, plan.folder, None, total)
     general.name = name or general.name or plan.folder.name
+    if run_of(plan.folder):  # the card is ours, and a merge on the way to the file has none
+        general.base_models = general.tags = None
+        general.license = general.license if general.license != "unknown" else None
     for field in fields(general):  # a base's own decoding is not inherited in silence
         if field.name.startswith("sampling_"):
             setattr(general, field.name, None)
