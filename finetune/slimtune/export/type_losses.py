@@ -40,8 +40,9 @@ _log = logging.getLogger(__name__)
 _ONE_IN, _FEWEST, _MOST = 32, 8, 32
 _READ_WHOLE = 1 << 17  # values
 
-# Shares of the squares that rounding errs by: of what was rounded to a type before less than `_SAME`;
-# a type with one bit more errs by a quarter elsewhere, and by more beside one near whose grid it is.
+# Shares of the squares that rounding errs by: of what was rounded to a type before, less than
+# `_SAME`; a type with one bit more errs by a quarter elsewhere, and by more than `_NEAR` beside one
+# near whose grid the weights lie.
 _SAME, _NEAR = 5e-6, 0.5
 _ONE_BIT_MORE = {Type.Q4_0: Type.Q5_0, Type.Q4_1: Type.Q5_1, Type.Q3_K: Type.Q4_K}
 _ONE_BIT_MORE |= {Type.Q4_K: Type.Q5_K, Type.Q5_K: Type.Q6_K}
