@@ -15,7 +15,6 @@ from slimtune.export.plan import GgufPlan
 from slimtune.export.preflight import preflight
 from slimtune.export.type_losses import type_losses
 
-
 KIND = Type.Q4_0
 
 
