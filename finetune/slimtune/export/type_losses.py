@@ -10,7 +10,7 @@ Where columns will make up for those before them (`feedback`), columns_j is what
 
 A model that was unpacked from a file and trained since lies near the grid of that file's type:
 rounding to it errs little, by the old measure, and takes the training back. Such a type is left out
-(`_near`): SmolLM2 from Q4_1 with a merged adapter, in Q4_1 again: 0.36 -> 1.06 nats an answer token.
+(`_near`): SmolLM2 from Q4_1, with an adapter merged, in Q4_1 again: 0.36 -> 1.06 nats a token.
 
 Where nothing is known but what enters a matrix, the loss is the share of its output that is error,
 Σ_j x_j² (W − Q(W))²_ij / Σ_j x_j² W_ij²: enough to rank matrices of one kind, no figure in nats.
