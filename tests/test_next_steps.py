@@ -74,7 +74,7 @@ def test_from_raw_rows_to_a_talk_with_the_file(folder, monkeypatch) -> None:
 def compared_and_merged(compared: Ran) -> Ran:
     """The merged model lies beside the adapter, in the folder that training was given."""
     script, *words = next_of(compared)
-    assert "--merge" in words and "--output" not in words
+    assert "--merge" in words and "--output" in words  # whose figures go into the card
     merged = goes_on(compared)
     assert "wrote  my models (1)/merged_model" in merged.out
     return merged

@@ -73,7 +73,7 @@ def test_a_second_run_is_told_who_holds_the_output(tmp_path: Path) -> None:
         code = (
             "import sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path\n"
             "from slimtune.artifacts import stage_folder; from slimtune.config import Config\n"
-            "from slimtune.console import LockedError\n"
+            "from slimtune.errors import LockedError\n"
             "try:\n"
             "    with stage_folder('x', Path(sys.argv[1]) / 'out', Config()): pass\n"
             "except LockedError as error: print(error)\n"
