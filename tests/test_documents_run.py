@@ -194,7 +194,7 @@ def run_line(command: Command, server: str) -> Ran:
     if words[:2] == ["accelerate", "launch"]:
         return run_launched(words)
     assert Path(words[0]).name == "python", f"neither run nor in NOT_HERE: {command}"
-    if words[-1] == "--resume":
+    if words[-1] == "--resume" and "train_lora" in words[1]:  # else it goes on from the finished
         stop_first(words)
     return run_script(words)
 
