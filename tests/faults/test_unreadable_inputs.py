@@ -102,3 +102,18 @@ def test_what_a_process_of_a_comparison_cannot_read_is_the_inputs_fault_too(file
     with compared_in_forks():
         told = refused(3, file, "evaluate_model", "--config", "config.yaml", *words)
     assert told[0].endswith("cannot be read")
+
+
+def test_a_plain_text_in_another_encoding_is_named_with_its_byte(tmp_path) -> None:
+    """It ended as a bug in distillation and in the combined run."""
+    from slimtune.artifacts.files import text_lines
+    from slimtune.errors import InputError
+
+    file = tmp_path / "my text.txt"
+    file.write_bytes("café\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"byte 3 is not UTF-8.*\n.*\n.*iconv .*'.*my text.txt'"):
+        text_lines(file, "distillation.text_data", "name a text file")
+    file.write_text("café\n\n 好 \n", encoding="utf-8")
+    assert text_lines(file, "distillation.text_data", "") == ["café", " 好 "]
+    with pytest.raises(InputError, match="not there"):
+        text_lines(tmp_path / "none", "distillation.text_data", "name a text file")

@@ -18,6 +18,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
+from shlex import quote
 from typing import Any
 
 from slimtune.console import near
@@ -126,6 +127,22 @@ def require_fetched(file: Path) -> None:
         f"git left {file.stat().st_size} bytes of text that name it in its place",
         f"Git LFS pointer: git lfs pull (in {near(file.parent)}), or download the file itself",
     )
+
+
+def text_lines(file: Path, setting: str, cure: str) -> list[str]:
+    """The lines with something in them of a plain text in UTF-8 that a setting names; `cure` is for
+    one that is not there. Raises InputError for that and for another encoding."""
+    if not file.is_file():
+        raise InputError(f"{near(file)}: not there", f"{setting} names it", cure)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{near(file)}: byte {error.start:,} is not UTF-8",
+            f"{setting} names it, and plain text is read as UTF-8",
+            f"save it as UTF-8: iconv -f LATIN1 -t UTF-8 {quote(near(file))} > utf8.txt",
+        ) from error
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def json_or_none(file: Path) -> dict[str, Any] | None:

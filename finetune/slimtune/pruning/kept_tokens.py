@@ -19,6 +19,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from slimtune import prompts
+from slimtune.artifacts.files import text_lines
 from slimtune.config import Config
 from slimtune.console import near
 from slimtune.data.rows import read_rows
@@ -56,7 +57,8 @@ class Texts:
         if "training.train_data" in config.options.flags or os.path.lexists(rows):
             found = [row["messages"] for row in read_rows(rows)]
         if pruning.vocabulary_text:
-            plain += _lines(pruning.vocabulary_text)
+            cure = "name a text file in UTF-8, or set it to null"
+            plain += text_lines(pruning.vocabulary_text, "pruning.vocabulary_text", cure)
         for language in pruning.languages:
             plain += _words(language)
         if not found and not plain:
@@ -179,16 +181,6 @@ def pair_of(merge: str | list[str]) -> tuple[str, str]:
     """A merge of tokenizer.json, which older files write as one text."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right
-
-
-def _lines(file: Path) -> list[str]:
-    if not file.is_file():
-        raise InputError(
-            f"{near(file)}: not there",
-            "pruning.vocabulary_text names it",
-            "name a text file in UTF-8, or set it to null",
-        )
-    return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _words(language: str) -> list[str]:

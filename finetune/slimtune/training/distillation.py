@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from slimtune.artifacts.files import text_lines
 from slimtune.config import Config, Distillation
-from slimtune.console import near
 from slimtune.errors import InputError, QualityError
 from slimtune.models import tokenizers
 from slimtune.models.folders import local_folder
@@ -158,13 +158,8 @@ def passages_of(config: Config) -> list[str]:
     file, count = config.distillation.text_data, config.distillation.text_passages
     if file is None or not count:
         return []
-    if not file.is_file():
-        raise InputError(
-            f"{near(file)}: not there",
-            "distillation.text_data names it",
-            "run `python finetune/create_sample_data.py`, name a text file, or set it to null",
-        )
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    cure = "run `python finetune/create_sample_data.py`, name a text file, or set it to null"
+    lines = text_lines(file, "distillation.text_data", cure)
     step = max(1, len(lines) // count)
     return lines[::step][:count]
 
