@@ -42,7 +42,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=0, help="rows to learn from; 0: all")
     parser.add_argument("--test-rows", type=int, default=500, help="rows to test on; 0: all")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning")
+    parser.add_argument("--distil-epochs", type=int, default=1, help="of the pruned model")
     parser.add_argument("--folder", type=Path, default=ROOT / "models/real")
     parser.add_argument("--data", type=Path, default=DATA, help="train.csv, test.csv beside it")
     options = parser.parse_args()
@@ -55,7 +56,7 @@ def main() -> None:
     for file, count in zip(files, (options.rows, options.test_rows), strict=True):
         draw(file, work.folder / file.name, count)
     work.configure(model)
-    make_models(work, options.epochs)
+    make_models(work, options.epochs, options.distil_epochs)
     compare(work)
     real_table.show(work.folder, NAMES, sizes(work.folder), work.costs())
 
@@ -144,7 +145,7 @@ def shown(path: Path) -> str:
     return os.path.relpath(path, ROOT) if path.is_relative_to(ROOT) else str(path)
 
 
-def make_models(work: Work, epochs: int) -> None:
+def make_models(work: Work, epochs: int, distil_epochs: int) -> None:
     """Every model and file, by the scripts, each unless its result is there."""
     folder = work.folder
     columns = "--columns question=text,answer=category"
@@ -158,7 +159,7 @@ def make_models(work: Work, epochs: int) -> None:
     # The FFN by a third, which leaves rows of 1024 for K-quants, and one layer of 30.
     prune = "model_pruning --ffn-ratio 0.33 --layer-ratio 0.034"
     work.step("prune", "models/pruned/run.json", prune)
-    distil = f"knowledge_distillation --epochs {epochs}"
+    distil = f"knowledge_distillation --epochs {distil_epochs}"
     going = "models/distilled_checkpoints/conditions.json"
     work.step("distil", "models/distilled/run.json", distil, stopped=going)
     named = convert(models / "finetuned/merged_model", NAMES["merged"])

@@ -116,7 +116,7 @@ def test_every_command_is_one_that_its_script_takes(real, scripts, tmp_path) -> 
         file.truncate(103_456_789)
     assert real.sizes(tmp_path) == ["103.4MB", "77.5MB"]
     assert Gguf(target_size="103.4MB").target == "103.4MB"
-    real.make_models(work, 2)
+    real.make_models(work, 2, 1)
     real.compare(work)
     names = [Path(words[1]).stem for words in scripts]
     assert names[:3] == ["prepare_data", "train_lora", "evaluate_model"]

@@ -38,8 +38,9 @@ class Compute:
     `quantization` keeps linear layers in 4 bits (nf4 with double quantisation, QLoRA
     arXiv:2305.14314), in 8 (int8, LLM.int8() arXiv:2208.07339) or as they are (none). `attention`
     is the name of an implementation, None for transformers' own. With `shares` above 1 so many
-    processes hold a part of every weight each (FSDP2, arXiv:2304.11277). What the settings left to
-    the hardware is told apart, because the reasons differ.
+    processes hold a part of every weight each (FSDP2, arXiv:2304.11277). A model that learns whole
+    keeps float32 weights whatever they are multiplied in. What the settings left to the hardware is
+    told apart, because the reasons differ.
     """
 
     device: torch.device
@@ -47,6 +48,7 @@ class Compute:
     quantization: str = "none"
     attention: str | None = None
     shares: int = 1
+    learns_whole: bool = False
     automatic_device: bool = False
     automatic_dtype: bool = False
 
@@ -85,10 +87,13 @@ class Compute:
         return self
 
     def learning_whole(self) -> Self:
-        """The same for a model all of whose weights learn, as they are: float32 on a CPU."""
-        if self.device.type != "cpu":
-            return self.keeping("none")
-        return replace(self, dtype=torch.float32, quantization="none", automatic_dtype=False)
+        """The same for a model all of whose weights learn: on a CPU they are float32."""
+        return replace(self, quantization="none", learns_whole=self.device.type == "cpu")
+
+    @property
+    def weights(self) -> torch.dtype:
+        """The type that a model's weights are loaded in."""
+        return torch.float32 if self.learns_whole else self.dtype
 
     @property
     def mixed(self) -> bool:
@@ -126,6 +131,8 @@ class Compute:
         return f"{self.device.type} (no GPU found)" if missing else self.device.type
 
     def _weights(self) -> str:
+        if self.mixed and self.learns_whole:
+            return "float32 weights multiplied in "
         if not self.quantized:
             return ""
         kept = KEPT[self.quantization]
@@ -147,7 +154,7 @@ class Compute:
         if self.dtype == torch.bfloat16:
             return "this CPU multiplies it fast (AVX512-BF16); sums, norms and loss in float32"
         if multiplies_bfloat16():
-            return "exact; this CPU's bfloat16 is for adapters and answers of larger models"
+            return "exact; this CPU's bfloat16 is for larger models"
         return "16-bit numbers are slow on this CPU, and less exact"
 
 

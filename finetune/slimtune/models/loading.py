@@ -74,7 +74,7 @@ def load_model(
     where, _, why = compute.explain().partition(": ")
     _log.info("%s: %s%s", near(folder), where, "" if why in _explained else f": {why}")
     _explained.add(why)
-    options = {"dtype": compute.dtype, **_placed(compute)}
+    options = {"dtype": compute.weights, **_placed(compute)}
     if compute.attention is not None:
         options["attn_implementation"] = compute.attention
     if compute.quantized:
@@ -86,7 +86,7 @@ def load_model(
     if compute.shares == 1:
         _require_finite(folder, model)
     if compute.mixed and model.config.model_type in FAMILIES:
-        mixed.prepare(model)
+        (mixed.learn if compute.learns_whole else mixed.prepare)(model)
     if adapter is None:
         return model
     # With bitsandbytes: two seconds that a plain model need not pay.

@@ -21,7 +21,7 @@ Workload = Literal["stream", "inference", "lora", "mixed", "full"]
 
 # Bytes kept per token and layer for each value along an axis, by what trains and by the size of a
 # number. 16-bit training of adapters keeps float32 copies: peft's adapters are float32. `mixed` is
-# that of a CPU (models.mixed), which keeps none.
+# that of a CPU (models.mixed), of adapters and of all weights, which keeps none.
 _ACTIVATIONS: dict[tuple[str, int], dict[Axis, int]] = {
     ("lora", 4): {"hidden": 16, "query": 8, "kv": 8, "ffn": 16},
     ("lora", 2): {"hidden": 28, "query": 8, "kv": 4, "ffn": 10},
@@ -114,8 +114,8 @@ class Recipe:
     """What of a training run memory depends on, besides the shapes and the tokens of a batch.
 
     `trained` are the parameters of the adapter (and of modules trained whole); None: all weights
-    are trained, in float32. `dropout` is the adapter's. `optimizer` is a name of OPTIMIZERS;
-    `device` cpu or cuda.
+    are trained, and are float32 whatever they are multiplied in. `dropout` is the adapter's.
+    `optimizer` is a name of OPTIMIZERS; `device` cpu or cuda.
     """
 
     trained: int | None = None
@@ -135,11 +135,13 @@ def training(config: dict, recipe: Recipe, tokens: int) -> MemoryEstimate:
     layers everything else is float32, as peft prepares it.
     """
     shape = ModelShape.of(config)
-    itemsize = 4 if recipe.quantization != "none" or recipe.trained is None else recipe.itemsize
-    weights = weight_bytes(shape, itemsize, recipe.quantization)
+    plain, whole = recipe.quantization == "none", recipe.trained is None
+    mixed = recipe.device == "cpu" and recipe.itemsize == 2 and plain
+    kept_in = recipe.itemsize if plain and not whole else 4
+    weights = weight_bytes(shape, kept_in, recipe.quantization)
     trained = shape.parameters if recipe.trained is None else recipe.trained
-    mixed = recipe.device == "cpu" and itemsize == 2
-    stage: Workload = "full" if recipe.trained is None else "mixed" if mixed else "lora"
+    stage: Workload = "mixed" if mixed else "full" if whole else "lora"
+    itemsize = 2 if mixed else kept_in
     layer = activation_bytes(shape, stage, itemsize, recipe.dropout)
     kept = shape.layers * layer
     if recipe.activation_checkpointing:

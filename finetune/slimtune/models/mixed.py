@@ -30,8 +30,14 @@ def is_mixed(weight: torch.Tensor) -> bool:
     return whole and weight.device.type == "cpu" and weight.dtype == HALF
 
 
+def numbers_of(model: PreTrainedModel) -> torch.dtype:
+    """What a model's products are as exact as: the type of its weights where it is not mixed."""
+    return getattr(model, "multiplies_in", model.dtype)
+
+
 def prepare(model: PreTrainedModel) -> None:
     """Has a bfloat16 model on a CPU compute as above, in place; its weights stay as they are."""
+    model.multiplies_in = HALF
     decoder = model.get_decoder()
     # Not on the embedding: one that grows with an adapter's vocabulary is another module.
     decoder.layers[0].register_forward_pre_hook(lambda _, given: (given[0].float(), *given[1:]))
@@ -43,6 +49,18 @@ def prepare(model: PreTrainedModel) -> None:
             module.forward = partial(_normed, module)
         elif name.endswith(".mlp") and model.config.hidden_act == "silu":
             module.forward = partial(_fed_forward, module)
+
+
+def learn(model: PreTrainedModel) -> None:
+    """Has a float32 model on a CPU, all of whose weights learn, compute as above, in place.
+
+    The weights stay float32, and so do their gradients and moments: only what a layer multiplies
+    with is rounded, anew each time, as in automatic mixed precision (arXiv:1710.03740).
+    """
+    prepare(model)
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.forward = partial(_multiplied, module)
 
 
 def adapt(model: "PeftModel") -> None:
@@ -78,10 +96,11 @@ def _plain(module: "LoraLinear") -> bool:
 
 
 def _normed(norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    weight, eps = norm.weight, norm.variance_epsilon
-    if weight.requires_grad:
-        return F.rms_norm(hidden.float(), weight.shape, weight.float(), eps).to(HALF)
-    return _Norm.apply(hidden, weight, eps)
+    return _Norm.apply(hidden, norm.weight, norm.variance_epsilon)
+
+
+def _multiplied(linear: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+    return _Product.apply(inputs.to(HALF), linear.weight, linear.bias)
 
 
 def _fed_forward(mlp: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
@@ -115,12 +134,15 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple:
-        # dx = s (g w - n mean(g w n)) with n = s x
+        # dx = s (g w - n mean(g w n)) and dw = sum(g n), with n = s x
         x, scale, weight = ctx.saved_tensors
+        normed, to_weight = x.float().mul_(scale), None
+        if ctx.needs_input_grad[1]:
+            to_weight = (upstream * normed).flatten(0, -2).sum(0).to(weight.dtype)
         gradient = upstream.float().mul_(weight)
-        normed = x.float().mul_(scale)
         along = (gradient * normed).mean(-1, keepdim=True)
-        return gradient.addcmul_(normed, along, value=-1).mul_(scale).to(ctx.kind), None, None
+        gradient.addcmul_(normed, along, value=-1).mul_(scale)
+        return gradient.to(ctx.kind), to_weight, None
 
 
 class _Gated(torch.autograd.Function):
@@ -136,6 +158,25 @@ class _Gated(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         to_gate = torch.ops.aten.silu_backward(upstream * up, gate)
         return to_gate, F.silu(gate).mul_(upstream)
+
+
+class _Product(torch.autograd.Function):
+    """y = x W^T + b in bfloat16 for W and b that learn in float32; keeps x, and rounds W again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight.to(HALF), None if bias is None else bias.to(HALF))
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple:
+        x, weight = ctx.saved_tensors
+        rows = upstream.flatten(0, -2)
+        to_weight = (rows.T @ x.flatten(0, -2)).to(weight.dtype)
+        to_bias = rows.float().sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
+        return upstream @ weight.to(HALF), to_weight, to_bias
 
 
 class _Sum(torch.autograd.Function):

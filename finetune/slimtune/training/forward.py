@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from slimtune.errors import InputError
 from slimtune.models.family import families_in_words
+from slimtune.models.mixed import numbers_of
 from slimtune.prompts import IGNORED
 from slimtune.training import attention, losses
 from slimtune.training.batches import Sample, collate, ready
@@ -84,7 +85,7 @@ def require_exact(model: nn.Module, samples: Sequence[Sample]) -> None:
     short = [Sample(one.input_ids[:_PROBE], one.input_ids[:_PROBE]) for one in samples[:2]]
     model.eval()
     ours, theirs = _packed(model, short), _one_by_one(model, causal, short)
-    if abs(ours - theirs) > _TOLERANCE[causal.dtype] * abs(theirs):
+    if abs(ours - theirs) > _TOLERANCE[numbers_of(causal)] * abs(theirs):
         raise InputError(
             f"{causal.config.model_type}: this family cannot be trained here",
             f"its own code gives a loss of {theirs:.4f}, the fast path {ours:.4f}: it scales its "

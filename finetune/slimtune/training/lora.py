@@ -179,7 +179,7 @@ def require_effect(
     missed = (adapted - trained).abs().max().item() if trained is not None else 0.0
     if moved == 0:
         raise NoEffect("adapter", "loaded back onto its base it gives the base's own answers")
-    rounding = 1e-3 if model.get_base_model().dtype == torch.float32 else 5e-2
+    rounding = 1e-3 if mixed.numbers_of(model.get_base_model()) == torch.float32 else 5e-2
     if missed > max(0.5 * moved, rounding):
         raise QualityError(
             "the saved adapter is not the trained one",

@@ -105,12 +105,12 @@ def kept_for_backward(
     decoder = model.model
     if half:
         model.set_attn_implementation(attention.register())
-        mixed.prepare(model)
+        (mixed.prepare if lora else mixed.learn)(model)
     if lora:
         config = LoraConfig(r=2, target_modules="all-linear", lora_dropout=dropout)
         model = get_peft_model(model, config)
         model.enable_input_require_grads()
-    if half:
+    if half and lora:
         mixed.adapt(model)
     if checkpointing:
         model.gradient_checkpointing_enable()
@@ -152,6 +152,19 @@ def test_bfloat16_on_a_cpu_keeps_about_half_of_what_float32_does(dropout, family
     layer = memory.activation_bytes(shape, "mixed", 2, dropout)
     assert 96 * (shape.layers * layer + shape.hidden * 2) == pytest.approx(measured, rel=0.07)
     assert layer < 0.55 * memory.activation_bytes(shape, "lora", 4, dropout)
+
+
+@pytest.mark.parametrize("family", WIDE)
+def test_all_weights_that_learn_in_bfloat16_keep_no_more_than_adapters_do(family):
+    measured = kept_for_backward(
+        lora=False, dtype=torch.float32, dropout=0.0, family=family, half=True
+    )
+    shape = ModelShape.of(WIDE[family].to_dict())
+    layer = memory.activation_bytes(shape, "mixed", 2, 0.0)
+    assert 96 * (shape.layers * layer + shape.hidden * 2) == pytest.approx(measured, rel=0.07)
+    whole = training(WIDE[family].to_dict(), Recipe(itemsize=2), 96)
+    assert whole.weights == 4 * shape.parameters
+    assert whole.activations < 0.55 * training(WIDE[family].to_dict(), Recipe(), 96).activations
 
 
 def test_activation_checkpointing_keeps_one_layer_and_the_inputs_of_all():

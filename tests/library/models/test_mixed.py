@@ -76,6 +76,17 @@ def test_losses_and_gradients_of_every_family_are_those_of_float32(family):
     require_alike(lesson(half, batch), lesson(wide, batch))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_that_learns_whole_does_so_as_in_float32(family):
+    batch, found = collate(tiny_samples(6)), []
+    for half in (True, False):
+        model = tiny_model(family)
+        if half:
+            mixed.learn(model)
+        found.append(lesson(model, batch))
+    require_alike(*found)
+
+
 @pytest.mark.parametrize("kind", [name for name in ADAPTERS if name != "dropout"])
 def test_what_is_no_plain_adapter_learns_as_well(kind):
     batch = collate(tiny_samples(6))
@@ -131,11 +142,13 @@ def test_an_adapter_far_below_the_rounding_of_a_product_still_adds_up(bias):
 def test_norm_and_gate_have_the_gradients_of_their_formulas():
     torch.manual_seed(0)
     x = torch.randn(8, 64, requires_grad=True)
-    weight, upstream = torch.rand(64) + 0.5, torch.randn(8, 64).bfloat16()
+    weight, upstream = (torch.rand(64) + 0.5).requires_grad_(), torch.randn(8, 64).bfloat16()
     mixed._Norm.apply(x, weight, 1e-5).backward(upstream)
-    exact = x.detach().double().requires_grad_()
-    F.rms_norm(exact, (64,), weight.double(), 1e-5).backward(upstream.double())
-    assert F.cosine_similarity(x.grad.flatten().double(), exact.grad.flatten(), dim=0) > 0.9999
+    wide = [one.detach().double().requires_grad_() for one in (x, weight)]
+    F.rms_norm(wide[0], (64,), wide[1], 1e-5).backward(upstream.double())
+    for found, right in zip((x, weight), wide, strict=True):
+        both = found.grad.flatten().double(), right.grad.flatten()
+        assert F.cosine_similarity(*both, dim=0) > 0.9999
     gate, up = (torch.randn(8, 64).bfloat16().requires_grad_() for _ in range(2))
     mixed._Gated.apply(gate, up).backward(upstream)
     wide = [one.detach().double().requires_grad_() for one in (gate, up)]
@@ -161,7 +174,18 @@ def test_auto_leaves_small_and_unknown_models_and_what_was_set_alone(monkeypatch
         assert Compute.choose("cpu").on(config).dtype == torch.float32
     assert Compute.choose("cpu", "float32").on(LARGE).dtype == torch.float32
     assert Compute.choose("cpu", quantization="int8").on(LARGE).dtype == torch.float32
-    assert Compute.choose("cpu", "bfloat16").learning_whole().on(LARGE).dtype == torch.float32
+    assert not Compute.choose("cpu", "float32").learning_whole().on(LARGE).mixed
+
+
+def test_what_learns_whole_keeps_float32_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(compute, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(compute, "BFLOAT16_FROM", 32)
+    tiny_model().save_pretrained(tmp_path)
+    decided = Compute.choose("cpu").learning_whole()
+    assert "float32 weights multiplied in bfloat16: this CPU" in decided.on(LARGE).explain()
+    loaded = loading.load_model(tmp_path, decided)
+    assert loaded.dtype == torch.float32 and mixed.numbers_of(loaded) == torch.bfloat16
+    require_exact(loaded, tiny_samples(2))
 
 
 def test_bfloat16_without_the_instructions_is_called_slow(monkeypatch):
