@@ -31,7 +31,6 @@ import torch
 from slimtune.config import Config
 from slimtune.inference import batching, generation, token_losses
 from slimtune.inference.decoding import Decoding
-from slimtune.machine import onednn
 from slimtune.models import loading
 from slimtune.models.compute import Compute
 from slimtune.training import lora, losses
@@ -116,19 +115,18 @@ def training(model: Any, config: Config, size: int) -> Work:
 
     def steps(samples: Sequence[Sample], share: bool) -> list[float]:
         found = []
-        with onednn.onednn_products():
-            for start in range(0, len(samples), size):
-                batch = collate(samples[start : start + size], share=share)
-                read = supervised(batch)
-                targets = batch["labels"][0, read + 1]
-                parts = loss_parts(
-                    learner,
-                    batch,
-                    read,
-                    lambda z, at, own=targets: losses.cross_entropy(z, own[at]),
-                )
-                parts[0].backward()
-                found.append(parts[0].item() / len(read))
+        for start in range(0, len(samples), size):
+            batch = collate(samples[start : start + size], share=share)
+            read = supervised(batch)
+            targets = batch["labels"][0, read + 1]
+            parts = loss_parts(
+                learner,
+                batch,
+                read,
+                lambda z, at, own=targets: losses.cross_entropy(z, own[at]),
+            )
+            parts[0].backward()
+            found.append(parts[0].item() / len(read))
         learner.zero_grad()
         return found
 

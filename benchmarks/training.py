@@ -9,8 +9,7 @@ The same rows, the same model (random but for --model), batches of 4 rows, r = 8
 layers, float32 but for the side that says bfloat16, one thread; every side is a process of its own.
 A token is a token of a real row, so what a side pays for padding counts against it. "training" is
 the CPU time of `train()` alone: it is what the bars are about; "process" has the imports, the
-loading and the saving in it. On AMD processors with AVX-512 ours multiplies with oneDNN; "torch's
-own products" is what ours is on all others.
+loading and the saving in it.
 
 A peer lives in an environment of its own whose python is named by the flag, or by TRL_PYTHON and
 LLAMAFACTORY_PYTHON; it needs the peer's package and its versions of transformers and peft.
@@ -50,7 +49,6 @@ SIZES = (Size("hidden 256 x 4 layers", 256, 688, 4, 4), Size("82 M", 640, 1792, 
 BARS = {"padded": (2.4, 0.5), "llamafactory": (1.6, 0.75), "trl": (3.5, None)}
 TITLES = {
     "ours": "SlimTune",
-    "ours_mkl": "SlimTune, torch's own products",
     "ours_bfloat16": "SlimTune, bfloat16 products",
     "padded": "HF Trainer, padded",
     "llamafactory": "LLaMA-Factory, neat_packing",

@@ -54,12 +54,6 @@ def ours(folder: Path, dtype: str = "float32") -> None:
     _timed(SlimTrainer(model=model, args=arguments, train_dataset=samples))
 
 
-def ours_mkl(folder: Path) -> None:
-    """Ours where oneDNN is not the faster library: any processor but AMD's with AVX-512."""
-    os.environ["SLIMTUNE_TRICKS_OFF"] = "onednn"
-    ours(folder)
-
-
 def ours_bfloat16(folder: Path) -> None:
     """Ours as auto has it for models that are not small, on a CPU with AVX512-BF16."""
     ours(folder, "bfloat16")
@@ -182,7 +176,7 @@ def _clocked(trainer: Any, train: Callable[[], Any]) -> Any:
     return result
 
 
-_ALL = (ours, ours_mkl, ours_bfloat16, padded, llamafactory, trl, trl_plain)
+_ALL = (ours, ours_bfloat16, padded, llamafactory, trl, trl_plain)
 SIDES = {side.__name__: side for side in _ALL}
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The machine: the one cupboard for what depends on processor, C library or operating system.
 
 - `tricks.py`: the list of tricks, what each brings, and the switch that turns them off
-- `onednn.py`: float32 matrix products on AMD CPUs with AVX-512 (trick `onednn`)
 - `process.py`: what a process tells and changes of itself: its peak of memory, when malloc gives
   blocks back (trick `malloc`), the packages it leaves out (trick `unused_packages`)
 - `locks.py`: one writer an output, whatever the operating system
@@ -10,7 +9,7 @@
 - `moving.py`: renames that wait for whoever has the file open, as Windows wants it
 
 A trick saves time or memory and changes no result beyond rounding. To see what one brings, or when
-one is suspected, leave it out: SLIMTUNE_TRICKS_OFF=onednn,malloc,unused_packages in the environment
+one is suspected, leave it out: SLIMTUNE_TRICKS_OFF=malloc,unused_packages in the environment
 (any of them). Nothing outside this room imports fcntl, resource or msvcrt or calls mallopt, and
 where they do not exist, as on Windows, the scripts work without them.
 """

@@ -1,6 +1,6 @@
 """The tricks of this room by name, the switch that turns them off, and how they nest.
 
-    SLIMTUNE_TRICKS_OFF=onednn,malloc python finetune/train_lora.py
+    SLIMTUNE_TRICKS_OFF=malloc python finetune/train_lora.py
 
 The variable is read whenever a trick is about to be used, so that processes started by a script
 follow it as well.
@@ -14,7 +14,6 @@ from slimtune.errors import SettingsError
 
 SWITCH = "SLIMTUNE_TRICKS_OFF"
 TRICKS = {  # name -> what it brings, and the benchmark that prints it
-    "onednn": "float32 products 1.3 to 2.5 times as fast (benchmarks/onednn.py)",
     "malloc": "pruning in 411 MB where it took 441 to 686 (benchmarks/low_memory.py)",
     "unused_packages": "126 MB and 1.3 CPU seconds of a start (benchmarks/unused_packages.py)",
 }

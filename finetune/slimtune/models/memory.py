@@ -50,8 +50,7 @@ _RUNTIME = 500_000_000  # Python, torch, transformers, peft: measured 476 MB
 _TRAINING = {"cpu": 430_000_000, "cuda": 600_000_000}
 # On a CPU a step's blocks come from malloc, which (glibc 2.36) cannot give a freed aligned block to
 # a request of the same size: the first step leaves holes as large as the activations. Gradients and
-# moments, made later, move into them. Measured on three sizes, 700 MB to 4.5 GB, with the products
-# of either library (machine.onednn): with oneDNN the largest took 10 % less than with MKL.
+# moments, made later, move into them. Measured on three sizes, 700 MB to 4.5 GB.
 # With bfloat16 products three runs took 7 to 11 % less than this says, 0.96 to 1.58 GB.
 _TRANSIENT = {"cpu": 1.35, "cuda": 1.1}
 _HOLES = {"cpu": 0.85, "cuda": 0.0}

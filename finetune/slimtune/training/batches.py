@@ -1,9 +1,8 @@
 """Rows to token ids, and token ids to padding-free batches.
 
 A batch is one row of tokens: the samples one after another, each counting its positions from 0,
-and `lengths` to tell them apart. No row is padded to the longest; what `filled` puts at the end of
-the whole batch, on some processors, is an eighth of it at most above 512 tokens. What samples begin
-with in common is computed once (`prefixes`).
+and `lengths` to tell them apart. Nothing is padded. What samples begin with in common is computed
+once (`prefixes`).
 """
 
 from collections.abc import Sequence
@@ -11,10 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from slimtune.errors import InputError
-from slimtune.machine import onednn
 from slimtune.prompts import IGNORED, encode, puts_bos
 from slimtune.training import prefixes
 
@@ -137,7 +134,7 @@ def ready(
 ) -> tuple[dict[str, Any], torch.Tensor]:
     """`batch` as the model reads it, and where its `positions` (on the model's device) are then.
 
-    With `shares` a beginning in common is there once. Blank tokens come last, on a CPU.
+    With `shares` a beginning in common is there once.
     """
     if shares and "kept" in batch:
         kept, places = (batch[name].to(positions.device) for name in ("kept", "places"))
@@ -145,21 +142,4 @@ def ready(
         positions = places[positions]
         batch = batch | {"input_ids": ids[:, kept], "position_ids": counted[:, kept]}
         batch["lengths"] = batch["pieces"]
-    return padded(batch, positions.device), positions
-
-
-def padded(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """`batch` with as many blank tokens after it as `onednn.padded_length` wants, on a CPU.
-
-    They are a sample of their own: no other attends to it, and no label is in it. All are at
-    position 0, because some kinds of rope look at the largest.
-    """
-    tokens = batch["input_ids"].shape[1]
-    blanks = onednn.padded_length(tokens) - tokens
-    if not blanks or device.type != "cpu":
-        return batch
-    return batch | {
-        "input_ids": F.pad(batch["input_ids"], (0, blanks)),
-        "position_ids": F.pad(batch["position_ids"], (0, blanks)),
-        "lengths": [*batch["lengths"], blanks],
-    }
+    return batch, positions

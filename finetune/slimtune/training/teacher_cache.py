@@ -23,7 +23,6 @@ from transformers import PreTrainedModel
 from slimtune.artifacts.files import are_sealed, broken, json_or_none, replacing, seal, write_json
 from slimtune.console import near, tenth_done
 from slimtune.errors import InputError
-from slimtune.machine import onednn
 from slimtune.machine.disks import require_space
 from slimtune.prompts import IGNORED
 from slimtune.training.attention import bounds, shares_beginnings
@@ -153,12 +152,11 @@ def _write_part(
     starts = torch.tensor([0, *(sample.supervised for sample in samples)]).cumsum(0)
     ids = torch.empty(int(starts[-1]), top_k, dtype=torch.int32)
     logs = torch.empty(int(starts[-1]), top_k, dtype=torch.float16)
-    with onednn.onednn_products(teacher.dtype):
-        for batch in _batches(samples):
-            rows = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in batch])
-            top = top_of(teacher, collate([samples[i] for i in batch]), top_k, temperature)
-            ids[rows] = top.ids.to("cpu", torch.int32)
-            logs[rows] = top.log_probabilities.to("cpu", torch.float16)
+    for batch in _batches(samples):
+        rows = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in batch])
+        top = top_of(teacher, collate([samples[i] for i in batch]), top_k, temperature)
+        ids[rows] = top.ids.to("cpu", torch.int32)
+        logs[rows] = top.log_probabilities.to("cpu", torch.float16)
     tensors = {
         "ids": ids.to(_id_type(vocabulary)),
         "log_probabilities": logs,

@@ -25,12 +25,11 @@ from transformers.trainer_utils import TrainOutput
 
 from slimtune.console import near
 from slimtune.errors import QualityError
-from slimtune.machine import onednn
 from slimtune.settings.flags import named
 from slimtune.training import checkpoints, losses, saved_states, sharding
 from slimtune.training.batches import collate
 from slimtune.training.callbacks import Continuation, Interruption
-from slimtune.training.forward import causal_model, loss_parts, supervised
+from slimtune.training.forward import loss_parts, supervised
 
 # Members of transformers.Trainer that are not promised to stay, each with why it is needed.
 PRIVATE = {
@@ -74,8 +73,7 @@ class SlimTrainer(Trainer):
     ) -> TrainOutput:
         if resume_from_checkpoint is not None:
             self.add_callback(Continuation(Path(resume_from_checkpoint)))
-        with onednn.onednn_products(causal_model(self.model).dtype):
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def let_go(self) -> None:
         """Hold nothing of the model any longer.

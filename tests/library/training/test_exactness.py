@@ -21,7 +21,6 @@ from transformers import (
 
 from slimtune.config import Training
 from slimtune.errors import InputError
-from slimtune.machine import onednn
 from slimtune.prompts import IGNORED
 from slimtune.training import callbacks, fitting
 from slimtune.training.attention import register
@@ -61,12 +60,6 @@ ROPES = {
         "rope_theta": 1e4,
     },
 }
-
-
-@pytest.fixture(autouse=True)
-def _every_product_through_onednn(monkeypatch) -> None:
-    """Where it is the faster library, tiny matrices must take the way of large ones."""
-    monkeypatch.setattr(onednn, "_SMALLEST", 1)
 
 
 def pad(samples: list) -> dict[str, torch.Tensor]:
@@ -182,10 +175,8 @@ def test_loraplus_is_pefts_own_on_padded_rows(tmp_path: Path) -> None:
     assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
 
 
-def test_noise_on_single_rows_is_transformers_own(tmp_path: Path, monkeypatch) -> None:
+def test_noise_on_single_rows_is_transformers_own(tmp_path: Path) -> None:
     """Its NEFTune counts with the length of a whole row, which is right for one sample alone."""
-    # Blank tokens would draw from the generator as well.
-    monkeypatch.setattr(onednn, "onednn_is_faster", lambda: False)
     samples, alone = tiny_samples(10), {"per_device_train_batch_size": 1, "seed": 3}
     both = {"output_dir": str(tmp_path), "logging_steps": 1, "save_strategy": "no"}
     both |= {"use_cpu": True, "report_to": [], "disable_tqdm": True, "learning_rate": 1e-2}
