@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=0, help="rows to learn from; 0: all")
     parser.add_argument("--test-rows", type=int, default=500, help="rows to test on; 0: all")
     parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning")
-    parser.add_argument("--distil-epochs", type=int, default=1, help="of the pruned model")
+    parser.add_argument("--distil-epochs", type=float, default=1, help="of the pruned model")
     parser.add_argument("--folder", type=Path, default=ROOT / "models/real")
     parser.add_argument("--data", type=Path, default=DATA, help="train.csv, test.csv beside it")
     options = parser.parse_args()
@@ -145,7 +145,7 @@ def shown(path: Path) -> str:
     return os.path.relpath(path, ROOT) if path.is_relative_to(ROOT) else str(path)
 
 
-def make_models(work: Work, epochs: int, distil_epochs: int) -> None:
+def make_models(work: Work, epochs: int, distil_epochs: float) -> None:
     """Every model and file, by the scripts, each unless its result is there."""
     folder = work.folder
     columns = "--columns question=text,answer=category"
@@ -159,7 +159,7 @@ def make_models(work: Work, epochs: int, distil_epochs: int) -> None:
     # The FFN by a third, which leaves rows of 1024 for K-quants, and one layer of 30.
     prune = "model_pruning --ffn-ratio 0.33 --layer-ratio 0.034"
     work.step("prune", "models/pruned/run.json", prune)
-    distil = f"knowledge_distillation --epochs {distil_epochs}"
+    distil = f"knowledge_distillation --epochs {distil_epochs:g}"
     going = "models/distilled_checkpoints/conditions.json"
     work.step("distil", "models/distilled/run.json", distil, stopped=going)
     named = convert(models / "finetuned/merged_model", NAMES["merged"])
