@@ -11,6 +11,7 @@ import filecmp
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -126,12 +127,13 @@ def step(result: str, command: str, stopped: str = "") -> None:
 
 def ended(words: list[str]) -> int:
     """The exit code of a program; Ctrl-C is the program's own, which saves what it has first."""
-    child = subprocess.Popen(words)
-    while True:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:
-            continue
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.SIG_IGN:  # which the program would begin with; a function it does not
+        signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        return subprocess.call(words)
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 if __name__ == "__main__":

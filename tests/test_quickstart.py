@@ -175,7 +175,7 @@ def stop(*_):
     sys.exit(130)
 signal.signal(signal.SIGINT, stop)
 print("at work", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
