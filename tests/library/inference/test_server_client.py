@@ -21,7 +21,7 @@ KEY = "sk-secret-123"
 
 def client_of(server: FakeServer, **settings) -> ServerClient:
     reference = f"ollama:{server.model}" if server.ollama else f"{server.address}#{server.model}"
-    return ServerClient(Server.of(reference), **{"pauses": (0.0, 0.0), "patience": 5.0} | settings)
+    return ServerClient(Server.of(reference), **{"pauses": (0.0, 0.0), "patience": 60.0} | settings)
 
 
 def answer(server: FakeServer, decoding: Decoding = GREEDY, **settings):

@@ -233,7 +233,7 @@ def test_llama_cpps_server_chooses_by_them_without_being_told(base, tmp_path, ge
     rows = enumerate(prompts)
     asked = [{"prompt": one, "seed": decoding.for_row(row).seed} for row, one in rows]
     command = [sys.executable, "-c", SERVER, tmp_path / "m.gguf", json.dumps(asked)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     theirs = json.loads(done.stdout.splitlines()[-1])
     with LlamaCpp(tmp_path / "m.gguf", context=128, threads=1) as model:
         ours = [answer.ids for answer in model.generate(prompts, decoding)]
