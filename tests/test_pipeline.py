@@ -1,7 +1,8 @@
 """All eight scripts' work, one after another: a trained Llama and sixty rows.
 
-Where they are there, stories260K (260 thousand parameters) with Chinese instructions (Alpaca) and
-with English school maths; else a Llama that has learned a page, with the sample's rows. Each is far
+Where they are there, stories260K (260 thousand parameters) with English school maths and, in
+`--all`, with Chinese instructions (Alpaca); else a Llama that has learned a page, with the sample's
+rows. Each is far
 too small for its rows; what counts is that every stage fits the next.
 """
 
@@ -29,7 +30,8 @@ pytestmark = pytest.mark.slow
 
 ROWS = 60
 OURS = "sample.json"
-ORIGINALS = originals("stories260K", ("alpaca_zh_demo.json", "alpaca"), ("gsm8k_train.jsonl", "qa"))
+CHINESE = pytest.param(("alpaca_zh_demo.json", "alpaca"), marks=pytest.mark.long)
+ORIGINALS = originals("stories260K", CHINESE, ("gsm8k_train.jsonl", "qa"))
 TYPES = ("F16", "Q8_0", "Q4_K_M")
 MODELS = ("tuned/merged_model", "pruned", "distilled", "small/final") + tuple(
     f"gguf/stories-{one}.gguf" for one in TYPES

@@ -54,8 +54,11 @@ def test_training_as_usual_imports_neither_bitsandbytes_nor_pandas(
     assert not there & {"bitsandbytes", "datasets", "pandas", "pyarrow"}
 
 
+@pytest.mark.long
 def test_training_that_needs_bitsandbytes_has_it(settings, rows, tmp_path) -> None:
-    """Weights and optimizer of its own in one process: starting a second takes seconds."""
+    """Weights and optimizer of its own in one process: starting a second takes seconds. In this
+    process test_four_bits.py and test_optimizers.py train with them.
+    """
     flags = ("--use-quantization", "--optimizer", "adamw_8bit")
     words = (*settings, *ADAPTER, *flags, "--output-dir", tmp_path / "out")
     assert "bitsandbytes" in imported_by("train_lora", *words)

@@ -1,6 +1,7 @@
 """A trained Llama learns from rows it has never seen: the validation loss falls, and is reported.
 
-The rows are the sample's, or Alpaca's with stories260K (260,032 parameters) where these are there.
+The rows are the sample's; in `--all`, with stories260K (260,032 parameters), Alpaca's where these
+are there.
 """
 
 import json
@@ -21,9 +22,10 @@ from slimtune.training.fitting import fit
 
 ALPACA = DATA / "instruct" / "alpaca_en_demo.json"
 SHORT = 150  # characters of question and answer
+STORIES = pytest.param("stories260K", marks=pytest.mark.long)
 
 
-@pytest.fixture(params=["taught", *originals("stories260K", "stories260K")])
+@pytest.fixture(params=["taught", *originals("stories260K", STORIES)])
 def model_and_rows(request, tmp_path) -> tuple[Path, list[dict[str, str]]]:
     if request.param == "taught":
         return write_taught_llama(tmp_path / "taught"), sample.rows(seed=5, count=200)
