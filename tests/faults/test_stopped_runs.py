@@ -60,6 +60,7 @@ def test_a_sample_killed_before_any_of_its_moves_goes_on(tmp_path, monkeypatch) 
 STAGES = ("pruned", "teacher_cache", "distilled", "lora_adapter", "final")
 
 
+@pytest.mark.slow
 def test_a_combined_run_killed_before_each_output_goes_on(settings, merged, tmp_path) -> None:
     """What quickstart.py does the second time: the same with --resume."""
 

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from slimtune.config import SCRIPTS
 
 FINETUNE = Path(__file__).resolve().parents[3] / "finetune"
@@ -83,6 +85,7 @@ def test_every_script_says_what_it_does() -> None:
     assert all(f"finetune/{script}.py" in said for script in SCRIPTS)
 
 
+@pytest.mark.slow
 def test_every_script_says_what_it_would_take(settings, distilled, adapter) -> None:
     """The packages are others on Windows: these, which want Unix, are there already."""
     dry = ((script, *settings, "--overwrite", "--debug", "--dry-run") for script in SCRIPTS)
