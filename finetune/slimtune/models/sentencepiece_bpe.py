@@ -6,6 +6,7 @@ indentation get other ids than the model was trained on. Here merges follow the 
 """
 
 import re
+from functools import lru_cache
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -62,7 +63,7 @@ def build(proto: sentencepiece_model_pb2.ModelProto) -> Tokenizer:
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocabulary,
-            merges=_merges(proto, vocabulary),
+            merges=_merges(proto.SerializeToString()),
             unk_token=unknown,
             fuse_unk=True,
             byte_fallback=True,
@@ -85,10 +86,14 @@ def build(proto: sentencepiece_model_pb2.ModelProto) -> Tokenizer:
     return tokenizer
 
 
-def _merges(
-    proto: sentencepiece_model_pb2.ModelProto, vocabulary: dict[str, int]
-) -> list[tuple[str, str]]:
-    """Every way to make a piece of two others, best score first, as SentencePiece merges."""
+@lru_cache(maxsize=2)
+def _merges(model: bytes) -> list[tuple[str, str]]:
+    """Every way to make a piece of two others, best score first, as SentencePiece merges.
+
+    Kept, for a run reads a tokenizer more than once: with 32,000 pieces this is half of the time.
+    """
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     normal = [index for index, piece in enumerate(proto.pieces) if piece.type == _NORMAL]
     merges: list[tuple[str, str]] = []
     for index in sorted(normal, key=lambda i: (-proto.pieces[i].score, i)):

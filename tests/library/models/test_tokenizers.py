@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from slimtune.errors import InputError
-from slimtune.models import tokenizers
+from slimtune.models import sentencepiece_bpe, tokenizers
 
 WORLD = [
     "Once upon a time there was a small house.",
@@ -57,6 +57,16 @@ def test_ids_and_decoding_equal_sentencepiece(folder, reference, text):
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert ids == reference.encode(text)
     assert tokenizer.decode(ids) == text
+
+
+def test_merges_are_put_in_order_once_a_run(folder, tmp_path):
+    """Of 32,000 pieces that is half of the time in which they are read."""
+    sentencepiece_bpe._merges.cache_clear()
+    first = tokenizers.load_tokenizer(folder)
+    again = tokenizers.load_tokenizer(shutil.copytree(folder, tmp_path / "copy"))
+    assert sentencepiece_bpe._merges.cache_info().misses == 1
+    first.add_tokens(["<more>"])
+    assert len(again) == len(tokenizers.load_tokenizer(folder)) == len(first) - 1
 
 
 def test_bos_once_and_special_tokens_are_parsed(folder):
