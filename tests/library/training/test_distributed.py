@@ -97,6 +97,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+LAUNCHED = ", launched"  # the processes import torch, forks do not
+
+
 @pytest.fixture(scope="module")
 def full_run(settings, rows, tmp_path_factory) -> list[object]:
     """The command line of a run that trains all weights, without its output folder."""
@@ -122,8 +125,8 @@ def trained(
     project, settings, rows, pruned, full_run, killed_run, tmp_path_factory
 ) -> Callable[[str], Path]:
     """The folder of what two processes made under a launch file: adapter and student. Under FSDP
-    they were started by `accelerate launch`, also ran the two programs above and went on with the
-    killed run. One process has made `alone`.
+    they also ran the two programs above and went on with the killed run. They are forks, or of
+    `accelerate launch` where LAUNCHED says so. One process has made `alone`.
     """
     folder = tmp_path_factory.mktemp("distributed")
     few = [*settings, *rows_of_steps(rows, folder / "three.jsonl", 3), "--text-data", "null"]
@@ -148,14 +151,16 @@ def trained(
                 (where / f"{name}.py").write_text(text, encoding="utf-8")
                 programs.append([where / f"{name}.py", project / "base", where / "checkpoints"])
             programs.append([*full_run, "--output-dir", killed_run, "--resume"])
-        start = launched if programs else forked
-        start(launch, *jobs(where / "made"), *programs, folder=where)
+        start = launched if launch.endswith(LAUNCHED) else forked
+        file = launch.removesuffix(LAUNCHED)
+        start(file, *jobs(where / "made"), *programs, folder=where)
         return where
 
     return under
 
 
-LAUNCHES = pytest.mark.parametrize("launch", ["ddp_cpu", "fsdp_cpu"])
+AS_USERS_DO = pytest.param(f"fsdp_cpu{LAUNCHED}", marks=pytest.mark.long)
+LAUNCHES = pytest.mark.parametrize("launch", ["ddp_cpu", "fsdp_cpu", AS_USERS_DO])
 
 
 @pytest.mark.slow
