@@ -9,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from markdown_it import MarkdownIt
@@ -32,6 +34,7 @@ from slimtune.evaluation.outputs import (
     write_answers_csv,
     write_metrics,
 )
+from slimtune.inference import generation
 from slimtune.inference.answers import Candidate
 from slimtune.models import loading
 from slimtune.report.measure_table import names_of, names_over
@@ -80,6 +83,13 @@ def compared(candidates: list[Candidate], rows: list[dict], **settings) -> Compa
     generation = GenerationSection(max_new_tokens=8)
     config = Config(training=Training(max_length=length), generation=generation)
     return compare(candidates, rows, LLAMA2, config, **{"isolated": False, **settings})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def timed_once() -> Iterator[None]:
+    """A speed is the median of fifteen runs, of which none is looked at here."""
+    with patch.object(generation, "SPEED_RUNS", 1):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """How much of the proof memory allows, what it says, and which rows it takes."""
 
 import json
+from functools import partial
 
 import gguf
 import pytest
@@ -11,6 +12,7 @@ from slimtune import prompts
 from slimtune.artifacts import sha256
 from slimtune.errors import QualityError
 from slimtune.export import convert, gguf_writer, preflight
+from slimtune.export.proof import proving
 from slimtune.export.proof.reference import ReferenceAnswer
 from slimtune.export.proof.verify import _require_stops
 from slimtune.export.quant_types import EXACT, QUANTIZATIONS, TOLERANCES
@@ -62,7 +64,9 @@ def test_ids_and_end_token_alone_where_nothing_fits(model, tmp_path, free):
     assert "no more than that and the end token, for lack of memory" in said
 
 
-def test_quick_full_and_off_take_so_many_rows(model, tmp_path):
+def test_quick_full_and_off_take_so_many_rows(model, tmp_path, monkeypatch):
+    short = partial(proving.build_reference, max_new_tokens=4)
+    monkeypatch.setattr(proving, "build_reference", short)
     rows = [{"instruction": f"cat {n}?", "input": "", "output": "mat"} for n in range(70)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     flags = ("--test-data", tmp_path / "rows.json", "--verify")

@@ -62,8 +62,8 @@ def test_gradients_point_where_those_of_the_exact_base_do(tmp_path, quantization
 
 def test_a_quantised_base_trains_as_far_as_the_exact_one(tmp_path, record_property) -> None:
     write_tiny_llama(tmp_path / "base", hidden=64)
-    settings = Training(epochs=6, batch_size=4, learning_rate=1e-2)
-    samples = tiny_samples(16)
+    settings = Training(epochs=4, batch_size=4, learning_rate=1e-2)
+    samples = tiny_samples(12)
     last = {}
     for quantization in ("none", "nf4", "int8"):
         base = loading.load_model(

@@ -51,6 +51,7 @@ def test_a_dry_run_says_what_would_be_unpacked(script, settings, gguf, tmp_path)
     assert [one.name for one in tmp_path.iterdir()] == ["config.yaml"]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_from_a_gguf_to_an_adapter_and_back_beside_the_file(rows, gguf, tmp_path) -> None:
     words = settings_for(tmp_path, rows, gguf)
     ran = succeeds("train_lora", *words)
