@@ -19,7 +19,7 @@ from slimtune.console import processes
 from slimtune.errors import ExitCode, ResourceError
 
 _RANK = "RANK"
-_STAY = 1.0  # seconds in which the others look who is left; the launcher waits for 30
+_STAY = 5.0  # seconds in which the others, busy or not, see who is left; the launcher waits 30
 
 
 def watch_ranks() -> None:

@@ -90,7 +90,7 @@ def build(proto: sentencepiece_model_pb2.ModelProto) -> Tokenizer:
 def _merges(model: bytes) -> list[tuple[str, str]]:
     """Every way to make a piece of two others, best score first, as SentencePiece merges.
 
-    Kept, for a run reads a tokenizer more than once: with 32,000 pieces this is two fifths of the time.
+    Kept, for a run reads a tokenizer more than once: of 32,000 pieces this is two fifths of it.
     """
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
