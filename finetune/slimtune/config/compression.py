@@ -11,6 +11,7 @@ from slimtune.config.fields import (
     MOST,
     Auto,
     Count,
+    Epochs,
     ModelReference,
     Positive,
     Rate,
@@ -165,7 +166,7 @@ class Distillation(Section):
     alpha: Share = setting(
         0.5, "Share of the teacher in the loss; the rest is cross entropy on the rows."
     )
-    epochs: Positive = setting(2, "Times through rows and text.")
+    epochs: Epochs = setting(2, "Times through rows and text.")
     learning_rate: Rate | Auto = setting(
         "auto",
         "Step size of the student. auto: what is usual for its size and for what of it learns,\n"

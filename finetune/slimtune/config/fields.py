@@ -20,6 +20,7 @@ Positive = Annotated[int, Field(ge=1, le=MOST)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Seed = Annotated[int, Field(ge=0, lt=2**32 - 1)]  # numpy's and llama.cpp's; the last one is random
 Rate = Annotated[float, Field(gt=0)]  # a learning rate
+Epochs = Annotated[float, Field(gt=0, le=1e6)]  # a part of one is one too
 Auto = Literal["auto"]  # chosen when the model is known; what was chosen is recorded
 
 

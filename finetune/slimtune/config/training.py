@@ -10,6 +10,7 @@ from slimtune.config.fields import (
     MOST,
     Auto,
     Count,
+    Epochs,
     ModelReference,
     Positive,
     Rate,
@@ -133,7 +134,7 @@ class Training(Section):
         "Prepared rows for the validation loss; null: the NAME_validation.jsonl beside the\n"
         "training rows, when it is there. With it the best checkpoint is kept.",
     )
-    epochs: Annotated[float, Field(gt=0, le=1e6)] = setting(2, "Times through the training rows.")
+    epochs: Epochs = setting(2, "Times through the training rows.")
     batch_size: Positive | Auto = setting(
         "auto",
         "Rows per step and device. auto: as many of 16 as fit by the estimate, the rest by\n"
