@@ -19,7 +19,7 @@ FINETUNE = ROOT / "finetune"
 LIBRARY = FINETUNE / "slimtune"
 FILES = sorted(FINETUNE.rglob("*.py"))
 
-_WORDS = {"console", "errors", "masking"}
+_WORDS = {"console", "errors", "masking", "wrapping"}
 GROUND = {"config", "packages", "settings", "artifacts", "machine", "script"} | _WORDS
 LIGHT = GROUND - {"machine"} | {"data", "prompts", "report"}
 ROOMS = {"models", "inference", "pruning", "training", "evaluation", "export", "chat", "sample"}
@@ -33,7 +33,8 @@ MAY_USE = {
     "config": set(),
     "masking": set(),
     "errors": {"masking"},
-    "console": {"errors", "masking"},
+    "wrapping": set(),
+    "console": {"errors", "masking", "wrapping"},
     "packages": _WORDS,
     "settings": {"config", "artifacts"} | _WORDS,
     "machine": {"config", "packages"} | _WORDS,
@@ -227,7 +228,7 @@ SHORT = {
     "pruning/refit.py": "one formula",
     "report/markdown.py": "text from outside made inert, for every page and card",
     "settings/__main__.py": "the entry point of python -m slimtune.settings",
-    "settings/wrapping.py": "one question, asked by help and chat",
+    "wrapping.py": "one question, asked by help, chat and whatever is said on a terminal",
     "unpacking/references.py": "the one door of the room, which `script` opens",
     "unpacking/vocabulary_check.py": "the question that decides, apart from what is asked about",
     "training/rates.py": "one table with its sources",

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from slimtune.errors import KINDS, ExitCode, QualityError, ResourceError, SlimTuneError
 from slimtune.masking import masked
@@ -34,6 +35,8 @@ def start_logging() -> None:
     handler.setFormatter(_Shown("%(message)s"))
     # It says on import that an optional kernel is missing, whether 4 bits are asked for or not.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # On an empty HOME it tells of its font cache in the middle of a training.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     logger = logging.getLogger("slimtune")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)
@@ -41,7 +44,7 @@ def start_logging() -> None:
 
 class _Shown(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return _shown(super().format(record))
+        return fitted(_shown(super().format(record)), sys.stderr)
 
 
 def _shown(text: str) -> str:
@@ -73,7 +76,7 @@ def first_process() -> bool:
 
 def note(text: str) -> None:
     """A word on progress, to stderr."""
-    print(_shown(text), file=sys.stderr, flush=True)
+    print(fitted(_shown(text), sys.stderr), file=sys.stderr, flush=True)
 
 
 def wrote(*paths: Path, numbers: Mapping[str, object], next: str) -> None:
@@ -81,7 +84,7 @@ def wrote(*paths: Path, numbers: Mapping[str, object], next: str) -> None:
     for path in paths:
         print(masked(f"wrote  {near(path)}"))
     for name, value in numbers.items():
-        print(masked(f"       {name}: {value}"))
+        print(fitted(masked(f"       {name}: {value}"), sys.stdout))
     print(masked(f"next:  {runnable(next)}"), flush=True)
 
 
@@ -90,7 +93,7 @@ def would_write(*paths: Path, estimates: Mapping[str, object]) -> None:
     for path in paths:
         print(masked(f"would write  {near(path)}"))
     for name, value in estimates.items():
-        print(masked(f"             {name}: {value}"))
+        print(fitted(masked(f"             {name}: {value}"), sys.stdout))
     print("dry run: settings and inputs are fine, nothing was written", flush=True)
 
 
@@ -143,6 +146,48 @@ def quoted(word: str, windows: bool = sys.platform == "win32") -> str:
     # Before a quote a program halves backslashes, and one that is left escapes the quote.
     escaped = re.sub(r'(\\*)"', r'\1\1\\"', word)
     return '"' + re.sub(r"(\\+)$", r"\1\1", escaped) + '"'
+
+
+# Words that begin a command to paste: a line with one is left to the terminal, which breaks it
+# without a newline.
+_PASTED = re.compile(
+    r"(?<![\w./-])(?:python3?|pip|hf|ollama|sudo|iconv|export|accelerate|llama-\w+) [\w-]"
+)
+_HANGING = 2  # cells that what is left of a line stands further in
+
+
+def fitted(text: str, stream: TextIO) -> str:
+    """Lines broken at spaces where `stream` is a terminal that is narrower; no number or word is
+    cut in two. Commands stay whole, so that they paste."""
+    width = terminal_width(stream)
+    if width is None:
+        return text
+    return "\n".join(_broken(line, width) for line in text.split("\n"))
+
+
+def terminal_width(stream: TextIO) -> int | None:
+    """Cells of a line of the terminal that `stream` is; None where it is none."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError):  # a file, a pipe, no longer open
+        return None
+
+
+def _broken(line: str, width: int) -> str:
+    if 2 * len(line) <= width or _PASTED.search(line):
+        return line
+    try:
+        from slimtune.wrapping import wrap
+    except ImportError:  # no rich: which packages are missing is what is told
+        return line
+    indent = line[: len(line) - len(line.lstrip())]
+    if len(indent) + _HANGING >= width:
+        return line
+    first, *_ = wrap(line[len(indent) :], width - len(indent), whole_words=True)
+    rest = line[len(indent) + len(first) :].strip()
+    hanging = indent + " " * _HANGING
+    following = wrap(rest, width - len(hanging), whole_words=True) if rest else []
+    return "\n".join([indent + first, *(hanging + one for one in following)])
 
 
 _SHORTEST_NAME = 8  # cells of the first column, however narrow the terminal

@@ -1,21 +1,17 @@
 """The tables that close a script, on a real terminal of 80 columns and in a pipe."""
 
 import json
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
+from terminals import said
 
 from slimtune.evaluation import outputs
 from slimtune.evaluation.comparison import Comparison
 from slimtune.report.cost_card import HEADERS, closing_table
 from slimtune.report.measure_table import names_of
 
-FINETUNE = Path(__file__).parents[2] / "finetune"
 PRINTS = (
     "import json, sys; from slimtune.console import table; table(*json.load(open(sys.argv[1])))"
 )
@@ -29,28 +25,7 @@ def printed(
     """The lines of `console.table` in a process whose stdout is a terminal, or a pipe (None)."""
     told = folder / "told.json"
     told.write_text(json.dumps([headers, rows]), encoding="utf-8")
-    kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR", "NO_COLOR")}
-    env = kept | {"PYTHONPATH": str(FINETUNE), "PYTHONIOENCODING": "utf-8", "TERM": "xterm"}
-    command = [sys.executable, "-c", PRINTS, str(told)]
-    if columns is None:
-        done = subprocess.run(command, env=env, capture_output=True, check=True)
-        return done.stdout.decode("utf-8").splitlines()
-    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, columns))
-    with subprocess.Popen(command, env=env, stdin=theirs, stdout=theirs, stderr=theirs) as child:
-        os.close(theirs)
-        said = b"".join(iter(lambda: _read(ours), b""))
-    os.close(ours)
-    assert child.returncode == 0, said.decode()
-    return re.sub("\x1b\\[[0-9;]*m", "", said.decode("utf-8")).splitlines()
-
-
-def _read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 4096)
-    except OSError:  # Linux says so where the child's end is closed
-        return b""
+    return said(PRINTS, str(told), columns=columns)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len, set_cell_size
 
-from slimtune.settings.wrapping import wrap
+from slimtune.wrapping import wrap
 
 _BETWEEN = " │ "
 

@@ -89,7 +89,7 @@ def commented(text: str, language: str) -> list[str]:
 
 def lines(text: str, cells: int) -> list[str]:
     """Chinese lines at most so many cells wide."""
-    from slimtune.settings import wrapping  # rich, which English help does without
+    from slimtune import wrapping  # rich, which English help does without
 
     return list(wrapping.wrap(text, cells))
 

@@ -35,6 +35,9 @@ from slimtune.training import checkpoints, saved_states
 from slimtune.training.forward import causal_model
 
 _log = logging.getLogger(__name__)
+_SHORTEST_BAR, _LONGEST_BAR = 8, 40  # cells
+_WORDS = len("training " + " " + " " + " 0:00:00 left")  # beside bar, count and figures
+_FIGURES = 62  # cells that they should have before the bar grows
 
 
 class Interruption(TrainerCallback):
@@ -130,12 +133,14 @@ class Reporting(TrainerCallback):
 class ProgressShown(TrainerCallback):
     """One bar with loss, tokens per second, memory and the time left; without a terminal, lines.
 
+    What of a loss's parts has no room on a narrow terminal is left out, so that no figure is cut.
+
     `tokens` says how many the run has seen since it started, over all processes.
     """
 
     def __init__(self, tokens: Callable[[], int]) -> None:
         self.tokens = tokens
-        self.loss = ""
+        self.loss, self.parts = "", ""
         self.bar: Progress | None = None
         self.told: dict[str, int] = {}  # step of the last training loss, and of validation's
 
@@ -145,13 +150,18 @@ class ProgressShown(TrainerCallback):
         self.started, self.first = time.monotonic(), state.global_step
         if not sys.stderr.isatty():
             return
+        console = Console(stderr=True)
+        free = console.width - _WORDS - len(f"{state.max_steps}/{state.max_steps}")
+        bar = max(_SHORTEST_BAR, min(_LONGEST_BAR, free - _FIGURES))
+        self.room = free - bar
         self.bar = Progress(
             TextColumn("training"),
-            BarColumn(),
+            BarColumn(bar),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            TextColumn("left"),
+            console=console,
         )
         self.task = self.bar.add_task(
             "", total=state.max_steps, completed=state.global_step, figures=""
@@ -162,8 +172,7 @@ class ProgressShown(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         if self.bar:
-            figures = f"{self.loss}  {self._costs()}"
-            self.bar.update(self.task, completed=state.global_step, figures=figures)
+            self.bar.update(self.task, completed=state.global_step, figures=self._figures())
 
     def on_log(
         self,
@@ -181,11 +190,13 @@ class ProgressShown(TrainerCallback):
         if "eval_loss" in logs and (self.bar or due):
             self._say(f"{where}  validation loss {logs['eval_loss']:.4f}")
         elif "loss" in logs:
-            parts = "".join(f"  {name} {logs[name]:.4f}" for name in ("kd", "ce") if name in logs)
-            self.loss = f"loss {logs['loss']:.4f}{parts}"
+            self.loss = f"loss {logs['loss']:.4f}"
+            told = [f"  {name} {logs[name]:.4f}" for name in ("kd", "ce") if name in logs]
+            self.parts = "".join(told)
             if self.bar is None and due:
                 rate = f"learning rate {logs['learning_rate']:.2e}"
-                self._say(f"{where}  {self.loss}  {rate}  {self._costs()}  {self._left(state)}")
+                costs = f"{rate}  {self._costs()}  {self._left(state)}"
+                self._say(f"{where}  {self.loss}{self.parts}  {costs}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -203,6 +214,14 @@ class ProgressShown(TrainerCallback):
             self.bar.console.print(line, highlight=False)
         else:
             _log.info("%s", line)
+
+    def _figures(self) -> str:
+        """As much of loss, its parts, speed and memory as there is room for, by what matters."""
+        speed, memory = self._costs().split("  ")
+        choices = [(self.loss + self.parts, speed, memory), (self.loss, speed, memory)]
+        choices += [(self.loss, speed), (self.loss,)]
+        fitting = ("  ".join(parts) for parts in choices)
+        return next((text for text in fitting if len(text) <= self.room), "")
 
     def _costs(self) -> str:
         speed = self.tokens() / (time.monotonic() - self.started)

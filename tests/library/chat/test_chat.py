@@ -19,7 +19,7 @@ from slimtune.inference.answers import in_order
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.engines import TransformersEngine
 from slimtune.prompts import encode_prompt, template
-from slimtune.settings.wrapping import wrap
+from slimtune.wrapping import wrap
 
 LLAMA2 = template("llama2")
 

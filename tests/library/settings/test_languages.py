@@ -21,7 +21,7 @@ from slimtune.settings.languages import (
     of_section,
     of_setting,
 )
-from slimtune.settings.wrapping import wrap
+from slimtune.wrapping import wrap
 
 WORDS = yaml.safe_load(
     (PROJECT / "finetune/slimtune/config/chinese.yaml").read_text(encoding="utf-8")

@@ -4,11 +4,13 @@ import os
 import pty
 import re
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import Mock, patch
 
 import pytest
+from rich.cells import cell_len
 from running import refused, succeeds
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
@@ -18,29 +20,30 @@ from slimtune.training.callbacks import ProgressShown
 RICHS_CLOCK = "rich.console.monotonic"
 
 
-def watched(folder: Path) -> None:
+def watched(folder: Path, *, steps: int = 8, **parts: float) -> None:
     """Four steps as the Trainer would announce them, one every 300 ms by a clock of their own."""
     shown = ProgressShown(lambda: 5000)
-    state, control = TrainerState(max_steps=8), TrainerControl()
+    state, control = TrainerState(max_steps=steps), TrainerControl()
     args = TrainingArguments(output_dir=str(folder), use_cpu=True, report_to=[])
     clock = Mock(return_value=100.0)
     with patch.object(callbacks, "time", Mock(monotonic=clock)), patch(RICHS_CLOCK, clock):
         shown.on_train_begin(args, state, control)
         for state.global_step in range(1, 5):
             clock.return_value += 0.3
-            shown.on_log(args, state, control, {"loss": 1.2345, "learning_rate": 1e-3})
+            shown.on_log(args, state, control, {"loss": 1.2345, "learning_rate": 1e-3} | parts)
             shown.on_step_end(args, state, control)
         shown.on_log(args, state, control, {"eval_loss": 0.9876})
         shown.on_train_end(args, state, control)
 
 
-def test_a_terminal_shows_one_bar_with_loss_speed_memory_and_time_left(tmp_path: Path) -> None:
+def on_terminal(columns: int, watch: Callable[[], None]) -> str:
+    """What is seen of it there, each state of the bar a line of its own."""
     child, terminal = pty.fork()
     if child == 0:
         sys.stderr = os.fdopen(2, "w", closefd=False)
-        os.environ |= {"COLUMNS": "120", "TERM": "xterm-256color"}
+        os.environ |= {"COLUMNS": str(columns), "TERM": "xterm-256color"}
         try:
-            watched(tmp_path)
+            watch()
         finally:
             os._exit(0)
     seen = b""
@@ -50,10 +53,24 @@ def test_a_terminal_shows_one_bar_with_loss_speed_memory_and_time_left(tmp_path:
         except OSError:  # the other side is closed
             break
     os.waitpid(child, 0)
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode())
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode())
+
+
+def test_a_terminal_shows_one_bar_with_loss_speed_memory_and_time_left(tmp_path: Path) -> None:
+    text = on_terminal(120, lambda: watched(tmp_path, kd=2.5, ce=0.25))
     last = [line for line in re.split(r"[\r\n]+", text) if "4/8" in line][-1]
-    assert re.search(r"loss 1\.2345 +4167 tokens/s +[\d.]+ [KMG]B +0:00:02", last), last
+    wanted = r"loss 1\.2345  kd 2\.5000  ce 0\.2500  4167 tokens/s  [\d.]+ [KMG]B +0:00:02 left"
+    assert re.search(wanted, last), last
     assert "step 4/8  validation loss 0.9876" in text
+
+
+@pytest.mark.parametrize("parts", [{}, {"kd": 2.5, "ce": 0.25}])
+def test_80_columns_have_room_for_the_bar_and_no_figure_is_cut(tmp_path: Path, parts) -> None:
+    text = on_terminal(80, lambda: watched(tmp_path, steps=25_000, **parts))
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", text) if "training" in line]
+    wanted = r"training \S+ +4/25000 loss 1\.2345  4167 tokens/s  [\d.]+ [KMG]B \d:\d\d:\d\d left"
+    assert re.fullmatch(wanted, lines[-1]), lines[-1]
+    assert max(map(cell_len, lines)) <= 80 and "…" not in text
 
 
 def test_without_a_terminal_it_is_lines(tmp_path: Path, caplog) -> None:

@@ -17,10 +17,12 @@ _TAB = "    "
 _UNSEEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
-def wrap(text: str, width: int) -> Iterator[str]:
+def wrap(text: str, width: int, *, whole_words: bool = False) -> Iterator[str]:
     """The lines of `text` at most `width` cells wide; always at least one.
 
-    They are filled from the left, so that only the last line of a growing text is open.
+    They are filled from the left, so that only the last line of a growing text is open. A word that
+    is wider than a line is cut; with `whole_words` it has a line that is too long, as a path that
+    is to be copied must.
     """
     line = ""
     for part in _PARTS.findall(_UNSEEN.sub("", text.replace("\t", _TAB))):
@@ -33,6 +35,7 @@ def wrap(text: str, width: int) -> Iterator[str]:
             line = ""
         if part.isspace() and not line:
             continue  # no line starts with the space it was broken at
-        *full, line = chop_cells(line + part, width) if cell_len(part) > width else [line + part]
+        cut = cell_len(part) > width and not whole_words
+        *full, line = chop_cells(line + part, width) if cut else [line + part]
         yield from full
     yield line.rstrip()
