@@ -62,7 +62,7 @@ def main(config: Config) -> None:
         if config.options.dry_run:
             plans = convert.rehearsed(source, plans, config)
             plan = plans[files[0]]
-            table(*outlook.table(plan, gguf.model_name))
+            table(*outlook.table(plan, gguf.model_name), spare=outlook.PICTURES)
             numbers = convert.conversion_lines(plans.values())
             numbers |= outlook.notes(plan, gguf.model_name)
             numbers |= preflight.memory_words(source.folder, gguf.verify)

@@ -193,11 +193,11 @@ def _broken(line: str, width: int) -> str:
 _SHORTEST_NAME = 8  # cells of the first column, however narrow the terminal
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, spare: int = 0) -> None:
     """Print a table to stdout: the first column to the left, numbers to the right.
 
-    No figure is ever cut. Where a terminal is too narrow, the names in the first column lose their
-    middle: models differ at both ends.
+    No figure is ever cut. Where a terminal is too narrow, the last `spare` columns are left out,
+    and then the names in the first column lose their middle: models differ at both ends.
     """
     from rich.box import SIMPLE_HEAD
     from rich.cells import cell_len
@@ -216,6 +216,9 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     longest = max((cell_len(row[0]) for row in rows), default=0)
     shown, width = drawn(longest)
     console = Console(file=sys.stdout, markup=False, emoji=False)
+    if spare and console.is_terminal and width > console.width:
+        table(headers[:-spare], [row[:-spare] for row in rows])
+        return
     if console.is_terminal and width > console.width:
         shown, width = drawn(max(_SHORTEST_NAME, longest - (width - console.width)))
     console.width = width

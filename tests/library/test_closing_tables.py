@@ -9,22 +9,27 @@ from terminals import said
 
 from slimtune.evaluation import outputs
 from slimtune.evaluation.comparison import Comparison
+from slimtune.export import outlook
+from slimtune.pruning.outcome import PruneReport, Sizes
 from slimtune.report.cost_card import HEADERS, closing_table
 from slimtune.report.measure_table import names_of
 
-PRINTS = (
-    "import json, sys; from slimtune.console import table; table(*json.load(open(sys.argv[1])))"
-)
+PRINTS = """
+import json, sys
+from slimtune.console import table
+*told, spare = json.load(open(sys.argv[1]))
+table(*told, spare=spare)
+"""
 LABELS = ["base", "slimtune-sample-Q4_K_M", "我的客服模型-蒸馏后-第二版-Q4_K_M", "a [b] :cat: c"]
 LABELS += ["runs/a/" + "m" * 60 + "-Q8_0"]
 
 
 def printed(
-    headers: list[str], rows: list[list[str]], folder: Path, columns: int | None
+    headers: list[str], rows: list[list[str]], folder: Path, columns: int | None, spare: int = 0
 ) -> list[str]:
     """The lines of `console.table` in a process whose stdout is a terminal, or a pipe (None)."""
     told = folder / "told.json"
-    told.write_text(json.dumps([headers, rows]), encoding="utf-8")
+    told.write_text(json.dumps([headers, rows, spare]), encoding="utf-8")
     return said(PRINTS, str(told), columns=columns)
 
 
@@ -87,6 +92,24 @@ def test_the_card_of_a_combined_run_fits_80_columns(tmp_path):
     lines = printed(*closing_table([row]), tmp_path, 80)
     told = ["evaluate", "123456", "987.6", "MB", "999.9", "MB", "123456.78", "100.0"]
     assert max(map(cell_len, lines)) <= 80 and lines[2].split() == told
+
+
+def test_what_a_conversion_would_come_to_fits_80_columns_without_its_picture(tmp_path):
+    row = ["2.75 bits", "999.9 MB", "16.00", "1.2e-05", "12.3456", "987.6 MB", "123,456", "RAM"]
+    whole = [*row, "○" + " " * (outlook._PLOT - 2) + "●"]
+    lines = printed(outlook.HEADERS, [whole], tmp_path, 80, outlook.PICTURES)
+    assert max(map(cell_len, lines)) <= 80
+    assert lines[0].split() == [*outlook.HEADERS[:-1]] and lines[2].split() == " ".join(row).split()
+    for columns in (120, None):
+        lines = printed(outlook.HEADERS, [whole], tmp_path, columns, outlook.PICTURES)
+        assert lines[2].endswith(whole[-1])
+
+
+def test_sizes_before_and_after_pruning_fit_80_columns(tmp_path):
+    sizes = Sizes(70_553_706_496, 141_107_412_992, 128_256, 80, 8192, 28_672, 64, 8, 12345.67, 1e6)
+    rows = PruneReport(sizes, sizes, "rows", {}, []).rows()
+    lines = printed(["", "before", "after"], rows, tmp_path, 80)
+    assert max(map(cell_len, lines)) <= 80 and len(lines) == 2 + len(rows)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from slimtune.models import memory
 
 CONTEXT = 4096  # tokens, or as many as the model knows
 HEADERS = ("type", "size", "bits", "loss", "best", "memory", "tokens/s", "fits", "best ● loss ○")
+PICTURES = 1  # the last columns that only draw what stands before them
 _BITS = (2.75, 3.0, 3.5, 4.0)  # below the named types
 _SHOWN = [name for name in names("gguf_types") if name not in ("F32", "BF16")]
 _PLOT = 16  # characters
