@@ -59,6 +59,9 @@ def test_with_prepared_rows_it_stays_nearer_to_the_model_than_by_chance(
     assert f"{run['perplexity_after']:.2f}" in card and "| FFN neurons a layer | 128 | 96 |" in card
     (said,) = run["rounded"]
     assert said.startswith("ffn_ratio 0.33 became 0.250: 96 of 128") and f"- {said}\n" in card
+    assert card.startswith("# merged_model, pruned\n")  # without a folder of this machine
+    told = "on rows kept back from it. A pruned model"
+    assert told in card and told in (pruned / "README.md").read_text(encoding="utf-8")
     assert not (pruned / "scratch").exists()
 
 

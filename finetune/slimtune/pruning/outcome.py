@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 from slimtune.console import size
 from slimtune.pruning.trim import Trimmed
+from slimtune.report.model_card import name_of
 
 CARD = "pruning_card.md"
 
@@ -68,11 +69,9 @@ _WORDS = {
 
 def card(report: PruneReport, model: str) -> str:
     """The card beside the weights, as Markdown."""
-    lines = [f"# {model}, pruned", "", "| | before | after |", "|---|---:|---:|"]
+    lines = [f"# {name_of(model)}, pruned", "", "| | before | after |", "|---|---:|---:|"]
     lines += [f"| {what} | {before} | {after} |" for what, before, after in report.rows()]
-    lines += ["", f"Calibration: {report.calibration}. Perplexity and speed are those on rows kept"]
-    lines[-1] += " back from it; a pruned model gets better again by distillation or training."
-    lines.append("")
+    lines += ["", measured(report), ""]
     lines += [f"- {words}" for words in report.rounded]
     if report.trimmed:
         lines.append(f"- vocabulary: all {report.trimmed.rows} training rows keep their tokens")
@@ -81,6 +80,14 @@ def card(report: PruneReport, model: str) -> str:
             found = f"loaded back, logits differ by {found:.1g} of the largest from those meant"
         lines.append(f"- {kind}: {found}")
     return "\n".join(lines) + "\n"
+
+
+def measured(report: PruneReport) -> str:
+    """How the figures of the card came about."""
+    told = f"Calibration: {report.calibration}."
+    if report.after.perplexity:
+        told += " Perplexity and speed are those on rows kept back from it."
+    return f"{told} A pruned model gets better again by distillation or training."
 
 
 def metrics(report: PruneReport) -> dict:

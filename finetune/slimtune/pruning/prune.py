@@ -30,7 +30,7 @@ from slimtune.pruning.calibration import (
 from slimtune.pruning.depth import drop_layers
 from slimtune.pruning.hidden import cut_hidden
 from slimtune.pruning.kept_tokens import kept_tokens
-from slimtune.pruning.outcome import CARD, PruneReport, Sizes, card, metrics
+from slimtune.pruning.outcome import CARD, PruneReport, Sizes, card, measured, metrics
 from slimtune.pruning.sizes import Ratios, rounded, smaller, steps
 from slimtune.pruning.sparsity import sparsify
 from slimtune.pruning.trim import Trimmed, in_old_ids, trim_vocabulary
@@ -75,7 +75,14 @@ def prune_model(config: Config, model: str, final: Path) -> PruneReport:
         write_generation_config(stage.folder, config.generation)
         stage.metrics.update(metrics(report))
         sizes = {what: f"{old} -> {new}" for what, old, new in report.rows()}
-        write_derived_card(stage.folder, model, "pruned", sizes, base_folder=source)
+        write_derived_card(
+            stage.folder,
+            model,
+            "pruned",
+            sizes,
+            base_folder=source,
+            tested=f"\n{measured(report)}\n",
+        )
     return report
 
 

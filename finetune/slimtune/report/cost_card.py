@@ -67,7 +67,7 @@ def show_card(links: Mapping[str, Link], card: Path) -> None:
     rows = []
     with decoration(near(card)):
         rows = cost_rows(links)
-        write_card(card, f"{near(card.parent)}: what each stage cost and brought", rows)
+        write_card(card, f"{card.parent.name}: what each stage cost and brought", rows)
     table(*closing_table(rows))
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from slimtune.artifacts.files import write_page
+from slimtune.artifacts.reading import CARD
 from slimtune.config import Config
 from slimtune.console import decoration, near
 
-CARD = "README.md"
 _HEAD = """\
 ---
 {head}
@@ -54,7 +54,7 @@ Ask it by that template: `tokenizer.apply_chat_template(messages, add_generation
 {figures}
 """
 _TRAINING = """
-Losses are nats per supervised token; every logged step is in metrics.jsonl.
+Losses are nats per supervised token{measured}; every logged step is in metrics.jsonl.
 {picture}
 These are figures of the training. What the model answers to rows that it has not seen is what
 `evaluate_model.py` measures, base and fine-tuned side by side.
@@ -76,6 +76,7 @@ learned from. Say both before you pass it on.
 _PICTURE = """
 ![The loss while training](loss.png)
 """
+_ON_VALIDATION = ", perplexity is that of the validation rows before and after training"
 # What the head of a card of the Hub says of its licence.
 _LICENCE = re.compile(r"^(license(?:_name|_link)?): *[\"']?([\w.:/-]+)[\"']?\s*$", re.MULTILINE)
 _LONGEST_HEAD = 1 << 16  # characters of a base's card that are looked at
@@ -99,7 +100,7 @@ def write_model_card(
     measured, `dataset` what it learned from, `fingerprint` tells an adapter's base from others,
     `base_folder` has the base's own card, from which the licence comes.
     """
-    teacher = _named(config.distillation.teacher_model)
+    teacher = name_of(config.distillation.teacher_model)
     method = "distillation" if kind == "distilled" else "lora"
     chosen = {
         f"{section}.{name}": value
@@ -111,14 +112,15 @@ def write_model_card(
     opening = _HEAD + (_ADAPTER if kind == "adapter" else _MODEL)
     text = (opening + _FIGURES + _TRAINING + _LICENCE_OF_BASE).format(
         head=_head(base, kind, licence, fingerprint),
-        base=_named(base),
-        loaded=base if _HUB_ID.fullmatch(base) else f"THE FOLDER OF {_named(base)}",
+        base=name_of(base),
+        loaded=base if _HUB_ID.fullmatch(base) else f"THE FOLDER OF {name_of(base)}",
         how=f"taught by {teacher}" if kind == "distilled" else "all weights fine-tuned",
         figures=_table("figure", figures),
+        measured=_ON_VALIDATION if "perplexity_after" in figures else "",
         picture=_PICTURE if (folder / "loss.png").is_file() else "",
         data=_table("data", data),
         settings=_table("setting", chosen),
-        licence=_licence_named(licence),
+        licence=_licencename_of(licence),
     )
     write_page(folder / CARD, text)
 
@@ -134,23 +136,23 @@ def write_derived_card(
 ) -> None:
     """The card of a model that was made from another without training, in place of the other's own.
 
-    `how` says what was done ("pruned"), `tested` is what a comparison found, in Markdown. Without a
+    `how` says what was done ("pruned"), `tested` what was measured and how, in Markdown. Without a
     card where one fails: nobody's model shall go by the words of another's.
     """
     with decoration("the model card"):
         licence = licence_of(base_folder)
         text = (_HEAD + _MODEL + _FIGURES + "{tested}" + _LICENCE_OF_BASE).format(
             head=_head(base, "model", licence, None),
-            base=_named(base),
+            base=name_of(base),
             how=how,
             figures=_table("figure", figures),
             tested=tested,
-            licence=_licence_named(licence),
+            licence=_licencename_of(licence),
         )
         write_page(folder / CARD, text)
 
 
-def _licence_named(licence: dict[str, str]) -> str:
+def _licencename_of(licence: dict[str, str]) -> str:
     return licence.get("license_name") or licence.get("license", "which its card does not say")
 
 
@@ -175,7 +177,7 @@ def _head(base: str, kind: str, licence: dict[str, str], fingerprint: str | None
     return "\n".join(f"{name}: {value}" for name, value in told.items())
 
 
-def _named(reference: object) -> str:
+def name_of(reference: object) -> str:
     """A model or file by its name alone: where it lies here is nobody else's business."""
     text = str(reference)
     return Path(text).name if Path(text).is_absolute() else text
@@ -206,4 +208,4 @@ def _cell(value: Any) -> str:
         return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
     if isinstance(value, list | tuple):
         return ", ".join(map(_cell, value)) or "none"
-    return _named(value)
+    return name_of(value)

@@ -34,6 +34,20 @@ def test_a_finished_folder_has_its_record(tmp_path: Path) -> None:
     require(tmp_path / "pruned")
 
 
+def test_the_card_may_be_edited_and_nothing_else(tmp_path: Path) -> None:
+    """The guide has people put the Hub's name of the base into it before they pass it on."""
+    with stage_folder("model_pruning", tmp_path / "pruned", config()) as stage:
+        (stage.folder / "README.md").write_text("base_model:")
+        (stage.folder / "model.bin").write_text("weights")
+    (tmp_path / "pruned/README.md").write_text("base_model: owner/name")
+    require(tmp_path / "pruned")
+    (tmp_path / "pruned/README.md").unlink()
+    require(tmp_path / "pruned")
+    (tmp_path / "pruned/model.bin").write_text("weightS")
+    with pytest.raises(InputError, match="model.bin: not as model_pruning left it"):
+        require(tmp_path / "pruned")
+
+
 def test_a_failed_stage_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), stage_folder("x", tmp_path / "out", config()) as stage:
         (stage.folder / "half").write_text("h")
