@@ -370,6 +370,16 @@ def test_a_chat_with_a_gguf_needs_nothing_else(project, settings, gguf, tmp_path
         assert f"{label}: left out of this chat, " in ran.err
 
 
+def test_a_chat_with_one_file_says_nothing_of_what_the_settings_have_by_default(
+    gguf, tmp_path
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("model: {device: cpu}\nevaluation: {lora_model: never/trained}\n")
+    flags = ("--config", file, "--interactive", "--models", gguf)
+    ran = succeeds("evaluate_model", *flags, stdin="/model\n")
+    assert "left out" not in ran.err and "there are tiny-F16;" in ran.out
+
+
 def test_a_chat_with_a_model_in_ollamas_store(settings, gguf, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("OLLAMA_MODELS", str(put_into_ollama(tmp_path / "store", "tiny:1", gguf)))
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")  # nobody's: else a running Ollama is asked

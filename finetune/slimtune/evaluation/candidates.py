@@ -66,16 +66,18 @@ def compared_of(config: Config) -> list[Candidate]:
 def partners_of(config: Config) -> list[Candidate]:
     """The same for a chat: where models are named, base and adapter may be missing.
 
-    They are left out then, and that is said: who has one GGUF file needs nothing else to talk.
+    They are left out then, which is said where the command names them: who has one GGUF file needs
+    nothing else to talk, and what config.yaml would have for a run of another kind does not matter.
     """
     if not config.evaluation.models:
         return candidates_of(config)
     found: list[Candidate] = []
     for one in _base_and_adapter(config):
         missing = next((part for part in (one.reference, one.adapter) if _is_missing(part)), None)
-        if missing:
+        setting = "evaluation.lora_model" if missing == one.adapter else "model.base_model"
+        if missing and setting in config.options.flags:
             note(f"{one.label}: left out of this chat, {near(missing)} is not there")
-        else:
+        if not missing:
             found.append(one)
     found += _named(config)
     for one in found:
