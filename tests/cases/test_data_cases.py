@@ -161,6 +161,36 @@ def test_tools_of_a_row_cost_it(tmp_path) -> None:
     assert list(found.reasons) == ['"tools" stand in the row, which no template writes']
 
 
+@pytest.mark.parametrize("empty", ["", "[]", " ", [], None])
+def test_no_tools_cost_nothing(tmp_path, empty) -> None:
+    """LLaMA-Factory's ShareGPT files have the empty list as text."""
+    told = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    found = prepared(write(tmp_path, lines({"conversations": told, "system": "", "tools": empty})))
+    assert not found.reasons
+
+
+_ASKED = [{"from": "human", "value": "a"}]
+_PREFERENCE = {"chosen": "b", "rejected": "c"}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"instruction": "a"} | _PREFERENCE, {"instruction": "e", "output": "d"}],
+        [
+            {"conversations": _ASKED} | _PREFERENCE,
+            {"conversations": [*_ASKED, {"from": "gpt", "value": "d"}]},
+        ],
+    ],
+    ids=["alpaca", "sharegpt"],
+)
+def test_a_preference_is_named(tmp_path, rows) -> None:
+    found = prepared(write(tmp_path, lines(*rows)))
+    assert list(found.reasons) == [
+        '"chosen" and "rejected" are a preference; here rows have one answer'
+    ]
+
+
 # --- tables -------------------------------------------------------------------------------------
 
 

@@ -163,9 +163,18 @@ def _keep(
 
 
 def _require_told(row: RawRow) -> None:
-    """BadRow where a row offers tools: no template here writes them, but answers build on them."""
-    if row.get("tools") or row.get("functions"):
+    """BadRow where a row offers tools, which no template here writes but answers build on, and
+    where it has a preference in place of an answer."""
+    if _offers(row.get("tools")) or _offers(row.get("functions")):
         raise BadRow('"tools" stand in the row, which no template writes')
+    # "Chosen" is text in Alpaca's rows and a turn in ShareGPT's, whose question it follows.
+    if row.get("chosen") and row.get("rejected") and not row.get("output"):
+        raise BadRow('"chosen" and "rejected" are a preference; here rows have one answer')
+
+
+def _offers(tools: object) -> bool:
+    """LLaMA-Factory writes an empty list of tools as text."""
+    return bool(tools) and not (isinstance(tools, str) and tools.strip() in ("", "[]", "{}"))
 
 
 def _require_answers(messages: list[Message], settings: Data, found: list[str]) -> None:
