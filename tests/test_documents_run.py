@@ -48,6 +48,7 @@ NOT_HERE = {
     "python3 -m venv .venv": "tests/test_venv.py makes environments",
     ". .venv/bin/activate": "it changes the reader's own shell",
     "pip install": "the network",
+    "cp .venv/lib": "what the line before it has installed",
     "ollama create": "Ollama; tests/test_convert_to_gguf.py plays it",
     "ollama run": "Ollama",
     "llama-server": "a program of llama.cpp",
@@ -90,13 +91,11 @@ def write_clone(folder: Path) -> None:
     for name in LLAMA:
         shutil.copytree(WEIGHTS / "base", folder / name)
     tables = {"my_rows.csv": ("question", "answer"), "my.csv": ("Frage", "Antwort")}
-    for name, columns in (tables | {"support.csv": ("question", "answer")}).items():
+    for name, columns in tables.items():
         with (folder / name).open("w", encoding="utf-8", newline="") as file:
             table = csv.DictWriter(file, columns)
             table.writeheader()
             table.writerows(as_rows(40, *columns))
-    general = [json.dumps(row) for row in as_rows(40, "prompt", "completion")]
-    (folder / "general.jsonl").write_text("\n".join(general), encoding="utf-8")
 
 
 def write_shape_of_llama(folder: Path) -> None:
