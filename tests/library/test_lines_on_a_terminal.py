@@ -17,6 +17,7 @@ command, batch, chinese, unused, memory = sys.argv[1:]
 start_logging()
 note(batch)
 logging.getLogger("slimtune").info(chinese)
+logging.getLogger("matplotlib.font_manager").warning("Matplotlib is building the font cache")
 wrote(Path("models/a"), numbers={"columns not used": unused}, next=command)
 would_write(Path("models/a"), estimates={"memory": memory})
 why = "a row teaches an answer, and this one of many others has none to teach"
@@ -40,6 +41,7 @@ def test_lines_break_between_words_and_commands_do_not() -> None:
     others = [line for line in lines if not line.endswith(COMMAND) and "m" * 90 not in line]
     assert max(map(cell_len, others)) <= 80
     assert lines[:2] == [TOLD[1].removesuffix(" 17.78 GB"), "  17.78 GB"]
+    assert "font cache" not in "".join(lines)  # an empty HOME has none
     words = " ".join(lines).split()
     assert all(word in words for text in TOLD for word in text.split() if word.isascii())
     told = next(number for number, line in enumerate(lines) if "columns not used" in line)
