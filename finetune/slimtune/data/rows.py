@@ -51,7 +51,7 @@ def read_rows(file: Path) -> list[CanonicalRow]:
                 f"{bad} (read as {shape})",
                 f"python finetune/prepare_data.py --input {file} sets such rows aside",
             ) from bad
-    _log.info("%s: %d rows (%s)", near(file), len(rows), shape)
+    _log.info("%s: %d row%s (%s)", near(file), len(rows), "" if len(rows) == 1 else "s", shape)
     return rows
 
 

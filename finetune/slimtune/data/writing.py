@@ -25,6 +25,8 @@ _BATCH = 200  # rows that travel to a worker together
 _PIECES_LACK = ("instruction", "input", "output", "references")  # true of the whole row only
 _FEW = "its share is {test_by_share}, too few to tell anything; --test-rows gives another number"
 _CHANCE = "chance moves a score on so few by ±{test_chance:.0f} points; more: --test-rows"
+_FEW_CHOOSE = "too few to choose the best checkpoint by; more: --validation-rows"
+_LEAST_TO_CHOOSE = 10
 _BYTES = "this tokenizer cuts Chinese into bytes; a base made for Chinese is faster and learns more"
 _TOLD_ALIKE = 0.1  # of the test questions; fewer are for the report alone
 _LEAK = "its question is also in a split kept for judging"
@@ -112,6 +114,8 @@ def closing_numbers(numbers: Mapping[str, Any], name: str, max_length: int) -> d
         told["test"] = f"{told['test']} ({_FEW.format(**numbers)})"
     if "test_chance" in numbers:
         told["test"] = f"{told['test']} ({_CHANCE.format(**numbers)})"
+    if 0 < numbers["splits"]["validation"] < _LEAST_TO_CHOOSE:
+        told["validation"] = f"{told['validation']} ({_FEW_CHOOSE})"
     weighted = [one for one in numbers["sources"] if "weight" in one]
     if weighted:
         told["mixed for training"] = ", ".join(

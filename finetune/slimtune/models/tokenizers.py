@@ -274,5 +274,5 @@ def _guard_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFas
             'name a "pad_token" other than EOS in tokenizer_config.json',
         )
     tokenizer.pad_token = usable[0]
-    _log.info("pad token: %s (was %s)", usable[0], pad)
+    _log.debug("pad token: %s (was %s)", usable[0], pad)  # no row is padded: it changes nothing
     return tokenizer

@@ -22,9 +22,12 @@ from slimtune.models import memory
 from slimtune.settings.flags import named, shown
 from slimtune.training import sharding
 from slimtune.training.estimates import Run, largest_batch
+from slimtune.training.fitting import steps_per_epoch
 from slimtune.training.rates import is_far, usual_rate
 
 _log = logging.getLogger(__name__)
+_FEW_UPDATES = 30  # SmolLM2-135M on 54 rows had not learned one of their facts after 8
+_ENOUGH_UPDATES = 60
 
 
 def settled(
@@ -37,7 +40,9 @@ def settled(
     that, takes one.
     """
     config = _as_recorded(config, run, recorded or {})
-    return _within_memory(_with_rate(config, run), run)
+    config, run = _within_memory(_with_rate(config, run), run)
+    _tell_few_updates(config, run)
+    return config, run
 
 
 def usual_for(config: Config, run: Run) -> tuple[float, str]:
@@ -64,6 +69,20 @@ def _with_rate(config: Config, run: Run) -> Config:
         flag = named(f"{run.section}.learning_rate")
         _log.warning("caution: %s %g is far off: %g is usual for %s", flag, given, usual, what)
     return config
+
+
+def _tell_few_updates(config: Config, run: Run) -> None:
+    """A caution before a training on few rows that is over before the model has learned them."""
+    epoch = steps_per_epoch(len(run.lengths), config.training)
+    updates = math.ceil(epoch * getattr(config, run.section).epochs)
+    epochs = -(-_ENOUGH_UPDATES // epoch)
+    if updates < _FEW_UPDATES:
+        _log.warning(
+            "caution: %d update%s of the weights may be too few to learn %s; "
+            "with %d as %s they are %d",
+            *(updates, "" if updates == 1 else "s", _rows(len(run.lengths))),
+            *(epochs, named(f"{run.section}.epochs"), epochs * epoch),
+        )
 
 
 def _within_memory(config: Config, run: Run) -> tuple[Config, Run]:

@@ -57,7 +57,7 @@ def fit(
     ResourceError without disk space for the checkpoints, and KeyboardInterrupt, after saving, when
     it was asked to stop.
     """
-    steps = _steps_per_epoch(len(train), settings)
+    steps = steps_per_epoch(len(train), settings)
     total = math.ceil(steps * (epochs or settings.epochs))
     arguments = training_arguments(model, settings, folder, steps, bool(validation))
     for name, value in optimizer_arguments(settings, total).items():
@@ -120,7 +120,8 @@ def _resume_words() -> str:
     return to_paste(Path(script).stem, *kept, "--resume")
 
 
-def _steps_per_epoch(samples: int, settings: Training) -> int:
+def steps_per_epoch(samples: int, settings: Training) -> int:
+    """Updates of the weights that one time through the rows makes."""
     rows = settings.rows * settings.gradient_accumulation_steps * processes()
     return max(1, -(-samples // rows))
 

@@ -80,6 +80,17 @@ def test_the_batch_keeps_the_update(base, monkeypatch, said, fitting, rows) -> N
     assert f"{rows} row{'s' * (rows > 1)} a step" in said.text
 
 
+def test_a_training_of_few_updates_is_told_how_many_epochs_are_enough(base, room, said) -> None:
+    automatic.settled(*run_with(base, epochs=2))
+    assert said.messages[-1] == (
+        "caution: 6 updates of the weights may be too few to learn 40 rows; "
+        "with 20 as training.epochs in config.yaml they are 60"
+    )
+    said.clear()
+    automatic.settled(*run_with(base, epochs=20))
+    assert "updates" not in said.text
+
+
 def test_no_row_that_fits_is_an_error(base, monkeypatch) -> None:
     config, run = run_with(base, activation_checkpointing=False)
     monkeypatch.setattr(memory, "available_memory", lambda device: run.needs(1).total)
@@ -127,7 +138,7 @@ def test_activations_are_kept_where_there_is_room(monkeypatch, said) -> None:
     ],
 )
 def test_a_rate_suits_the_size_and_what_learns(shapes, trained, expected, room, said) -> None:
-    run = estimates.Run(shapes, memory.Recipe(trained), [40] * 8, 1)
+    run = estimates.Run(shapes, memory.Recipe(trained), [40] * 400, 1)
     found, _ = automatic.settled(Config(), run)
     assert found.training.learning_rate == expected
     assert f"learning rate auto: {expected:g}, usual for" in said.text
