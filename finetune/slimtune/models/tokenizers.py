@@ -6,10 +6,13 @@ be ones that a fine-tune can live with: a collator that masks padding, with padd
 the model never to stop; so does an EOS that the model's own chat template does not write.
 """
 
+import hashlib
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import AddedToken, Tokenizer
@@ -37,6 +40,7 @@ _COMPANIONS = [SENTENCEPIECE_FILE, JSON_FILE, TOKENIZER_CONFIG, TEMPLATE_FILE, _
 _UNBOUNDED = int(1e30)  # transformers' own "no limit"
 
 _log = logging.getLogger(__name__)
+_FILLING = re.compile(r"\[PAD\d+\]")  # llama.cpp's converter's name for an id without a token
 _told: set[Path] = set()  # damaged files: a run reads a tokenizer more than once
 
 
@@ -276,3 +280,11 @@ def _guard_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFas
     tokenizer.pad_token = usable[0]
     _log.debug("pad token: %s (was %s)", usable[0], pad)  # no row is padded: it changes nothing
     return tokenizer
+
+
+def vocabulary_digest(tokenizer: Any) -> str:
+    """A digest of all tokens; those that only fill up a GGUF's matrix do not count."""
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    while tokens and _FILLING.fullmatch(str(tokens[-1])):
+        tokens.pop()
+    return hashlib.sha256(repr(tokens).encode("utf-8", "backslashreplace")).hexdigest()

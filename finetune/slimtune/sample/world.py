@@ -119,3 +119,17 @@ def _sentence(draw: random.Random) -> str:
 def _plain(answer: str) -> str:
     folded = unicodedata.normalize("NFKC", answer).casefold().strip().rstrip(".。")
     return re.sub(r"\s*,\s*", ", ", re.sub(r"\s+", " ", folded)).strip()
+
+
+def broken_off(
+    draw: random.Random, family: FactFamily, key: tuple, language: str
+) -> tuple[str, str]:
+    """A statement up to the answer that ends it, and the answer; two empty texts where no wording
+    of the family ends so."""
+    ends = ("{answer}.", "{answer}。")
+    phrases = [one for one in _PHRASES[family.name][language]["tell"] if one.endswith(ends)]
+    if not phrases:
+        return "", ""
+    start = draw.choice(phrases)[: -len(ends[0])]
+    answer = family.answer(language, *key)
+    return start.format(answer=answer, **family.slots(language, *key)).rstrip(), answer
