@@ -28,7 +28,8 @@ def main(config: Config) -> None:
     student, final = config.distillation.student_model, config.distillation.output_dir
     checkpoints = final.with_name(f"{final.name}_checkpoints")
     config = with_teacher(config, student)
-    settings, rows = config.distillation, [config.training.train_data, config.training.val_data]
+    settings, learned = config.distillation, config.training
+    rows = [learned.train_data, learned.val_data, learned.replay_data]
     read = [student, settings.teacher_model, settings.text_data, *rows]
     refuse_inputs([final, checkpoints], read)
     refuse_finished(final, config)

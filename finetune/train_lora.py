@@ -27,7 +27,7 @@ def main(config: Config) -> None:
     base, whole = config.model.base_model, config.lora.method == "full"
     final = config.lora.output_dir / ("full_model" if whole else "lora_adapter")
     checkpoints = config.lora.output_dir / "checkpoints"
-    rows = [config.training.train_data, config.training.val_data]
+    rows = [config.training.train_data, config.training.val_data, config.training.replay_data]
     refuse_inputs([final, checkpoints], [base, *rows])
     refuse_finished(final, config)
     prechecks.precheck(config, checkpoints)

@@ -32,9 +32,9 @@ def main(config: Config) -> None:
 
     base, out = config.model.base_model, config.pruned_distilled.output_dir
     config = auto_teacher.with_teacher(config, base, unpruned=base)
-    teacher, text_data = config.distillation.teacher_model, config.distillation.text_data
-    rows = [config.training.train_data, config.training.val_data, config.evaluation.test_data]
-    refuse_inputs([out], [base, teacher, text_data, *rows])
+    teacher, learned = config.distillation.teacher_model, config.training
+    rows = [learned.train_data, learned.val_data, learned.replay_data, config.evaluation.test_data]
+    refuse_inputs([out], [base, teacher, config.distillation.text_data, *rows])
     links = links_in(out, config.gguf.size_name)
     pruned, asked, distilled, adapter, final, *gguf, table = (one.output for one in links.values())
     compared = evaluate.settings_for(config, [pruned, distilled, final], table)

@@ -134,6 +134,18 @@ class Training(Section):
         "Prepared rows for the validation loss; null: the NAME_validation.jsonl beside the\n"
         "training rows, when it is there. With it the best checkpoint is kept.",
     )
+    replay: Annotated[float, Field(ge=0, lt=1)] = setting(
+        0.0,
+        "Share of the rows of an epoch that are general ones, against forgetting: 0.1 is a usual\n"
+        "one, and makes an epoch a ninth longer. 0: none.",
+    )
+    replay_data: Path | None = setting(
+        None,
+        "What is replayed: prepared rows, or a .txt of plain text, a passage a line; best what\n"
+        "the base itself has learned from. null: 263 general questions in English and Chinese,\n"
+        "written for this project (evaluation asks others); for the sample model lines of its own\n"
+        "world.",
+    )
     epochs: Epochs = setting(2, "Times through the training rows.")
     batch_size: Positive | Auto = setting(
         "auto",

@@ -22,6 +22,7 @@ from slimtune.models import tokenizers
 from slimtune.models.folders import local_folder
 from slimtune.models.weights import EMBEDDING, Checkpoint
 from slimtune.prompts import IGNORED
+from slimtune.training import replaying
 from slimtune.training.batches import EncodedRows, Sample, encode_rows
 
 _log = logging.getLogger(__name__)
@@ -33,7 +34,8 @@ _SHOWN_ROWS = 2
 class Dataset:
     """What a run learns from: the tokenizer with its template, training and validation samples.
 
-    `system_prompt` is what all training rows open with, "" without one.
+    `system_prompt` is what all training rows open with, "" without one. The last `replayed` of the
+    training samples are general ones, of `replay_file`.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -41,11 +43,14 @@ class Dataset:
     validation: list[Sample]
     files: list[Path]
     system_prompt: str = ""
+    replay_file: Path | None = None
+    replayed: int = 0
 
     @property
     def named(self) -> dict[str, Path]:
         """The files by what they are for: {"training rows": ..., "validation rows": ...}."""
-        return dict(zip(("training rows", "validation rows"), self.files, strict=False))
+        found = dict(zip(("training rows", "validation rows"), self.files, strict=False))
+        return found | ({"replayed rows": self.replay_file} if self.replay_file else {})
 
     @property
     def tokens(self) -> int:
@@ -56,6 +61,7 @@ class Dataset:
         supervised = sum(sample.supervised for sample in self.train)
         return {
             "training_rows": len(self.train),
+            **({"replayed_rows": self.replayed} if self.replayed else {}),
             "validation_rows": len(self.validation),
             "tokens_per_epoch": self.tokens,
             "supervised_share": round(supervised / self.tokens, 3),
@@ -80,16 +86,19 @@ def read_dataset(
     tokenizer.chat_template = prompts.template_of(template_name, tokenizer)
     validation_file = settings.val_data or beside(settings.train_data, "validation")
     learned = read_rows(settings.train_data)
-    train = _encode(settings.train_data, learned, tokenizer, settings)
+    train = _encode(settings.train_data, learned, tokenizer, settings).samples
+    replay = replaying.replay_file(settings, tokenizer)
+    more = replaying.replayed(replay, len(train), tokenizer, settings) if replay else []
     validation: list[Sample] = []
     if validation_file:
         rows = read_rows(validation_file)
         validation = _encode(validation_file, rows, tokenizer, settings).samples
     if not validation:
         _log.info("no validation rows: the last step is kept, not the best")
-    _show(train.samples[:_SHOWN_ROWS], tokenizer)
+    _show(train[:_SHOWN_ROWS], tokenizer)
     files = [settings.train_data, *([validation_file] if validation_file else [])]
-    return Dataset(tokenizer, train.samples, validation, files, shared_system(learned))
+    system = shared_system(learned)
+    return Dataset(tokenizer, [*train, *more], validation, files, system, replay, len(more))
 
 
 def _encode(

@@ -47,7 +47,7 @@ def ask_teacher(config: Config, dataset: Dataset, text: Sequence[str], final: Pa
     """Fill the teacher's cache as a stage of its own; `final` says where it is and what it took."""
     train, validation = distillation.samples_of(config, dataset, text)
     samples = [*train, *validation]
-    inputs = [config.distillation.teacher_model, *dataset.files]
+    inputs = [config.distillation.teacher_model, *dataset.named.values()]
     with stage_folder("teacher_cache", final, config, inputs=inputs) as stage:
         started = time.monotonic()
         with teachers.first_process_first(config):

@@ -109,7 +109,7 @@ def train(
     recorded = conditions_of(checkpoints) if config.options.resume else {}
     config, run = automatic.settled(config, method.plan(config, dataset), recorded)
     same = _conditions(config, method, dataset)
-    inputs = [*method.models.values(), *dataset.files]
+    inputs = [*method.models.values(), *dataset.named.values()]
     with stage_folder(method.stage, final, config, inputs=inputs) as stage:
         resume_from = to_resume(checkpoints, same) if config.options.resume else None
         lesson = method.lesson(config, dataset)  # a teacher may have to speak first, alone

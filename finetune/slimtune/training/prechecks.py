@@ -29,6 +29,7 @@ _FREE = {
     "lora.output_dir",
     "training.train_data",
     "training.val_data",
+    "training.replay_data",
     "training.report_to",
     "training.activation_checkpointing",
     "training.max_truncated_share",
