@@ -81,6 +81,7 @@ def show_comparison(config: Config) -> None:
         note(f"caution: {caution}")
     numbers = {"models": len(found.rows)} | found.steps
     wrote(*evaluate.written(config), numbers=numbers, next=found.next)
+    evaluate.judge_finished(config)
 
 
 if __name__ == "__main__":

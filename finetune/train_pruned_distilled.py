@@ -80,6 +80,7 @@ def main(config: Config) -> None:
     next = following.step_after_combined(config, final, sized.written(gguf), command)
     written, numbers = [links[name].output for name in todo], best_that_fits(table)
     wrote(*written, out / "card.md", numbers={"stages": stages} | numbers, next=next)
+    evaluate.judge_finished(compared)
 
 
 if __name__ == "__main__":

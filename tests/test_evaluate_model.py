@@ -17,6 +17,7 @@ from running import (
     files_under,
     leaves_nothing,
     refused,
+    run,
     succeeds,
 )
 from tiny_folders import write_tiny_llama
@@ -72,6 +73,18 @@ class TestComparison:
         assert re.search(r"^\s*fine-tuned +100\.0 +better", ran.out, re.M)
         names = {f"evaluation_results{end}" for end in (".csv", "_metrics.json", "_run.json")}
         assert set(files_under(tmp_path)) == names | {"training_report.md", "report.html"}
+
+    def test_a_limit_that_is_broken_ends_it_after_all_is_written(
+        self, settings, rows, adapter, tmp_path
+    ) -> None:
+        output, limits = tmp_path / "results.csv", "forgot=1,match_below=1.5"
+        few = ("--max-rows", 2, "--general", 4)
+        ran = run("evaluate_model", *settings, *few, "--output", output, "--fail-if", limits)
+        assert ran.code == 5 and "fine-tuned: match 1.000 (match_below=1.5)" in ran.error[0]
+        assert "wrote  " in ran.out and "next:  " in ran.out
+        assert "What it forgot" in (tmp_path / "training_report.md").read_text(encoding="utf-8")
+        metrics = json.loads((tmp_path / "results_metrics.json").read_text(encoding="utf-8"))
+        assert [one["label"] for one in metrics["forgotten"]["models"]] == ["base", "fine-tuned"]
 
     def test_every_prompt_has_a_row_with_both_answers(
         self, project, settings, rows, adapter, tmp_path

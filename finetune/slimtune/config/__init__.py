@@ -80,7 +80,15 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     + _fields(Pruning, "pruning", without=("model_path", "output_dir"))
     + _fields(Distillation, "distillation", without=("student_model", "output_dir"))
     + ("evaluation.test_data", "evaluation.max_rows", "evaluation.token_budget")
-    + ("evaluation.extract", _LANGUAGE, "generation", "gguf.target_size", "gguf.target_bits"),
+    + (
+        "evaluation.extract",
+        "evaluation.general",
+        "evaluation.fail_if",
+        _LANGUAGE,
+        "generation",
+        "gguf.target_size",
+        "gguf.target_bits",
+    ),
     "evaluate_model": (
         "evaluation",
         "generation",

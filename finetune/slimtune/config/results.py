@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from slimtune.config.catalogues import names
 from slimtune.config.fields import (
@@ -75,6 +75,17 @@ class GenerationSection(Section):
         return ", ".join([*(["greedy"] if self.greedy else []), *named])
 
 
+LIMITS = ("forgot", "perplexity_up", "match_below")
+
+
+def _limit(text: str) -> str:
+    """A limit as people write it, such as forgot=0.05."""
+    name, _, number = text.partition("=")
+    if name.strip() not in LIMITS or not re.fullmatch(r"[0-9]*\.?[0-9]+", number.strip()):
+        raise ValueError(f"a limit is written NAME=NUMBER; the names are {', '.join(LIMITS)}")
+    return f"{name.strip()}={number.strip()}"
+
+
 class Evaluation(Section):
     """An honest before and after: the same rows and prompt, one model in memory at a time."""
 
@@ -113,6 +124,20 @@ class Evaluation(Section):
         'What of an answer must match the reference. A row\'s own field "extract" comes first.',
         "patterns",
     )
+    general: Positive | Literal["auto", "off"] = setting(
+        "auto",
+        "General questions that all models get besides the rows, to show what was forgotten: so\n"
+        "many in all, half English, half Chinese, 300 at most. auto: 150, but no more than there\n"
+        "are rows, and none below 20 rows. A language in which the first model is right no more\n"
+        "often than by chance is left out. off: none.",
+    )
+    fail_if: list[Annotated[str, AfterValidator(_limit)]] = setting(
+        [],
+        "Limits as NAME=NUMBER (forgot=0.05,match_below=0.8). Where a model after the first is\n"
+        "beyond one, all is written and the exit code is 5. forgot: share of the general\n"
+        "questions lost, less those gained; perplexity_up: rise of the perplexity on neutral\n"
+        "text, 0.2 is a fifth; match_below: share of exact matches on the rows.",
+    )
     interactive: bool = setting(False, "true opens a chat instead.")
     merge: bool = setting(False, "true merges the adapter into the base and stops.")
     merged_dir: Path | None = setting(
@@ -123,6 +148,19 @@ class Evaluation(Section):
     language: Literal["en", "zh"] = setting(
         "en", "Language of reports, of --help and of --print-config."
     )
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits of fail_if by their names."""
+        pairs = (one.split("=") for one in self.fail_if)
+        return {name: float(number) for name, number in pairs}
+
+    @model_validator(mode="after")
+    def _asks_what_it_limits(self) -> Self:
+        named = [name for name in self.limits if name != "match_below"]
+        if named and self.general == "off":
+            raise ValueError(f"fail_if names {named[0]}, and general: off measures none")
+        return self
 
 
 def _short(count: int) -> str:

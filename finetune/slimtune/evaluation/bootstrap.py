@@ -119,10 +119,16 @@ def verdict(candidate: Estimate, baseline: Estimate, *, higher_is_better: bool =
     broken, other_broken = math.isnan(candidate.score), math.isnan(baseline.score)
     if broken or other_broken:
         return "no clear change" if broken == other_broken else "worse" if broken else "better"
-    low, high = np.percentile(candidate.draws - baseline.draws, _TAILS)
+    _, low, high = difference(candidate, baseline)
     if low <= 0 <= high:
         return "no clear change"
     return "better" if (low > 0) == higher_is_better else "worse"
+
+
+def difference(candidate: Estimate, baseline: Estimate) -> tuple[float, float, float]:
+    """candidate - baseline over the same rows, with the ends of its 95 % interval."""
+    low, high = np.percentile(candidate.draws - baseline.draws, _TAILS)
+    return candidate.score - baseline.score, float(low), float(high)
 
 
 def _draws(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

@@ -27,11 +27,13 @@ from slimtune.errors import InputError, ResourceError, SettingsError
 from slimtune.evaluation import fairness
 from slimtune.evaluation.answer_room import with_answer_room
 from slimtune.evaluation.cautions import Caution, cautions
+from slimtune.evaluation.examination import exam_of, spoken
 from slimtune.evaluation.fairness import common_template
+from slimtune.evaluation.forgetting import forgotten
 from slimtune.evaluation.origins import Origin, originals_first, origins_of
 from slimtune.evaluation.scoring import measure, row_scores, signatures
 from slimtune.evaluation.served import ask_server
-from slimtune.inference.answers import Candidate, Job, Original, Outcome, Question
+from slimtune.inference.answers import Candidate, Exam, Job, Original, Outcome, Question
 from slimtune.inference.decoding import Decoding
 from slimtune.machine.process import ctrl_c_comes, ctrl_c_waits
 from slimtune.machine.refusals import refusal_of
@@ -44,7 +46,8 @@ _log = logging.getLogger("slimtune")
 class Comparison:
     """Questions, what each model answered, the scores of each answer, and the measures over all.
 
-    `scores[m][r]` are those of model m on row r; `measures[m]` is plain data, ready for JSON.
+    `scores[m][r]` are those of model m on row r; `measures[m]` is plain data, ready for JSON, as is
+    `forgotten` (see `forgetting`).
     """
 
     questions: tuple[Question, ...]
@@ -53,6 +56,7 @@ class Comparison:
     measures: list[dict[str, Any]]
     cautions: list[Caution]
     settings: dict[str, Any]
+    forgotten: dict[str, Any] | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -99,6 +103,7 @@ def compare(
             numbers=config.model,
             token_budget=evaluation.token_budget,
             kept_in=folder,
+            exam=exam_of(evaluation, len(questions), len(candidates)),
         )
         if not job.decoding.plain:
             _log.info("answers are chosen by %s", _said(config.generation.words, job.decoding))
@@ -119,7 +124,8 @@ def compare(
         **fairness.count_leaked(questions, learned),
     }
     found = cautions(outcomes, measures, settings)
-    return Comparison(questions, outcomes, scores, measures, found, settings)
+    lost = forgotten(outcomes)
+    return Comparison(questions, outcomes, scores, measures, found, settings, lost)
 
 
 def _said(words: str, decoding: Decoding) -> str:
@@ -171,10 +177,18 @@ def _outcomes(
             template=fairness.asked_with(candidate, job.template),
             is_original=label in originals,
             original=_original(found.get(origins[label].original or "")),
+            exam=_as_first(job.exam, next(iter(found.values()), None)),
         )
         ask = ask_server if candidate.kind == "server" else run
         found[label] = ask(candidate, asked)
     return [found[candidate.label] for candidate in candidates]
+
+
+def _as_first(exam: Exam | None, first: Outcome | None) -> Exam | None:
+    """The exam in the set and the languages of the first model that was asked."""
+    if exam is None or first is None or first.examined is None:
+        return exam if first is None else None
+    return replace(exam, set=first.examined.set, languages=spoken(first.examined))
 
 
 def _original(outcome: Outcome | None) -> Original | None:

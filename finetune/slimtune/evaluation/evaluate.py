@@ -15,7 +15,7 @@ from slimtune.artifacts import (
     run_of,
     stage_files,
 )
-from slimtune.artifacts.files import clear, write_page
+from slimtune.artifacts.files import clear, read_json, write_page
 from slimtune.config import Config
 from slimtune.console import near
 from slimtune.data.learned_rows import learned_by, with_rows_of
@@ -24,8 +24,10 @@ from slimtune.errors import SettingsError
 from slimtune.evaluation import candidates, comparison, outputs
 from slimtune.evaluation.answer_room import with_answer_room
 from slimtune.evaluation.following import step_after
+from slimtune.evaluation.forgetting import require_within
 from slimtune.inference.answers import Candidate
 from slimtune.models.positions import within_positions
+from slimtune.report.forgotten import closing_lines
 from slimtune.report.page import render_page
 from slimtune.report.training_report import Found, render_report
 from slimtune.report.words import sentence
@@ -86,7 +88,8 @@ def plan_comparison(config: Config) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Closing:
-    """The last words of a comparison: its table, what each step brought, cautions, what is next."""
+    """The last words of a comparison: its table, what each step brought, what was forgotten,
+    cautions, what is next."""
 
     headers: list[str]
     rows: list[list[str]]
@@ -126,7 +129,17 @@ def compare_models(config: Config, more: Sequence[Path] = ()) -> Closing:
     shutil.rmtree(kept, ignore_errors=True)
     told = [sentence(one) for one in found.cautions]
     table = outputs.comparison_table(found, language)
-    return Closing(*table, outputs.steps(found, language), told, step_after(config, chosen))
+    lines = outputs.steps(found, language) | closing_lines(found.forgotten, language)
+    return Closing(*table, lines, told, step_after(config, chosen))
+
+
+def judge_finished(config: Config) -> None:
+    """QualityError where a finished comparison is beyond a limit of evaluation.fail_if: the very
+    last word of a script."""
+    file = _metrics_file(config)
+    if config.evaluation.fail_if and file.is_file():
+        metrics = read_json(file)
+        require_within(config.evaluation, metrics["models"], metrics["forgotten"])
 
 
 def _followed(config: Config, chosen: Sequence[Candidate]) -> Config:

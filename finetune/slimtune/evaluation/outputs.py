@@ -47,6 +47,7 @@ def metrics_of(comparison: Comparison) -> dict[str, Any]:
         "settings": comparison.settings,
         "models": comparison.measures,
         "cautions": comparison.cautions,
+        "forgotten": comparison.forgotten,
         "samples": [_sample(comparison, row) for row in worst_rows(comparison)],
         "random_samples": [_sample(comparison, row) for row in random_rows(comparison)],
     }

@@ -10,10 +10,12 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from slimtune.console import note, tenth_done
 from slimtune.errors import InputError, SettingsError
+from slimtune.evaluation.examination import Paper
 from slimtune.evaluation.fairness import require_same_cut
 from slimtune.inference.answers import ANSWERED, Asked, Candidate, Cost, Generation, Job, Outcome
 from slimtune.inference.kept_answers import Predictions, RowNumbers
@@ -101,10 +103,12 @@ def ask_server(candidate: Candidate, job: Job) -> Outcome:
     What an interrupted run kept in `job.kept_in` is not asked for again. Raises InputError where
     other models lose the start of prompts that it would get whole, and what `ServerClient` raises.
     """
-    kept = Predictions.of(candidate, job)
-    if known := kept.outcome(candidate):
+    kept, paper = Predictions.of(candidate, job), Paper.of(candidate, job)
+    examined = paper and paper.found()
+    known = kept.outcome(candidate)
+    if known and (examined or paper is None):
         _log.info("%s: finished in an earlier run", candidate.label)
-        return known
+        return replace(known, examined=examined)
     asked = Asked(hashlib.sha256(candidate.reference.encode()).hexdigest(), ())
     require_same_cut(candidate.label, asked, job.first or asked)
     started, writing = time.perf_counter(), _Clock()
@@ -112,6 +116,9 @@ def ask_server(candidate: Candidate, job: Job) -> Outcome:
     _log.info("%s: asking %s for %d answers", candidate.label, server.base, len(job.questions))
     with ServerClient(server) as client:
         generations = kept.complete(Generation, partial(_answers, client, job, writing))
+        if paper:
+            general = partial(_answers, client, paper.job, _Clock())
+            examined = paper.examined(paper.answers.complete(Generation, general), [])
         listed = client.listed() or []
     told = next((one for one in listed if _means(server, one.name)), Listed(server.model))
     cost = Cost(
@@ -125,7 +132,7 @@ def ask_server(candidate: Candidate, job: Job) -> Outcome:
     )
     outcome = Outcome(candidate, generations, [], asked, cost)
     kept.finish(outcome)
-    return outcome
+    return replace(outcome, examined=examined)
 
 
 class _Clock:

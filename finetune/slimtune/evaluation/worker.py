@@ -3,31 +3,39 @@
 import hashlib
 import logging
 import math
-import re
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from transformers.utils import logging as transformers_logging
 
+from slimtune.evaluation.examination import Paper
 from slimtune.evaluation.fairness import require_same_cut
 from slimtune.inference import guessing
-from slimtune.inference.answers import AnswerLoss, Asked, Candidate, Cost, Generation, Job, Outcome
+from slimtune.inference.answers import (
+    AnswerLoss,
+    Asked,
+    Candidate,
+    Cost,
+    Examined,
+    Generation,
+    Job,
+    Outcome,
+)
 from slimtune.inference.distributions import Distributions, sample_of
-from slimtune.inference.engines import Engine, PromptTokenizer, Rows, open_engine
+from slimtune.inference.engines import Engine, Rows, open_engine
 from slimtune.inference.kept_answers import Predictions, files_of
 from slimtune.machine.process import peak_memory
-from slimtune.models import loading
+from slimtune.models import loading, tokenizers
 from slimtune.models.adapters import Adapter
 from slimtune.models.compute import Compute
 from slimtune.models.folders import local_folder
 from slimtune.models.gguf_header import read_gguf
 from slimtune.models.weights import Checkpoint
-from slimtune.prompts import IGNORED, Encoded, encode, encode_prompt
+from slimtune.prompts import IGNORED, ChatMessage, Encoded, encode, encode_prompt
 
 _log = logging.getLogger(__name__)
-
-_FILLING = re.compile(r"\[PAD\d+\]")  # llama.cpp's converter's name for an id without a token
 
 
 def evaluate(candidate: Candidate, job: Job) -> Outcome:
@@ -39,8 +47,11 @@ def evaluate(candidate: Candidate, job: Job) -> Outcome:
     _quiet_transformers()
     kept = Predictions.of(candidate, job)
     if known := kept.outcome(candidate, job.is_original):
-        _log.info("%s: finished in an earlier run", candidate.label)
-        return known
+        paper = Paper.of(candidate, job, known.asked.vocabulary)
+        examined = paper and paper.found()
+        if examined or paper is None:
+            _log.info("%s: finished in an earlier run", candidate.label)
+            return replace(known, examined=examined)
     if job.first is not None:
         loading.explained(Compute.of(job.numbers))
     started = time.perf_counter()
@@ -50,10 +61,10 @@ def evaluate(candidate: Candidate, job: Job) -> Outcome:
         loaded = time.perf_counter() - started
         _log.info("%s: loaded in %.1f s", candidate.label, loaded)
         outcome = _ask(engine, candidate, job, kept, loaded)
+        kept.finish(outcome)
+        return replace(outcome, examined=_examine(engine, candidate, job, outcome.asked))
     finally:
         engine.close()
-    kept.finish(outcome)
-    return outcome
 
 
 def _ask(
@@ -82,6 +93,36 @@ def _ask(
     return Outcome(candidate, generations, losses, asked, cost, worse, plan.keep)
 
 
+def _examine(engine: Engine, candidate: Candidate, job: Job, asked: Asked) -> Examined | None:
+    """The general questions and texts of the job's exam, where it has one."""
+    paper = Paper.of(candidate, job, asked.vocabulary)
+    if paper is None:
+        return None
+    greedy = paper.job.decoding
+    room = max(job.max_length + job.decoding.max_new_tokens - greedy.max_new_tokens, 2)
+    prompts = [_asked(engine, paper, one.messages, room) for one in paper.job.questions]
+    texts = [engine.tokenizer(one.text).input_ids for one in paper.general.passages]
+    examples = [_plain_text(list(ids)[: job.max_length]) for ids in texts]
+    answers = []
+    if prompts:
+        _log.info("%s: answering %d general questions", candidate.label, len(prompts))
+        answers = paper.answers.complete(Generation, partial(engine.generate, prompts, greedy))
+    return paper.examined(
+        answers, paper.losses.complete(AnswerLoss, partial(engine.losses, examples))
+    )
+
+
+def _asked(engine: Engine, paper: Paper, messages: Sequence[ChatMessage], room: int) -> list[int]:
+    """A question in the prompt template, or the beginning of a text as it is."""
+    if paper.general.asked:
+        return encode_prompt(engine.tokenizer, messages, paper.job.template, room)
+    return list(engine.tokenizer(messages[0]["content"]).input_ids)[-room:]
+
+
+def _plain_text(ids: list[int]) -> Encoded:
+    return {"input_ids": ids, "labels": [IGNORED, *ids[1:]]}
+
+
 def _guessing(engine: Engine, rows: Sequence[AnswerLoss], longest: int) -> float | None:
     """The best loss, in nats a token, of a model that is worse than guessing on rows and texts."""
     tokenizer = engine.tokenizer
@@ -106,15 +147,7 @@ def _encoded(engine: Engine, job: Job) -> tuple[list[list[int]], list[Encoded | 
     # Equal for models that read all rows as the same token ids.
     digest = hashlib.sha256(repr((prompts, examples)).encode()).hexdigest()
     too_long = tuple(row for row, prompt in enumerate(prompts) if len(prompt) > room)
-    return cut, examples, Asked(digest, too_long, _vocabulary(tokenizer))
-
-
-def _vocabulary(tokenizer: PromptTokenizer) -> str:
-    """A digest of all tokens; those that only fill up a GGUF's matrix do not count."""
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    while tokens and _FILLING.fullmatch(str(tokens[-1])):
-        tokens.pop()
-    return hashlib.sha256(repr(tokens).encode("utf-8", "backslashreplace")).hexdigest()
+    return cut, examples, Asked(digest, too_long, tokenizers.vocabulary_digest(tokenizer))
 
 
 def _plan(

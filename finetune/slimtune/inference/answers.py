@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from slimtune.config.fields import ELSEWHERE
 from slimtune.config.training import ModelSection
+from slimtune.data.general_sets import Item
 from slimtune.errors import InputError
 from slimtune.inference.decoding import Decoding
 from slimtune.models.gguf_header import is_gguf
@@ -135,6 +136,16 @@ class Original:
 
 
 @dataclass(frozen=True)
+class Exam:
+    """General questions besides the rows: `each` of a language. The first model is asked in all
+    languages of its own set; set and languages are then those of all others."""
+
+    each: int
+    set: str | None = None
+    languages: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Job:
     """What every candidate of a comparison gets, unchanged.
 
@@ -142,7 +153,8 @@ class Job:
     decides for itself, so that the parent needs no torch. `first` is how the baseline was asked
     (None for the baseline itself), `kept_in` the folder that holds answers while a comparison is
     unfinished (None: nowhere). `is_original` has what the model expects kept there too, for others
-    that are compared with it; `original` is the one that this model is compared with.
+    that are compared with it; `original` is the one that this model is compared with. `exam` is
+    what it is asked besides.
     """
 
     questions: tuple[Question, ...]
@@ -155,6 +167,7 @@ class Job:
     kept_in: Path | None = None
     is_original: bool = False
     original: Original | None = None
+    exam: Exam | None = None
 
     @property
     def computed(self) -> dict[str, Any]:
@@ -255,6 +268,23 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Examined:
+    """What a model answered to general items, and the losses of the set's texts (none of a
+    server's). `vocabulary` is `Asked.vocabulary`: losses compare where it is the same."""
+
+    set: str
+    items: tuple[Item, ...]
+    answers: list[Generation]
+    losses: list[AnswerLoss]
+    vocabulary: str
+
+    @property
+    def answered(self) -> list[tuple[Item, str]]:
+        """Each item with the text of its answer."""
+        return [(i, one.text) for i, one in zip(self.items, self.answers, strict=True)]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """Everything that was found out about one candidate, row by row; a server has no `losses`.
 
@@ -269,6 +299,7 @@ class Outcome:
     cost: Cost
     guessing: float | None = None
     distributions: Path | None = None
+    examined: Examined | None = None
 
 
 def in_order(pairs: Iterable[tuple[int, Result]]) -> list[Result]:

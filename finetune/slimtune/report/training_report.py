@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from slimtune.artifacts.records import run_of
 from slimtune.console import size
-from slimtune.report import shown_rows, standing, tables
+from slimtune.report import forgotten, shown_rows, standing, tables
 from slimtune.report.loss_picture import History, best_point, points_of
 from slimtune.report.markdown import anchor, code, markdown_table, plain
 from slimtune.report.measure_table import names_of
@@ -72,6 +72,7 @@ def report_places(found: Found, language: str) -> dict[str, str]:
         "contents": [_contents(report_template(language).template)],
         "sizes": [tables.size_table(models, words)],
         "steps": [tables.step_table(models, found.steps, words)],
+        "forgotten": forgotten.section(metrics.get("forgotten"), words),
         "samples": [shown_rows.rows_markdown(metrics, words)],
         "losses": losses or [words.no_losses],
         "warnings": [tables.warnings(metrics, words)],

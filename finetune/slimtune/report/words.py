@@ -61,7 +61,8 @@ class Words:
     """Sentences take their figures by name (`str.format`); headers are those of one table each.
 
     `figures` are what other stages note in their run.json, as `name` or `section.name`, in words;
-    `closing` and `steps` are for the terminal's table and the lines under it.
+    `closing` and `steps` are for the terminal's table and the lines under it; `forgotten` is for
+    what general questions showed, there and in the report.
     """
 
     language: str
@@ -79,6 +80,7 @@ class Words:
     verdicts: dict[str, str]
     closing: dict[str, str]
     steps: dict[str, str]
+    forgotten: dict[str, Any]
     model: str
     size_title: str
     size_axis: str
