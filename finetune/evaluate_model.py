@@ -79,8 +79,7 @@ def show_comparison(config: Config) -> None:
     table(found.headers, found.rows)
     for caution in found.cautions:
         note(f"caution: {caution}")
-    numbers = {"models": len(found.rows)} | found.steps
-    wrote(*evaluate.written(config), numbers=numbers, next=found.next)
+    wrote(*evaluate.written(config), numbers=found.numbers, next=found.next)
     evaluate.judge_finished(config)
 
 

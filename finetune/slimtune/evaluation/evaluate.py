@@ -97,6 +97,11 @@ class Closing:
     cautions: list[str]
     next: str
 
+    @property
+    def numbers(self) -> dict[str, int | str]:
+        """What stands under the files that were written."""
+        return {"models": len(self.rows)} | self.steps
+
 
 def compare_models(config: Config, more: Sequence[Path] = ()) -> Closing:
     """Compare and write everything; `more` are models that stages before have made."""

@@ -122,7 +122,7 @@ def test_what_was_lost_is_counted_and_judged() -> None:
     assert tuned["text"]["growth"] == pytest.approx(10.5, abs=0.1)
     lines = closing_lines(told)
     assert lines["tuned, general"].startswith("lost 12 of 150 (8 %, 5 to 13), gained 0")
-    assert "perplexity 7.39 → 8.17 (+11 %" in lines["tuned, neutral text"]
+    assert "perplexity 7.39 → 8.17 (+11 %" in lines["tuned, text"]
     assert len(told["samples"]) == 12
     for language in ("en", "zh"):
         assert closing_lines(told, language).keys() != {} and section(told, LANGUAGES[language])
@@ -147,7 +147,7 @@ def test_a_base_that_knows_nothing_has_nothing_to_lose_but_its_text() -> None:
     base, nothing = marked(right=0), replace(marked(), items=(), answers=[])
     told = forgotten([outcome("base", base), outcome("tuned", nothing)])
     assert told["items"] == 0 and told["left_out"] == ["en", "zh"]
-    assert list(closing_lines(told)) == ["tuned, neutral text"]
+    assert list(closing_lines(told)) == ["tuned, text"]
     assert "nothing to lose" in section(told, LANGUAGES["en"])[0]
 
 
