@@ -244,7 +244,7 @@ def test_the_contents_lead_to_every_section(metrics, language):
     ids = re.findall(r'<section id="(.*?)">', html)
     assert [MarkdownIt().normalizeLink(f"#{one}") for one in ids] == tags.attributes["href"]
     headings = re.findall(r"<h2>(.*?)</h2>", html)
-    assert [anchor(one) for one in headings] == ids and len(ids) == 10
+    assert [anchor(one) for one in headings] == ids and len(ids) == 11
     report = render_report(of(metrics), language)
     assert all(f"[{one}](#{anchor(one)})" in report for one in headings)
 
