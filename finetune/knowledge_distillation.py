@@ -39,7 +39,7 @@ def main(config: Config) -> None:
     config = settled(config, student, settings.teacher_model)
     template, modelfile = config.model.prompt_template, config.gguf.wants_modelfile
     dataset = read_dataset(student, template, config.training, modelfile=modelfile)
-    require_teachable(config, student, dataset)
+    require_teachable(config, student)
     text = passages_of(config)
     if config.options.dry_run:
         if config.distillation.mode != "sequence":  # whose rows the teacher has yet to write

@@ -52,7 +52,7 @@ def main(config: Config) -> None:
     # Before the first stage, dry or not: this finds the mistakes in the settings of the last one.
     template, modelfile = config.model.prompt_template, config.gguf.wants_modelfile
     dataset = read_dataset(base, template, config.training, modelfile=modelfile)
-    distillation.require_teachable(config, base, dataset)
+    distillation.require_teachable(config, base)
     lora.require_choices(config)
     text = distillation.passages_of(config)
     runs = {"adapter": pipeline.adapter(base).plan(config, dataset)}
@@ -68,7 +68,7 @@ def main(config: Config) -> None:
         return
     work = {
         "prune": lambda: prune_model(config, base, pruned),
-        "cache": lambda: ask_teacher(config, dataset, text, asked),
+        "cache": lambda: ask_teacher(config, base, dataset, text, asked),
         "distil": lambda: pipeline.train(config, taught, dataset, distilled, stopped_student),
         "lora": lambda: pipeline.train(config, tuned, dataset, adapter, stopped),
         "merge": lambda: merge_stage.write_merged(STAGE, distilled, adapter, final, config),

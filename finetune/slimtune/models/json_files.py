@@ -6,6 +6,7 @@ that nobody here reads may hold anything, and null stands for "not set" everywhe
 """
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ def _is_described(value: Any) -> bool:
 
 def _are_ids(value: Any) -> bool:
     return _is_count(value) or (isinstance(value, list) and all(map(_is_count, value)))
+
+
+def _are_ascending(value: Any) -> bool:
+    if not isinstance(value, list) or not all(map(_is_count, value)):
+        return False
+    return all(one >= 0 for one in value[:1]) and all(a < b for a, b in pairwise(value))
 
 
 def _are_added(value: Any) -> bool:
@@ -109,6 +116,11 @@ FILES: Mapping[str, Mapping[str, Kind]] = {
         "added_tokens": ("a list of described tokens with their ids", _are_added),
     },
     "added_tokens.json": {},
+    "vocabulary_map.json": {
+        "tokens_before": SIZE,
+        "kept": ("a list of token ids, ascending", _are_ascending),
+        "trimmed_from": TEXT,
+    },
     "adapter_config.json": {
         **dict.fromkeys(("peft_type", "base_model_name_or_path"), TEXT),
         **dict.fromkeys(("rank_pattern", "alpha_pattern"), OBJECT),

@@ -33,6 +33,7 @@ from slimtune.models.tokenizer_files import (
     sentencepiece_puts_bos,
     text_of,
 )
+from slimtune.models.vocabulary_map import MAP_FILE
 
 TEMPLATE_FILE = "chat_template.jinja"
 _ADDED_FILE = "added_tokens.json"
@@ -134,18 +135,20 @@ def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
 def save_tokenizer(
     tokenizer: PreTrainedTokenizerFast, folder: Path, source: str | Path | None = None
 ) -> None:
-    """Write tokenizer.json, its config, chat_template.jinja, and the tokenizer.model it came from.
+    """Write tokenizer.json, its config, chat_template.jinja, the tokenizer.model it came from, and
+    the map of a trimmed vocabulary.
 
-    `source` is the folder to take `tokenizer.model` from where the tokenizer does not know its own.
+    `source` is the folder to take the last two from where the tokenizer does not know its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(str(folder))
     own = tokenizer.init_kwargs.get("vocab_file")
     _settle_config(folder / TOKENIZER_CONFIG, tokenizer.add_bos_token if own else None)
     model_file = Path(own) if own else Path(source or folder) / SENTENCEPIECE_FILE
-    target = folder / SENTENCEPIECE_FILE
-    if model_file.is_file() and model_file.resolve() != target.resolve():
-        shutil.copyfile(model_file, target)
+    for file in (model_file, model_file.with_name(MAP_FILE)):
+        target = folder / file.name
+        if file.is_file() and file.resolve() != target.resolve():
+            shutil.copyfile(file, target)
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerFast, embedding_rows: int) -> None:

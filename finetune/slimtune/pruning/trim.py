@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from slimtune.config import Config
 from slimtune.errors import QualityError
 from slimtune.models import tokenizers
+from slimtune.models.origin import fingerprint
+from slimtune.models.vocabulary_map import write_map
 from slimtune.models.weights import Checkpoint
 from slimtune.pruning.anatomy import Keep, prunable_shape
 from slimtune.pruning.calibration import Calibration
@@ -46,7 +48,8 @@ def trim_vocabulary(source: Path, output: Path, kept: list[int], config: Config)
     shape = prunable_shape(checkpoint)
     keep = Keep(list(range(shape.layers)), vocabulary=torch.tensor(kept))
     write_pruned(checkpoint, replace(shape, vocabulary=len(kept)), keep, output)
-    renumber(output, kept, shape.vocabulary)
+    renumber(output, kept)
+    write_map(output, kept, shape.vocabulary, fingerprint(checkpoint))
     before, after = tokenizers.load_tokenizer(source), tokenizers.load_tokenizer(output)
     texts = Texts.of(config, before)
     rows = require_same_pieces(texts, before, after, kept)

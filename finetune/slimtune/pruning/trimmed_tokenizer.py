@@ -10,18 +10,14 @@ from slimtune.models.sentencepiece_bpe import read_sentencepiece
 from slimtune.models.tokenizer_files import JSON_FILE, SENTENCEPIECE_FILE, TOKENIZER_CONFIG
 from slimtune.pruning.kept_tokens import ID_FILES, pair_of
 
-MAP_FILE = "vocabulary_map.json"
 _OLDER = ("vocab.json", "merges.txt")  # say again, for slow tokenizers, what tokenizer.json says
 _PIECE_IDS = ("unk_id", "bos_id", "eos_id", "pad_id")
 
 Number = Mapping[int, int]  # old id -> new id of each token that stays
 
 
-def renumber(folder: Path, kept: list[int], tokens_before: int) -> None:
-    """Rewrites the files of `folder` for the tokens `kept`: the one at place i of it gets id i.
-
-    The old ids stay beside the model in vocabulary_map.json.
-    """
+def renumber(folder: Path, kept: list[int]) -> None:
+    """Rewrites the files of `folder` for the tokens `kept`: the one at place i of it gets id i."""
     number = {old: new for new, old in enumerate(kept)}
     for name, change in _CHANGES.items():
         if (folder / name).is_file():
@@ -29,7 +25,6 @@ def renumber(folder: Path, kept: list[int], tokens_before: int) -> None:
     _pieces(folder / SENTENCEPIECE_FILE, number)
     for name in _OLDER:
         (folder / name).unlink(missing_ok=True)
-    write_json(folder / MAP_FILE, {"tokens_before": tokens_before, "kept": kept})
 
 
 def _tokenizer(content: dict[str, Any], number: Number) -> dict[str, Any]:

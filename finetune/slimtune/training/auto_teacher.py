@@ -16,6 +16,7 @@ from slimtune.console import near
 from slimtune.errors import InputError
 from slimtune.models.folders import local_folder
 from slimtune.models.json_files import read_model_json
+from slimtune.models.vocabulary_map import read_map
 from slimtune.settings.flags import named
 
 _log = logging.getLogger(__name__)
@@ -48,9 +49,14 @@ def with_teacher(config: Config, student: str, unpruned: str | None = None) -> C
 
 
 def _speaks_as(student: str, samples: str) -> bool:
-    """Whether a model has the vocabulary of the sample's teacher, where that is on this machine."""
-    ours = _vocabulary(Path(samples))
-    return ours is not None and ours == _vocabulary(local_folder(student))
+    """Whether a model has the vocabulary of the sample's teacher, where that is on this machine, or
+    what a trim has left of it."""
+    whole, folder = _vocabulary(Path(samples)), local_folder(student)
+    trimmed = read_map(folder)
+    if whole is not None and trimmed:
+        number = {old: new for new, old in enumerate(trimmed.kept)}
+        whole = {token: number[id] for token, id in whole.items() if id in number}
+    return whole is not None and whole == _vocabulary(folder)
 
 
 def _vocabulary(folder: Path) -> Any:

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from slimtune.artifacts.files import text_lines
 from slimtune.config import Config, Distillation
-from slimtune.errors import InputError, QualityError
-from slimtune.models import tokenizers
+from slimtune.errors import QualityError
 from slimtune.models.folders import local_folder
 from slimtune.models.weights import Checkpoint
 from slimtune.settings.flags import named
@@ -28,18 +26,11 @@ from slimtune.training.curve import Curve
 from slimtune.training.dataset import Dataset
 from slimtune.training.divergences import DIVERGENCES
 from slimtune.training.effect import NoEffect
+from slimtune.training.shared_vocabulary import ids_in_teacher
 from slimtune.training.trainer import SlimTrainer
 
 _log = logging.getLogger(__name__)
 
-_TRIM_TOO = (
-    "the student's vocabulary was trimmed: trim the teacher's by model_pruning.py "
-    "--vocabulary trim --ffn-ratio 0 with the same rows, text and languages, and name its folder"
-)
-_ONE_TOKENIZER = (
-    "choose a teacher with the student's tokenizer (the unpruned model is one), or let it write "
-    "answers to learn from: --mode sequence"
-)
 _MOST = 700.0  # nats a token; beyond it exp overflows, and the model is broken anyway
 _KEPT_ASIDE = 20  # without validation rows every 20th training row judges instead
 
@@ -80,37 +71,21 @@ def numbered_samples(*groups: Sequence[Sample]) -> list[list[Sample]]:
     return result
 
 
-def require_teachable(config: Config, student: str, dataset: Dataset) -> None:
-    """InputError unless the teacher is a whole model, with the student's vocabulary where the two
-    are compared token by token, and the student one that can learn; SettingsError for choices that
-    a shared out student does not allow."""
+def require_teachable(config: Config, student: str) -> None:
+    """InputError unless the teacher is a whole model, with the student's vocabulary or more where
+    the two are compared token by token, and the student one that can learn; SettingsError for
+    choices that a shared out student does not allow."""
     sharding.require_supported(config, whole=config.distillation.student == "full")
     teacher = config.distillation.teacher_model
     local_folder(teacher)
     if config.distillation.mode != "sequence":
-        require_same_vocabulary(tokenizers.load_tokenizer(teacher), dataset.tokenizer)
+        ids_in_teacher(teacher, student)
     learner = Checkpoint(local_folder(student))
     learner.require_full_precision("train a student")
     if "sparsity" in learner.config and config.distillation.student == "full":
         _log.warning(
             "caution: the student's zeros come back to life when all weights learn; --student lora "
             "keeps them"
-        )
-
-
-def require_same_vocabulary(
-    teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase
-) -> None:
-    """InputError unless both give every token the same id: else the lesson would be garbage."""
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    different = [token for token, i in ours.items() if theirs.get(token) != i]
-    if different or len(ours) != len(theirs):
-        example = next(iter(different), "the teacher has tokens that the student lacks")
-        trimmed = len(ours) < len(theirs) and ours.keys() <= theirs.keys()
-        raise InputError(
-            f"teacher and student speak different vocabularies ({len(different)} tokens differ)",
-            f"for example {example!r}; the teacher's probabilities would land on other tokens",
-            _TRIM_TOO if trimmed else _ONE_TOKENIZER,
         )
 
 
@@ -124,8 +99,8 @@ def samples_of(
     return train, validation
 
 
-def fit_options(config: Config, samples: Sequence[Sample]) -> dict[str, Any]:
-    """What `fit` is told of a student: epochs, rates, and the teacher that speaks of `samples`.
+def fit_options(config: Config, student: str, samples: Sequence[Sample]) -> dict[str, Any]:
+    """What `fit` is told of `student`: epochs, rates, and the teacher that speaks of `samples`.
 
     A cached teacher is loaded here, alone, and only for answers that are not cached. In mode
     `sequence` the rows hold the teacher's answers already, and nothing else is asked of it.
@@ -138,7 +113,7 @@ def fit_options(config: Config, samples: Sequence[Sample]) -> dict[str, Any]:
     }
     if settings.mode != "sequence":
         options |= {"trainer_class": DistillationTrainer, "distillation": settings}
-        options["teacher"] = teachers.choose(config, samples)
+        options["teacher"] = teachers.choose(config, samples, student)
     if settings.student == "lora":
         options["loraplus_ratio"] = config.lora.loraplus_ratio
     return options

@@ -43,15 +43,18 @@ def student(config: Config, model: str, text: Sequence[str]) -> pipeline.Method:
     )
 
 
-def ask_teacher(config: Config, dataset: Dataset, text: Sequence[str], final: Path) -> None:
-    """Fill the teacher's cache as a stage of its own; `final` says where it is and what it took."""
+def ask_teacher(
+    config: Config, student: str, dataset: Dataset, text: Sequence[str], final: Path
+) -> None:
+    """Fill the teacher's cache as a stage of its own, for a student with the vocabulary of
+    `student`; `final` says where it is and what it took."""
     train, validation = distillation.samples_of(config, dataset, text)
     samples = [*train, *validation]
     inputs = [config.distillation.teacher_model, *dataset.named.values()]
     with stage_folder("teacher_cache", final, config, inputs=inputs) as stage:
         started = time.monotonic()
         with teachers.first_process_first(config):
-            folder = teachers.fill(config, samples)
+            folder = teachers.fill(config, samples, student)
         stage.metrics.update(
             cache=str(folder),
             samples=len(samples),
@@ -72,9 +75,9 @@ def plan_distillation(
 
 
 def _lesson(model: str, text: Sequence[str], config: Config, dataset: Dataset) -> pipeline.Lesson:
-    distillation.require_teachable(config, model, dataset)
+    distillation.require_teachable(config, model)
     train, validation = distillation.samples_of(config, dataset, text)
-    options = distillation.fit_options(config, [*train, *validation])
+    options = distillation.fit_options(config, model, [*train, *validation])
     return pipeline.Lesson(train, validation, options, {"text_passages": len(text)})
 
 

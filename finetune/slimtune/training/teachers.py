@@ -19,11 +19,13 @@ from slimtune.console import near, processes, size
 from slimtune.models import loading, memory, tokenizers
 from slimtune.models.compute import Compute, choose_device
 from slimtune.models.folders import local_folder, weights_identity
+from slimtune.models.vocabulary_map import ids_digest
 from slimtune.models.weights import Checkpoint
 from slimtune.training import sharding, soundness, teacher_cache
 from slimtune.training.attention import training_compute
 from slimtune.training.batches import Sample
 from slimtune.training.divergences import TeacherTopK
+from slimtune.training.shared_vocabulary import ids_in_teacher, speak_as_student
 from slimtune.training.teacher_cache import CachedTeacher, TopKOfRows, hidden_states
 
 _log = logging.getLogger(__name__)
@@ -51,13 +53,17 @@ class OnlineTeacher:
         return TeacherTopK(everything, logits.div_(self._temperature).log_softmax(1))
 
 
-def choose(config: Config, samples: Sequence[Sample]) -> Teacher:
-    """The teacher as distillation.mode says; `cached`: asked now for what no earlier run asked."""
+def choose(config: Config, samples: Sequence[Sample], student: str) -> Teacher:
+    """The teacher as distillation.mode says; `cached`: asked now for what no earlier run asked.
+
+    It speaks of the tokens of `student`, under its ids; so do the samples.
+    """
     settings = config.distillation
     if settings.mode == "online":
-        return OnlineTeacher(_sound_teacher(config, samples), settings.temperature)
+        ids = ids_in_teacher(settings.teacher_model, student)
+        return OnlineTeacher(_sound_teacher(config, samples, student, ids), settings.temperature)
     with first_process_first(config):
-        return CachedTeacher(fill(config, samples))
+        return CachedTeacher(fill(config, samples, student))
 
 
 @contextmanager
@@ -71,16 +77,19 @@ def first_process_first(config: Config) -> Iterator[None]:
         yield
 
 
-def fill(config: Config, samples: Sequence[Sample]) -> Path:
-    """The cache of what the teacher says about `samples`; it is asked for what is missing."""
-    folder, settings = cache_folder(config, samples), config.distillation
+def fill(config: Config, samples: Sequence[Sample], student: str) -> Path:
+    """The cache of what the teacher says about `samples`, of a student with the vocabulary of
+    `student`; it is asked for what is missing."""
+    settings = config.distillation
+    ids = ids_in_teacher(settings.teacher_model, student)
+    folder = cache_folder(config, samples, ids)
     if teacher_cache.is_complete(folder):
         _log.info("the teacher's answers are cached already: %s", near(folder))
         return folder
     top_k, temperature = settings.top_k, settings.temperature
     teacher_cache.write_cache(
         folder,
-        lambda: _sound_teacher(config, samples),
+        lambda: _sound_teacher(config, samples, student, ids),
         samples,
         top_k=top_k,
         temperature=temperature,
@@ -88,12 +97,15 @@ def fill(config: Config, samples: Sequence[Sample]) -> Path:
     return folder
 
 
-def cache_folder(config: Config, samples: Sequence[Sample]) -> Path:
-    """Where the teacher's answers about `samples` lie, or will lie."""
+def cache_folder(config: Config, samples: Sequence[Sample], ids: list[int] | None) -> Path:
+    """Where the teacher's answers about `samples` lie, or will lie; `ids` are those that it has for
+    the student's tokens, where they differ."""
     settings = config.distillation
     asked = weights_identity(settings.teacher_model)
     if settings.teacher_quantization != "none":
         asked += f" {settings.teacher_quantization}"
+    if ids is not None:
+        asked += f" {ids_digest(ids)}"
     return settings.cache_dir / teacher_cache.key(
         samples, asked, settings.top_k, settings.temperature
     )
@@ -109,10 +121,15 @@ def load_teacher(config: Config) -> PreTrainedModel:
     return loading.load_model(settings.teacher_model, compute)
 
 
-def _sound_teacher(config: Config, samples: Sequence[Sample]) -> PreTrainedModel:
+def _sound_teacher(
+    config: Config, samples: Sequence[Sample], student: str, ids: list[int] | None
+) -> PreTrainedModel:
     """The teacher, once it has shown on some of the samples that it can say anything at all."""
     teacher, name = load_teacher(config), config.distillation.teacher_model
-    soundness.require_sound(teacher, tokenizers.load_tokenizer(name), samples, name)
+    if ids is not None:
+        _log.info("teacher: asked of the %d tokens that the student has", len(ids))
+        speak_as_student(teacher, ids)
+    soundness.require_sound(teacher, tokenizers.load_tokenizer(student), samples, name)
     return teacher
 
 

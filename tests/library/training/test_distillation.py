@@ -20,7 +20,6 @@ from slimtune.training.distillation import (
     DistillationTrainer,
     kept_aside,
     numbered_samples,
-    require_same_vocabulary,
 )
 from slimtune.training.divergences import DIVERGENCES, TeacherTopK
 from slimtune.training.fitting import fit
@@ -212,22 +211,6 @@ def test_the_student_comes_nearer_to_the_teacher(
     logged = next(entry for entry in curve.history if "kd" in entry)
     assert {"loss", "kd", "ce"} <= logged.keys()
     assert any("eval_kd" in entry for entry in curve.history)
-
-
-class _Vocabulary:
-    def __init__(self, **ids: int) -> None:
-        self.ids = ids
-
-    def get_vocab(self) -> dict[str, int]:
-        return self.ids
-
-
-def test_other_vocabularies_are_refused_by_their_ids_not_their_size() -> None:
-    require_same_vocabulary(_Vocabulary(a=0, b=1), _Vocabulary(a=0, b=1))
-    with pytest.raises(InputError, match="2 tokens differ"):
-        require_same_vocabulary(_Vocabulary(a=0, b=1), _Vocabulary(a=1, b=0))
-    with pytest.raises(InputError, match="lacks"):
-        require_same_vocabulary(_Vocabulary(a=0, b=1), _Vocabulary(a=0))
 
 
 def test_without_validation_rows_some_training_rows_judge() -> None:
