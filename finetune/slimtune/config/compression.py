@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -29,6 +29,20 @@ def _count(value: object) -> object:
     return float(found[1]) * {"k": 1e3, "M": 1e6, "B": 1e9}[found[2]] if found else value
 
 
+_Listed = Literal["en", "zh"]
+
+
+def _with_list(language: object) -> object:
+    if isinstance(language, str) and language not in get_args(_Listed):
+        there = " and ".join(get_args(_Listed))
+        raise ValueError(
+            f"there are word lists for {there}; for another language name a text in it: "
+            "--vocabulary-text FILE"
+        )
+    return language
+
+
+Language = Annotated[_Listed, BeforeValidator(_with_list)]
 StageName = Literal["prune", "cache", "distil", "lora", "merge", "convert", "evaluate"]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 
@@ -68,7 +82,7 @@ class Pruning(Section):
         "those are made of. Such text keeps its tokens and its answers; other text takes more of\n"
         "them. Saves rows of embedding and output layer.",
     )
-    languages: list[Literal["en", "zh"]] = setting(
+    languages: list[Language] = setting(
         [], "trim: languages whose common words stay, whether the rows have them or not."
     )
     vocabulary_text: Path | None = setting(

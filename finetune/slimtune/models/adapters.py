@@ -21,7 +21,7 @@ from slimtune.models.adapter_config import (
     read_adapter_config,
 )
 from slimtune.models.headers import TensorInfo, read_bytes, read_header
-from slimtune.models.origin import require_origin
+from slimtune.models.origin import require_after_trim, require_origin
 from slimtune.models.weight_changes import Pair, Tokens
 from slimtune.models.weights import EMBEDDING, OUTPUT, Checkpoint
 
@@ -187,6 +187,7 @@ class Adapter:
         """InputError, naming both, unless all that streams fits the weights of `base`, and those
         are the weights it was trained on, where that is known.
         """
+        require_after_trim(self, base)
         shapes = base.shapes
         if base.tied:
             shapes.setdefault(OUTPUT, shapes.get(EMBEDDING, ()))

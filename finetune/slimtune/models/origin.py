@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slimtune.artifacts import run_of
-from slimtune.console import near
+from slimtune.console import near, quoted
 from slimtune.errors import InputError
 from slimtune.models.headers import read_float32
 from slimtune.models.json_files import read_model_json
+from slimtune.models.vocabulary_map import VocabularyMap, read_map
 
 if TYPE_CHECKING:
+    from slimtune.models.adapters import Adapter
     from slimtune.models.weights import Checkpoint
 
 _log = logging.getLogger(__name__)
@@ -95,6 +97,38 @@ def require_origin(adapter: Path, trained_on: str, base: "Checkpoint") -> None:
             f"the token {token!r} has another id in its tokenizer.json than in the base's",
             cure,
         )
+
+
+def require_after_trim(adapter: "Adapter", base: "Checkpoint") -> None:
+    """InputError for an adapter that was trained before the vocabulary of `base` was trimmed.
+
+    The fingerprint that it keeps is that of the model that was trimmed, or its tokenizer or its
+    embedding has the tokens that there were then.
+    """
+    known = read_map(base.folder)
+    if known is None:
+        return
+    then = recorded(adapter.folder)
+    before = then == known.trimmed_from if then else _has_tokens_of(adapter.folder, base, known)
+    if not before and (adapter.vocabulary or 0) < known.tokens_before:
+        return
+    merge = f"--base-model {quoted(adapter.base)} --lora-model {quoted(near(adapter.folder))}"
+    raise InputError(
+        f"{near(adapter.folder)}: trained before the vocabulary of {near(base.folder)} was trimmed",
+        f"the {len(known.kept)} tokens that are left of {known.tokens_before} have other ids now",
+        f"merge it into its own base, python finetune/evaluate_model.py {merge} --merge, and trim "
+        "the merged model",
+    )
+
+
+def _has_tokens_of(adapter: Path, base: "Checkpoint", known: VocabularyMap) -> bool:
+    """Whether an adapter's tokenizer.json gives the tokens left the ids that they had before."""
+    files = [folder / "tokenizer.json" for folder in (adapter, base.folder)]
+    if not all(file.is_file() for file in files):
+        return False
+    own, given = map(_ids, files)
+    places = ((token, id) for token, id in given.items() if id < len(known.kept))
+    return own != given and all(own.get(token) == known.kept[id] for token, id in places)
 
 
 def say_if_unknown(adapter: Path, base: Path, config: dict[str, Any]) -> None:

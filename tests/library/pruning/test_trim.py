@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +14,16 @@ import torch
 from foreign_chat_templates import QWEN2
 from running import refused, succeeds
 from sentencepiece import SentencePieceProcessor
+from tiny_adapters import trained
 from tiny_folders import write_tiny_llama
 from tiny_pipelines import write_bpe_llama
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from slimtune.errors import InputError, QualityError
+from slimtune.models.adapters import Adapter
+from slimtune.models.origin import fingerprint
+from slimtune.models.weights import Checkpoint
 from slimtune.pruning import kept_tokens, trim
 from slimtune.pruning.outcome import CARD
 
@@ -151,11 +158,52 @@ def test_a_row_in_other_tokens_is_found(world) -> None:
         trim.require_same_pieces(texts, before, before, every[::-1])
 
 
+BEFORE = {
+    "by the fingerprint in its card": {},
+    "by its tokenizer": {},
+    "by the rows of its embedding": {"modules_to_save": ["embed_tokens"]},
+}
+
+
+def trained_before(known: str, world: Path, folder: Path) -> Path:
+    adapter = trained(world / "model", folder, **BEFORE[known])
+    card = f"---\nbase_fingerprint: {fingerprint(Checkpoint(world / 'model'))}\n---\n"
+    (adapter / "README.md").write_text(card if "card" in known else "")
+    if "tokenizer" in known:
+        shutil.copyfile(world / "model/tokenizer.json", adapter / "tokenizer.json")
+    return adapter
+
+
+@pytest.mark.parametrize("known", BEFORE)
+def test_an_adapter_trained_before_is_refused(known, world, tmp_path) -> None:
+    adapter = Adapter(trained_before(known, world, tmp_path / "adapter"))
+    adapter.require_base(Checkpoint(world / "model"))
+    with pytest.raises(InputError, match="trained before the vocabulary"):
+        adapter.require_base(Checkpoint(world / "out"))
+    after = Adapter(trained(world / "out", tmp_path / "after", **BEFORE[known]))
+    after.require_base(Checkpoint(world / "out"))
+
+
+def test_such_an_adapter_is_merged_as_its_refusal_says(world, tmp_path) -> None:
+    if "tied" not in world.name:  # one kind, for it takes seconds
+        return
+    adapter = trained_before("by its tokenizer", world, tmp_path / "adapter")
+    more = ("--output-dir", tmp_path / "merged", "--device", "cpu")
+    words = ("--base-model", world / "out", "--lora-model", adapter, "--merge", *more)
+    said = refused(3, "trained before the vocabulary", "evaluate_model", *words)
+    script, cure = re.search(r"finetune/(\w+)\.py (.+--merge)", said[-1]).groups()
+    succeeds(script, *shlex.split(cure), *more)
+    trim = ("--vocabulary", "trim", "--train-data", world / "rows.jsonl", "--ffn-ratio", 0)
+    merged = ("--model-path", tmp_path / "merged", "--output-dir", tmp_path / "trimmed")
+    succeeds("model_pruning", *merged, *trim)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "trimmed")) == len(kept(world))
+
+
 @pytest.mark.parametrize(
     ("code", "words", "more"),
     [
         (2, "pruning.languages", ["--vocabulary", "keep", "--languages", "en"]),
-        (2, "languages", ["--languages", "tlh"]),
+        (2, "word lists for en and zh; for another", ["--languages", "en,tlh"]),
         (3, "vocabulary_text names it", ["--vocabulary-text", "gone.txt"]),
     ],
 )
