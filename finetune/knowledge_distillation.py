@@ -21,7 +21,7 @@ def main(config: Config) -> None:
     from slimtune.models.served_decoding import settled
     from slimtune.training import distillation_stage, prechecks, teachers, written_answers
     from slimtune.training.auto_teacher import with_teacher
-    from slimtune.training.dataset import read_dataset
+    from slimtune.training.dataset import dataset_of
     from slimtune.training.distillation import passages_of, perplexities, require_teachable
     from slimtune.training.pipeline import require_resumable, train
 
@@ -37,8 +37,7 @@ def main(config: Config) -> None:
     prechecks.precheck(config, checkpoints)
     require(config.training.train_data)
     config = settled(config, student, settings.teacher_model)
-    template, modelfile = config.model.prompt_template, config.gguf.wants_modelfile
-    dataset = read_dataset(student, template, config.training, modelfile=modelfile)
+    dataset = dataset_of(config, student)
     require_teachable(config, student)
     text = passages_of(config)
     if config.options.dry_run:
@@ -52,7 +51,7 @@ def main(config: Config) -> None:
     if config.distillation.mode == "sequence":
         with teachers.first_process_first(config):
             config = written_answers.answered(config)
-        dataset = read_dataset(student, template, config.training, modelfile=modelfile)
+        dataset = dataset_of(config, student)
     method = distillation_stage.student(config, student, text)
     curve, _ = train(config, method, dataset, final, checkpoints)
     numbers = {"loss": curve.summary(), "speed": curve.speed()}

@@ -21,7 +21,7 @@ from slimtune.settings.commands import next_command
 def main(config: Config) -> None:
     from slimtune.models.served_decoding import settled
     from slimtune.training import lora, pipeline, prechecks
-    from slimtune.training.dataset import read_dataset
+    from slimtune.training.dataset import dataset_of
     from slimtune.training.timing import dry_run
 
     base, whole = config.model.base_model, config.lora.method == "full"
@@ -35,8 +35,7 @@ def main(config: Config) -> None:
     require(base)
     require(config.training.train_data)
     config = settled(config, base)
-    template, modelfile = config.model.prompt_template, config.gguf.wants_modelfile
-    dataset = read_dataset(base, template, config.training, modelfile=modelfile)
+    dataset = dataset_of(config, base)
     method = pipeline.whole(base) if whole else pipeline.adapter(base)
     if config.options.dry_run:
         pipeline.require_resumable(config, method, dataset, checkpoints)

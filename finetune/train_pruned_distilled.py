@@ -7,51 +7,49 @@
     python finetune/train_pruned_distilled.py --target-size 90MB --resume    # the best that fits
 
 reads   base model, teacher, prepared rows, plain text if named; with a size the unpruned fine-tune
-writes  OUTPUT_DIR/pruned, /teacher_cache, /distilled, /lora_adapter, /final: the merged, ready
-        model, /evaluation, and /card.md: what each stage cost and brought; with a size /gguf
+writes  OUTPUT_DIR/trimmed if asked for, /pruned, /teacher_cache, /distilled, /lora_adapter, /final:
+        the ready model, /evaluation, /card.md: what each stage cost and brought; with a size /gguf
 """
 
-from slimtune.artifacts import refuse_inputs, require
-from slimtune.artifacts.combined_run import chosen_stages, links_in, run_stages, stages_to_run
+from slimtune.artifacts import combined_run, refuse_inputs, require
 from slimtune.config import Config
 from slimtune.console import would_write, wrote
 from slimtune.report.cost_card import best_that_fits, show_card
 from slimtune.settings.commands import next_command
 
-STAGE = "train_pruned_distilled"
-
 
 def main(config: Config) -> None:
-    from slimtune.evaluation import evaluate, following, merge_stage
+    from slimtune.evaluation import evaluate, following
+    from slimtune.evaluation.merge_stage import write_merged
     from slimtune.export import sized
     from slimtune.models import served_decoding
-    from slimtune.pruning.prune import estimate_pruning, parameters_left, prune_model
+    from slimtune.pruning import prune
     from slimtune.training import auto_teacher, distillation, lora, pipeline, prechecks, timing
-    from slimtune.training.dataset import read_dataset
+    from slimtune.training.dataset import dataset_of, read_after_trim
     from slimtune.training.distillation_stage import ask_teacher, plan_distillation, student
 
     base, out = config.model.base_model, config.pruned_distilled.output_dir
-    config = auto_teacher.with_teacher(config, base, unpruned=base)
+    config = prune.with_text_in_use(auto_teacher.with_teacher(config, base, unpruned=base))
     teacher, learned = config.distillation.teacher_model, config.training
     rows = [learned.train_data, learned.val_data, learned.replay_data, config.evaluation.test_data]
     refuse_inputs([out], [base, teacher, config.distillation.text_data, *rows])
-    links = links_in(out, config.gguf.size_name)
-    pruned, asked, distilled, adapter, final, *gguf, table = (one.output for one in links.values())
-    compared = evaluate.settings_for(config, [pruned, distilled, final], table)
-    chosen = evaluate.without_rows(chosen_stages(config), compared)
+    links = combined_run.links_in(out, config.gguf.size_name, trims=config.pruning.trims)
+    pruned, asked, distilled, adapter, final, *gguf, table = combined_run.outputs_of(links)
+    whole = links["vocabulary"].output if config.pruning.trims else base
+    compared = evaluate.settings_for(config, combined_run.compared_in(links), table)
+    chosen = evaluate.without_rows(combined_run.chosen_stages(config), compared)
     if "evaluate" in chosen:
         evaluate.finish_stopped(compared)
-    command = next_command(STAGE, config, leave=("pruned_distilled.stages",))
-    todo = stages_to_run(links, chosen, config, command)
+    command = next_command(combined_run.STAGE, config, leave=("pruned_distilled.stages",))
+    todo = combined_run.stages_to_run(links, chosen, config, command)
     if "convert" in todo:
-        sized.require_room(config, base, parameters_left(base, pruned, config))
-    stopped, stopped_student = out / "checkpoints", out / "distilled_checkpoints"
-    prechecks.precheck(config, stopped, stopped_student, goes_on=len(todo) < len(chosen))
+        sized.require_room(config, base, prune.parameters_left(base, pruned, config))
+    tuning, teaching = out / "checkpoints", out / "distilled_checkpoints"
+    prechecks.precheck(config, tuning, teaching, goes_on=len(todo) < len(chosen))
     require(config.training.train_data)
     config = served_decoding.settled(config, base, teacher)
-    # Before the first stage, dry or not: this finds the mistakes in the settings of the last one.
-    template, modelfile = config.model.prompt_template, config.gguf.wants_modelfile
-    dataset = read_dataset(base, template, config.training, modelfile=modelfile)
+    dataset = dataset_of(config, base)  # dry or not: mistakes of the last stage's settings are told
+    rows_of = read_after_trim(config, dataset)
     distillation.require_teachable(config, base)
     lora.require_choices(config)
     text = distillation.passages_of(config)
@@ -59,23 +57,24 @@ def main(config: Config) -> None:
     stages = ", ".join(todo) or "none: all have finished"
     taught, tuned = student(config, str(pruned), text), pipeline.adapter(str(distilled))
     if config.options.dry_run:
-        pipeline.require_resumable(config, taught, dataset, stopped_student)
-        pipeline.require_resumable(config, tuned, dataset, stopped)
-        plan = dataset.summary() | {"stages": stages} | estimate_pruning(base, config)
+        pipeline.require_resumable(config, taught, dataset, teaching)
+        pipeline.require_resumable(config, tuned, dataset, tuning)
+        plan = dataset.summary() | {"stages": stages} | prune.estimate_pruning(base, config)
         plan |= plan_distillation(config, base, dataset, text)
         plan |= timing.dry_runs(config, base, runs, dataset.train)
         would_write(*(links[name].output for name in todo), estimates=plan)
         return
     work = {
-        "prune": lambda: prune_model(config, base, pruned),
-        "cache": lambda: ask_teacher(config, base, dataset, text, asked),
-        "distil": lambda: pipeline.train(config, taught, dataset, distilled, stopped_student),
-        "lora": lambda: pipeline.train(config, tuned, dataset, adapter, stopped),
-        "merge": lambda: merge_stage.write_merged(STAGE, distilled, adapter, final, config),
+        "vocabulary": lambda: prune.trim_model(config, base, whole),
+        "prune": lambda: prune.cut_model(config, str(whole), pruned),
+        "cache": lambda: ask_teacher(config, str(whole), rows_of(whole), text, asked),
+        "distil": lambda: pipeline.train(config, taught, rows_of(pruned), distilled, teaching),
+        "lora": lambda: pipeline.train(config, tuned, rows_of(distilled), adapter, tuning),
+        "merge": lambda: write_merged(combined_run.STAGE, distilled, adapter, final, config),
         "convert": lambda: sized.write_sized(config, base, final, *gguf),
         "evaluate": lambda: evaluate.compare_models(compared, sized.written(gguf)),
     }
-    run_stages(chosen, todo, work)
+    combined_run.run_stages(chosen, todo, work)
     show_card(links, out / "card.md")
     next = following.step_after_combined(config, final, sized.written(gguf), command)
     written, numbers = [links[name].output for name in todo], best_that_fits(table)

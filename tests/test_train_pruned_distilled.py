@@ -328,6 +328,73 @@ def test_an_online_teacher_leaves_no_cache(settings, merged, tmp_path) -> None:
     refused(2, "knowledge_distillation.py --mode sequence", *words, "--overwrite")
 
 
+@pytest.fixture(scope="module")
+def trimmed(settings, merged, tmp_path_factory) -> tuple[Path, Ran]:
+    """A run that begins with the vocabulary, under a full teacher; it was stopped before LoRA."""
+
+    def stop(*args, **kwargs) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path_factory.mktemp("trimmed") / "out"
+    words = ("train_pruned_distilled", *settings, "--output-dir", out, "--vocabulary", "trim")
+    words += ("--text-data", "null", "--cache-dir", out.parent / "cache")
+    words += ("--epochs", 2, "--distillation-epochs", 1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(lora, "attach", stop)
+        assert run(*words).code == 130
+    with compared_here():
+        return out, succeeds(*words, "--resume")
+
+
+def test_a_run_that_trims_goes_on_where_it_was_stopped(trimmed) -> None:
+    out, ran = trimmed
+    for stage in ("vocabulary", "prune", "cache", "distil"):
+        assert f"{stage}: finished already" in ran.err
+    assert "lora: starting" in ran.err and "evaluate: starting" in ran.err
+    runs = records(out) | {"trimmed": json.loads((out / "trimmed/run.json").read_text())}
+    assert runs["trimmed"]["run_id"] in {one["run_id"] for one in runs["pruned"]["inputs"]}
+    assert runs["trimmed"]["metrics"]["ffn_after"] == 128
+    assert (
+        runs["pruned"]["metrics"]["ffn_after"] == 96 and "trimmed" not in runs["pruned"]["metrics"]
+    )
+    rows = (out / "card.md").read_text(encoding="utf-8").splitlines()
+    names = [line.split("|")[1].strip() for line in rows if line.startswith("|")]
+    stages = ["vocabulary", "prune", "cache", "distil", "lora", "merge", "evaluate"]
+    assert names[2:] == ["base", *stages]
+
+
+def test_every_model_of_such_a_run_has_the_tokens_left(project, trimmed) -> None:
+    out, _ = trimmed
+    kept = json.loads((out / "trimmed/vocabulary_map.json").read_text())["kept"]
+    assert len(kept) < AutoModelForCausalLM.from_pretrained(project / "base").config.vocab_size
+    for stage in ("trimmed", "pruned", "distilled", "final"):
+        model = AutoModelForCausalLM.from_pretrained(out / stage)
+        assert model.get_output_embeddings().weight.shape[0] == len(kept), stage
+        assert len(AutoTokenizer.from_pretrained(out / stage)) == len(kept), stage
+        assert json.loads((out / stage / "vocabulary_map.json").read_text())["kept"] == kept
+
+
+def test_what_comes_after_works_on_the_final_one(settings, trimmed, tmp_path) -> None:
+    out, _ = trimmed
+    model = ("--model-path", out / "final", "--output-dir", tmp_path, "--model-name", "small")
+    ran = succeeds("convert_to_gguf", *settings, *model, "--quantization", "Q8_0")
+    assert "hard texts" in ran.out
+    words = ("--base-model", out / "final", "--output-dir", tmp_path / "tuned", "--epochs", 1)
+    succeeds("train_lora", *settings, *words)
+
+
+def test_stages_of_a_run_that_trims(settings, trimmed, tmp_path) -> None:
+    words = ("train_pruned_distilled", *settings, "--output-dir", tmp_path, "--stages")
+    said = refused(3, "the stage prune reads it", *words, "prune", "--vocabulary", "trim")
+    assert said[2].endswith("--stages vocabulary,prune")
+    refused(2, "vocabulary, and it is kept", *words, "vocabulary,prune")
+    none = ("vocabulary,prune", "--vocabulary", "trim", "--ffn-ratio", 0)
+    refused(2, "every ratio is 0", *words, *none)
+    assert leaves_nothing(tmp_path)
+    ran = succeeds(*words, "vocabulary,prune", "--vocabulary", "trim", "--dry-run")
+    assert "trimmed\n" in ran.out and "stages: vocabulary, prune\n" in ran.out
+
+
 @pytest.mark.parametrize(
     ("code", "flags", "words"),
     [

@@ -12,6 +12,8 @@ from slimtune.console import near, note
 from slimtune.errors import InputError, SettingsError
 from slimtune.machine.process import forget_peak
 
+STAGE = "train_pruned_distilled"  # what the merge at its end, and the script, are called
+
 
 @dataclass(frozen=True)
 class Link:
@@ -29,6 +31,12 @@ _STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "merge": ("final", ("distil", "lora")),
     "evaluate": ("evaluation/evaluation_results.csv", ("prune", "distil", "merge")),
 }
+# With a vocabulary to be trimmed: first of all, and every model after it has the tokens left.
+_TRIMMED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "vocabulary": ("trimmed", ()),
+    "prune": ("pruned", ("vocabulary",)),
+    "cache": ("teacher_cache", ("vocabulary",)),
+}
 # With a size that a file shall have; another size is another file, and another comparison.
 _SIZED: dict[str, tuple[str, tuple[str, ...]]] = {
     "convert": ("gguf/final-{target}.gguf", ("merge",)),
@@ -39,24 +47,41 @@ _SIZED: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def links_in(folder: Path, target: str | None = None) -> dict[str, Link]:
+def links_in(folder: Path, target: str | None = None, *, trims: bool = False) -> dict[str, Link]:
     """The stages of a combined run in `folder`, in their order; with `target`, what a size is
-    called in the name of a file, a GGUF of that size is one of them."""
+    called in the name of a file, a GGUF of that size is one of them, and where it `trims` the cut
+    of the vocabulary is the first."""
     stages = _STAGES
     if target is not None:
         stages = {name: stage for name, stage in _STAGES.items() if name not in _SIZED} | _SIZED
+    if trims:
+        output, reads = stages["evaluate"]
+        stages = _TRIMMED | {name: one for name, one in stages.items() if name not in _TRIMMED}
+        stages["evaluate"] = output, ("vocabulary", *reads)
     return {
         name: Link(folder / output.format(target=target), reads)
         for name, (output, reads) in stages.items()
     }
 
 
-def chosen_stages(config: Config) -> list[str]:
-    """pruned_distilled.stages, less what the mode of distillation has no use for, and `convert`
-    where no size is given.
+def outputs_of(links: Mapping[str, Link]) -> list[Path]:
+    """What each stage writes, a trim before them left out."""
+    return [link.output for name, link in links.items() if name != "vocabulary"]
 
-    SettingsError for `sequence`, where the teacher's rows would take the place of the task's, for a
-    vocabulary to be trimmed, and for a flag of this run that names `convert` without a size.
+
+def compared_in(links: Mapping[str, Link]) -> list[Path]:
+    """The model folders that the last stage compares with the base."""
+    reads = links["evaluate"].reads
+    return [links[name].output for name in reads if name != "convert"]
+
+
+def chosen_stages(config: Config) -> list[str]:
+    """pruned_distilled.stages, less what the settings have no use for: `cache` without a cached
+    teacher, `vocabulary` where it is kept, `convert` where no size is given.
+
+    SettingsError for `sequence`, where the teacher's rows would take the place of the task's, for
+    a vocabulary to be trimmed and nothing else to be cut, and for a flag of this run that names a
+    stage which the settings have no use for.
     """
     chosen, mode = config.pruned_distilled.stages, config.distillation.mode
     if mode == "sequence" and "distil" in chosen:
@@ -65,23 +90,37 @@ def chosen_stages(config: Config) -> list[str]:
             "its teacher has the tokenizer of the model that is pruned, and is asked for more",
             "use cached or online here, or run knowledge_distillation.py --mode sequence by itself",
         )
-    if config.pruning.vocabulary == "trim":
+    if config.pruning.trims and not config.pruning.cuts:
         raise SettingsError(
-            "pruning.vocabulary: trim in the combined run",
-            "its teacher would speak of tokens that the student lacks",
-            "trim first, model_pruning.py --vocabulary trim --ffn-ratio 0 --model-path MODEL, and "
-            "give the folder that it writes as --base-model, with --vocabulary keep",
+            "pruning.vocabulary: trim, and every ratio is 0",
+            "the combined run prunes what it has trimmed, and there would be nothing to win back",
+            "give a ratio such as --ffn-ratio 0.25, or trim by model_pruning.py and train that",
         )
-    sized = config.gguf.size_name is not None
-    if not sized and "convert" in chosen and "pruned_distilled.stages" in config.options.flags:
+    needed = {
+        "cache": mode == "cached",
+        "vocabulary": config.pruning.trims,
+        "convert": config.gguf.size_name is not None,
+    }
+    useless = {stage for stage, is_needed in needed.items() if not is_needed}
+    if "pruned_distilled.stages" in config.options.flags:
+        _refuse_useless(useless.intersection(chosen))
+    return [stage for stage in chosen if stage not in useless]
+
+
+def _refuse_useless(stages: Collection[str]) -> None:
+    """SettingsError for a stage that a flag of this run names and the settings have no use for."""
+    if "convert" in stages:
         raise SettingsError(
             "pruned_distilled.stages: convert, and no size is given",
             "it writes the best file for a size",
             "add --target-size 900MB or --target-bits 4.5, or leave convert out of --stages",
         )
-    useless = {"cache"} if mode != "cached" else set()
-    useless |= set() if sized else {"convert"}
-    return [stage for stage in chosen if stage not in useless]
+    if "vocabulary" in stages:
+        raise SettingsError(
+            "pruned_distilled.stages: vocabulary, and it is kept",
+            "the stage leaves the tokens in use alone, and pruning.vocabulary keeps all",
+            "add --vocabulary trim, or leave vocabulary out of --stages",
+        )
 
 
 def run_stages(

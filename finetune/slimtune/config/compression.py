@@ -43,7 +43,9 @@ def _with_list(language: object) -> object:
 
 
 Language = Annotated[_Listed, BeforeValidator(_with_list)]
-StageName = Literal["prune", "cache", "distil", "lora", "merge", "convert", "evaluate"]
+StageName = Literal[
+    "vocabulary", "prune", "cache", "distil", "lora", "merge", "convert", "evaluate"
+]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -86,7 +88,9 @@ class Pruning(Section):
         [], "trim: languages whose common words stay, whether the rows have them or not."
     )
     vocabulary_text: Path | None = setting(
-        None, "trim: a text file in UTF-8 whose tokens stay, such as that of later trainings."
+        None,
+        "trim: a text file in UTF-8 whose tokens stay, such as that of later trainings. null:\n"
+        "none, in the combined run distillation.text_data.",
     )
     cut_ends: bool = setting(False, "true lets layer_ratio drop the first and last layer as well.")
     criterion: Literal[names("criteria")] = choice(
@@ -122,6 +126,17 @@ class Pruning(Section):
         "sparsity_methods",
     )
     seed: Seed = setting(42, "Seed of the model's own words and of the random criterion.")
+
+    @property
+    def trims(self) -> bool:
+        """Whether tokens go."""
+        return self.vocabulary == "trim"
+
+    @property
+    def cuts(self) -> bool:
+        """Whether anything else is cut, or set to zero."""
+        ratios = (self.ffn_ratio, self.kv_group_ratio, self.layer_ratio, self.hidden_ratio)
+        return any(ratios) or self.target_params is not None or self.sparsity > 0
 
 
 class Distillation(Section):
@@ -193,12 +208,13 @@ class PrunedDistilled(Section):
 
     output_dir: Path = setting(
         Path("models/pruned_distilled"),
-        "Folder for pruned, teacher_cache, distilled, lora_adapter, final, evaluation, card.md\n"
-        "and gguf and evaluation-SIZE where a size is given.",
+        "Folder for pruned, teacher_cache, distilled, lora_adapter, final, evaluation, card.md,\n"
+        "trimmed where the vocabulary is, and gguf and evaluation-SIZE where a size is given.",
     )
     stages: list[StageName] = setting(
-        ["prune", "cache", "distil", "lora", "merge", "convert", "evaluate"],
-        "What to run, always in this order: prune (with refit), cache (ask the teacher), distil,\n"
-        "lora (on the task), merge, convert (to GGUF, where gguf.target_size or target_bits is\n"
-        "given), evaluate. What is left out must be there from an earlier run.",
+        ["vocabulary", "prune", "cache", "distil", "lora", "merge", "convert", "evaluate"],
+        "What to run, always in this order: vocabulary (where pruning.vocabulary is trim), prune\n"
+        "(with refit), cache (ask the teacher), distil, lora (on the task), merge, convert (to\n"
+        "GGUF, where gguf.target_size or target_bits is given), evaluate. What is left out must\n"
+        "be there from an earlier run.",
     )

@@ -86,6 +86,32 @@ def prune_model(config: Config, model: str, final: Path) -> PruneReport:
     return report
 
 
+def trim_model(config: Config, model: str, final: Path) -> PruneReport:
+    """`prune_model` with the cut of the vocabulary alone."""
+    ratios = dict.fromkeys(("ffn_ratio", "kv_group_ratio", "layer_ratio", "hidden_ratio"), 0.0)
+    return prune_model(
+        _with(config, ratios | {"target_params": None, "sparsity": 0.0}), model, final
+    )
+
+
+def cut_model(config: Config, model: str, final: Path) -> PruneReport:
+    """`prune_model` with the other cuts, of a model that was trimmed where the settings say so."""
+    trimmed = {"vocabulary": "keep", "vocabulary_text": None, "languages": []}
+    return prune_model(_with(config, trimmed if config.pruning.trims else {}), model, final)
+
+
+def _with(config: Config, changed: dict[str, object]) -> Config:
+    return config.model_copy(update={"pruning": config.pruning.model_copy(update=changed)})
+
+
+def with_text_in_use(config: Config) -> Config:
+    """Where tokens go and no text is named, the distillation text says which stay as well."""
+    pruning, text = config.pruning, config.distillation.text_data
+    if not pruning.trims or pruning.vocabulary_text or text is None:
+        return config
+    return _with(config, {"vocabulary_text": text})
+
+
 def plan_cuts(source: Path, config: Config, kept: list[int] | None) -> ModelShape:
     """The shape that config.pruning asks for, with the tokens `kept` (None: all).
 

@@ -6,7 +6,9 @@ that lose their content to the length limit.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from slimtune import prompts
-from slimtune.config import Training
+from slimtune.config import Config, Training
 from slimtune.console import near
 from slimtune.data.rows import CanonicalRow, beside, read_rows, shared_system
 from slimtune.errors import InputError, SettingsError
@@ -99,6 +101,17 @@ def read_dataset(
     files = [settings.train_data, *([validation_file] if validation_file else [])]
     system = shared_system(learned)
     return Dataset(tokenizer, [*train, *more], validation, files, system, replay, len(more))
+
+
+def dataset_of(config: Config, model: str | Path) -> Dataset:
+    """The rows that the settings name, as `model` reads them."""
+    template, modelfile = config.model.prompt_template, config.gguf.wants_modelfile
+    return read_dataset(str(model), template, config.training, modelfile=modelfile)
+
+
+def read_after_trim(config: Config, dataset: Dataset) -> Callable[[str | Path], Dataset]:
+    """Model -> the rows as it reads them: as the base does, with other ids once tokens are gone."""
+    return partial(dataset_of, config) if config.pruning.trims else lambda _: dataset
 
 
 def _encode(

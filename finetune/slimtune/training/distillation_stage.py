@@ -70,8 +70,8 @@ def plan_distillation(
     """The lines of --dry-run: the teacher and the student, each with the memory it needs."""
     train, validation = distillation.samples_of(config, dataset, text)
     run = estimates.student_run(config, student, dataset, text)
-    lines = {"text passages": len(text)} | teachers.estimate_teacher(config, [*train, *validation])
-    return lines | dry_run(config, student, run, dataset.train)
+    asked = teachers.estimate_teacher(config, [*train, *validation], student)
+    return {"text passages": len(text)} | asked | dry_run(config, student, run, dataset.train)
 
 
 def _lesson(model: str, text: Sequence[str], config: Config, dataset: Dataset) -> pipeline.Lesson:

@@ -133,8 +133,9 @@ def _sound_teacher(
     return teacher
 
 
-def estimate_teacher(config: Config, samples: Sequence[Sample]) -> dict[str, str]:
-    """The lines of --dry-run about the teacher: its own memory, and its answers on disk."""
+def estimate_teacher(config: Config, samples: Sequence[Sample], student: str) -> dict[str, str]:
+    """The lines of --dry-run about the teacher: its own memory, and on disk its answers, which are
+    of the student's tokens."""
     settings = config.distillation
     shapes = Checkpoint(local_folder(settings.teacher_model)).config
     compute = Compute.of(config.model).keeping(settings.teacher_quantization)
@@ -149,7 +150,8 @@ def estimate_teacher(config: Config, samples: Sequence[Sample]) -> dict[str, str
         return {"teacher": "in memory beside the student; its weights are counted there"}
     found = {"teacher": f"about {needed}, alone and before the student"}
     if settings.mode == "cached":
-        taken = teacher_cache.cache_bytes(samples, settings.top_k, shapes["vocab_size"])
+        vocabulary = Checkpoint(local_folder(student)).config["vocab_size"]
+        taken = teacher_cache.cache_bytes(samples, settings.top_k, vocabulary)
         tokens = sum(sample.supervised for sample in samples)
         found["teacher's answers"] = f"{size(taken)} on disk for {tokens:,} tokens"
     return found

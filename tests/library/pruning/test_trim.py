@@ -233,10 +233,3 @@ def test_other_kinds_of_tokenizers_are_refused_by_name(kind, model) -> None:
     with pytest.raises(InputError, match="cannot be trimmed") as error:
         kept_tokens.Pieces(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
     assert kind in str(error.value.__dict__)
-
-
-def test_the_combined_run_says_to_trim_first(world) -> None:
-    words = ("--base-model", world / "model", "--train-data", world / "rows.jsonl")
-    words += ("--vocabulary", "trim", "--output-dir", world / "combined")
-    words += ("--teacher-model", world / "model")
-    refused(2, "trim in the combined run", "train_pruned_distilled", *words)
