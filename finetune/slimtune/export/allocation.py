@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from slimtune.config.results import Gguf
 from slimtune.console import size
 from slimtune.errors import SettingsError
-from slimtune.export.budget import Allocation, Choices, Frontier, Option, total_loss
+from slimtune.export.budget import Allocation, Choices, Frontier, Option, total_bytes, total_loss
 from slimtune.export.gguf_writer import header_bytes, padded
 from slimtune.export.plan import GgufPlan
 from slimtune.export.quant_types import TOLERANCES, candidates, encoded_bytes
@@ -109,6 +109,7 @@ def allocate(plan: GgufPlan, gguf: Gguf, name: str) -> GgufPlan:
     if most is None:
         chosen = _within_loss(frontier, gguf.max_loss, predicts(plan))
     else:
+        _require_room(most, total_bytes(frontier.smallest), sizes, gguf)  # some types are left out
         chosen = frontier.within_bytes(most)
     allocation = Allocation(chosen, predicts(plan))
     _say(allocation, frontier, sizes, gguf)
