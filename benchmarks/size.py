@@ -3,7 +3,8 @@
     python benchmarks/size.py                          # the sample model and stories260K
     python benchmarks/size.py --smollm2 FOLDER         # and SmolLM2-135M-Instruct, in this folder
     python benchmarks/size.py --only stories260K --bytes-of Q4_K_M
-    python benchmarks/size.py --only memory            # the sensitivity pass of 1.1 B parameters
+    python benchmarks/size.py --only memory            # sensitivity and conversion of 1.1 B
+    python benchmarks/size.py --only memory --layers 2 # the same with fewer layers, for a quick try
 
 For each model and mixture: the KL divergence from the model in F32 over all tokens of rows that
 were not measured on, by llama.cpp's own logits of the written files: the mixture as it is, with an
@@ -21,7 +22,7 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from export_models import SHAPES, write_model
@@ -32,7 +33,7 @@ MIXTURES = ("Q4_K_M", "Q4_0", "Q5_K_M")
 MODELS = ("sample", "stories260K", "smollm2")
 CALIBRATION, HELD = 10_000, 3_000  # tokens
 LONGEST = 192
-BARS = {"imatrix": 0.65, "plain": 0.5, "predicted": 0.25, "search": 1.0, "memory": 1500}
+MEMORY = {"sensitivity pass, 4 × 256 tokens": 1500, "conversion with a target of 5 bits": 120}
 _SYSTEM = "Name the intent of this message to a bank, as one label."
 
 
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--bytes-of", default=",".join(MIXTURES), help="mixtures, with commas")
     parser.add_argument("--smollm2", type=Path, help="SmolLM2-135M-Instruct as a model folder")
     parser.add_argument("--folder", type=Path, help="where to work; kept, for another run")
+    parser.add_argument("--layers", type=int, help="of the 1.1 B, for its memory; 22 unless told")
     parser.add_argument("--side", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
@@ -65,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         if options.only == "memory":
-            show_memory(folder)
+            show_memory(folder, options.layers)
             return
         for name in [options.only] if options.only else MODELS:
             if name == "smollm2" and not options.smollm2:
@@ -105,13 +107,24 @@ def show(name: str, folder: Path, mixtures: str, smollm2: Path | None) -> None:
         print(f"  {one['mixture']}: {one['types']}")
 
 
-def show_memory(folder: Path) -> None:
-    """Peak memory and CPU of the sensitivity pass at 1.1 B parameters, 1,024 tokens."""
-    tokenizer = SHARED_DATA / "llama2-tokenizer" / "tokenizer.model"
-    write_model(folder / "1.1b", SHAPES["1.1b"], tokenizer)
-    cost = measure([sys.executable, __file__, "--side", "sensitivity", folder / "1.1b", folder])
-    rows = [("sensitivity pass, 4 × 256 tokens", cost.megabytes, BARS["memory"], cost.cpu)]
-    table("1.1 B parameters", ("", "MB", "bar", "CPU s"), rows)
+def show_memory(folder: Path, layers: int | None) -> None:
+    """Peak memory and CPU of the sensitivity pass, and of the conversion with what it found.
+
+    Both at 1.1 B parameters, or with fewer `layers`; 1,024 tokens; one thread.
+    """
+    shape = SHAPES["1.1b"] if layers is None else replace(SHAPES["1.1b"], layers=layers)
+    model = folder / f"1.1b-{shape.layers}"
+    write_model(model, shape, SHARED_DATA / "llama2-tokenizer" / "tokenizer.model")
+    pass_ = measure([sys.executable, __file__, "--side", "sensitivity", model, folder])
+    settings = folder / "memory.yaml"
+    settings.write_text("{}", encoding="utf-8")
+    words = ["--config", settings, "--model-path", model, "--model-name", "sized"]
+    words += ["--output-dir", folder / "gguf", "--imatrix", folder / "imatrix.gguf"]
+    words += ["--target-bits", "5", "--verify", "off", "--overwrite"]
+    conversion = measure([sys.executable, FINETUNE / "convert_to_gguf.py", *words])
+    costs = zip(MEMORY.items(), (pass_, conversion), strict=True)
+    rows = [(what, one.megabytes, bar, one.cpu) for (what, bar), one in costs]
+    table(f"{shape.parameters / 1e9:.2f} B parameters", ("", "MB", "bar", "CPU s"), rows)
 
 
 def prepare(folder: Path, smollm2: Path, name: str) -> None:
@@ -212,10 +225,11 @@ def divergences(folder: Path, _: Path, built: str) -> None:
 
 
 def sensitivity(model: Path, folder: Path) -> None:
-    """The pass alone, on random ids."""
+    """The pass alone, on random ids; `folder`/imatrix.gguf has what it found."""
     import torch
 
     from slimtune.export import importance
+    from slimtune.export.imatrix import write_imatrix
     from slimtune.export.plan import as_source
     from slimtune.export.preflight import preflight
     from slimtune.inference.stack import batches_of
@@ -223,7 +237,9 @@ def sensitivity(model: Path, folder: Path) -> None:
     ids = torch.randint(3, 32_000, (4, 256), generator=torch.Generator().manual_seed(0))
     plan, batches = preflight(model, "F16"), batches_of(ids.tolist(), 1024)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        importance.observe(as_source(model), plan, batches, Path(scratch), sensitive=True)
+        found = importance.observe(as_source(model), plan, batches, Path(scratch), sensitive=True)
+    sums, counts, costs = found
+    write_imatrix(folder / "imatrix.gguf", sums, counts, "random ids", 256, costs)
 
 
 SIDES = {side.__name__: side for side in (prepare, build, divergences, sensitivity)}
