@@ -128,12 +128,12 @@ def _options(plan: GgufPlan, name: str, kinds: Iterable[Type]) -> tuple[list[Opt
             with np.errstate(over="ignore", invalid="ignore"):
                 errors = plan.encoding.encoder.decode(encoded, kind, values.shape) - values
                 if kind not in PLAIN:
-                    found[kind] = errors.ravel()
+                    found[kind] = errors[:_FEWEST].flatten()  # a copy: the others may go
                 left = columns if kind in PLAIN else _left(plan, name, columns)
                 loss = scale * _weighed(errors**2, left, times) + _rounding(plan, name, kind)
         if math.isfinite(loss):
             options.append(Option(kind, padded(encoded_bytes(shape, kind)), loss))
-    return options, _products(found, float((values**2).sum()))
+    return options, _products(found, float((values[:_FEWEST] ** 2).sum()))
 
 
 def _products(errors: Mapping[Type, np.ndarray], squares: float) -> Products:
