@@ -22,7 +22,8 @@ from gguf import GGMLQuantizationType as Type
 from slimtune.export.ggml import Encoder
 
 _WIDEST = 256  # columns of a square: a block of the K-quants
-_DAMPING = 0.1  # of the mean of the diagonal: directions that calibration never saw
+# Of the mean of the diagonal, in squares of `_WIDEST`: directions that calibration hardly saw.
+_DAMPING = 0.1
 _AT_ONCE = 32  # columns whose errors move each other one by one, and those after them together
 _SANE = 0x2E  # as F16, as 6 or as 8 bits: a small scale, neither 0 nor infinite
 
@@ -97,11 +98,20 @@ def width_of(columns: int) -> int | None:
     return max((width for width in widths if columns % width == 0), default=None)
 
 
+def damping(width: int) -> float:
+    """What is added to the diagonal, of its mean: second moments err by √(width / tokens).
+
+    Half of it makes stories260K, with squares of 64 columns, lose up to 6 % less, and the sample
+    model, with squares of 256, up to 15 % more.
+    """
+    return _DAMPING * (width / _WIDEST) ** 0.5
+
+
 def triangles(moments: np.ndarray) -> np.ndarray:
     """(squares, width, width) of M -> the same of C above the diagonal, `kept` on it; float64."""
     width = moments.shape[1]
     mean = moments.trace(axis1=1, axis2=2) / width
-    damped = moments + _DAMPING * np.where(mean > 0, mean, 1)[:, None, None] * np.eye(width)
+    damped = moments + damping(width) * np.where(mean > 0, mean, 1)[:, None, None] * np.eye(width)
     upper = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
     diagonal = upper.diagonal(axis1=1, axis2=2)
     found = np.triu(np.linalg.inv(upper / diagonal[:, None]))
