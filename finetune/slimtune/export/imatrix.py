@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 import gguf
@@ -39,9 +40,20 @@ class Feedback:
     read: Callable[[], np.ndarray]
 
 
-@lru_cache(maxsize=2)
+_unpacking = Lock()
+
+
 def squares_of(feedback: Feedback) -> np.ndarray:
-    """What `feedback.encode` takes; kept for the next rows of the same matrix."""
+    """What `feedback.encode` takes; kept for the next rows of the same matrix.
+
+    Threads wait for each other: of 5,632 columns they take 6 MB, which two would fill at once.
+    """
+    with _unpacking:
+        return _last_squares(feedback)
+
+
+@lru_cache(maxsize=1)
+def _last_squares(feedback: Feedback) -> np.ndarray:
     return unpacked(feedback.read(), len(feedback.kept))
 
 
