@@ -110,8 +110,7 @@ def read_beginning(
     window = getattr(model.config, "sliding_window", None)
     if window is not None and max(map(len, rows)) + new > window:
         return 0, None
-    # What the least and the greatest have in common, all have.
-    shared = min(common_beginning(min(rows), max(rows)), *most)
+    shared = shared_beginning(rows, most)
     if shared < SHORTEST_SHARED or shared * (len(rows) - 1) < _WORTH_A_PASS:
         return 0, None
     ids = torch.tensor([rows[0][:shared]], device=model.device)
@@ -124,6 +123,12 @@ def before_needed(labels: Sequence[int]) -> int:
     """How many tokens of a row stand before the first whose logits are needed: the one before the
     first label. All but one, where nothing is labelled."""
     return next((n for n, one in enumerate(labels) if n and one != IGNORED), len(labels)) - 1
+
+
+def shared_beginning(rows: Sequence[Sequence[int]], most: Sequence[int]) -> int:
+    """How many tokens all rows begin with in common, never more than `most` of each."""
+    # What the least and the greatest have in common, all have.
+    return min(common_beginning(min(rows), max(rows)), *most)
 
 
 def common_beginning(a: Sequence[int], b: Sequence[int]) -> int:

@@ -27,7 +27,7 @@ from slimtune.inference.answers import (
     Speed,
     TokenLosses,
 )
-from slimtune.inference.batching import unfinished
+from slimtune.inference.batching import SHORTEST_SHARED, shared_beginning, unfinished
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.distributions import Distributions
 from slimtune.inference.gguf_tokenizer import GgufTokenizer
@@ -133,19 +133,27 @@ class TransformersEngine:
 
 
 class LlamaCppEngine:
-    """A GGUF file in llama.cpp; `tokenizer` is that of the model it was made from, or its own."""
+    """A GGUF file in llama.cpp; `tokenizer` is that of the model it was made from, or its own.
 
-    def __init__(self, model: LlamaCpp, tokenizer: PromptTokenizer, slots: int) -> None:
-        self.model, self.tokenizer, self.slots = model, tokenizer, slots
+    `exact` says that its types give a token the same figures in every batch: else prompts to answer
+    are read whole, as a server does that keeps nothing of the one before.
+    """
+
+    def __init__(
+        self, model: LlamaCpp, tokenizer: PromptTokenizer, slots: int, exact: bool
+    ) -> None:
+        self.model, self.tokenizer, self.slots, self.exact = model, tokenizer, slots, exact
         self.process, self.context = model.process, model.context
 
     def generate(
         self, prompts: Sequence[list[int]], decoding: Decoding, known: Rows = frozenset()
     ) -> Iterator[tuple[int, Generation]]:
         # Rounds of a few prompts a slot: what runs side by side is the same when a run is resumed.
+        most = [len(prompt) - 1 for prompt in prompts]
+        shared = _read_once(prompts, most) if self.exact else 0
         for rows in self._rounds(prompts, 4 * self.slots, known, ANSWERED):
             asked = [prompts[row] for row in rows]
-            for place, answer in self.model.answers(asked, decoding, rows):
+            for place, answer in self.model.answers(asked, decoding, rows, shared):
                 yield rows[place], self._as_transformers_writes(answer)
 
     def _rounds(
@@ -177,11 +185,12 @@ class LlamaCppEngine:
         listening = distributions or Distributions(frozenset())
         starts = [_first_label(example["labels"]) for example in examples]
         ids = [example["input_ids"] for example in examples]
+        shared = _read_once(ids, [start - 1 for start in starts])
         for rows in self._rounds(ids, self.slots, known, SCORED):
             pairs = [(ids[row][: starts[row]], ids[row][starts[row] :]) for row in rows]
             places = [_supervised(examples[row]["labels"][starts[row] :]) for row in rows]
             plans = list(map(listening.row, rows, places))
-            for place, losses in self.model.losses(pairs, plans):
+            for place, losses in self.model.losses(pairs, plans, shared):
                 yield rows[place], _at(places[place], losses).total
 
     def stream(self, prompt: list[int], decoding: Decoding) -> Iterator[str]:
@@ -219,12 +228,18 @@ def _open_gguf(candidate: Candidate, room: int, token_budget: int) -> LlamaCppEn
     file = Path(candidate.reference)
     header = read_gguf(file)  # what does not add up is told here: llama.cpp might abort
     tokenizer = tokenizers.load_tokenizer(candidate.tokenizer) if candidate.tokenizer else None
-    same = {tensor.kind.name for tensor in header.tensors.values()} <= _SAME_SIDE_BY_SIDE
-    most = 1 if not same else 4 if file.stat().st_size > _LARGE else 16
+    exact = {tensor.kind.name for tensor in header.tensors.values()} <= _SAME_SIDE_BY_SIDE
+    most = 1 if not exact else 4 if file.stat().st_size > _LARGE else 16
     slots = max(min(most, token_budget // room), 1)
     adapter = Path(candidate.adapter) if candidate.adapter else None
     model = LlamaCpp(file, adapter=adapter, context=room, slots=slots)
-    return LlamaCppEngine(model, tokenizer or GgufTokenizer(model, header), slots)
+    return LlamaCppEngine(model, tokenizer or GgufTokenizer(model, header), slots, exact)
+
+
+def _read_once(rows: Sequence[Sequence[int]], most: Sequence[int]) -> int:
+    """How many tokens of all rows are read once for all of them."""
+    shared = shared_beginning(rows, most) if len(rows) > 1 else 0
+    return shared if shared >= SHORTEST_SHARED else 0
 
 
 def _first_label(labels: Sequence[int]) -> int:

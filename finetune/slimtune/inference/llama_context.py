@@ -41,8 +41,9 @@ class _Answer:
     )
 
     @classmethod
-    def to(cls, prompt: Prompt, decoding: Decoding) -> Self:
-        return cls(list(prompt), Chooser(decoding, prompt))
+    def to(cls, prompt: Prompt, decoding: Decoding, read: int = 0) -> Self:
+        """To a prompt of which the slot has read so many tokens already."""
+        return cls(list(prompt[read:]), Chooser(decoding, prompt), read)
 
 
 class LlamaContext(LlamaVocabulary):
@@ -63,13 +64,15 @@ class LlamaContext(LlamaVocabulary):
         self.room = self.lib.llama_n_batch(self.handle)
         self.memory = self.lib.llama_get_memory(self.handle)
         self.batch = self.lib.llama_batch_init(self.room, 0, 1)
+        self._beginnings: dict[int, Prompt] = {}  # slot -> what its cache keeps between sequences
 
     def generate(
-        self, prompts: Sequence[Prompt], decoding: Decoding, rows: Sequence[int]
+        self, prompts: Sequence[Prompt], decoding: Decoding, rows: Sequence[int], shared: int = 0
     ) -> Iterator[tuple[int, Generation]]:
         """(prompt's index, answer) in the order they finish; a free slot takes the next prompt.
 
-        `rows` are the prompts' numbers among all, from which they draw.
+        `rows` are the prompts' numbers among all, from which they draw. The first `shared` tokens
+        are those of every prompt, and read once a slot.
         """
         for prompt in prompts:
             self._require_room(len(prompt))
@@ -79,8 +82,9 @@ class LlamaContext(LlamaVocabulary):
             for slot in set(range(self.slots)) - running.keys():
                 if waiting:
                     index, prompt = waiting.popleft()
-                    self.lib.llama_memory_seq_rm(self.memory, slot, -1, -1)
-                    running[slot] = (index, _Answer.to(prompt, decoding.for_row(rows[index])))
+                    self._begin(slot, prompt[:shared])
+                    own = decoding.for_row(rows[index])
+                    running[slot] = (index, _Answer.to(prompt, own, shared))
             for slot, token in self._step({slot: answer for slot, (_, answer) in running.items()}):
                 index, answer = running[slot]
                 self._advance(answer, token)
@@ -91,7 +95,7 @@ class LlamaContext(LlamaVocabulary):
     def stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
         """One answer's text, piece by piece."""
         self._require_room(len(prompt))
-        self.lib.llama_memory_seq_rm(self.memory, 0, -1, -1)
+        self._begin(0)
         answer, shown, ended = _Answer.to(prompt, decoding), 0, False
         while not ended:
             for _, token in self._step({0: answer}):
@@ -103,19 +107,24 @@ class LlamaContext(LlamaVocabulary):
                 shown = len(text)
 
     def losses(
-        self, pairs: Sequence[tuple[Prompt, Prompt]], plans: Sequence[RowPlan | None] = ()
+        self,
+        pairs: Sequence[tuple[Prompt, Prompt]],
+        plans: Sequence[RowPlan | None] = (),
+        shared: int = 0,
     ) -> Iterator[tuple[int, TokenLosses]]:
         """(index, losses of the answer's tokens) of (prompt, answer) pairs, `slots` at a time.
 
-        A pair that has a plan is kept or compared as it says.
+        A pair that has a plan is kept or compared as it says. The first `shared` tokens, fewer than
+        any prompt has, are those of every pair, and read once a slot.
         """
         plans = plans or [None] * len(pairs)
         for start in range(0, len(pairs), self.slots):
             side_by_side = slice(start, start + self.slots)
-            yield from enumerate(self._losses(pairs[side_by_side], plans[side_by_side]), start)
+            found = self._losses(pairs[side_by_side], plans[side_by_side], shared)
+            yield from enumerate(found, start)
 
     def _losses(
-        self, pairs: Sequence[tuple[Prompt, Prompt]], plans: Sequence[RowPlan | None]
+        self, pairs: Sequence[tuple[Prompt, Prompt]], plans: Sequence[RowPlan | None], shared: int
     ) -> list[TokenLosses]:
         """Those of at most `slots` pairs, decoded side by side."""
         entries: list[Entry] = []
@@ -123,10 +132,10 @@ class LlamaContext(LlamaVocabulary):
         for slot, (prompt, answer) in enumerate(pairs):
             ids = [*prompt, *answer]
             self._require_room(len(ids) - 1)
-            self.lib.llama_memory_seq_rm(self.memory, slot, -1, -1)
-            for position, token in enumerate(ids[:-1]):
+            self._begin(slot, ids[:shared])
+            for position, token in enumerate(ids[shared:-1], shared):
                 entries.append((slot, position, token, position + 1 >= len(prompt)))
-            targets += ids[1:]
+            targets += ids[shared + 1 :]
         found = [TokenLosses([], []) for _ in pairs]
         seen = [plan and plan.open() for plan in plans]
         for start in range(0, len(entries), self.room):
@@ -149,7 +158,7 @@ class LlamaContext(LlamaVocabulary):
         """
         ids = [*prompt, *answer]
         self._require_room(len(ids))
-        self.lib.llama_memory_seq_rm(self.memory, 0, -1, -1)
+        self._begin(0)
         found: list[float] = []
         size = min(at_once or self.room, self.room)
         for start in range(0, len(ids), size):
@@ -164,7 +173,7 @@ class LlamaContext(LlamaVocabulary):
 
     def speed(self, prompt: Prompt, new_tokens: int) -> Speed:
         self._require_room(len(prompt) + new_tokens)
-        self.lib.llama_memory_seq_rm(self.memory, 0, -1, -1)
+        self._begin(0)
         answer = _Answer.to(prompt, Decoding(new_tokens))
         times = [time.perf_counter()]
         produced = 0
@@ -174,6 +183,24 @@ class LlamaContext(LlamaVocabulary):
                 produced += 1
                 times.append(time.perf_counter())
         return Speed(len(prompt) / (times[1] - times[0]), new_tokens / (times[-1] - times[1]))
+
+    def _begin(self, slot: int, beginning: Prompt = ()) -> None:
+        """Empties a slot up to a beginning, which is read, by itself, unless the slot keeps it.
+
+        By itself, because llama.cpp computes the same token to other last digits among more of
+        them: a row must not depend on which rows were asked before it.
+        """
+        kept = self._beginnings.pop(slot, ())
+        if not beginning or kept != beginning or not self._cut(slot, len(beginning)):
+            self._cut(slot, 0)
+            entries = [(slot, place, token, False) for place, token in enumerate(beginning)]
+            for start in range(0, len(entries), self.room):
+                self._decode(entries[start : start + self.room])
+        self._beginnings[slot] = beginning
+
+    def _cut(self, slot: int, length: int) -> bool:
+        """Forgets all of a slot after so many tokens; False where its memory cannot."""
+        return self.lib.llama_memory_seq_rm(self.memory, slot, length or -1, -1)
 
     def _step(self, answers: dict[int, _Answer]) -> list[tuple[int, int]]:
         """Reads all pending tokens that fit a batch; (slot, next token) where none is left."""

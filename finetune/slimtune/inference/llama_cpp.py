@@ -59,13 +59,19 @@ class LlamaCpp(LlamaChild):
         return [answers[index] for index in range(len(prompts))]
 
     def answers(
-        self, prompts: Sequence[Prompt], decoding: Decoding, rows: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        decoding: Decoding,
+        rows: Sequence[int] | None = None,
+        shared: int = 0,
     ) -> Iterator[tuple[int, Generation]]:
         """The same as (prompt's index, answer), each as soon as it is finished.
 
-        `rows` are their numbers among all, from which they draw; by default among these.
+        `rows` are their numbers among all, from which they draw; by default among these. The first
+        `shared` tokens are those of every prompt, this time and until others are named: they are
+        read once a slot.
         """
-        return self._tell("generate", prompts, decoding, rows or range(len(prompts)))
+        return self._tell("generate", prompts, decoding, rows or range(len(prompts)), shared)
 
     def stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
         """One answer's text as it grows; leaving the loop early ends the generation."""
@@ -79,14 +85,18 @@ class LlamaCpp(LlamaChild):
             raise
 
     def losses(
-        self, pairs: Sequence[tuple[Prompt, Prompt]], plans: Sequence[RowPlan | None] = ()
+        self,
+        pairs: Sequence[tuple[Prompt, Prompt]],
+        plans: Sequence[RowPlan | None] = (),
+        shared: int = 0,
     ) -> Iterator[tuple[int, TokenLosses]]:
         """(index, losses of the answer's tokens) of (prompt, answer) pairs.
 
         As many side by side as there are slots; one by one the last digits are others. `plans` says
-        of each pair whether its predictions are kept, or compared with an original's.
+        of each pair whether its predictions are kept, or compared with an original's. `shared` as
+        for answers, fewer tokens than any prompt has.
         """
-        return self._tell("losses", pairs, plans)
+        return self._tell("losses", pairs, plans, shared)
 
     def margins(self, prompt: Prompt, answer: Prompt, at_once: int = 0) -> list[float]:
         """Nats between first and second choice at each step of `answer`, and after its last,
