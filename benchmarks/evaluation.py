@@ -2,21 +2,32 @@
 
     python benchmarks/evaluation.py            # 200 prompts, hidden 512 x 6 layers, 1000 pairs
     python benchmarks/evaluation.py --small    # a quick try
+    python benchmarks/evaluation.py --model FOLDER   # rows of a real task, such as Banking77's
 
 The peer answers one prompt after another with transformers' own `generate`; both are greedy, fp32,
 one thread. ROUGE-L is compared with rouge-score, on pairs of about 300 characters (letters, since
 rouge-score knows no others); where it is not installed, a line says so.
+
+With `--model` the rows of `--rows` are answered and scored by that model, in float32 with every row
+read whole, as evaluation once did it, and as it does it now: beginnings read once, products in
+bfloat16 where the processor has them. One thread; of `--rounds` in turn the fastest counts.
 """
 
 import argparse
 import importlib.util
+import math
+import os
 import random
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from measuring import machine, measure, report, table
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import evaluation_task as task
+import prefixes
+from measuring import SHARED_DATA, machine, measure, report, table
 
 SHAPES = {False: (512, 6, 200, 64, 1000), True: (128, 2, 24, 24, 100)}
 CPU_FACTOR, ROUGE_SECONDS = 3.0, 1.0
@@ -25,13 +36,21 @@ CPU_FACTOR, ROUGE_SECONDS = 3.0, 1.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_PLAIN)
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--model", type=Path, help="a folder; its own rows in place of random ones")
+    parser.add_argument("--rows", type=Path, default=SHARED_DATA / "banking77" / "test.csv")
+    parser.add_argument("--columns", default="question=text,answer=category")
+    parser.add_argument("--system-prompt", default=task.SYSTEM)
+    parser.add_argument("--count", type=int, default=128, help="rows, at even distances")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         SIDES[options.side](options.model, *SHAPES[options.small][2:])
         return
     print(machine())
+    if options.model:
+        _compare_task(options)
+        return
     with tempfile.TemporaryDirectory() as folder:
         _write_model(Path(folder), *SHAPES[options.small][:2])
         _compare_generation(Path(folder), options.small)
@@ -54,6 +73,37 @@ def _compare_generation(folder: Path, small: bool) -> None:
     print(f"equal answers: {equal} of {prompts} (bar: all)")
     factor = theirs["cpu"] / ours["cpu"]
     print(f"CPU of the plain loop by ours: {factor:.1f} (bar: {CPU_FACTOR:.0f})")
+
+
+def _compare_task(options: argparse.Namespace) -> None:
+    """Rows of a real task answered and scored: all of the evaluation's own path."""
+    import torch
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        samples, tokenizer = task.samples(options, Path(folder))
+    kinds = {"float32, rows whole": ("float32", False), "now": ("auto", True)}
+    models = {name: task.loaded(options.model, dtype) for name, (dtype, _) in kinds.items()}
+    tokens = sum(len(one.input_ids) for one in samples)
+    lines, spent = [], dict.fromkeys(kinds, 0.0)
+    for what, work in (("answered", task.answers), ("scored", task.scores)):
+        best = dict.fromkeys(kinds, math.inf)
+        for _ in range(options.rounds):
+            for name, (_, share) in kinds.items():
+                started = time.process_time()
+                with prefixes.sharing(share):
+                    work(models[name], tokenizer, samples)
+                best[name] = min(best[name], time.process_time() - started)
+        spent = {name: spent[name] + best[name] for name in kinds}
+        lines.append([what, *_rates(tokens, best)])
+    lines.append(["both", *_rates(tokens, spent)])
+    title = f"{len(samples)} rows of {options.rows.name}, {tokens:,} tokens: tokens a CPU second"
+    table(title, ["rows", *kinds, f"times (bar: {CPU_FACTOR:.0f})"], lines)
+
+
+def _rates(tokens: int, seconds: dict[str, float]) -> list[float | str]:
+    before, now = seconds.values()
+    return [tokens / before, tokens / now, f"{before / now:.2f}"]
 
 
 def _compare_rouge(small: bool) -> None:

@@ -39,7 +39,7 @@ from slimtune.training.batches import Sample, collate
 from slimtune.training.dataset import read_dataset
 from slimtune.training.forward import loss_parts, supervised
 
-_SYSTEM = "Name the intent of this message to a bank, as one label."
+SYSTEM = "Name the intent of this message to a bank, as one label."
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="folder of safetensors")
     parser.add_argument("rows", type=Path, help="prepared rows, or a file to prepare")
     parser.add_argument("--columns", help="as in prepare_data.py")
-    parser.add_argument("--system-prompt", default=_SYSTEM)
+    parser.add_argument("--system-prompt", default=SYSTEM)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
