@@ -147,6 +147,16 @@ def encode(
 
     `weights` (columns,): what an error left in each costs, which ggml chooses scales by.
     """
+    return encode_with_targets(encoder, rows, kind, squares, weights)[0]
+
+
+def encode_with_targets(
+    encoder: Encoder, rows: np.ndarray, kind: Type, squares: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(bytes as of `encode`, what each value was to be when it was rounded: (rows, columns)).
+
+    Rounded to the nearest codes of the bytes' scales, the targets give those bytes.
+    """
     count, (parts, width, _) = len(rows), squares.shape
     values, size = gguf.GGML_QUANT_SIZES[kind]
     left = np.ascontiguousarray(rows.reshape(count, parts, width).transpose(1, 2, 0))
@@ -162,7 +172,8 @@ def encode(
         codes = grid.packed(ranks.transpose(2, 0, 1).reshape(-1, values))
         encoded[:, :, start // values] = (begun & ~grid.mask | codes).reshape(count, parts, size)
         left[:, after] -= squares[:, block, after].transpose(0, 2, 1) @ errors
-    return encoded.reshape(-1)
+    targets = np.ascontiguousarray(left.transpose(2, 0, 1)).reshape(rows.shape)
+    return encoded.reshape(-1), targets
 
 
 def _rounded(
