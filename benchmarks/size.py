@@ -79,9 +79,10 @@ def main() -> None:
 def show(name: str, folder: Path, mixtures: str, smollm2: Path | None) -> None:
     """The table of one model."""
     folder.mkdir(parents=True, exist_ok=True)
-    _side("prepare", folder, smollm2 or folder, name)
-    built = _side("build", folder, folder, mixtures)["built"]
-    found = _side("divergences", folder, folder, json.dumps(built))["found"]
+    run_side("prepare", folder, smollm2 or folder, name)
+    built = run_side("build", folder, folder, mixtures)["built"]
+    names = [one[side] for one in built for side in ("plain", "imatrix", "ours")]
+    found = run_side("divergences", folder, folder, json.dumps(names))["found"]
     rows = []
     for one in (Built(**entry) for entry in built):
         plain, imatrix, ours = (found[file] for file in (one.plain, one.imatrix, one.ours))
@@ -201,7 +202,7 @@ def build(folder: Path, _: Path, mixtures: str) -> None:
     report(built=[asdict(one) for one in built])
 
 
-def divergences(folder: Path, _: Path, built: str) -> None:
+def divergences(folder: Path, _: Path, names: str) -> None:
     """KL divergence of each file from the reference, and how often the first choice is the same."""
     from slimtune.inference.distributions import Distributions
     from slimtune.inference.llama_cpp import LlamaCpp
@@ -209,7 +210,6 @@ def divergences(folder: Path, _: Path, built: str) -> None:
     rows = json.loads((folder / "ids.json").read_text(encoding="utf-8"))["held"]
     numbers = frozenset(range(len(rows)))
     pairs = [(row[:1], row[1:]) for row in rows]
-    names = [one[side] for one in json.loads(built) for side in ("plain", "imatrix", "ours")]
     with tempfile.TemporaryDirectory(dir=folder) as kept:
 
         def read(name: str, what: Distributions) -> list:
@@ -219,7 +219,8 @@ def divergences(folder: Path, _: Path, built: str) -> None:
 
         read("reference.gguf", Distributions(numbers, keep=Path(kept)))
         found = {
-            name: _mean(read(name, Distributions(numbers, original=Path(kept)))) for name in names
+            name: _mean(read(name, Distributions(numbers, original=Path(kept))))
+            for name in json.loads(names)
         }
     report(found=found | {"tokens": sum(len(row) - 1 for row in rows)})
 
@@ -245,7 +246,7 @@ def sensitivity(model: Path, folder: Path) -> None:
 SIDES = {side.__name__: side for side in (prepare, build, divergences, sensitivity)}
 
 
-def _side(name: str, *words: str | Path) -> dict:
+def run_side(name: str, *words: str | Path) -> dict:
     return measure([sys.executable, __file__, "--side", name, *words]).results
 
 

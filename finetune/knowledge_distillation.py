@@ -5,10 +5,12 @@
         --student-model models/pruned --epochs 3
     python finetune/knowledge_distillation.py --text-data null       # rows only
     python finetune/knowledge_distillation.py --mode sequence        # a teacher of another family
+    python finetune/knowledge_distillation.py --student-model models/finetuned/merged_model \\
+        --quantised-student Q4_K_M --output-dir models/quantised     # through the types of a GGUF
 
 reads   teacher, student, prepared rows, plain text if named
 writes  CACHE_DIR (what the teacher said; it is never in memory with the student),
-        OUTPUT_DIR with the student, metrics.jsonl and loss.png
+        OUTPUT_DIR with the student, metrics.jsonl and loss.png; with --quantised-student its GGUF
 """
 
 from slimtune.artifacts import refuse_finished, refuse_inputs, require, require_writable
@@ -19,6 +21,7 @@ from slimtune.console import would_write, wrote
 def main(config: Config) -> None:
     from slimtune.evaluation.following import comparison_command
     from slimtune.models.served_decoding import settled
+    from slimtune.quantised import student as quantised
     from slimtune.training import distillation_stage, prechecks, teachers, written_answers
     from slimtune.training.auto_teacher import with_teacher
     from slimtune.training.dataset import dataset_of
@@ -27,6 +30,9 @@ def main(config: Config) -> None:
 
     student, final = config.distillation.student_model, config.distillation.output_dir
     checkpoints = final.with_name(f"{final.name}_checkpoints")
+    through_a_file = config.distillation.quantised_student is not None
+    if through_a_file:
+        config = quantised.settled(config, student)
     config = with_teacher(config, student)
     settings, learned = config.distillation, config.training
     rows = [learned.train_data, learned.val_data, learned.replay_data]
@@ -39,12 +45,14 @@ def main(config: Config) -> None:
     config = settled(config, student, settings.teacher_model)
     dataset = dataset_of(config, student)
     require_teachable(config, student)
-    text = passages_of(config)
+    if through_a_file:
+        quantised.require_possible(config, student)
+    text, stage = passages_of(config), quantised if through_a_file else distillation_stage
     if config.options.dry_run:
         if config.distillation.mode != "sequence":  # whose rows the teacher has yet to write
-            method = distillation_stage.student(config, student, text)
+            method = stage.student(config, student, text)
             require_resumable(config, method, dataset, checkpoints)
-        plan = distillation_stage.plan_distillation(config, student, dataset, text)
+        plan = stage.plan_distillation(config, student, dataset, text)
         would_write(final, estimates=dataset.summary() | plan)
         return
 
@@ -52,14 +60,16 @@ def main(config: Config) -> None:
         with teachers.first_process_first(config):
             config = written_answers.answered(config)
         dataset = dataset_of(config, student)
-    method = distillation_stage.student(config, student, text)
+    method = stage.student(config, student, text)
     curve, _ = train(config, method, dataset, final, checkpoints)
     numbers = {"loss": curve.summary(), "speed": curve.speed()}
-    wrote(
-        final,
-        numbers=numbers | {"perplexity": " -> ".join(map(str, perplexities(curve).values()))},
-        next=comparison_command(config, student, student, final),
-    )
+    if through_a_file:
+        made = [final, quantised.file_of(config, student)]
+        numbers |= {"divergence": " -> ".join(map(str, quantised.divergences(curve).values()))}
+    else:
+        made = [final]
+        numbers |= {"perplexity": " -> ".join(map(str, perplexities(curve).values()))}
+    wrote(*made, numbers=numbers, next=comparison_command(config, student, student, made[-1]))
 
 
 if __name__ == "__main__":

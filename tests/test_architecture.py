@@ -23,7 +23,7 @@ _WORDS = {"console", "errors", "masking", "wrapping"}
 GROUND = {"config", "packages", "settings", "artifacts", "machine", "script"} | _WORDS
 LIGHT = GROUND - {"machine"} | {"data", "prompts", "report"}
 ROOMS = {"models", "inference", "pruning", "training", "evaluation", "export", "chat", "sample"}
-ROOMS |= {"unpacking"}
+ROOMS |= {"unpacking", "quantised"}
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets"}
 # Each storey may use those below it.
 _GROUND = {"config", "packages", "artifacts", "settings", "machine"} | _WORDS
@@ -51,6 +51,7 @@ MAY_USE = {
     "export": _INFERENCE,
     "chat": _INFERENCE | {"evaluation"},
     "unpacking": _INFERENCE | {"export"},
+    "quantised": _INFERENCE | {"export", "training"},
     "sample": _MODELS,
 }
 

@@ -60,6 +60,7 @@ NOT_HERE = {
     "python benchmarks/real_model.py": "SmolLM2; tests/test_benchmark_real.py plays it",
     "/bank": "the same by hand: the commands that benchmarks/real_model.py runs",
     "python benchmarks/gpu.py": "a GPU; tests/test_benchmark_gpu.py runs it small",
+    "--quantised-student 1.5MB": "minutes; tests/test_quantised_student.py has a tiny model",
 }
 
 

@@ -90,6 +90,13 @@ def chosen_stages(config: Config) -> list[str]:
             "its teacher has the tokenizer of the model that is pruned, and is asked for more",
             "use cached or online here, or run knowledge_distillation.py --mode sequence by itself",
         )
+    if config.distillation.quantised_student is not None and "distil" in chosen:
+        raise SettingsError(
+            "distillation.quantised_student in the combined run",
+            "what LoRA learns and merging adds would be rounded away from what was trained",
+            "run it last: knowledge_distillation.py --quantised-student Q4_K_M --student-model "
+            "FINAL, with the combined run's final model",
+        )
     if config.pruning.trims and not config.pruning.cuts:
         raise SettingsError(
             "pruning.vocabulary: trim, and every ratio is 0",

@@ -78,7 +78,9 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "train_pruned_distilled": ("pruned_distilled", "training", "model.base_model", *_COMPUTE)
     + _fields(Lora, "lora", without=("output_dir", "method"))
     + _fields(Pruning, "pruning", without=("model_path", "output_dir"))
-    + _fields(Distillation, "distillation", without=("student_model", "output_dir"))
+    + _fields(
+        Distillation, "distillation", without=("student_model", "output_dir", "quantised_student")
+    )
     + ("evaluation.test_data", "evaluation.max_rows", "evaluation.token_budget")
     + (
         "evaluation.extract",

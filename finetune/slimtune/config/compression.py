@@ -21,6 +21,7 @@ from slimtune.config.fields import (
     choice,
     setting,
 )
+from slimtune.config.results import TypeOrSize
 
 
 def _count(value: object) -> object:
@@ -169,6 +170,12 @@ class Distillation(Section):
         "What of the student learns: full (all weights: wins back most) or lora (adapters, merged\n"
         "at the end: a third of the memory).",
     )
+    quantised_student: TypeOrSize = setting(
+        None,
+        "A type of GGUF (Q4_K_M) or the file's size (1.2GB): the student learns through its\n"
+        "rounding to be what it was before, and the file is written into output_dir. All weights\n"
+        "learn; the teacher is the student itself unless named, and counts alone (alpha 1).",
+    )
     cache_dir: Path = setting(
         Path("models/teacher_cache"),
         "Folder for the teacher's answers. The same rows and teacher are never asked twice.",
@@ -199,7 +206,7 @@ class Distillation(Section):
     learning_rate: Rate | Auto = setting(
         "auto",
         "Step size of the student. auto: what is usual for its size and for what of it learns,\n"
-        "such as 2e-5 for all weights of 7B; it is printed.",
+        "such as 2e-5 for all weights of 7B and 1e-5 for a quantised_student; it is printed.",
     )
 
 

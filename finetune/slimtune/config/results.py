@@ -194,7 +194,21 @@ def _bytes(value: Any) -> Any:
     return int(min(float(found[1]) * _UNITS[found[2]], 2.0**63))
 
 
-Size = Annotated[Annotated[int, Field(gt=0, lt=2**63)] | None, BeforeValidator(_bytes)]
+_Positive = Annotated[int, Field(gt=0, lt=2**63)]
+Size = Annotated[_Positive | None, BeforeValidator(_bytes)]
+
+
+def _type_or_bytes(value: Any) -> Any:
+    """The name of a type as it is, a size in bytes."""
+    if value in names("gguf_types"):
+        return value
+    try:
+        return _bytes(value)
+    except ValueError:
+        raise ValueError("a type is written as Q4_K_M, a size as 1.2GB or 900MB") from None
+
+
+TypeOrSize = Annotated[Quantization | _Positive | None, BeforeValidator(_type_or_bytes)]
 
 
 class Gguf(Section):

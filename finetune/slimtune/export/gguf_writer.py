@@ -237,6 +237,8 @@ def largest_value(rows: np.ndarray, kind: Type) -> tuple[float, float]:
 
 def _encoded(plan: GgufPlan, chunk: _Chunk, rows: np.ndarray) -> np.ndarray:
     """The bytes of rows in their type; InputError for values that it cannot hold."""
+    if chunk.tensor in plan.encoded:
+        return np.ascontiguousarray(plan.encoded[chunk.tensor][chunk.start : chunk.stop])
     kind = plan.choices[chunk.tensor].type
     _require_range(plan, chunk, rows, kind)
     squares = None if kind in PLAIN else plan.feedback(chunk.tensor)

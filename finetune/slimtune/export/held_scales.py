@@ -13,7 +13,7 @@ from slimtune.export.feedback import grid_of
 from slimtune.export.ggml import Encoder
 
 _ALIKE = 16  # values that share a scale in any type, or a multiple of that
-_AT_ONCE = 1 << 16  # blocks whose codes are compared together: a few MB
+_AT_ONCE = 1 << 13  # blocks whose codes are compared together: 8 MB at the most
 
 
 class HeldScales:

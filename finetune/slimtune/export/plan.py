@@ -5,7 +5,7 @@ The source is a model folder, or a base and an adapter that are merged on the fl
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -74,6 +74,7 @@ class GgufPlan:
     template: str | None = None  # the chat template of this export, in jinja
     generation: GenerationSection = GenerationSection()  # what servers choose answers by
     allocation: Allocation | None = None  # types of the matrices in place of `quantization`'s
+    encoded: Mapping[str, np.ndarray] = field(default_factory=dict)  # (rows, bytes), made already
 
     @cached_property
     def computed(self) -> dict[str, np.ndarray]:

@@ -54,9 +54,11 @@ def usual_for(config: Config, run: Run) -> tuple[float, str]:
         adapter=adapter,
         optimizer=run.recipe.optimizer,
         loraplus_ratio=config.lora.loraplus_ratio,
+        through_a_file=run.through_a_file,
     )
     learns = "an adapter on" if adapter else "all weights of"
-    return rate, f"{learns} {_millions(size)} parameters"
+    through = " through the types of a file" if run.through_a_file else ""
+    return rate, f"{learns} {_millions(size)} parameters{through}"
 
 
 def _with_rate(config: Config, run: Run) -> Config:

@@ -22,6 +22,9 @@ from slimtune.training.dataset import Dataset
 from slimtune.training.lora import require_targets
 
 _MOST = 1 << 12  # rows; more in one step than anybody asks for
+# Bytes for each parameter of a student that learns through the types of a file: what the bytes
+# stand for (4), the codes (1), the bytes now and before training, and the ends of their scales.
+_OF_A_FILE = 7
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Run:
     extra: int = 0  # bytes of whatever else is in memory: a teacher
     shares: int = 1  # processes that hold the weights together
     section: str = "training"  # of the settings: whose learning rate it takes
+    through_a_file: bool = False  # multiplies with what a quantised file would hold
 
     def needs(self, rows: int) -> memory.MemoryEstimate:
         """Peak memory with `rows` rows a step: with the longest ones."""
@@ -104,13 +108,16 @@ def student_run(config: Config, student: str, dataset: Dataset, text: Sequence[s
     else:
         run = whole_run(config, student, samples, settings.epochs)
     run = replace(run, section="distillation")
+    if settings.quantised_student is not None:
+        held = _OF_A_FILE * memory.ModelShape.of(run.shapes).parameters
+        run = replace(run, through_a_file=True, extra=held)
     if settings.mode != "online":
         return run
     shapes = Checkpoint(local_folder(settings.teacher_model)).config
     compute = Compute.of(config.model).keeping(settings.teacher_quantization).on(shapes)
     teacher = memory.ModelShape.of(shapes)
     held = memory.weight_bytes(teacher, compute.dtype.itemsize, compute.quantization)
-    return replace(run, extra=held)
+    return replace(run, extra=run.extra + held)
 
 
 def _run(

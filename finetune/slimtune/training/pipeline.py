@@ -125,7 +125,8 @@ def train(
         with _no_effect_ends(checkpoints, config, run, curve):
             rate, (usual, _) = _rate(config, run), automatic.usual_for(config, run)
             vocabulary = causal_model(learner.model).config.vocab_size
-            effect.require_learned(curve, vocabulary, run.section, rate, usual)
+            if not run.through_a_file:  # such a student follows its teacher, whatever the rows cost
+                effect.require_learned(curve, vocabulary, run.section, rate, usual)
             figures, counts = method.judge(curve, checkpoints), method.count(learner)
             prove = method.save(config, learner, dataset, stage.folder)
             del learner

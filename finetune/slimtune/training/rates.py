@@ -25,13 +25,24 @@ _USUAL = (  # parameters below, rate of all weights, rate of an adapter
     (float("inf"), 1e-5, 1e-4),
 )
 _OPTIMIZERS: dict[str, float] = facts("optimizers", "rate")
+# All weights of a student that learns through the types of its file: it begins as a balance of
+# errors that larger steps throw over. The sample as Q4_K_S lost 0.0025 nats a token before, 0.0019
+# after 60 steps at 1e-5, 0.0022 after 30 at 3e-5, and 0.0044 after 30 at 1e-4.
+_THROUGH_A_FILE = 1e-5
 _FAR = 5  # times more or less than usual: the gap between an adapter's rates of two rows at least
 
 
 def usual_rate(
-    parameters: int, *, adapter: bool, optimizer: str = "adamw_torch", loraplus_ratio: float = 1.0
+    parameters: int,
+    *,
+    adapter: bool,
+    optimizer: str = "adamw_torch",
+    loraplus_ratio: float = 1.0,
+    through_a_file: bool = False,
 ) -> float:
     """The learning rate to begin with for a model of so many parameters."""
+    if through_a_file:
+        return float(f"{_THROUGH_A_FILE * _OPTIMIZERS[optimizer]:.2g}")
     whole, adapted = next(rates for below, *rates in _USUAL if parameters < below)
     rate = adapted if adapter else whole
     if adapter and loraplus_ratio > 1:

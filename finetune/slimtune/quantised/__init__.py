@@ -1,0 +1,1 @@
+"""Distilling into a quantised file: what ships is what was trained."""
