@@ -5,8 +5,8 @@
         --student-model models/pruned --epochs 3
     python finetune/knowledge_distillation.py --text-data null       # rows only
     python finetune/knowledge_distillation.py --mode sequence        # a teacher of another family
-    python finetune/knowledge_distillation.py --student-model models/finetuned/merged_model \\
-        --quantised-student Q4_K_M --output-dir models/quantised     # through the types of a GGUF
+    python finetune/knowledge_distillation.py --quantised-student Q4_K_M \\
+        --student-model models/finetuned/merged_model
 
 reads   teacher, student, prepared rows, plain text if named
 writes  CACHE_DIR (what the teacher said; it is never in memory with the student),
