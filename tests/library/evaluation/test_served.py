@@ -11,8 +11,8 @@ from running import refused, succeeds
 from tiny_ggufs import put_into_ollama
 
 from slimtune.errors import InputError, ResourceError, SettingsError
-from slimtune.evaluation.served import served_candidate
 from slimtune.inference import server_client
+from slimtune.inference.served_models import served_candidate
 from slimtune.inference.server_address import API_KEY
 
 KEY = "sk-secret-123"

@@ -9,11 +9,11 @@ from slimtune import prompts
 from slimtune.config import Config, Evaluation, GenerationSection
 from slimtune.errors import InputError, ResourceError
 from slimtune.evaluation.comparison import Comparison, compare
-from slimtune.evaluation.served import served_candidate
 from slimtune.export.gguf_writer import write_gguf
 from slimtune.inference.answers import Candidate
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.llama_server import LlamaServer
+from slimtune.inference.served_models import served_candidate
 from slimtune.inference.server_address import API_KEY, Server
 from slimtune.inference.server_client import ServerClient
 from slimtune.report.words import sentence
