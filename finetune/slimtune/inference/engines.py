@@ -33,6 +33,7 @@ from slimtune.inference.distributions import Distributions
 from slimtune.inference.gguf_tokenizer import GgufTokenizer
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.inference.token_losses import token_losses
+from slimtune.inference.top_choices import Plans
 from slimtune.models import loading, tokenizers
 from slimtune.models.compute import Compute, ComputeSettings
 from slimtune.models.folders import local_folder
@@ -57,7 +58,8 @@ class Engine(Protocol):
     `generate` and `losses` give (row, result) as they are found; rows that are `known` may be left
     out, and the figures of the others do not depend on it: what is drawn for a row comes from
     `decoding.for_row(row)`. `stream` draws from the decoding's own seed. `losses` keeps the
-    predictions of rows, or compares them with an original's, as `distributions` says.
+    predictions of rows, all or the likeliest, or compares them with an original's, as
+    `distributions` says.
     """
 
     tokenizer: PromptTokenizer
@@ -72,7 +74,7 @@ class Engine(Protocol):
         self,
         examples: Sequence[Encoded],
         known: Rows = frozenset(),
-        distributions: Distributions | None = None,
+        distributions: Plans | None = None,
     ) -> Iterator[tuple[int, AnswerLoss]]: ...
 
     def stream(self, prompt: list[int], decoding: Decoding) -> Iterator[str]: ...
@@ -111,7 +113,7 @@ class TransformersEngine:
         self,
         examples: Sequence[Encoded],
         known: Rows = frozenset(),
-        distributions: Distributions | None = None,
+        distributions: Plans | None = None,
     ) -> Iterator[tuple[int, AnswerLoss]]:
         found = token_losses(
             self.model,
@@ -180,7 +182,7 @@ class LlamaCppEngine:
         self,
         examples: Sequence[Encoded],
         known: Rows = frozenset(),
-        distributions: Distributions | None = None,
+        distributions: Plans | None = None,
     ) -> Iterator[tuple[int, AnswerLoss]]:
         listening = distributions or Distributions(frozenset())
         starts = [_first_label(example["labels"]) for example in examples]

@@ -18,9 +18,9 @@ import numpy as np
 from slimtune.errors import InputError, ResourceError
 from slimtune.inference.answers import Generation, Speed, TokenLosses
 from slimtune.inference.decoding import Decoding
-from slimtune.inference.distributions import RowDistributions, RowPlan
 from slimtune.inference.llama_vocabulary import LlamaVocabulary
 from slimtune.inference.sampling import Chooser
+from slimtune.inference.top_choices import Plan, RowSeen
 
 Prompt = Sequence[int]
 Entry = tuple[int, int, int, bool]  # slot, position, token, whether its logits are wanted
@@ -109,7 +109,7 @@ class LlamaContext(LlamaVocabulary):
     def losses(
         self,
         pairs: Sequence[tuple[Prompt, Prompt]],
-        plans: Sequence[RowPlan | None] = (),
+        plans: Sequence[Plan | None] = (),
         shared: int = 0,
     ) -> Iterator[tuple[int, TokenLosses]]:
         """(index, losses of the answer's tokens) of (prompt, answer) pairs, `slots` at a time.
@@ -124,7 +124,7 @@ class LlamaContext(LlamaVocabulary):
             yield from enumerate(found, start)
 
     def _losses(
-        self, pairs: Sequence[tuple[Prompt, Prompt]], plans: Sequence[RowPlan | None], shared: int
+        self, pairs: Sequence[tuple[Prompt, Prompt]], plans: Sequence[Plan | None], shared: int
     ) -> list[TokenLosses]:
         """Those of at most `slots` pairs, decoded side by side."""
         entries: list[Entry] = []
@@ -295,13 +295,13 @@ def _log_probabilities(logits: np.ndarray) -> np.ndarray:
     return wide - (top + np.log(np.exp(wide - top).sum()))
 
 
-def _put_beside(seen: RowDistributions | None, place: int, logs: np.ndarray) -> None:
+def _put_beside(seen: RowSeen | None, place: int, logs: np.ndarray) -> None:
     """What is expected at a place of the answer, if it is a supervised one."""
     if seen is not None and place in seen.plan.places:
         seen.add(logs)
 
 
-def _closed(losses: TokenLosses, seen: RowDistributions | None) -> TokenLosses:
+def _closed(losses: TokenLosses, seen: RowSeen | None) -> TokenLosses:
     if seen is None:
         return losses
     seen.close()

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from slimtune.inference.answers import Generation, Speed, TokenLosses
 from slimtune.inference.decoding import Decoding
-from slimtune.inference.distributions import RowPlan
 from slimtune.inference.llama_child import LlamaChild, Verb, default_threads, work
 from slimtune.inference.llama_context import LlamaContext, Prompt
 from slimtune.inference.llama_vocabulary import LlamaVocabulary
+from slimtune.inference.top_choices import Plan
 
 
 class LlamaCpp(LlamaChild):
@@ -87,7 +87,7 @@ class LlamaCpp(LlamaChild):
     def losses(
         self,
         pairs: Sequence[tuple[Prompt, Prompt]],
-        plans: Sequence[RowPlan | None] = (),
+        plans: Sequence[Plan | None] = (),
         shared: int = 0,
     ) -> Iterator[tuple[int, TokenLosses]]:
         """(index, losses of the answer's tokens) of (prompt, answer) pairs.

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from slimtune.inference.answers import SCORED, TokenLosses
 from slimtune.inference.batching import before_needed, left_padded, read_beginning, run_batched
-from slimtune.inference.distributions import Distributions, RowPlan
+from slimtune.inference.top_choices import Plan, Plans
 from slimtune.prompts import IGNORED
 
 LOGIT_BYTES = 2**28
@@ -21,7 +21,7 @@ def token_losses(
     *,
     token_budget: int = LOSS_TOKEN_BUDGET,
     known: Collection[int] = frozenset(),
-    distributions: Distributions | None = None,
+    distributions: Plans | None = None,
 ) -> Iterator[tuple[int, TokenLosses]]:
     """(row, losses) of each example's supervised tokens, batch by batch.
 
@@ -40,7 +40,7 @@ def token_losses(
     return run_batched(lengths, budget, losses, known, SCORED)
 
 
-def _plan(distributions: Distributions | None, row: int, labels: Sequence[int]) -> RowPlan | None:
+def _plan(distributions: Plans | None, row: int, labels: Sequence[int]) -> Plan | None:
     if distributions is None:
         return None
     return distributions.row(row, range(sum(label != IGNORED for label in labels[1:])))
@@ -50,7 +50,7 @@ def _plan(distributions: Distributions | None, row: int, labels: Sequence[int]) 
 def batch_losses(
     model: PreTrainedModel,
     examples: Sequence[Mapping[str, Sequence[int]]],
-    plans: Sequence[RowPlan | None] = (),
+    plans: Sequence[Plan | None] = (),
 ) -> list[TokenLosses]:
     """The losses of examples that are read side by side; a row without labels has none.
 
@@ -90,7 +90,7 @@ def batch_losses(
     ]
 
 
-def _beside(logs: torch.Tensor, plan: RowPlan | None) -> tuple[list[float], list[bool]]:
+def _beside(logs: torch.Tensor, plan: Plan | None) -> tuple[list[float], list[bool]]:
     """Divergences and agreements of a row's (tokens, vocabulary) log-probabilities."""
     if plan is None:
         return [], []
