@@ -7,8 +7,10 @@
     python finetune/knowledge_distillation.py --mode sequence        # a teacher of another family
     python finetune/knowledge_distillation.py --quantised-student Q4_K_M \\
         --student-model models/finetuned/merged_model
+    python finetune/knowledge_distillation.py --teacher-model model-Q8_0.gguf    # or ollama:NAME
 
-reads   teacher, student, prepared rows, plain text if named
+reads   teacher (a folder, a GGUF file, or a server that is asked), student, prepared rows, plain
+        text if named
 writes  CACHE_DIR (what the teacher said; it is never in memory with the student),
         OUTPUT_DIR with the student, metrics.jsonl and loss.png; with --quantised-student its GGUF
 """

@@ -230,7 +230,6 @@ SHORT = {
     "report/markdown.py": "text from outside made inert, for every page and card",
     "settings/__main__.py": "the entry point of python -m slimtune.settings",
     "wrapping.py": "one question, asked by help, chat and whatever is said on a terminal",
-    "unpacking/references.py": "the one door of the room, which `script` opens",
     "unpacking/vocabulary_check.py": "the question that decides, apart from what is asked about",
     "training/rates.py": "one table with its sources",
     "training/soundness.py": "one question, asked of learner and teacher",

@@ -87,8 +87,9 @@ def chosen_stages(config: Config) -> list[str]:
     if mode == "sequence" and "distil" in chosen:
         raise SettingsError(
             "distillation.mode: sequence in the combined run",
-            "its teacher has the tokenizer of the model that is pruned, and is asked for more",
-            "use cached or online here, or run knowledge_distillation.py --mode sequence by itself",
+            "its teacher is asked for probabilities of the tokens of the model that is pruned",
+            "name a folder or a .gguf file with that tokenizer as the teacher, or run "
+            "knowledge_distillation.py --mode sequence by itself",
         )
     if config.distillation.quantised_student is not None and "distil" in chosen:
         raise SettingsError(

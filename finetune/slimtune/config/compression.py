@@ -145,8 +145,10 @@ class Distillation(Section):
 
     teacher_model: ModelReference = setting(
         "auto",
-        "Model that teaches; it must have the student's tokenizer. auto: the sample's teacher for\n"
-        "the sample's models, else the model before pruning.",
+        "Model that teaches. A folder must have the student's tokenizer; a .gguf file is read by\n"
+        "llama.cpp as it is, or writes answers where its tokens are others; ollama:NAME and the\n"
+        "address of a server (http://127.0.0.1:8080/v1#NAME) write answers, see mode. auto: the\n"
+        "sample's teacher for the sample's models, else the model before pruning.",
     )
     student_model: ModelReference = setting("models/pruned", "Model that learns.")
     output_dir: Path = setting(Path("models/distilled"), "Folder for the distilled student.")

@@ -16,10 +16,9 @@ from slimtune.evaluation.examination import Paper
 from slimtune.evaluation.fairness import require_same_cut
 from slimtune.inference.answers import Asked, Candidate, Cost, Generation, Job, Outcome
 from slimtune.inference.kept_answers import Predictions, RowNumbers
-from slimtune.inference.served_models import means, replies
+from slimtune.inference.served_models import listed_entry, replies
 from slimtune.inference.server_address import Server
 from slimtune.inference.server_client import ServerClient
-from slimtune.inference.server_replies import Listed
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +45,7 @@ def ask_server(candidate: Candidate, job: Job) -> Outcome:
         if paper:
             general = partial(_answers, client, paper.job, _Clock())
             examined = paper.examined(paper.answers.complete(Generation, general), [])
-        listed = client.listed() or []
-    told = next((one for one in listed if means(server, one.name)), Listed(server.model))
+        told = listed_entry(client)
     cost = Cost(
         parameters=told.parameters,
         bytes_on_disk=told.bytes,

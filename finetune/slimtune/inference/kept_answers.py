@@ -40,7 +40,7 @@ class Predictions:
     def __init__(
         self, file: Path | None, questions: Sequence[Question], original: str = ""
     ) -> None:
-        self.file, self.original = file, original
+        self.file, self.original, self.questions = file, original, questions
         self.distributions = file and file.with_suffix(".distributions")
         if file and file.is_symlink():  # none of ours: through it, another file would grow
             file.unlink()
@@ -64,14 +64,24 @@ class Predictions:
 
         A row found again replaces what was known: it belongs to a batch that was cut short.
         """
-        beside = self.original if kind is AnswerLoss else ""
-        names = [f"{kind.__name__}:{beside}{key}" for key in self.rows]
-        rows = [row for row, name in enumerate(names) if name in self.known]
-        results = {row: kind(**self.known[names[row]]) for row in rows}
+        names, results = self._names(kind), self._found(kind)
         for row, result in find(set(results)):
             results[row] = result
             self._keep(names[row], asdict(result))
         return in_order(results.items())
+
+    def answered(self) -> list[tuple[Question, Generation]]:
+        """The questions whose answers are known, with these."""
+        return [(self.questions[row], one) for row, one in self._found(Generation).items()]
+
+    def _found(self, kind: type[Kept]) -> dict[int, Kept]:
+        """The results of a kind that are known, by row."""
+        names = enumerate(self._names(kind))
+        return {row: kind(**self.known[name]) for row, name in names if name in self.known}
+
+    def _names(self, kind: type[Kept]) -> list[str]:
+        beside = self.original if kind is AnswerLoss else ""
+        return [f"{kind.__name__}:{beside}{key}" for key in self.rows]
 
     def finish(self, outcome: Outcome) -> None:
         """Notes that nothing is missing, and what it took."""

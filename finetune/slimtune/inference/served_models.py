@@ -74,6 +74,13 @@ def _listed(server: Server) -> Listed:
     return match if not server.ollama else match._replace(name=server.model)
 
 
+def listed_entry(client: ServerClient) -> Listed:
+    """What the server says of the model that is asked; its name alone where it tells no more."""
+    server = client.server
+    known = client.listed() or ()
+    return next((one for one in known if means(server, one.name)), Listed(server.model))
+
+
 def means(server: Server, name: str) -> bool:
     """Whether a listed model is the one that was named; Ollama fills names up, and ignores case."""
     if not server.ollama:

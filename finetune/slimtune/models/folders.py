@@ -7,6 +7,7 @@ two models are told apart without reading all of them.
 import errno
 import hashlib
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from huggingface_hub.errors import (
 
 from slimtune.artifacts import run_of
 from slimtune.artifacts.files import inside, require_fetched
+from slimtune.config.fields import ELSEWHERE
 from slimtune.console import quoted
 from slimtune.errors import InputError, ResourceError, SlimTuneError
 from slimtune.models import json_files
@@ -223,11 +225,15 @@ def _no_weights(folder: Path) -> InputError:
 
 
 def weights_identity(model: str) -> str:
-    """A hash of a model's weights; moving or copying a folder changes nothing.
+    """A hash of a model's weights; moving or copying a folder or file changes nothing.
 
     It covers every byte where a record of ours has the files' sums; of others name, size and
-    `sampled` pieces, which any training changes.
+    `sampled` pieces, which any training changes. A server's model is its address and its name.
     """
+    if model.startswith(ELSEWHERE):
+        return model
+    if os.path.isfile(model):
+        return _file_identity(Path(model))
     folder = local_folder(model)
     run = run_of(folder)
     sealed = run["files"] if run else {}
@@ -238,6 +244,13 @@ def weights_identity(model: str) -> str:
         told = known["sha256"] if is_known else sampled(file, _HEAD)
         digest.update(f"{file.name} {told}".encode())
     return digest.hexdigest()[:16]
+
+
+def _file_identity(file: Path) -> str:
+    run = run_of(file)
+    known = run["files"][file.name] if run else {}
+    same = known.get("bytes") == file.stat().st_size
+    return known["sha256"][:16] if same else sampled(file, _HEAD)[:16]
 
 
 _HEAD = 1 << 20  # bytes: headers and shapes

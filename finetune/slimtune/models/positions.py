@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slimtune.config import Config
+from slimtune.config.fields import ELSEWHERE
 from slimtune.console import near
 from slimtune.errors import SettingsError
 from slimtune.models.folders import local_folder
@@ -48,14 +49,28 @@ def within_positions(config: Config, *models: str | Path) -> Config:
     """
     asked = length = config.training.max_length
     for model in models:
+        if str(model).startswith(ELSEWHERE):  # its server shortens, or says that it does not
+            continue
         here = Path(model)
-        folder = here if (here / "config.json").is_file() else local_folder(model)
-        about = read_model_json(folder / "config.json")
-        length = min(length, followed("training.max_length", asked, about, folder))
+        if here.is_file():
+            about, place = _about_file(here), here
+        else:
+            place = here if (here / "config.json").is_file() else local_folder(model)
+            about = read_model_json(place / "config.json")
+        length = min(length, followed("training.max_length", asked, about, place))
     if length == asked:
         return config
     training = config.training.model_copy(update={"max_length": length})
     return config.model_copy(update={"training": training})
+
+
+def _about_file(file: Path) -> dict[str, Any]:
+    """What a GGUF says of the text that it follows, in the words of a config.json."""
+    from slimtune.models.gguf_header import read_gguf  # its package only where there is such a file
+
+    header = read_gguf(file)
+    most = header.get(f"{header.architecture}.context_length", int)
+    return {} if most is None else {"max_position_embeddings": most}
 
 
 def longest_here(config: Config, model: str) -> int:
@@ -76,7 +91,7 @@ def followed(setting: str, asked: int, about: Mapping[str, Any], folder: Path) -
     if asked != section_fields(section)[name].default:
         raise SettingsError(
             f"{setting}: {asked}, and {near(folder)} follows {most} tokens",
-            "its config.json says so (max_position_embeddings): beyond it knows no position",
+            "it says so itself (max_position_embeddings): beyond it knows no position",
             f"set {named(setting)} to {most}, or use a model with a longer context",
         )
     _log.warning(

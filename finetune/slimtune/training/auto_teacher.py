@@ -18,12 +18,14 @@ from slimtune.models.folders import local_folder
 from slimtune.models.json_files import read_model_json
 from slimtune.models.vocabulary_map import read_map
 from slimtune.settings.flags import named
+from slimtune.training import teacher_places
 
 _log = logging.getLogger(__name__)
 
 
 def with_teacher(config: Config, student: str, unpruned: str | None = None) -> Config:
-    """The settings with a teacher and a text in place of `auto`; each choice is said.
+    """The settings with a teacher and a text in place of `auto`, and with the mode in which this
+    teacher can teach; each choice is said.
 
     `unpruned` is the model before pruning where it is known, as in the combined run; else the
     student's record tells. Raises InputError where neither does, or one of the two is not whole.
@@ -45,7 +47,8 @@ def with_teacher(config: Config, student: str, unpruned: str | None = None) -> C
         chosen["text_data"] = text if is_sample else None
         _log.info("text auto: %s", near(text) if is_sample else "none, rows only")
     require(teacher)
-    return config.model_copy(update={"distillation": settings.model_copy(update=chosen)})
+    config = config.model_copy(update={"distillation": settings.model_copy(update=chosen)})
+    return teacher_places.with_mode(config, student)
 
 
 def _speaks_as(student: str, samples: str) -> bool:

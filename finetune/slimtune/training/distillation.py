@@ -16,8 +16,10 @@ import torch
 
 from slimtune.artifacts.files import text_lines
 from slimtune.config import Config, Distillation
+from slimtune.config.fields import ELSEWHERE
 from slimtune.errors import QualityError
 from slimtune.models.folders import local_folder
+from slimtune.models.gguf_header import is_gguf
 from slimtune.models.weights import Checkpoint
 from slimtune.settings.flags import named
 from slimtune.training import losses, sharding, teachers
@@ -77,9 +79,10 @@ def require_teachable(config: Config, student: str) -> None:
     choices that a shared out student does not allow."""
     sharding.require_supported(config, whole=config.distillation.student == "full")
     teacher = config.distillation.teacher_model
-    local_folder(teacher)
-    if config.distillation.mode != "sequence":
-        ids_in_teacher(teacher, student)
+    if not (teacher.startswith(ELSEWHERE) or is_gguf(teacher)):  # `teacher_places` looked at those
+        local_folder(teacher)
+        if config.distillation.mode != "sequence":
+            ids_in_teacher(teacher, student)
     learner = Checkpoint(local_folder(student))
     learner.require_full_precision("train a student")
     if "sparsity" in learner.config and config.distillation.student == "full":

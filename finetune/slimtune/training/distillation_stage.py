@@ -13,7 +13,15 @@ from slimtune.console import first_process
 from slimtune.models import loading, merging, tokenizers
 from slimtune.models.folders import local_folder
 from slimtune.models.weights import Checkpoint
-from slimtune.training import distillation, estimates, initialisation, lora, pipeline, teachers
+from slimtune.training import (
+    distillation,
+    estimates,
+    initialisation,
+    lora,
+    pipeline,
+    teacher_places,
+    teachers,
+)
 from slimtune.training.attention import training_compute
 from slimtune.training.curve import Curve
 from slimtune.training.dataset import Dataset
@@ -56,6 +64,7 @@ def ask_teacher(
         with teachers.first_process_first(config):
             folder = teachers.fill(config, samples, student)
         stage.metrics.update(
+            teacher_places.facts(config),
             cache=str(folder),
             samples=len(samples),
             tokens=sum(sample.supervised for sample in samples),
@@ -78,7 +87,8 @@ def _lesson(model: str, text: Sequence[str], config: Config, dataset: Dataset) -
     distillation.require_teachable(config, model)
     train, validation = distillation.samples_of(config, dataset, text)
     options = distillation.fit_options(config, model, [*train, *validation])
-    return pipeline.Lesson(train, validation, options, {"text_passages": len(text)})
+    told = {"text_passages": len(text)} | teacher_places.facts(config)
+    return pipeline.Lesson(train, validation, options, told)
 
 
 def _load_whole(model: str, config: Config) -> Learner:

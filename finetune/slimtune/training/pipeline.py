@@ -55,7 +55,7 @@ class Lesson:
     train: list[Sample]
     validation: list[Sample]
     options: dict[str, Any] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
 
     def teach(
         self, learner: Learner, config: Config, checkpoints: Path, resumed: dict[str, Any]

@@ -39,6 +39,8 @@ TOKENS_PER_BATCH = 4096
 TopKOfRows = Callable[
     [slice], TeacherTopK
 ]  # a slice of a batch's supervised positions -> the top-k
+# (teacher, samples, k, temperature) -> its top-k, sample after sample, and of how many tokens
+Ask = Callable[[Any, Sequence[Sample], int, float], tuple[TeacherTopK, int]]
 
 
 class CachedTeacher:
@@ -103,15 +105,17 @@ def is_complete(folder: Path) -> bool:
 
 def write_cache(
     folder: Path,
-    load_teacher: Callable[[], PreTrainedModel],
+    load_teacher: Callable[[], Any],
     samples: Sequence[Sample],
     *,
     top_k: int,
     temperature: float,
+    ask: Ask | None = None,
 ) -> None:
     """Run the teacher over the samples, part by part; parts that are there already stay.
 
-    The teacher is loaded only if a part is missing.
+    The teacher is loaded only if a part is missing. `ask` is how, for one that is no model of
+    transformers.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = range(-(-len(samples) // SAMPLES_A_PART))
@@ -125,7 +129,8 @@ def write_cache(
     teacher = load_teacher() if missing else None
     for part in missing:
         some = samples[_of_part(part)]
-        _write_part(part_file(folder, part), teacher, some, top_k, temperature)
+        said, vocabulary = (ask or ask_model)(teacher, some, top_k, temperature)
+        _write_part(part_file(folder, part), some, said, vocabulary)
         before, done = part * SAMPLES_A_PART, part * SAMPLES_A_PART + len(some)
         if tenth_done(before, done, len(samples)):
             _log.info("teacher: %d of %d rows and texts read", done, len(samples))
@@ -140,13 +145,24 @@ def _of_part(part: int) -> slice:
     return slice(part * SAMPLES_A_PART, (part + 1) * SAMPLES_A_PART)
 
 
-def _write_part(
-    file: Path,
-    teacher: PreTrainedModel,
-    samples: Sequence[Sample],
-    top_k: int,
-    temperature: float,
-) -> None:
+def _write_part(file: Path, samples: Sequence[Sample], said: TeacherTopK, vocabulary: int) -> None:
+    starts = torch.tensor([0, *(sample.supervised for sample in samples)]).cumsum(0)
+    tensors = {
+        "ids": said.ids.to(_id_type(vocabulary)),
+        "log_probabilities": said.log_probabilities.to(torch.float16),
+        "starts": starts,
+    }
+    with replacing(file) as partial:
+        save_file(tensors, partial)
+
+
+def ask_model(
+    teacher: PreTrainedModel, samples: Sequence[Sample], top_k: int, temperature: float
+) -> tuple[TeacherTopK, int]:
+    """The top-k at the supervised positions, sample after sample, and the size of the vocabulary.
+
+    Samples of similar length are read together.
+    """
     vocabulary = teacher.get_output_embeddings().weight.shape[0]
     top_k = min(top_k, vocabulary)
     starts = torch.tensor([0, *(sample.supervised for sample in samples)]).cumsum(0)
@@ -157,13 +173,7 @@ def _write_part(
         top = top_of(teacher, collate([samples[i] for i in batch]), top_k, temperature)
         ids[rows] = top.ids.to("cpu", torch.int32)
         logs[rows] = top.log_probabilities.to("cpu", torch.float16)
-    tensors = {
-        "ids": ids.to(_id_type(vocabulary)),
-        "log_probabilities": logs,
-        "starts": starts,
-    }
-    with replacing(file) as partial:
-        save_file(tensors, partial)
+    return TeacherTopK(ids, logs), vocabulary
 
 
 @torch.no_grad()

@@ -15,13 +15,15 @@ import torch
 from transformers import PreTrainedModel
 
 from slimtune.config import Config
+from slimtune.config.fields import ELSEWHERE
 from slimtune.console import near, processes, size
 from slimtune.models import loading, memory, tokenizers
 from slimtune.models.compute import Compute, choose_device
 from slimtune.models.folders import local_folder, weights_identity
+from slimtune.models.gguf_header import is_gguf
 from slimtune.models.vocabulary_map import ids_digest
 from slimtune.models.weights import Checkpoint
-from slimtune.training import sharding, soundness, teacher_cache
+from slimtune.training import gguf_teacher, sharding, soundness, teacher_cache
 from slimtune.training.attention import training_compute
 from slimtune.training.batches import Sample
 from slimtune.training.divergences import TeacherTopK
@@ -81,10 +83,14 @@ def fill(config: Config, samples: Sequence[Sample], student: str) -> Path:
     """The cache of what the teacher says about `samples`, of a student with the vocabulary of
     `student`; it is asked for what is missing."""
     settings = config.distillation
-    ids = ids_in_teacher(settings.teacher_model, student)
+    from_file = is_gguf(settings.teacher_model)
+    ids = None if from_file else ids_in_teacher(settings.teacher_model, student)
     folder = cache_folder(config, samples, ids)
     if teacher_cache.is_complete(folder):
         _log.info("the teacher's answers are cached already: %s", near(folder))
+        return folder
+    if from_file:
+        gguf_teacher.write(folder, config, samples)
         return folder
     top_k, temperature = settings.top_k, settings.temperature
     teacher_cache.write_cache(
@@ -137,15 +143,12 @@ def estimate_teacher(config: Config, samples: Sequence[Sample], student: str) ->
     """The lines of --dry-run about the teacher: its own memory, and on disk its answers, which are
     of the student's tokens."""
     settings = config.distillation
-    shapes = Checkpoint(local_folder(settings.teacher_model)).config
-    compute = Compute.of(config.model).keeping(settings.teacher_quantization)
-    needed = memory.estimate_memory(
-        shapes,
-        "inference",
-        itemsize=compute.on(shapes).dtype.itemsize,
-        quantization=settings.teacher_quantization,
-        max_length=teacher_cache.TOKENS_PER_BATCH,
-    )
+    if settings.teacher_model.startswith(ELSEWHERE):
+        return {"teacher": f"{settings.teacher_model}, which writes answers to the rows' prompts"}
+    if is_gguf(settings.teacher_model):
+        needed = size(Path(settings.teacher_model).stat().st_size)
+    else:
+        needed = _memory(config)
     if settings.mode == "online":
         return {"teacher": "in memory beside the student; its weights are counted there"}
     found = {"teacher": f"about {needed}, alone and before the student"}
@@ -155,3 +158,17 @@ def estimate_teacher(config: Config, samples: Sequence[Sample], student: str) ->
         tokens = sum(sample.supervised for sample in samples)
         found["teacher's answers"] = f"{size(taken)} on disk for {tokens:,} tokens"
     return found
+
+
+def _memory(config: Config) -> memory.MemoryEstimate:
+    """What the teacher's folder needs while it is asked."""
+    settings = config.distillation
+    shapes = Checkpoint(local_folder(settings.teacher_model)).config
+    compute = Compute.of(config.model).keeping(settings.teacher_quantization)
+    return memory.estimate_memory(
+        shapes,
+        "inference",
+        itemsize=compute.on(shapes).dtype.itemsize,
+        quantization=settings.teacher_quantization,
+        max_length=teacher_cache.TOKENS_PER_BATCH,
+    )
