@@ -115,12 +115,12 @@ def test_a_pass_that_was_stopped_goes_on_with_the_row_after_it(
     with monkeypatch.context() as patched:
         patched.setattr(gguf_teacher, "_require_finite", stopping)
         assert run(*words(gguf)).code == 130
-    left = {file.name for file in tmp_path.glob("cache/*.rows/*.top")}
+    left = {int(file.stem) for file in tmp_path.glob("cache/*.rows/*.top")}
     assert len(left) >= 5
     again = []
     monkeypatch.setattr(gguf_teacher, "_require_finite", lambda *told: again.append(told[2]))
     succeeds(*words(gguf))
-    assert again and not {f"{row}.top" for row in again[-3:]} & left
+    assert again and not left <= set(again)  # but for those of a round that was cut short
     assert not list(tmp_path.glob("cache/*.rows"))
 
 
