@@ -15,7 +15,7 @@ from slimtune.inference.gguf_tokenizer import tokens_of
 from slimtune.inference.server_address import API_KEY
 from slimtune.models import tokenizers
 from slimtune.models.gguf_header import read_gguf
-from slimtune.training import gguf_teacher, pipeline
+from slimtune.training import gguf_teacher, gguf_vocabulary, pipeline
 
 QUICK = ("--epochs", 1)
 KEY = "sk-secret-123"
@@ -157,8 +157,8 @@ def test_a_file_with_other_tokens_writes_answers(words, asks, foreign, tmp_path,
 
 
 def test_a_file_that_says_less_tokens_or_more(gguf, merged, tmp_path) -> None:
-    student = tokenizers.load_tokenizer(merged)
-    assert gguf_teacher.difference(read_gguf(gguf), student) is None
+    student = tokenizers.load_tokenizer(merged).get_vocab()
+    assert gguf_vocabulary.difference(read_gguf(gguf), student) is None
     tokens = tokens_of(read_gguf(gguf))
     texts = [token.decode() for token in tokens.tokens]
     filled = [*texts, "[PAD512]", "[PAD513]"]
@@ -173,7 +173,7 @@ def test_a_file_that_says_less_tokens_or_more(gguf, merged, tmp_path) -> None:
         lists = {"tokenizer__ggml__tokens": told, "tokenizer__ggml__token_type": kinds}
         lists["tokenizer__ggml__scores"] = [0.0] * len(told)
         file = changed(gguf, tmp_path / f"{name}.gguf", **lists)
-        found = gguf_teacher.difference(read_gguf(file), student)
+        found = gguf_vocabulary.difference(read_gguf(file), student)
         assert found is None if difference is None else difference in found
 
 

@@ -40,12 +40,17 @@ def top_choices(
 @dataclass(frozen=True)
 class TopChoices:
     """What becomes of the predictions on every row: the `top_k` likeliest of the first `tokens`
-    tokens go into a file of `folder`. What is left over of 1 lies with all others."""
+    tokens go into a file of `folder`. What is left over of 1 lies with all others.
+
+    `ids` are those of the tokens asked of, where they are not the first ones: each is told by its
+    place among them, and all of 1 is theirs.
+    """
 
     folder: Path
     top_k: int
     temperature: float
     tokens: int
+    ids: Sequence[int] | None = None
 
     @property
     def choices(self) -> int:
@@ -91,6 +96,7 @@ class RowChoices:
 
     def __init__(self, plan: TopPlan) -> None:
         self.plan = plan
+        self._asked = slice(None) if plan.asked.ids is None else np.array(plan.asked.ids)
         self._ids: list[np.ndarray] = []
         self._logs: list[np.ndarray] = []
 
@@ -98,7 +104,7 @@ class RowChoices:
         """ln q of every token of the vocabulary, at the row's next supervised token."""
         asked = self.plan.asked
         told = (asked.tokens, asked.choices, asked.temperature)
-        ids, values = top_choices(log_probabilities, *told)
+        ids, values = top_choices(log_probabilities[self._asked], *told)
         self._ids.append(ids.astype(_IDS))
         self._logs.append(values.astype(_LOGS))
 

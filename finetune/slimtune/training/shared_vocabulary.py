@@ -17,11 +17,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from slimtune.console import near
 from slimtune.errors import InputError
 from slimtune.models import tokenizers
 from slimtune.models.folders import local_folder
+from slimtune.models.gguf_header import is_gguf, read_gguf
 from slimtune.models.vocabulary_map import MAP_FILE, read_map
 from slimtune.models.weights import EMBEDDING, Checkpoint
+from slimtune.training import gguf_vocabulary
 
 Vocabulary = Mapping[str, int]
 
@@ -35,13 +38,20 @@ _ONE_TOKENIZER = (
 )
 
 
+class OtherVocabulary(InputError):
+    """Teacher and student cannot be compared token by token; `why` names a token."""
+
+
 def ids_in_teacher(teacher: str, student: str) -> list[int] | None:
     """The teacher's id of each token of a student that was trimmed; None where all ids are the
     same.
 
-    The student's record says which, the tokens themselves confirm it: a folder may have any name.
-    InputError for vocabularies that are neither the same nor mapped: the lesson would be garbage.
+    The student's record says which, the tokens themselves confirm it: a folder may have any name,
+    and so may a GGUF file. OtherVocabulary for those that are neither the same nor mapped: the
+    lesson would be garbage.
     """
+    if is_gguf(teacher):
+        return _ids_in_file(Path(teacher), student)
     ours, theirs = (tokenizers.load_tokenizer(one).get_vocab() for one in (student, teacher))
     if ours == theirs:
         return None
@@ -71,13 +81,27 @@ def _recorded(teacher: Path, student: Path) -> list[int] | None:
     return None if None in found else found
 
 
-def _different(ours: Vocabulary, theirs: Vocabulary, different: list[str]) -> InputError:
+def _ids_in_file(file: Path, student: str) -> list[int] | None:
+    """A file has no record of how it was trimmed itself: it has all first ids, or the student's."""
+    header, ours = read_gguf(file), tokenizers.load_tokenizer(student).get_vocab()
+    known = read_map(local_folder(student))
+    other = gguf_vocabulary.difference(header, ours)
+    if other is None:
+        return None
+    if known is not None:
+        other = gguf_vocabulary.difference(header, ours, known.kept)
+    if other is not None:
+        raise OtherVocabulary(f"{near(file)}: its vocabulary is another", other, _ONE_TOKENIZER)
+    return known.kept
+
+
+def _different(ours: Vocabulary, theirs: Vocabulary, different: list[str]) -> OtherVocabulary:
     example = next(iter(different), "the teacher has tokens that the student lacks")
     why, cure = f"for example {example!r}", _ONE_TOKENIZER
     if ours.keys() < theirs.keys():
         why += f"; the student was trimmed, and no {MAP_FILE} in it leads to this teacher's ids"
         cure = _TRIM_TOO
-    return InputError(
+    return OtherVocabulary(
         f"teacher and student speak different vocabularies ({len(different)} tokens differ)",
         f"{why}; the teacher's probabilities would land on other tokens",
         cure,

@@ -17,10 +17,10 @@ from slimtune.config import Config
 from slimtune.config.fields import ELSEWHERE
 from slimtune.console import near
 from slimtune.errors import InputError, ResourceError, SettingsError
-from slimtune.models import tokenizers
-from slimtune.models.gguf_header import is_gguf, read_gguf
+from slimtune.models.gguf_header import is_gguf
 from slimtune.models.ollama_store import is_ollama
 from slimtune.training import gguf_teacher, served_teacher, written_answers
+from slimtune.training.shared_vocabulary import OtherVocabulary, ids_in_teacher
 
 _log = logging.getLogger(__name__)
 
@@ -40,8 +40,11 @@ def with_mode(config: Config, student: str) -> Config:
         return _answers_only(config, "a server writes answers and lends no probabilities")
     if not is_gguf(teacher) or config.distillation.mode == "sequence":
         return config
-    other = gguf_teacher.difference(read_gguf(Path(teacher)), tokenizers.load_tokenizer(student))
-    return config if other is None else _answers_only(config, f"its vocabulary is another: {other}")
+    try:
+        ids_in_teacher(teacher, student)
+    except OtherVocabulary as other:
+        return _answers_only(config, f"its vocabulary is another: {other.why}")
+    return config
 
 
 def _found(config: Config) -> str:

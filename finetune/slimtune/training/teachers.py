@@ -83,14 +83,13 @@ def fill(config: Config, samples: Sequence[Sample], student: str) -> Path:
     """The cache of what the teacher says about `samples`, of a student with the vocabulary of
     `student`; it is asked for what is missing."""
     settings = config.distillation
-    from_file = is_gguf(settings.teacher_model)
-    ids = None if from_file else ids_in_teacher(settings.teacher_model, student)
+    ids = ids_in_teacher(settings.teacher_model, student)
     folder = cache_folder(config, samples, ids)
     if teacher_cache.is_complete(folder):
         _log.info("the teacher's answers are cached already: %s", near(folder))
         return folder
-    if from_file:
-        gguf_teacher.write(folder, config, samples)
+    if is_gguf(settings.teacher_model):
+        gguf_teacher.write(folder, config, samples, ids)
         return folder
     top_k, temperature = settings.top_k, settings.temperature
     teacher_cache.write_cache(

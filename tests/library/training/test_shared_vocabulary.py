@@ -15,12 +15,13 @@ from transformers import AutoModelForCausalLM
 
 from slimtune.config import Config
 from slimtune.errors import InputError
+from slimtune.export.gguf_writer import write_gguf
 from slimtune.models import tokenizers
 from slimtune.models.vocabulary_map import MAP_FILE
 from slimtune.prompts import IGNORED
-from slimtune.training import teacher_cache, teachers
+from slimtune.training import teacher_cache, teacher_places, teachers
 from slimtune.training.batches import Sample, collate
-from slimtune.training.shared_vocabulary import ids_in_teacher
+from slimtune.training.shared_vocabulary import OtherVocabulary, ids_in_teacher
 
 MODELS = {
     "sentencepiece": write_tiny_llama,
@@ -45,6 +46,7 @@ def worlds(tmp_path_factory) -> Callable[[str], Path]:
         lines = [json.dumps({"messages": ROW})] * 12
         (folder / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
         trimmed(folder, "teacher", "student")
+        write_gguf(folder / "teacher", folder / "teacher.gguf", "F32")
         return folder
 
     return make
@@ -207,3 +209,58 @@ def test_a_record_that_was_changed_is_found_by_its_sum(tied, tmp_path) -> None:
     words = ("--student-model", odd, "--teacher-model", tied / "teacher", "--dry-run")
     words += ("--train-data", tied / "rows.jsonl", "--text-data", "null")
     refused(3, f"{MAP_FILE}: not as model_pruning left it", "knowledge_distillation", *words)
+
+
+# A teacher in a file
+
+
+def test_a_gguf_speaks_of_the_tokens_left_too(world) -> None:
+    file, student = world / "teacher.gguf", world / "student"
+    ids = ids_in_teacher(str(world / "teacher"), str(student))
+    assert ids_in_teacher(str(file), str(student)) == ids
+    samples, config = samples_of(student), settings(world, teacher_model=str(file))
+    assert teacher_places.with_mode(config, str(student)) is config
+    for sample, told in zip(samples, said(world, config, samples, student), strict=True):
+        expected = meant(world, sample, 2.0)
+        # llama.cpp's cache has 16 bits: two that are as likely change places.
+        theirs = expected.gather(1, told.ids)
+        torch.testing.assert_close(told.log_probabilities.exp(), theirs, rtol=0.02, atol=1e-4)
+        best = expected.topk(5).values
+        torch.testing.assert_close(told.log_probabilities.exp(), best, rtol=0.02, atol=1e-4)
+
+
+def test_a_gguf_that_was_trimmed_has_the_students_own_ids(tied, tmp_path) -> None:
+    write_gguf(tied / "student", tmp_path / "student.gguf", "F32")
+    assert ids_in_teacher(str(tmp_path / "student.gguf"), str(tied / "student")) is None
+    with pytest.raises(OtherVocabulary, match="its vocabulary is another") as error:
+        ids_in_teacher(str(tmp_path / "student.gguf"), str(tied / "teacher"))
+    assert "--mode sequence" in error.value.cure
+
+
+@pytest.mark.parametrize("record", ["none", "of another"])
+def test_a_gguf_that_no_record_leads_to_writes_answers(record, tied, tmp_path, caplog) -> None:
+    odd, file = shutil.copytree(tied / "student", tmp_path / "odd"), tied / "teacher.gguf"
+    content = json.loads((odd / MAP_FILE).read_text())
+    (odd / MAP_FILE).unlink()
+    if record == "of another":
+        content["kept"] = [*content["kept"][:-1], content["tokens_before"] + 3]
+        content["tokens_before"] += 4
+        (odd / MAP_FILE).write_text(json.dumps(content))
+    with pytest.raises(OtherVocabulary):
+        ids_in_teacher(str(file), str(odd))
+    caplog.set_level("INFO", "slimtune")
+    config = settings(tied, teacher_model=str(file))
+    assert teacher_places.with_mode(config, str(odd)).distillation.mode == "sequence"
+    assert "its vocabulary is another: " in caplog.text
+
+
+def test_distilled_by_a_full_gguf(tied, tmp_path, caplog) -> None:
+    caplog.set_level("INFO", "slimtune")
+    words = ("--student-model", tied / "student", "--teacher-model", tied / "teacher.gguf")
+    words += ("--train-data", tied / "rows.jsonl", "--text-data", "null", "--device", "cpu")
+    words += ("--cache-dir", tmp_path / "cache", "--epochs", 1, "--learning-rate", "1e-3")
+    succeeds("knowledge_distillation", *words, "--output-dir", tmp_path / "out")
+    left = len(json.loads((tied / "student" / MAP_FILE).read_text())["kept"])
+    assert f"asked of the {left} tokens that the student has" in caplog.text
+    (part,) = (tmp_path / "cache").glob("*/part-*.safetensors")
+    assert teacher_cache.is_complete(part.parent)
