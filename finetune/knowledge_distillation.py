@@ -67,7 +67,7 @@ def main(config: Config) -> None:
     numbers = {"loss": curve.summary(), "speed": curve.speed()}
     if through_a_file:
         made = [final, quantised.file_of(config, student)]
-        numbers |= {"divergence": " -> ".join(map(str, quantised.divergences(curve).values()))}
+        numbers |= quantised.figures(config, student, curve)
     else:
         made = [final]
         numbers |= {"perplexity": " -> ".join(map(str, perplexities(curve).values()))}

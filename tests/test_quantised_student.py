@@ -54,6 +54,7 @@ def trained(world) -> Path:
     """The folder of a student trained through the types of Q4_K_M."""
     ran = succeeds(*words_for(world, world))
     assert "small-Q4_K_M.gguf" in ran.out and "divergence: " in ran.out
+    assert "fallbacks: " in ran.out and "blk.*.ffn_down.weight (" in ran.out
     return world / "small"
 
 
@@ -93,6 +94,7 @@ def test_it_is_nearer_to_its_teacher_than_the_encoder_alone_and_the_record_says_
     assert told["quantised_student"] == "Q4_K_M" and told["file"] == "small-Q4_K_M.gguf"
     assert told["divergence_after"] < told["divergence_before"]
     assert 0 < told["changed_bytes"] < 0.5
+    assert "blk.0.attn_q.weight (Q5_0)" in told["file_fallbacks"]
     assert told["proof"]["rows"] > 0
     assert record["files"]["small-Q4_K_M.gguf"]
     assert record["settings"]["distillation"]["teacher_model"].endswith("model")

@@ -15,6 +15,8 @@ from slimtune.config import Config, Distillation
 from slimtune.console import near, processes, size
 from slimtune.errors import SettingsError
 from slimtune.export import preflight
+from slimtune.export.plan import GgufPlan
+from slimtune.export.quant_types import PLAIN, quantization
 from slimtune.models import loading
 from slimtune.models.folders import local_folder
 from slimtune.quantised.straight_through import QuantisedTrainer, QuantisedWeights
@@ -72,10 +74,7 @@ def plan_distillation(
     plan = planned(config, model, config.distillation.output_dir.name)
     most = config.distillation.quantised_student if plan.allocation else plan.bytes
     lines = {"text passages": len(text), "file": f"{plan.quantization}, {size(most)}"}
-    if plan.allocation is None:  # those of a size are decided by what errors cost
-        known = preflight.preflight_lines(plan)
-        lines |= {what: known[what] for what in ("types", "fallbacks")}
-    lines |= teachers.estimate_teacher(config, [*train, *validation], model)
+    lines |= _types_of(plan) | teachers.estimate_teacher(config, [*train, *validation], model)
     return lines | dry_run(config, model, run, dataset.train)
 
 
@@ -138,6 +137,18 @@ def divergences(curve: Curve) -> dict[str, float]:
     return {"divergence_before": found[0], "divergence_after": min(found)} if found else {}
 
 
+def figures(config: Config, model: str, curve: Curve) -> dict[str, str]:
+    """The script's last lines about the file: its divergences, and types that fell back."""
+    plan = planned(config, model, config.distillation.output_dir.name)
+    return {"divergence": " -> ".join(map(str, divergences(curve).values()))} | _types_of(plan)
+
+
+def _types_of(plan: GgufPlan) -> dict[str, str]:
+    """Those of a named type; those of a size are decided by what errors cost."""
+    known = preflight.preflight_lines(plan) if plan.allocation is None else {}
+    return {what: known[what] for what in ("types", "fallbacks") if what in known}
+
+
 def file_of(config: Config, model: str) -> Path:
     """Where the file lies, or will lie."""
     final = config.distillation.output_dir
@@ -155,6 +166,12 @@ def _samples(
 
 def _require_choices(settings: Distillation, wanted: str | int) -> None:
     asked = f"distillation.quantised_student: {wanted}"
+    if isinstance(wanted, str) and quantization(wanted).default in PLAIN:
+        raise SettingsError(
+            asked,
+            "nothing is rounded in it that training could make up for",
+            "name a quantised type such as Q4_K_M, or convert with convert_to_gguf.py",
+        )
     if settings.student == "lora":
         raise SettingsError(
             f"{asked} of a student that learns by adapters",

@@ -19,7 +19,7 @@ from slimtune.export.imatrix import Importance
 from slimtune.export.plan import Encoding, GgufPlan, as_source
 from slimtune.export.preflight import preflight
 from slimtune.export.proof import proof_rows
-from slimtune.export.quant_types import PLAIN, quantization
+from slimtune.export.quant_types import PLAIN
 from slimtune.inference.stack import batches_of
 from slimtune.models.folders import local_folder
 from slimtune.models.weights import Checkpoint
@@ -33,17 +33,11 @@ _BATCH_TOKENS = 1024
 def planned(config: Config, model: str, name: str) -> GgufPlan:
     """The file from headers alone; of a given size it has the smallest types until `decided`.
 
-    Raises what `preflight` raises; SettingsError for types that round nothing and for a size that
+    Raises what `preflight` raises; SettingsError for rows that no type holds and for a size that
     the model cannot have; ResourceError where this machine cannot encode a type.
     """
     wanted, folder = config.distillation.quantised_student, local_folder(model)
     sized = isinstance(wanted, int)
-    if not sized and quantization(wanted).default in PLAIN:
-        raise SettingsError(
-            f"distillation.quantised_student: {wanted}",
-            "nothing is rounded in it that training could make up for",
-            "name a quantised type such as Q4_K_M, or convert with convert_to_gguf.py",
-        )
     encoding = Encoding(find_encoder(config.gguf.ggml_library))
     plan = preflight(folder, "F16" if sized else wanted, encoding=encoding)
     template = chosen(folder, config.model.prompt_template)
@@ -87,6 +81,7 @@ def write_proven(
     plan = replace(plan, checkpoint=Checkpoint(folder), encoded=encoded)
     report = write_file({file: plan}, name=name)[0]
     told = {"file": file.name, "file_bytes": report.bytes, "file_types": report.types}
+    told["file_fallbacks"] = report.fallbacks
     if plan.allocation is not None:
         told |= allocation.recorded(plan.allocation)
     if config.gguf.verify == "off":

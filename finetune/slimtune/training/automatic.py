@@ -145,6 +145,8 @@ def available_for(run: Run) -> int:
 def _does_not_fit(run: Run, free: str) -> ResourceError:
     ways = [f"add {flag}" for flag in shown("model.quantization")]
     ways += [f"lower {named('training.max_length')}", "take a smaller model"]
+    if run.through_a_file:
+        ways.append("let the encoder alone make the file with convert_to_gguf.py --target-size")
     return ResourceError(
         f"training.batch_size auto: not even one row fits into {free}",
         f"it would take about {run.needs(1)}",

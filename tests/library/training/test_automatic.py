@@ -94,8 +94,12 @@ def test_a_training_of_few_updates_is_told_how_many_epochs_are_enough(base, room
 def test_no_row_that_fits_is_an_error(base, monkeypatch) -> None:
     config, run = run_with(base, activation_checkpointing=False)
     monkeypatch.setattr(memory, "available_memory", lambda device: run.needs(1).total)
-    with pytest.raises(ResourceError, match="not even one row"):
+    with pytest.raises(ResourceError, match="not even one row") as raised:
         automatic.settled(config, run)
+    assert "convert_to_gguf.py" not in raised.value.cure
+    with pytest.raises(ResourceError) as raised:
+        automatic.settled(config, replace(run, through_a_file=True))
+    assert "convert_to_gguf.py --target-size" in raised.value.cure
 
 
 def test_a_dry_run_shows_what_does_not_fit(base, monkeypatch) -> None:
