@@ -218,13 +218,16 @@ sys.path.remove(str(ROOT / "benchmarks"))
 MODELS, HEADERS, table = known_models.MODELS, known_models.HEADERS, known_models.table
 
 
-@pytest.mark.parametrize("language", picture.FILES)
-def test_the_readmes_picture_is_the_one_that_the_benchmark_draws(language: str) -> None:
-    file, readme = picture.FILES[language], {"en": "README.md", "zh": "README.zh-CN.md"}[language]
+@pytest.mark.parametrize(("section", "language"), picture.FILES)
+def test_the_readmes_pictures_are_those_that_the_benchmark_draws(
+    section: str, language: str
+) -> None:
+    file = picture.FILES[section, language]
+    readme = {"en": "README.md", "zh": "README.zh-CN.md"}[language]
     drawn = text_of(file)
-    assert drawn == picture.drawn(language)
+    assert drawn == picture.drawn(section, language)
     assert f"]({file.relative_to(ROOT).as_posix()})" in text_of(ROOT / readme)
-    labels = [one["label"] for one in picture.models()]
+    labels = [one["label"] for one in picture.models(section)]
     assert len(labels) > 4 and all(f"{label}" in drawn for label in labels)
     assert drawn.count("<circle") == len(labels)
 
