@@ -252,6 +252,12 @@ def test_each_model_has_a_process_of_its_own(settings, adapter, tmp_path) -> Non
     assert scores["base"] < 10 and scores["fine-tuned"] == 100
 
 
+def _exact_matches(card: str) -> list[list[str]]:
+    """The scores of each table of a card's test."""
+    lines = [line for line in card.splitlines() if line.startswith("| exact match")]
+    return [[cell.split()[0] for cell in line.split("|")[2:4]] for line in lines]
+
+
 @pytest.mark.usefixtures("in_process")
 def test_the_card_of_a_merged_model_is_its_own_and_tells_the_test(
     project, settings, rows, adapter, tmp_path
@@ -273,11 +279,12 @@ def test_the_card_of_a_merged_model_is_its_own_and_tells_the_test(
     assert "own words" not in before and "## Test" not in before
     following = succeeds(*words).out.partition("next:  ")[2]
     assert "--merge" in following and "compared/results.csv" in following
+    (mine,) = _exact_matches((tuned / "README.md").read_text(encoding="utf-8"))
     after = card("tested")
     found = exact(tmp_path / "compared/results_metrics.json")
-    (line,) = [line for line in after.splitlines() if line.startswith("| exact match")]
-    scores = [cell.split()[0] for cell in line.split("|")[2:4]]
-    assert scores == [f"{found['base']:.1f}", f"{found['fine-tuned']:.1f}"]
+    assert _exact_matches(after) == [mine]
+    assert mine == [f"{found['base']:.1f}", f"{found['fine-tuned']:.1f}"]
+    assert "The adapter before it was merged" in after
     assert str(tmp_path) not in after and not re.search(r"\d\.\d{6}", after)
     run = json.loads((tuned / "run.json").read_text(encoding="utf-8"))
     (tuned / "run.json").write_text(json.dumps(run | {"run_id": "another"}), encoding="utf-8")

@@ -210,6 +210,14 @@ def test_the_card_says_what_each_stage_cost_and_brought(project, small) -> None:
     assert all(table[stage]["peak memory"].endswith("B") for stage in list(table)[1:])
 
 
+def test_the_model_card_of_each_compared_model_tells_its_test(small) -> None:
+    for stage, label in {"pruned": "pruned", "distilled": "distilled", "final": small.name}.items():
+        card = (small / stage / "README.md").read_text(encoding="utf-8")
+        assert card.count("## Test") == 1 and f"\n{label} " in card, stage
+        require(small / stage)  # the folder is as whole as before
+    assert "## Test" not in (small / "lora_adapter/README.md").read_text(encoding="utf-8")
+
+
 def test_with_everything_finished_the_card_is_shown_again(settings, small, tmp_path) -> None:
     out = shutil.copytree(small, tmp_path / "out")
     before = files_under(out)

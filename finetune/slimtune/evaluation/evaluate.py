@@ -29,6 +29,7 @@ from slimtune.inference.answers import Candidate
 from slimtune.models.positions import within_positions
 from slimtune.report.forgotten import closing_lines
 from slimtune.report.page import render_page
+from slimtune.report.results_on_cards import put_results
 from slimtune.report.training_report import Found, render_report
 from slimtune.report.words import sentence
 
@@ -132,6 +133,8 @@ def compare_models(config: Config, more: Sequence[Path] = ()) -> Closing:
         write_page(stage.folder / REPORT, render_report(told, language))
         write_page(stage.folder / PAGE, render_page(told, language))
     shutil.rmtree(kept, ignore_errors=True)
+    if cards := put_results(metrics):
+        _log.info("the test result stands in %s", ", ".join(map(near, cards)))
     told = [sentence(one) for one in found.cautions]
     table = outputs.comparison_table(found, language)
     lines = outputs.steps(found, language) | closing_lines(found.forgotten, language)

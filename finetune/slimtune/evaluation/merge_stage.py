@@ -12,20 +12,10 @@ from slimtune.models.folders import local_folder
 from slimtune.models.merging import MergeReport, merge_adapter
 from slimtune.models.origin import say_if_unknown
 from slimtune.models.served_decoding import with_decoding_of, write_generation_config
-from slimtune.report.measure_table import MEASURES, names_of, value_of
 from slimtune.report.model_card import write_derived_card
+from slimtune.report.results_on_cards import section_of
 
-_RESULT = """
-## Test
-
-The adapter, before it was merged, and the base on {rows} test rows, by `evaluate_model.py`:
-
-| measure | base | fine-tuned |
-|---|---:|---:|
-{lines}
-
-Between the numbers in brackets lies the score with 95 % confidence.
-"""
+_SAID = "The adapter before it was merged, measured by `evaluate_model.py`."
 
 
 def write_merged(
@@ -51,8 +41,8 @@ def write_merged(
 
 
 def tested(adapter: Path, config: Config) -> str:
-    """The table in Markdown; "" where the comparison that evaluation.output names has not measured
-    this very training of the adapter (its run id says so), and its base beside it.
+    """The section of the card; "" where the comparison that evaluation.output names has not
+    measured this very training of the adapter: its run id says so.
     """
     output = config.evaluation.output
     compared = read_manifest(output.with_name(f"{output.stem}_run.json"))
@@ -64,28 +54,7 @@ def tested(adapter: Path, config: Config) -> str:
 
 
 def _told(compared: dict[str, Any], run_id: str) -> str:
-    found = compared["metrics"]
+    metrics = compared["metrics"]
     paths = {one["path"] for one in compared["inputs"] if one["run_id"] == run_id}
-    tuned = next((one for one in found["models"] if one["adapter"] in paths), None)
-    if tuned is None:
-        return ""
-    whole = [one for one in found["models"] if one["adapter"] is None]
-    base = next((one for one in whole if one["reference"] == tuned["reference"]), None)
-    if base is None:
-        return ""
-    measured = [name for name in names_of("quality") if value_of(tuned, name) is not None]
-    lines = [
-        f"| {MEASURES[name].title('en')} | {_score(base, name)} | {_score(tuned, name)} |"
-        for name in measured
-    ]
-    return _RESULT.format(rows=int(found["settings"]["rows"]), lines="\n".join(lines))
-
-
-def _score(model: dict[str, Any], name: str) -> str:
-    """The value with its interval, as many digits as the report gives it."""
-    if model[name] is None:
-        return "–"
-    score, low, high = (
-        MEASURES[name].written(model[name][key]) for key in ("score", "low", "high")
-    )
-    return f"{score} ({low} to {high})"
+    tuned = next((one for one in metrics["models"] if one["adapter"] in paths), None)
+    return section_of(metrics, tuned, _SAID) if tuned else ""

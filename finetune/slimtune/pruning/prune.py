@@ -81,7 +81,7 @@ def prune_model(config: Config, model: str, final: Path) -> PruneReport:
             "pruned",
             sizes,
             base_folder=source,
-            tested=f"\n{measured(report)}\n",
+            measured=f"\n{measured(report)}\n",
         )
     return report
 

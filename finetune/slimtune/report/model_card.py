@@ -12,6 +12,7 @@ from slimtune.artifacts.files import write_page
 from slimtune.artifacts.reading import CARD
 from slimtune.config import Config
 from slimtune.console import decoration, near
+from slimtune.report.results_on_cards import place_of
 
 _HEAD = """\
 ---
@@ -58,7 +59,7 @@ Losses are nats per supervised token{measured}; every logged step is in metrics.
 {picture}
 These are figures of the training. What the model answers to rows that it has not seen is what
 `evaluate_model.py` measures, base and fine-tuned side by side.
-
+{place}
 ## Data
 
 {data}
@@ -120,6 +121,7 @@ def write_model_card(
         picture=_PICTURE if (folder / "loss.png").is_file() else "",
         data=_table("data", data),
         settings=_table("setting", chosen),
+        place=place_of(""),
         licence=_licencename_of(licence),
     )
     write_page(folder / CARD, text)
@@ -132,21 +134,24 @@ def write_derived_card(
     figures: dict[str, Any],
     *,
     base_folder: Path,
+    measured: str = "",
     tested: str = "",
 ) -> None:
     """The card of a model that was made from another without training, in place of the other's own.
 
-    `how` says what was done ("pruned"), `tested` what was measured and how, in Markdown. Without a
-    card where one fails: nobody's model shall go by the words of another's.
+    `how` says what was done ("pruned"), `measured` how the figures came about, `tested` is the
+    section of a test that counts for it, in Markdown. Without a card where one fails: nobody's
+    model shall go by the words of another's.
     """
     with decoration("the model card"):
         licence = licence_of(base_folder)
-        text = (_HEAD + _MODEL + _FIGURES + "{tested}" + _LICENCE_OF_BASE).format(
+        text = (_HEAD + _MODEL + _FIGURES + "{measured}{place}" + _LICENCE_OF_BASE).format(
             head=_head(base, "model", licence, None),
             base=name_of(base),
             how=how,
             figures=_table("figure", figures),
-            tested=tested,
+            measured=measured,
+            place=place_of(tested),
             licence=_licencename_of(licence),
         )
         write_page(folder / CARD, text)
