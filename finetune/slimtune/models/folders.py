@@ -4,7 +4,6 @@ What a user wrote becomes a folder, a folder without weights an error that says 
 two models are told apart without reading all of them.
 """
 
-import errno
 import hashlib
 import logging
 import os
@@ -12,19 +11,12 @@ import re
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-)
 
 from slimtune.artifacts import run_of
 from slimtune.artifacts.files import inside, require_fetched
 from slimtune.config.fields import ELSEWHERE
 from slimtune.console import quoted
-from slimtune.errors import InputError, ResourceError, SlimTuneError
+from slimtune.errors import InputError
 from slimtune.models import json_files
 from slimtune.models.json_files import read_model_json
 
@@ -35,8 +27,6 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # files are the same weights again.
 _WANTED = ["*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt"]
 _WANTED += ["LICENSE*", "USE_POLICY*", "README.md"]
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
-_UNWANTED = ["*/*", "consolidated*"]
 
 
 def local_folder(reference: str | Path) -> Path:
@@ -48,6 +38,8 @@ def local_folder(reference: str | Path) -> Path:
     """
     folder = Path(reference).expanduser()
     if not folder.exists() and is_hub_id(str(reference)):
+        from slimtune.models.hub import download  # the Hub's client is 7 MB, and rarely asked
+
         folder = download(str(reference), _WANTED)
     _require_model(folder)
     return folder
@@ -105,53 +97,6 @@ def read_template(folder: Path) -> str | None:
         raise InputError(
             f"{file}: not a text", str(error), "copy it again from the original model, as UTF-8"
         ) from error
-
-
-def download(name: str, patterns: list[str]) -> Path:
-    """The files of a Hub id that match `patterns`, in the Hub's own cache; errors as `resolve`."""
-    _log.info("%s: looking on %s", name, constants.ENDPOINT)
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=_UNWANTED))
-    except (OSError, HFValidationError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno in _DISK:
-            raise  # told as any refusal of the system is
-        raise _explain(name, error) from error
-
-
-def _explain(name: str, error: Exception) -> SlimTuneError:
-    """The Hub's answer in three lines; what is no refusal is taken for a connection that failed."""
-    if isinstance(error, GatedRepoError):
-        return InputError(
-            f"{name}: the Hub does not give this model to everyone",
-            "its owner asks you to accept a licence and to show a token",
-            f"accept it on {constants.ENDPOINT}/{name}, then run: hf auth login",
-        )
-    if isinstance(error, RepositoryNotFoundError | HFValidationError):
-        return InputError(
-            f"{name}: neither a folder here nor a model on the Hub",
-            "no such name, or it is private and needs a token",
-            "check the spelling, give a local folder, or `hf auth login`",
-        )
-    folder = f"models/{name.partition('/')[2]}"
-    return ResourceError(
-        f"{name}: cannot be downloaded from {constants.ENDPOINT}",
-        _out_of_reach(error),
-        "export HF_ENDPOINT=ADDRESS_OF_A_MIRROR and run it again; or take it from ModelScope: "
-        f"pip install modelscope && modelscope download --model {name} --local_dir {folder}, and "
-        f"give {folder} in place of the name; or copy such a folder from another machine",
-    )
-
-
-def _out_of_reach(error: BaseException) -> str:
-    """Why the Hub could not be asked: offline by order, its status, or no connection."""
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set, and the model is not in the Hub's cache on this machine"
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, HfHubHTTPError):
-            return f"it answered with HTTP status {cause.response.status_code}"
-        cause = cause.__cause__ or cause.__context__
-    return "no connection: the address does not answer from here"
 
 
 SINGLE_FILE = "model.safetensors"

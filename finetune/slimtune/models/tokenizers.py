@@ -23,7 +23,7 @@ from slimtune.artifacts.files import write_json
 from slimtune.console import near
 from slimtune.errors import InputError
 from slimtune.models import sentencepiece_bpe
-from slimtune.models.folders import download, is_hub_id, require_well_formed
+from slimtune.models.folders import is_hub_id, require_well_formed
 from slimtune.models.json_files import read_model_json
 from slimtune.models.tokenizer_files import (
     JSON_FILE,
@@ -173,6 +173,8 @@ def _folder(folder_or_id: str) -> Path:
             f"looked for {folder.absolute()}",
             "check the path, or run the script that writes this folder first",
         )
+    from slimtune.models.hub import download  # the Hub's client is 7 MB, and rarely asked
+
     return download(folder_or_id, _COMPANIONS)
 
 

@@ -49,10 +49,14 @@ def test_what_llama_cpp_expects_is_what_transformers_expects(model, tmp_path):
     torch_model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     plan = TopChoices(tmp_path / "rows", 4, 2.0, torch_model.config.vocab_size)
     with LlamaCpp(file, context=64, slots=3, threads=1) as llama:
-        scored = dict(LlamaCppEngine(llama, None, 3, exact=True).losses(rows(), plan.known(range(4)), plan))
+        scored = dict(
+            LlamaCppEngine(llama, None, 3, exact=True).losses(rows(), plan.known(range(4)), plan)
+        )
         assert set(scored) == plan.known(range(4)) == {0, 1, 2, 3}
         (tmp_path / "rows/1.top").unlink()  # as a run leaves it that was stopped there
-        again = LlamaCppEngine(llama, None, 3, exact=True).losses(rows(), plan.known(range(4)), plan)
+        again = LlamaCppEngine(llama, None, 3, exact=True).losses(
+            rows(), plan.known(range(4)), plan
+        )
         assert 1 in dict(again) and plan.known(range(4)) == {0, 1, 2, 3}
     for number, row in enumerate(rows()):
         with torch.no_grad():

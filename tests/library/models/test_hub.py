@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import constants
 
 from slimtune.errors import InputError, ResourceError
-from slimtune.models import folders
+from slimtune.models import folders, hub
 
 
 @pytest.fixture
@@ -117,6 +117,6 @@ def test_a_full_disk_is_no_missing_connection(monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folders, "snapshot_download", full)
+    monkeypatch.setattr(hub, "snapshot_download", full)
     with pytest.raises(OSError, match="No space left"):
         folders.local_folder("owner/far")
