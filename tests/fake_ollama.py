@@ -10,13 +10,14 @@ import re
 import stat
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Self
+
+from fake_servers import Silence
 
 from slimtune import prompts
 from slimtune.inference.decoding import Decoding
@@ -46,13 +47,13 @@ class FakeOllama(BaseHTTPRequestHandler):
     """/api/version, /api/show and /api/chat; `chat` gives the reply to a question's body.
 
     `asked` are the questions, `version` and `parameters` what it says of itself and of its model;
-    it waits `late` seconds before every reply.
+    before every reply there is `silence`.
     """
 
     asked: list[dict]
     version: str
     parameters: str
-    late: float
+    silence: Silence | None
     chat: Reply
 
     def do_GET(self) -> None:
@@ -67,7 +68,8 @@ class FakeOllama(BaseHTTPRequestHandler):
         self._reply(type(self).chat(body))
 
     def _reply(self, content: dict) -> None:
-        time.sleep(self.late)
+        if self.silence:
+            self.silence.last()
         text = json.dumps(content).encode()
         self.send_response(200 if content else 500)
         self.send_header("Content-Length", str(len(text)))
@@ -81,7 +83,7 @@ class FakeOllama(BaseHTTPRequestHandler):
 @contextmanager
 def running(monkeypatch) -> Iterator[type[FakeOllama]]:
     """A server on a port of its own; OLLAMA_HOST names it, a proxy of the environment does not."""
-    quiet = {"asked": [], "version": "0.33.0", "parameters": "", "late": 0.0}
+    quiet = {"asked": [], "version": "0.33.0", "parameters": "", "silence": None}
     handler = type("Answering", (FakeOllama,), quiet | {"chat": staticmethod(lambda body: {})})
     http = HTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=http.serve_forever, daemon=True).start()

@@ -16,6 +16,26 @@ from typing import Any, Self
 EVENTS, LINES, JSON = "text/event-stream", "application/x-ndjson", "application/json"
 
 
+class Silence:
+    """Of a server: `begun` once a request is there, and over at the end of the `with` block.
+
+    Whoever asks runs out of patience in between, however busy the machine is.
+    """
+
+    def __init__(self) -> None:
+        self.begun, self._over = threading.Event(), threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def last(self) -> None:
+        self.begun.set()
+        self._over.wait()
+
+
 @dataclass
 class Said:
     """One response: after `text` the connection ends, or breaks where `broken`."""
@@ -25,7 +45,7 @@ class Said:
     kind: str = JSON
     headers: dict[str, str] = field(default_factory=dict)
     broken: bool = False
-    late: float = 0.0  # seconds
+    silence: Silence | None = None  # before it
 
 
 def openai_answer(text: str, model: str, end: str = "stop", tokens: int | None = None) -> Said:
@@ -115,7 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, said: Said) -> None:
         self.told.seen.append((self.command, self.path, dict(self.headers)))
-        time.sleep(said.late)
+        if said.silence:
+            said.silence.last()
         content = said.text.encode()
         self.send_response(said.status)
         self.send_header("Content-Type", said.kind)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from fake_ollama import AsOllamaDoes, FakeOllama, install, running, said
+from fake_servers import Silence
 from peft import LoraConfig, get_peft_model
 from running import files_under, refused, succeeds
 from tiny_folders import write_tiny_llama
@@ -218,13 +219,13 @@ def test_a_server_that_does_not_answer(reply, why, server) -> None:
 
 
 def test_a_server_that_answers_late(server, words, tmp_path, monkeypatch) -> None:
-    server.late = 0.5
-    with pytest.raises(ResourceError, match="does not answer") as caught:
-        ask(patience=0.1)
-    assert "silent for 0 s" in caught.value.why
     monkeypatch.setattr(ollama, "_HELLO_SECONDS", 0.1)
     install(tmp_path, monkeypatch)
-    refused(4, "no Ollama answers at http://127.0.0.1", "convert_to_gguf", *words)
+    with Silence() as server.silence:
+        with pytest.raises(ResourceError, match="does not answer") as caught:
+            ask(patience=0.1)
+        assert "silent for 0 s" in caught.value.why
+        refused(4, "no Ollama answers at http://127.0.0.1", "convert_to_gguf", *words)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import logging
 from urllib.parse import urlsplit
 
 import pytest
-from fake_servers import EVENTS, LINES, FakeServer, Said, ollama_answer, openai_answer
+from fake_servers import EVENTS, LINES, FakeServer, Said, Silence, ollama_answer, openai_answer
 
 from slimtune.errors import InputError, ResourceError, SettingsError
 from slimtune.inference.decoding import Decoding
@@ -164,7 +164,9 @@ def test_nobody_there():
 
 
 def test_a_server_that_is_silent_is_not_asked_again(server):
-    error = failure(ResourceError, server, Said(late=0.6), patience=0.2)
+    with Silence() as silence:
+        error = failure(ResourceError, server, Said(silence=silence), patience=0.2)
+        assert silence.begun.wait(60)
     assert "silent for 0 s" in error and len(server.asked) == 1
 
 
