@@ -60,7 +60,8 @@ def test_distillation_refuses(which, mode, settings, damaged, pruned, merged, tm
 def test_pruning_refuses_before_the_first_cut(settings, damaged, rows, tmp_path) -> None:
     words = ("--model-path", damaged, "--output-dir", tmp_path / "out")
     refused(3, TOLD, "model_pruning", *settings, *words)
-    refused(3, TOLD, "model_pruning", *settings, *words, "--calibration", "self")
+    own = ("--calibration", "self", "--calibration-rows", 8, "--calibration-length", 32)
+    refused(3, TOLD, "model_pruning", *settings, *words, *own)
 
 
 @pytest.mark.usefixtures("in_process")
