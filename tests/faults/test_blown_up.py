@@ -82,7 +82,8 @@ def test_a_rate_of_a_million_ends_with_5(method, settings, rows, tmp_path) -> No
 
 def test_whole_weights_that_got_worse_end_with_5(settings, rows, tmp_path) -> None:
     """A loss of 35 where it was 7: a model was written, and the summary said 7 -> 7."""
-    words = ("--method", "full", "--learning-rate", "1", "--output-dir", tmp_path / "out")
+    judged = ("--val-data", rows / "train_train.jsonl", "--epochs", 2)  # enough rows to judge by
+    words = ("--method", "full", "--learning-rate", "1", "--output-dir", tmp_path / "out", *judged)
     refused(5, "training blew up: validation loss", "train_lora", *settings, *words)
 
 

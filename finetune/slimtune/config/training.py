@@ -22,6 +22,8 @@ from slimtune.config.fields import (
 )
 
 AUTO_ROWS = 16  # rows of one update and accumulation step with `batch_size: auto`
+LEAST_TO_CHOOSE = 20  # validation rows: the loss of fewer does not tell the best point
+ENOUGH_UPDATES = 60  # of the weights: what few rows get with `epochs: auto`
 
 
 class ModelSection(Section):
@@ -132,7 +134,8 @@ class Training(Section):
     val_data: Path | None = setting(
         None,
         "Prepared rows for the validation loss; null: the NAME_validation.jsonl beside the\n"
-        "training rows, when it is there. With it the best checkpoint is kept.",
+        "training rows, when it is there. With it the best checkpoint is kept; fewer than\n"
+        f"{LEAST_TO_CHOOSE} rows only show the loss, and the last one is kept.",
     )
     replay: Annotated[float, Field(ge=0, lt=1)] = setting(
         0.0,
@@ -146,7 +149,11 @@ class Training(Section):
         "written for this project (evaluation asks others); for the sample model lines of its own\n"
         "world.",
     )
-    epochs: Epochs = setting(2, "Times through the training rows.")
+    epochs: Epochs | Auto = setting(
+        "auto",
+        "Times through the training rows. auto: 2, or as many as few rows need for\n"
+        f"{ENOUGH_UPDATES} updates, at most 20; it is printed.",
+    )
     batch_size: Positive | Auto = setting(
         "auto",
         "Rows per step and device. auto: as many of 16 as fit by the estimate, the rest by\n"
@@ -200,7 +207,9 @@ class Training(Section):
     )
     evaluations_per_epoch: Positive = setting(2, "Validations (and checkpoints) per epoch.")
     early_stopping_patience: Positive = setting(
-        3, "Validations without a better loss after which training stops."
+        3,
+        "Validations without a better loss after which training stops; those of the first\n"
+        f"{ENOUGH_UPDATES} updates do not count.",
     )
     max_truncated_share: Share = setting(
         0.1, "Training refuses to start when more than this share of rows must be cut."

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from slimtune.config.training import LEAST_TO_CHOOSE
 from slimtune.data import judging
 from slimtune.data.account import BATCH_SIZE, SPLITS, Account, Fit, TokenSize, report_numbers
 from slimtune.data.cleaning import TOLD_LANGUAGES, set_aside
@@ -26,7 +27,6 @@ _PIECES_LACK = ("instruction", "input", "output", "references")  # true of the w
 _FEW = "its share is {test_by_share}, too few to tell anything; --test-rows gives another number"
 _CHANCE = "chance moves a score on so few by ±{test_chance:.0f} points; more: --test-rows"
 _FEW_CHOOSE = "too few to choose the best checkpoint by; more: --validation-rows"
-_LEAST_TO_CHOOSE = 10
 _BYTES = "this tokenizer cuts Chinese into bytes; a base made for Chinese is faster and learns more"
 _TOLD_ALIKE = 0.1  # of the test questions; fewer are for the report alone
 _LEAK = "its question is also in a split kept for judging"
@@ -114,7 +114,7 @@ def closing_numbers(numbers: Mapping[str, Any], name: str, max_length: int) -> d
         told["test"] = f"{told['test']} ({_FEW.format(**numbers)})"
     if "test_chance" in numbers:
         told["test"] = f"{told['test']} ({_CHANCE.format(**numbers)})"
-    if 0 < numbers["splits"]["validation"] < _LEAST_TO_CHOOSE:
+    if 0 < numbers["splits"]["validation"] < LEAST_TO_CHOOSE:
         told["validation"] = f"{told['validation']} ({_FEW_CHOOSE})"
     weighted = [one for one in numbers["sources"] if "weight" in one]
     if weighted:

@@ -1,4 +1,4 @@
-"""What `auto` means in a run, once model and machine are known: rate, batch, checkpointing.
+"""What `auto` means in a run, once model, rows and machine are known: rate, batch, epochs ...
 
 Each choice is said in one line with its reason, and recorded in place of the word. A rate of the
 user's own that is far from usual gets a word as well.
@@ -15,7 +15,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from slimtune.config import Config, Training
-from slimtune.config.training import AUTO_ROWS
+from slimtune.config.training import AUTO_ROWS, ENOUGH_UPDATES
 from slimtune.console import processes
 from slimtune.errors import ResourceError
 from slimtune.models import memory
@@ -27,7 +27,7 @@ from slimtune.training.rates import is_far, usual_rate
 
 _log = logging.getLogger(__name__)
 _FEW_UPDATES = 30  # SmolLM2-135M on 54 rows had not learned one of their facts after 8
-_ENOUGH_UPDATES = 60
+_EPOCHS, _MOST_EPOCHS = 2, 20  # of many rows, and of a dozen
 
 
 def settled(
@@ -41,6 +41,7 @@ def settled(
     """
     config = _as_recorded(config, run, recorded or {})
     config, run = _within_memory(_with_rate(config, run), run)
+    config = _with_epochs(config, run)
     _tell_few_updates(config, run)
     return config, run
 
@@ -73,11 +74,23 @@ def _with_rate(config: Config, run: Run) -> Config:
     return config
 
 
+def _with_epochs(config: Config, run: Run) -> Config:
+    """_EPOCHS where they make enough updates; of few rows as many as do, within reason."""
+    if getattr(config, run.section).epochs != "auto":
+        return config
+    rows = len(run.lengths)
+    epoch = steps_per_epoch(rows, config.training)
+    chosen = min(max(_EPOCHS, -(-ENOUGH_UPDATES // epoch)), _MOST_EPOCHS)
+    why = "usual" if chosen == _EPOCHS else f"{_EPOCHS} are few for {_rows(rows)}"
+    _log.info("epochs auto: %d, %s; %d updates of the weights", chosen, why, chosen * epoch)
+    return _changed(config, run.section, epochs=float(chosen))
+
+
 def _tell_few_updates(config: Config, run: Run) -> None:
     """A caution before a training on few rows that is over before the model has learned them."""
     epoch = steps_per_epoch(len(run.lengths), config.training)
     updates = math.ceil(epoch * getattr(config, run.section).epochs)
-    epochs = -(-_ENOUGH_UPDATES // epoch)
+    epochs = -(-ENOUGH_UPDATES // epoch)
     if updates < _FEW_UPDATES:
         _log.warning(
             "caution: %d update%s of the weights may be too few to learn %s; "
@@ -165,9 +178,10 @@ def _agreed(chosen: dict[str, Any], device: str) -> dict[str, Any]:
 
 def _as_recorded(config: Config, run: Run, recorded: Mapping[str, str]) -> Config:
     """`auto` as it had been settled; the batch only if its update is as large as auto's now."""
-    rate = _number(recorded, f"{run.section}.learning_rate")
-    if getattr(config, run.section).learning_rate == "auto" and rate:
-        config = _changed(config, run.section, learning_rate=rate)
+    for name in ("learning_rate", "epochs"):
+        value = _number(recorded, f"{run.section}.{name}")
+        if getattr(getattr(config, run.section), name) == "auto" and value:
+            config = _changed(config, run.section, **{name: value})
     settings = config.training
     rows = _number(recorded, "training.batch_size")
     steps = _number(recorded, "training.gradient_accumulation_steps") or 1

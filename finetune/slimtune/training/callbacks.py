@@ -2,7 +2,8 @@
 
 Ctrl-C and SIGTERM let the step be finished and saved (`Interruption`); a stopped run goes on with
 the optimizer it had (`Continuation`); progress is one bar or plain lines (`ProgressShown`);
-tensorboard and the like may fail without the run (`Reporting`); `neftune` puts noise on the
+tensorboard and the like may fail without the run (`Reporting`); a loss that does not fall any more
+ends it (`EarlyStopping`); `neftune` puts noise on the
 embeddings while a model trains.
 """
 
@@ -28,8 +29,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
+from slimtune.config.training import ENOUGH_UPDATES
 from slimtune.console import decoration, note, size, tenth_done
 from slimtune.training import checkpoints, saved_states
 from slimtune.training.forward import causal_model
@@ -38,6 +46,19 @@ _log = logging.getLogger(__name__)
 _SHORTEST_BAR, _LONGEST_BAR = 8, 40  # cells
 _WORDS = len("training " + " " + " " + " 0:00:00 left")  # beside bar, count and figures
 _FIGURES = 62  # cells that they should have before the bar grows
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """transformers' own, but for the first ENOUGH_UPDATES: of few rows each validation is a step or
+    two after the other, and the loss of a dozen rows stands still before it falls again. A FAQ of
+    45 rows was stopped after 18 updates, with 0 of 23 questions answered right.
+    """
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **told: Any
+    ) -> None:
+        if state.global_step >= ENOUGH_UPDATES:
+            super().on_evaluate(args, state, control, **told)
 
 
 class Interruption(TrainerCallback):

@@ -32,6 +32,7 @@ class Curve:
     seconds: float
     tokens: int
     steps: int
+    chooses: bool = True  # whether what is kept is the best by validation, or else the last
 
     @property
     def validation(self) -> list[tuple[int, float]]:
@@ -45,10 +46,10 @@ class Curve:
 
     def before_and_after(self) -> tuple[float, float] | None:
         """Cross entropy in nats a token before the first step and of what is kept: the best
-        validation after it. Without validation, of the first logged step and of the last few; None
+        validation after it. Where none chooses, of the first logged step and of the last few; None
         where one step is all there is.
         """
-        judged = [e for e in self.history if "eval_loss" in e]
+        judged = [e for e in self.history if "eval_loss" in e and self.chooses]
         if len(judged) > 1:
             start, *later = judged
             best = min(later, key=lambda entry: entry["eval_loss"])
@@ -77,8 +78,10 @@ class Curve:
         losses = self.training
         text = f"training {losses[0][1]:.3f} -> {losses[-1][1]:.3f}"
         if self.validation:
-            best = min(loss for _, loss in self.validation)
-            text += f", validation {self.validation[0][1]:.3f} -> {best:.3f}"
+            (_, first), *rest = self.validation
+            losses = [loss for _, loss in rest or self.validation]
+            kept = min(losses) if self.chooses else losses[-1]
+            text += f", validation {first:.3f} -> {kept:.3f}"
         return text
 
     def speed(self) -> str:

@@ -52,18 +52,20 @@ def require_learned(curve: Curve, vocabulary: int, section: str, rate: float, us
     """Raises BlownUp for a model that got worse than before its training, or no better than
     guessing among its `vocabulary` by a rate far above the `usual` one.
 
-    With validation the loss is that of the model that is kept, else that of the last logged steps.
+    Where validation chooses the loss is that of the model that is kept, else that of the last
+    logged steps.
     """
     compared = curve.before_and_after()
     if compared is None:
         return
     before, after = compared
+    judged = curve.chooses and bool(curve.validation)
     guess, fast = math.log(vocabulary), rate > usual and is_far(rate, usual)
     guesses = abs(after - guess) < _ALIKE or (fast and after > guess)
-    worse = after > before and (bool(curve.validation) or after > before + _FAR_UP)
+    worse = after > before and (judged or after > before + _FAR_UP)
     if not (worse or guesses):
         return
-    what = "validation loss" if curve.validation else "training loss"
+    what = "validation loss" if judged else "training loss"
     why = f"the learning rate was {rate:g}, where {usual:g} is usual"
     if guesses:
         why += f"; to guess among {vocabulary:,} tokens costs {guess:.3f}"

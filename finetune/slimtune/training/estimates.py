@@ -34,10 +34,9 @@ class Run:
     shapes: dict[str, Any]
     recipe: memory.Recipe
     lengths: Sequence[int]
-    epochs: float
     extra: int = 0  # bytes of whatever else is in memory: a teacher
     shares: int = 1  # processes that hold the weights together
-    section: str = "training"  # of the settings: whose learning rate it takes
+    section: str = "training"  # of the settings: whose learning rate and epochs it takes
     through_a_file: bool = False  # multiplies with what a quantised file would hold
 
     def needs(self, rows: int) -> memory.MemoryEstimate:
@@ -89,11 +88,9 @@ def adapter_run(config: Config, base: str, samples: Sequence[Sample]) -> Run:
     return _run(config, checkpoint, samples, trained, quantization, lora.dropout)
 
 
-def whole_run(
-    config: Config, model: str, samples: Sequence[Sample], epochs: float | None = None
-) -> Run:
+def whole_run(config: Config, model: str, samples: Sequence[Sample]) -> Run:
     """A run that trains all weights, as `--method full` and distillation do."""
-    return _run(config, Checkpoint(local_folder(model)), samples, epochs=epochs)
+    return _run(config, Checkpoint(local_folder(model)), samples)
 
 
 def student_run(config: Config, student: str, dataset: Dataset, text: Sequence[str]) -> Run:
@@ -104,9 +101,9 @@ def student_run(config: Config, student: str, dataset: Dataset, text: Sequence[s
     if settings.student == "lora":
         unrounded = config.model.model_copy(update={"quantization": "none"})
         plain = config.model_copy(update={"model": unrounded})
-        run = replace(adapter_run(plain, student, samples), epochs=settings.epochs)
+        run = adapter_run(plain, student, samples)
     else:
-        run = whole_run(config, student, samples, settings.epochs)
+        run = whole_run(config, student, samples)
     run = replace(run, section="distillation")
     if settings.quantised_student is not None:
         held = _OF_A_FILE * memory.ModelShape.of(run.shapes).parameters
@@ -127,7 +124,6 @@ def _run(
     trained: int | None = None,
     quantization: str = "none",
     dropout: float = 0.0,
-    epochs: float | None = None,
 ) -> Run:
     settings = config.training
     compute = training_compute(config.model).keeping(quantization).on(checkpoint.config)
@@ -141,13 +137,7 @@ def _run(
         device=compute.device.type,
     )
     lengths = sorted((len(sample.input_ids) for sample in samples), reverse=True)
-    return Run(
-        checkpoint.config,
-        recipe,
-        lengths,
-        epochs or settings.epochs,
-        shares=sharding.weight_parts(),
-    )
+    return Run(checkpoint.config, recipe, lengths, shares=sharding.weight_parts())
 
 
 def largest_batch(run: Run, available: int) -> int:
@@ -167,7 +157,8 @@ def estimate_lines(config: Config, run: Run) -> dict[str, str]:
     most = largest_batch(run, available)
     settings = config.training
     rows, accumulated = settings.rows, settings.gradient_accumulation_steps
-    updates = _updates(len(run.lengths), rows * accumulated, run.epochs)
+    epochs = getattr(config, run.section).epochs
+    updates = _updates(len(run.lengths), rows * accumulated, epochs)
     return {
         "trainable": run.trained,
         "steps": f"{updates:,} of {rows} x {accumulated} rows",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
 from slimtune.artifacts.records import command
@@ -43,12 +43,14 @@ def fit(
     epochs: float | None = None,
     learning_rate: float | None = None,
     section: str = "training",
+    chooses: bool = True,
     resume_from: Path | None = None,
     conditions: Mapping[str, str] | None = None,
     trainer_class: type[SlimTrainer] = SlimTrainer,
     **trainer_options: Any,
 ) -> Curve:
-    """Train `model` in place; with validation samples the best checkpoint is what it ends with.
+    """Train `model` in place; with validation samples that `chooses` the best checkpoint is what it
+    ends with.
 
     `epochs` and `learning_rate` replace those of the settings, and `section` is where errors say
     that they were set; no setting is `auto` any longer (`automatic.settled`). `folder` holds the
@@ -60,6 +62,8 @@ def fit(
     steps = steps_per_epoch(len(train), settings)
     total = math.ceil(steps * (epochs or settings.epochs))
     arguments = training_arguments(model, settings, folder, steps, bool(validation))
+    if not chooses:
+        arguments.load_best_model_at_end, arguments.metric_for_best_model = False, None
     for name, value in optimizer_arguments(settings, total).items():
         setattr(arguments, name, value)
     # A resumed run has measured its start already; a second time would cost patience.
@@ -84,7 +88,7 @@ def fit(
             checkpoints.begin(folder, conditions or {})
         checkpoints.require_space(folder, _checkpoint_bytes(model))
     history = checkpoints.history(resume_from) if resume_from else []
-    shown = _watch(trainer, settings, folder, history, bool(validation))
+    shown = _watch(trainer, settings, folder, history, chooses and bool(validation))
     model.config.use_cache = False
     started = time.monotonic()
     try:
@@ -95,7 +99,7 @@ def fit(
         trainer.let_go()
     model.config.use_cache = True
     seconds, tokens = time.monotonic() - started, trainer.tokens * processes()
-    return Curve(trainer.state.log_history, seconds, tokens, trainer.state.global_step)
+    return Curve(trainer.state.log_history, seconds, tokens, trainer.state.global_step, chooses)
 
 
 def _train(trainer: SlimTrainer, resume_from: Path | None) -> None:
@@ -190,14 +194,14 @@ def _watch(
     settings: Training,
     folder: Path,
     history: Sequence[dict[str, float]],
-    validates: bool,
+    stops_early: bool,
 ) -> ProgressShown:
     """Everything that looks on while the trainer works."""
     trainer.remove_callback(PrinterCallback)
     if settings.report_to != "none":
         _report_to(trainer, settings.report_to)
-    if validates:
-        trainer.add_callback(EarlyStoppingCallback(settings.early_stopping_patience))
+    if stops_early:
+        trainer.add_callback(callbacks.EarlyStopping(settings.early_stopping_patience))
     shown = ProgressShown(lambda: trainer.tokens * processes())
     if first_process():
         trainer.add_callback(MetricsFile(folder / METRICS, history))

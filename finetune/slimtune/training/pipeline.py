@@ -8,6 +8,7 @@
 """
 
 import gc
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Any
 
 from slimtune.artifacts import stage_folder
 from slimtune.config import Config
+from slimtune.config.training import LEAST_TO_CHOOSE
 from slimtune.console import decoration, first_process
 from slimtune.models import loading, tokenizers
 from slimtune.models.folders import local_folder
@@ -43,6 +45,8 @@ from slimtune.training.dataset import Dataset
 from slimtune.training.fitting import fit
 from slimtune.training.forward import causal_model
 from slimtune.training.lora import Learner
+
+_log = logging.getLogger(__name__)
 
 Figures = dict[str, Any]
 Proof = Callable[[], Figures]
@@ -73,7 +77,10 @@ class Lesson:
 
 
 def _rows_alone(config: Config, dataset: Dataset) -> Lesson:
-    return Lesson(dataset.train, dataset.validation)
+    rows = len(dataset.validation)
+    if few := 0 < rows < LEAST_TO_CHOOSE:
+        _log.info("%d validation rows: too few to choose the best point by, the last is kept", rows)
+    return Lesson(dataset.train, dataset.validation, {"chooses": not few})
 
 
 def _nothing_more(curve: Curve, checkpoints: Path) -> Figures:
@@ -202,8 +209,8 @@ def _load_adapted(base: str, config: Config) -> Learner:
 
 
 def _rows_with_two_rates(config: Config, dataset: Dataset) -> Lesson:
-    options = {"loraplus_ratio": config.lora.loraplus_ratio}
-    return Lesson(dataset.train, dataset.validation, options)
+    lesson = _rows_alone(config, dataset)
+    return replace(lesson, options=lesson.options | {"loraplus_ratio": config.lora.loraplus_ratio})
 
 
 def _save_adapter(

@@ -43,7 +43,7 @@ def dry_run(
     if not config.training.time_steps:
         return found
     speed = tokens_per_second(config, model, run, samples)
-    seconds = sum(run.lengths) * run.epochs / speed
+    seconds = sum(run.lengths) * getattr(config, run.section).epochs / speed
     took = f"after {config.training.time_steps} timed steps"
     return found | {"time": f"about {_spoken(seconds)} of training, {speed:,.0f} tokens/s {took}"}
 

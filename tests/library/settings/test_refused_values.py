@@ -26,8 +26,8 @@ def refused(tmp_path, text: str, script: str = "train_lora", *words: str) -> str
     [
         ("batch-size", "0", "it must be a number of at least 1, or auto"),
         ("batch-size", "many", "it must be a whole number, or auto"),
-        ("epochs", "0", "it must be a number above 0"),
-        ("epochs", "few", "it must be a number"),
+        ("epochs", "0", "it must be a number above 0, or auto"),
+        ("epochs", "few", "it must be a number, or auto"),
         ("rslora", "perhaps", "it must be true or false"),
         ("method", "qlora", "it must be lora, or full"),
         ("lora-r", "1.5", "it must be a whole number"),

@@ -74,7 +74,7 @@ def test_the_batch_keeps_the_update(base, monkeypatch, said, fitting, rows) -> N
     found = automatic.settled(config, run)[0].training
     assert (found.batch_size, found.batch_size * found.gradient_accumulation_steps) == (rows, 48)
     chosen = {"batch_size", "gradient_accumulation_steps", "activation_checkpointing"}
-    chosen |= {"learning_rate"}
+    chosen |= {"learning_rate", "epochs"}
     assert found.model_dump(exclude=chosen) == config.training.model_dump(exclude=chosen)
     assert found.activation_checkpointing is False
     assert f"{rows} row{'s' * (rows > 1)} a step" in said.text
@@ -89,6 +89,35 @@ def test_a_training_of_few_updates_is_told_how_many_epochs_are_enough(base, room
     said.clear()
     automatic.settled(*run_with(base, epochs=20))
     assert "updates" not in said.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs", "updates"),
+    [(3_453, 2, 432), (480, 2, 60), (300, 4, 76), (60, 15, 60), (20, 20, 40)],
+)
+def test_few_rows_are_learned_more_often(base, room, said, rows, epochs, updates) -> None:
+    config = Config()
+    run = estimates.adapter_run(config, base, [ROWS[0]] * rows)
+    config, run = automatic.settled(config, run)
+    assert config.training.epochs == epochs
+    config.model_dump(mode="json", warnings="error")  # as the record does
+    why = "usual" if epochs == 2 else f"2 are few for {rows} rows"
+    assert f"epochs auto: {epochs}, {why}; {updates} updates of the weights" in said.messages
+    assert "caution" not in said.text
+
+
+def test_a_dozen_rows_are_not_learned_by_heart_without_end(base, room, said) -> None:
+    config = Config()
+    config, _ = automatic.settled(config, estimates.adapter_run(config, base, ROWS[:12]))
+    assert config.training.epochs == 20
+    assert "caution: 20 updates of the weights may be too few" in said.text
+
+
+def test_a_students_epochs_are_its_own(base, room, said) -> None:
+    config, run = run_with(base)
+    config, _ = automatic.settled(config, replace(run, section="distillation"))
+    assert config.distillation.epochs == 2 and config.training.epochs == "auto"
+    assert "epochs auto" not in said.text
 
 
 def test_no_row_that_fits_is_an_error(base, monkeypatch) -> None:
@@ -112,14 +141,16 @@ def test_a_dry_run_shows_what_does_not_fit(base, monkeypatch) -> None:
 
 
 def test_what_is_given_stays(base) -> None:
-    config, run = run_with(base, batch_size=5, activation_checkpointing=True, learning_rate=3e-3)
+    config, run = run_with(
+        base, batch_size=5, activation_checkpointing=True, learning_rate=3e-3, epochs=3
+    )
     assert automatic.settled(config, run) == (config, run)
 
 
 def test_activations_are_kept_where_there_is_room(monkeypatch, said) -> None:
     """Only a step that does not fit without it is checkpointed, and estimated so."""
     recipe = memory.Recipe(1_000_000, 2, "nf4", device="cuda")
-    run = estimates.Run(LLAMA_2_7B, recipe, [512] * 40, 1)
+    run = estimates.Run(LLAMA_2_7B, recipe, [512] * 40)
     without = run.needs(8).total
     config = Config(training=Training(batch_size=8))
     for available, on in ((without * 1.2, False), (without * 0.9, True)):
@@ -142,7 +173,7 @@ def test_activations_are_kept_where_there_is_room(monkeypatch, said) -> None:
     ],
 )
 def test_a_rate_suits_the_size_and_what_learns(shapes, trained, expected, room, said) -> None:
-    run = estimates.Run(shapes, memory.Recipe(trained), [40] * 400, 1)
+    run = estimates.Run(shapes, memory.Recipe(trained), [40] * 400)
     found, _ = automatic.settled(Config(), run)
     assert found.training.learning_rate == expected
     assert f"learning rate auto: {expected:g}, usual for" in said.text
@@ -184,7 +215,7 @@ def test_rates_fall_with_size_and_adapters_want_more() -> None:
 def test_a_rate_far_off_is_a_caution(rate, trained, worrying, room, said) -> None:
     """The sample's rate on Llama-2-7B among them, and an adapter's for all weights."""
     config = Config(training=Training(learning_rate=rate))
-    run = estimates.Run(LLAMA_2_7B, memory.Recipe(trained), [40] * 8, 1)
+    run = estimates.Run(LLAMA_2_7B, memory.Recipe(trained), [40] * 800)
     found, _ = automatic.settled(config, run)
     assert found.training.learning_rate == rate
     assert is_far(rate, 2e-4 if trained else 2e-5) is worrying
@@ -200,9 +231,9 @@ def conditions(**values: object) -> dict[str, str]:
 def test_a_run_that_goes_on_keeps_what_was_settled(base, monkeypatch) -> None:
     config, run = run_with(base)
     free(monkeypatch, run, 16)
-    before = conditions(learning_rate=7e-3, batch_size=4, gradient_accumulation_steps=4)
+    before = conditions(learning_rate=7e-3, batch_size=4, gradient_accumulation_steps=4, epochs=2.5)
     found = automatic.settled(config, run, before)[0].training
-    assert found.learning_rate == 7e-3
+    assert (found.learning_rate, found.epochs) == (7e-3, 2.5)
     assert (found.batch_size, found.gradient_accumulation_steps) == (4, 4)
     other = automatic.settled(config, run, conditions(batch_size=4, gradient_accumulation_steps=8))
     assert other[0].training.batch_size == 16  # another update than auto's: resuming refuses it

@@ -61,7 +61,7 @@ def test_all_weights_cost_gradients_and_moments(base) -> None:
 
 
 def test_two_timed_steps_give_a_duration(base) -> None:
-    config, run = run_with(base, time_steps=2, batch_size=4)
+    config, run = run_with(base, time_steps=2, batch_size=4, epochs=2)
     found = timing.dry_run(config, base, run, ROWS)
     assert found["steps"] == "20 of 4 x 1 rows"
     assert "after 2 timed steps" in found["time"]

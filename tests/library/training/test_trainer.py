@@ -3,6 +3,7 @@
 import itertools
 import math
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import TrainingArguments
 from slimtune.config import Lora, Training
 from slimtune.errors import QualityError, SettingsError
 from slimtune.prompts import IGNORED
-from slimtune.training import checkpoints, fitting, lora
+from slimtune.training import callbacks, checkpoints, fitting, lora
 from slimtune.training.batches import collate
 from slimtune.training.fitting import fit
 from slimtune.training.trainer import SlimTrainer
@@ -119,6 +120,32 @@ def test_the_best_checkpoint_is_what_training_ends_with(tmp_path: Path) -> None:
     best = min(loss for _, loss in curve.validation)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(best, abs=1e-5)
     assert curve.validation[-1][1] > best
+
+
+def test_too_few_validation_rows_neither_choose_nor_stop(tmp_path: Path) -> None:
+    """Of the same wild training the last checkpoint, and not one step less than asked for."""
+    wild = Training(epochs=6, batch_size=4, learning_rate=0.3, early_stopping_patience=1)
+    model = lora.attach(tiny_model(), Lora(rank=4), seed=0)
+    validation = tiny_samples(8, seed=9)
+    with patch.object(callbacks, "ENOUGH_UPDATES", 0):
+        told = (model, tiny_samples(16), validation, wild, tmp_path / "checkpoints")
+        curve = fit(*told, chooses=False)
+    assert curve.steps == 24
+    trainer = SlimTrainer(model, arguments(tmp_path), eval_dataset=validation)
+    last = curve.validation[-1][1]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(last, abs=1e-5)
+    assert curve.summary().endswith(f"-> {last:.3f}")
+    assert curve.metrics()["validation_loss_best"] < last
+
+
+def test_the_first_updates_do_not_count_for_early_stopping(tmp_path: Path) -> None:
+    wild = Training(epochs=6, batch_size=4, learning_rate=0.3, early_stopping_patience=1)
+    for least, early in ((0, True), (24, False)):
+        with patch.object(callbacks, "ENOUGH_UPDATES", least):
+            model = lora.attach(tiny_model(), Lora(rank=4), seed=0)
+            validation = tiny_samples(8, seed=9)
+            curve = fit(model, tiny_samples(16), validation, wild, tmp_path / f"{least}")
+        assert (curve.steps < 24) is early
 
 
 def test_an_adapter_that_changes_nothing_is_refused(tmp_path: Path) -> None:
