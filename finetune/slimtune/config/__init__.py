@@ -28,6 +28,7 @@ class Options:
     debug: bool = False
     config: str | None = None  # the settings file as it was named
     flags: Mapping[str, str] = field(default_factory=dict)  # "section.name": as it was typed
+    unpacked: Mapping[str, str] = field(default_factory=dict)  # folder: the GGUF it stands for
 
 
 class Config(Section):

@@ -56,7 +56,7 @@ def next_command(
             values[named] = next(one for one in others if not taken(config, one))
     words = ["--config", config.options.config] if config.options.config else []
     for setting, value in values.items():
-        words += _words(flags[setting], value, setting)
+        words += _words(flags[setting], _as_named(value, config), setting)
     return to_paste(script, *words, *end)
 
 
@@ -76,6 +76,13 @@ def _words(flag: str, value: Any, setting: str) -> Iterator[str]:
         yield f"--{flag}={text}"
     else:
         yield from (f"--{flag}", text)
+
+
+def _as_named(value: Any, config: Config) -> Any:
+    """The GGUF in place of the folder that it was unpacked into, alone or in a list."""
+    if isinstance(value, list | tuple):
+        return [_as_named(one, config) for one in value]
+    return config.options.unpacked.get(str(value), value)
 
 
 def _written(value: Any) -> str:

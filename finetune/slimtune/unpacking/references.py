@@ -1,5 +1,6 @@
 """Settings that name a GGUF where a model folder is needed, with the folder it is unpacked into."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from slimtune.config import Config, Distillation
@@ -15,10 +16,12 @@ _TEACHER = ("distillation", "teacher_model")
 def with_folders(config: Config, script: str) -> Config | None:
     """The settings of `script` with a folder for each GGUF file and each `ollama:NAME`.
 
-    A teacher that is only asked stays where it is. None where a dry run ends with what would be
+    A teacher that is only asked stays where it is. `options.unpacked` tells what stood there: the
+    next command is told in the user's words. None where a dry run ends with what would be
     unpacked. Raises what `unpacked` raises.
     """
     folders: dict[str, dict[str, str]] = {}
+    named: dict[str, str] = {}
     for (section, name), reference in model_references(config, script).items():
         if (section, name) == _TEACHER and _only_asked(config.distillation):
             continue
@@ -28,11 +31,14 @@ def with_folders(config: Config, script: str) -> Config | None:
             return None
         if folder != reference:
             folders.setdefault(section, {})[name] = folder
+            named[folder] = reference
     sections = {
         section: getattr(config, section).model_copy(update=values)
         for section, values in folders.items()
     }
-    return config.model_copy(update=sections)
+    changed = config.model_copy(update=sections)
+    changed._options = replace(config.options, unpacked=named)
+    return changed
 
 
 def _only_asked(distillation: Distillation) -> bool:

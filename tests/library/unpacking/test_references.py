@@ -61,7 +61,12 @@ def test_from_a_gguf_to_an_adapter_and_back_beside_the_file(rows, gguf, tmp_path
     assert card["base_model_name_or_path"] == str(base)
     made = (base / "run.json").stat().st_mtime_ns
     adapter = ("--lora-model", tmp_path / "tuned/lora_adapter", "--models", gguf)
-    succeeds("evaluate_model", *words, *adapter)
+    compared = succeeds("evaluate_model", *words, *adapter)
+    for said in (ran, compared):  # the step after is told in the words of this one
+        following = said.out.rpartition("next:  ")[2]
+        assert f"--base-model {gguf}" in following or "--base-model" not in following
+        assert "unpacked" not in following
+    assert f"--base-model {gguf}" in ran.out
     assert (base / "run.json").stat().st_mtime_ns == made
     found = json.loads((tmp_path / "out/r_metrics.json").read_text())
     labels = {one["label"]: one for one in found["models"]}
@@ -75,7 +80,8 @@ def test_a_model_of_ollamas_store_as_a_base(rows, gguf, tmp_path, monkeypatch) -
     monkeypatch.setenv("OLLAMA_MODELS", str(put_into_ollama(tmp_path / "store", "tiny:1", gguf)))
     (tmp_path / "config.yaml").write_text(f"data: {{input: {rows.parent}/raw.json}}\n")
     words = ("--config", tmp_path / "config.yaml", "--output-dir", tmp_path / "rows")
-    succeeds("prepare_data", *words, "--base-model", "ollama:tiny:1")
+    said = succeeds("prepare_data", *words, "--base-model", "ollama:tiny:1").out
+    assert "--base-model ollama:tiny:1" in said.rpartition("next:  ")[2]
     assert (tmp_path / "models/unpacked/tiny-1/tokenizer.model").is_file()
     report = json.loads((tmp_path / "rows/data_report.json").read_text())
     assert "token" in json.dumps(report)
