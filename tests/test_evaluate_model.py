@@ -132,9 +132,11 @@ class TestComparison:
     ) -> None:
         models = f"{distilled},{gguf}"
         flags = ("--models", models, "--language", language, "--output", tmp_path / "r.csv")
-        succeeds("evaluate_model", *settings, *flags)
+        ran = succeeds("evaluate_model", *settings, *flags)
         report = (tmp_path / "training_report.md").read_text(encoding="utf-8")
         assert word in report
+        cautions = [line for line in ran.err.splitlines() if line.startswith("caution: only 8")]
+        assert bool(cautions) is (language == "en")  # in the language of the table before them
         assert not re.search(r"\$\{?\w+\}?|\{\w*\}|TODO|None\b|nan\b", report)
         for stage in ("prepare_data", "train_lora", "model_pruning", "knowledge_distillation"):
             assert f"python finetune/{stage}.py --config" in report

@@ -242,7 +242,7 @@ COMMANDS: dict[str, Command] = {
     "/system": Command(
         system,
         "/system TEXT",
-        "set the system message (alone: remove it) and forget the conversation",
+        "set the system message (alone: remove it), and begin anew",
     ),
     "/set": Command(
         set_decoding,
@@ -250,7 +250,7 @@ COMMANDS: dict[str, Command] = {
         "how to choose answers, as temperature 0.7 (alone: as now)",
     ),
     "/save": Command(
-        save_chat, "/save FILE", "add the conversation to FILE, as a row that prepare_data.py reads"
+        save_chat, "/save FILE", "add the conversation to FILE, a row for prepare_data.py"
     ),
     "/help": Command(show_help, "/help", "this list"),
 }

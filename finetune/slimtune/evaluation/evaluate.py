@@ -135,7 +135,7 @@ def compare_models(config: Config, more: Sequence[Path] = ()) -> Closing:
     shutil.rmtree(kept, ignore_errors=True)
     if cards := put_results(metrics):
         _log.info("the test result stands in %s", ", ".join(map(near, cards)))
-    told = [sentence(one) for one in found.cautions]
+    told = [sentence(one, language) for one in found.cautions]
     table = outputs.comparison_table(found, language)
     lines = outputs.steps(found, language) | closing_lines(found.forgotten, language)
     return Closing(*table, lines, told, step_after(config, chosen))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from rich.cells import cell_len
 
-from slimtune.chat.conversation import _choosing
+from slimtune.chat.conversation import COMMANDS, _choosing
 from slimtune.chat.conversation import talk as talk_in
 from slimtune.chat.partner import Chat, Partner
 from slimtune.chat.side_by_side import SideBySide
@@ -282,6 +282,10 @@ def test_a_message_without_room_is_said_to_be_cut(parrot):
     others = [Parrot(parrot.tokenizer)]
     _, shown = talk(parrot, both, others, max_length=60, decoding=Decoding(20))
     assert "too long for it and" in shown and "too long for other0 and" in shown
+
+
+def test_the_commands_fit_80_columns():
+    assert all(len(f"{one.usage:<16}{one.does}") <= 80 for one in COMMANDS.values())
 
 
 def test_nothing_breaks_two_columns_of_eighty_cells():
