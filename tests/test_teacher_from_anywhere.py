@@ -1,21 +1,22 @@
 """Teachers that are no folder: a GGUF file in llama.cpp, a server, a model of Ollama's."""
 
 import json
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
-from fake_servers import FakeServer, Said
+from fake_servers import FakeServer, Said, Silence
 from running import Ran, files_under, refused, run, succeeds
 from safetensors.torch import load_file
 from tiny_ggufs import changed, put_into_ollama
 
-from slimtune.inference import server_client
+from slimtune.inference import served_models, server_client
 from slimtune.inference.gguf_tokenizer import tokens_of
 from slimtune.inference.server_address import API_KEY
 from slimtune.models import tokenizers
 from slimtune.models.gguf_header import read_gguf
-from slimtune.training import gguf_teacher, gguf_vocabulary, pipeline
+from slimtune.training import distillation_stage, gguf_teacher, gguf_vocabulary, pipeline
 
 QUICK = ("--epochs", 1)
 KEY = "sk-secret-123"
@@ -185,6 +186,42 @@ def test_the_combined_run_asks_a_gguf_too(settings, gguf, tmp_path) -> None:
     assert (Path(run["metrics"]["cache"]) / "cache.json").is_file()
 
 
+@pytest.fixture
+def cached(words, tmp_path, monkeypatch, caplog):
+    """The names of the caches once this teacher has been asked; nobody learns from it."""
+
+    def stopped(*told: object) -> None:
+        raise KeyboardInterrupt
+
+    def asked(teacher: Path) -> set[str]:
+        with monkeypatch.context() as patched:
+            patched.setattr(distillation_stage, "_load_whole", stopped)
+            ran = run(*words(teacher))
+        assert ran.code == 130, ran.err
+        return {one.name for one in (tmp_path / "cache").glob("[!.]*")}
+
+    return asked
+
+
+def flip_last_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_other_bytes_behind_the_same_name_are_another_teacher(
+    words, cached, gguf, tmp_path, caplog
+) -> None:
+    file = Path(shutil.copyfile(gguf, tmp_path / "mine.gguf"))
+    first = cached(file)
+    assert cached(file) == first and "are cached already" in caplog.text
+    flip_last_byte(file)
+    assert len(first) == 1 and len(cached(file) - first) == 1
+    record = gguf.with_name("tiny-F16_run.json").read_text()
+    (tmp_path / "mine_run.json").write_text(record.replace(gguf.name, file.name))
+    refused(3, "mine.gguf", *words(file))  # what our record says is held against it
+
+
 @pytest.mark.parametrize("code", ["damaged", "missing", "text"])
 def test_a_file_that_is_no_teacher(code, words, gguf, tmp_path) -> None:
     file = tmp_path / "x.gguf"
@@ -348,6 +385,54 @@ def test_a_teacher_that_hangs(words, server, tmp_path, monkeypatch) -> None:
     server.say = then_hangs
     said = refused(4, "silent for 0 s", *words(server.address))
     assert "the answers so far are kept" in said[2] and len(kept(tmp_path)) >= 3
+
+
+@pytest.mark.parametrize("place", ["list", "answer"])
+def test_a_server_that_takes_the_request_and_says_nothing(
+    place, words, server, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(served_models, "_LISTED", 0.2)
+    monkeypatch.setattr(server_client, "PATIENCE", 0.2)
+    with Silence() as silence:
+        if place == "list":
+            server.listing = Said(silence=silence)
+        else:
+            server.next.append(Said(silence=silence))
+        said = refused(4, "silent for 0 s", *words(server.address))
+    assert "it hangs" in said[1] and not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("cache/answers-*/run.json"))
+
+
+@pytest.mark.parametrize("place", ["list", "answer"])
+def test_a_web_page_in_place_of_an_answer(place, words, server, tmp_path) -> None:
+    page = Said(text="<!DOCTYPE html><html><body>Sign in</body></html>", kind="text/html")
+    if place == "list":
+        server.listing = page
+    else:
+        server.next.append(page)
+    said = refused(3, "a web page", *words(server.address))
+    assert "/v1" in said[2] and not (tmp_path / "out").exists()
+
+
+def test_no_other_host_than_the_one_that_was_named(words, server, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv(API_KEY, KEY)
+    with FakeServer() as elsewhere:
+        there = f"{elsewhere.address}/chat/completions"
+        server.next.append(Said(307, headers={"Location": there}))
+        refused(4, "sends us elsewhere", *words(server.address))
+        assert not elsewhere.seen
+    assert not any(KEY.encode() in content for content in files_under(tmp_path).values())
+
+
+def test_a_key_that_the_server_says_again_is_kept_nowhere(
+    words, asks, server, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv(API_KEY, KEY)
+    server.say = lambda body: f"Your key is {KEY}."
+    ran = asks(*words(server.address))
+    found = files_under(tmp_path)
+    assert found and not any(KEY.encode() in content for content in found.values())
+    assert KEY not in ran.out + ran.err
 
 
 def test_without_ollama_the_file_of_its_store_teaches(

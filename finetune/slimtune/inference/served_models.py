@@ -20,6 +20,7 @@ from slimtune.models.ollama_store import blob_of, full_name, is_ollama, plain_na
 _log = logging.getLogger(__name__)
 
 _HERE = 2.0  # seconds in which an Ollama that runs says so
+_LISTED = 60.0  # seconds in which a server says what it has: it loads no model for that
 
 
 def served_candidate(reference: str) -> Candidate:
@@ -48,7 +49,7 @@ def _runs(server: Server) -> bool:
 
 def _listed(server: Server) -> Listed:
     """What the server says about its model, which is the only one where none is named."""
-    with ServerClient(server, pauses=AT_ONCE) as client:
+    with ServerClient(server, patience=_LISTED, pauses=AT_ONCE) as client:
         known = client.listed()
     if known is None and server.model:
         return Listed(server.model)

@@ -8,12 +8,13 @@ import hashlib
 import logging
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from slimtune.artifacts import run_of
-from slimtune.artifacts.files import inside, require_fetched
+from slimtune.artifacts.files import inside, require_fetched, sha256
 from slimtune.config.fields import ELSEWHERE
 from slimtune.console import quoted
 from slimtune.errors import InputError
@@ -172,13 +173,14 @@ def _no_weights(folder: Path) -> InputError:
 def weights_identity(model: str) -> str:
     """A hash of a model's weights; moving or copying a folder or file changes nothing.
 
-    It covers every byte where a record of ours has the files' sums; of others name, size and
-    `sampled` pieces, which any training changes. A server's model is its address and its name.
+    It covers every byte of a file, and of a folder where a record of ours has the files' sums; of
+    other folders names, sizes and `sampled` pieces, which any training changes. A server's model is
+    its address and its name.
     """
     if model.startswith(ELSEWHERE):
         return model
     if os.path.isfile(model):
-        return _file_identity(Path(model))
+        return file_sum(Path(model))[:16]
     folder = local_folder(model)
     run = run_of(folder)
     sealed = run["files"] if run else {}
@@ -191,11 +193,17 @@ def weights_identity(model: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _file_identity(file: Path) -> str:
-    run = run_of(file)
+def file_sum(file: Path) -> str:
+    """SHA-256 of a model's only file, read once a run; what our record says was compared before."""
+    run, about = run_of(file), file.stat()
     known = run["files"][file.name] if run else {}
-    same = known.get("bytes") == file.stat().st_size
-    return known["sha256"][:16] if same else sampled(file, _HEAD)[:16]
+    is_known = known.get("bytes") == about.st_size
+    return known["sha256"] if is_known else _summed(file, about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _summed(file: Path, size: int, changed: int) -> str:
+    return sha256(file)
 
 
 _HEAD = 1 << 20  # bytes: headers and shapes

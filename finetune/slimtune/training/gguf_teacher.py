@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from slimtune.artifacts import run_of, sha256
 from slimtune.config import Config
 from slimtune.console import near, size
 from slimtune.errors import InputError
@@ -25,6 +24,7 @@ from slimtune.inference.answers import AnswerLoss, Candidate
 from slimtune.inference.engines import Engine, open_engine
 from slimtune.inference.top_choices import CHOICE_BYTES, TopChoices
 from slimtune.machine.disks import require_space
+from slimtune.models.folders import file_sum
 from slimtune.prompts import IGNORED, Encoded
 from slimtune.training import gguf_vocabulary, teacher_cache
 from slimtune.training.batches import Sample
@@ -125,7 +125,5 @@ def _require_finite(loss: AnswerLoss, file: Path, row: int) -> None:
 
 def file_facts(file: Path) -> dict[str, str | int]:
     """Which file it is, for the records: its name, its bytes and their sum."""
-    run, length = run_of(file), file.stat().st_size
-    known = run["files"][file.name] if run else {}
-    total = known["sha256"] if known.get("bytes") == length else sha256(file)
+    length, total = file.stat().st_size, file_sum(file)
     return {"teacher_file": file.name, "teacher_bytes": length, "teacher_sha256": total}

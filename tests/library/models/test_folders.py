@@ -49,6 +49,14 @@ def test_with_a_record_every_byte_counts(folder, place) -> None:
     assert weights_identity(str(folder)) != before
 
 
+@pytest.mark.parametrize("place", [MIDDLE + 1, MIDDLE + 5000])
+def test_every_byte_of_a_file_counts(folder, place) -> None:
+    file = (folder / "model.safetensors").rename(folder / "model.gguf")
+    before = weights_identity(str(file))
+    change(file, place, 1)
+    assert weights_identity(str(file)) != before
+
+
 def test_a_record_of_another_length_is_not_believed(folder) -> None:
     file = folder / "model.safetensors"
     write_record(folder / "run.json", {file.name: b"short"})
