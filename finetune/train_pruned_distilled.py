@@ -8,7 +8,7 @@
 
 reads   base model, teacher, prepared rows, plain text if named; with a size the unpruned fine-tune
 writes  OUTPUT_DIR/trimmed if asked for, /pruned, /teacher_cache, /distilled, /lora_adapter, /final:
-        the ready model, /evaluation, /card.md: what each stage cost and brought; with a size /gguf
+        the ready model, /evaluation, /card.md: what each stage brought; if asked /final-TYPE, /gguf
 """
 
 from slimtune.artifacts import combined_run, refuse_inputs, require
@@ -24,6 +24,7 @@ def main(config: Config) -> None:
     from slimtune.export import sized
     from slimtune.models import served_decoding
     from slimtune.pruning import prune
+    from slimtune.quantised import last_stage
     from slimtune.training import auto_teacher, distillation, lora, pipeline, prechecks, timing
     from slimtune.training.dataset import dataset_of, read_after_trim
     from slimtune.training.distillation_stage import ask_teacher, plan_distillation, student
@@ -33,7 +34,7 @@ def main(config: Config) -> None:
     teacher, learned = config.distillation.teacher_model, config.training
     rows = [learned.train_data, learned.val_data, learned.replay_data, config.evaluation.test_data]
     refuse_inputs([out], [base, teacher, config.distillation.text_data, *rows])
-    links = combined_run.links_in(out, config.gguf.size_name, trims=config.pruning.trims)
+    links = combined_run.links_in(config)
     pruned, asked, distilled, adapter, final, *gguf, table = combined_run.outputs_of(links)
     whole = links["vocabulary"].output if config.pruning.trims else base
     compared = evaluate.settings_for(config, combined_run.compared_in(links), table)
@@ -42,12 +43,11 @@ def main(config: Config) -> None:
         evaluate.finish_stopped(compared)
     command = next_command(combined_run.STAGE, config, leave=("pruned_distilled.stages",))
     todo = combined_run.stages_to_run(links, chosen, config, command)
-    if "convert" in todo:
-        sized.require_room(config, base, prune.parameters_left(base, pruned, config))
-    tuning, teaching = out / "checkpoints", out / "distilled_checkpoints"
-    prechecks.precheck(config, tuning, teaching, goes_on=len(todo) < len(chosen))
+    last_stage.require_room(config, base, todo, lambda: prune.parameters_left(base, pruned, config))
+    tuning, teaching, rounding = combined_run.checkpoints_in(out)
+    prechecks.precheck(config, tuning, teaching, rounding, goes_on=len(todo) < len(chosen))
     require(config.training.train_data)
-    config = served_decoding.settled(config, base, teacher)
+    config, last = last_stage.parted(served_decoding.settled(config, base, teacher))
     dataset = dataset_of(config, base)  # dry or not: mistakes of the last stage's settings are told
     rows_of = read_after_trim(config, dataset)
     distillation.require_teachable(config, base)
@@ -71,12 +71,13 @@ def main(config: Config) -> None:
         "distil": lambda: pipeline.train(config, taught, rows_of(pruned), distilled, teaching),
         "lora": lambda: pipeline.train(config, tuned, rows_of(distilled), adapter, tuning),
         "merge": lambda: write_merged(combined_run.STAGE, distilled, adapter, final, config),
+        "quantise": lambda: last_stage.distil(last, links, rounding),
         "convert": lambda: sized.write_sized(config, base, final, *gguf),
-        "evaluate": lambda: evaluate.compare_models(compared, sized.written(gguf)),
+        "evaluate": lambda: evaluate.compare_models(compared, last_stage.written(links)),
     }
     combined_run.run_stages(chosen, todo, work)
     show_card(links, out / "card.md")
-    next = following.step_after_combined(config, final, sized.written(gguf), command)
+    next = following.step_after_combined(config, final, last_stage.written(links), command)
     written, numbers = [links[name].output for name in todo], best_that_fits(table)
     wrote(*written, out / "card.md", numbers={"stages": stages} | numbers, next=next)
     evaluate.judge_finished(compared)

@@ -152,10 +152,3 @@ def test_a_model_that_is_quantised_already_is_refused(world, tmp_path) -> None:
     (tmp_path / "model/config.json").write_text(json.dumps(config), encoding="utf-8")
     words = words_for(world, tmp_path / "out")
     refused(3, "quanti", *words, "--student-model", tmp_path / "model")
-
-
-def test_the_combined_run_says_that_it_comes_last(world, tmp_path) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text("distillation: {quantised_student: Q4_K_M}\n", encoding="utf-8")
-    words = ("--base-model", world / "model", "--train-data", world / "rows_train.jsonl")
-    refused(2, "run it last", "train_pruned_distilled", "--config", config, *words)

@@ -21,7 +21,7 @@ from tiny_folders import swap_two_tokens, write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimtune.artifacts import require
-from slimtune.console import size
+from slimtune.console import near, size
 from slimtune.training import lora, pipeline
 
 # The comparison takes most of the time; one run with it is enough.
@@ -325,6 +325,39 @@ def test_a_size_is_weighed_before_the_first_stage(settings, merged, tmp_path) ->
         assert 10_000 < least < 200_000
         refused(2, "gguf.target_bits: 0.1: this", *words, "--target-bits", 0.1, *dry)
     refused(2, "no size is given", *words, "--stages", "merge,convert")
+    assert leaves_nothing(tmp_path / "out")
+
+
+def test_the_last_stage_distils_into_the_file_that_is_named(settings, small, tmp_path) -> None:
+    out = shutil.copytree(small, tmp_path / "out")
+    words = ("train_pruned_distilled", *settings, "--output-dir", out, "--resume")
+    words += ("--cache-dir", tmp_path / "cache", "--quantised-student", "Q4_K_M")
+    with compared_here():
+        ran = succeeds(*words)
+    assert all(f"{stage}: finished already" in ran.err for stage in ("prune", "lora", "merge"))
+    folder, made_from = out / "final-Q4_K_M", json.loads((out / "final" / "run.json").read_text())
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert made_from["run_id"] in {one["run_id"] for one in run["inputs"]}
+    assert run["settings"]["distillation"]["teacher_model"] == str(out / "final")
+    assert run["metrics"]["divergence_after"] < run["metrics"]["divergence_before"]
+    file = folder / "final-Q4_K_M.gguf"
+    metrics = out / "evaluation-Q4_K_M" / "evaluation_results_metrics.json"
+    models = json.loads(metrics.read_text(encoding="utf-8"))["models"]
+    assert [one["label"] for one in models][-2:] == ["out", "final-Q4_K_M"]
+    assert f"best that fits: {near(file)}" in ran.out
+    assert "--interactive" in ran.out.splitlines()[-1] and str(file) in ran.out.splitlines()[-1]
+    card = (out / "card.md").read_text(encoding="utf-8")
+    assert f"| {size(file.stat().st_size)} |" in card.partition("| quantise |")[2]
+    assert "none: all have finished" in succeeds(*words).out
+
+
+def test_a_file_that_cannot_be_is_refused_before_the_first_stage(settings, merged, tmp_path):
+    words = ("train_pruned_distilled", *settings, "--output-dir", tmp_path / "out")
+    refused(2, "nothing is rounded in it", *words, "--quantised-student", "F16")
+    refused(2, "do:  --quantised-student 4", *words, "--quantised-student", "10kB")
+    refused(2, "--quantised-student Q4_K_M, or", *words, "--stages", "merge,quantise")
+    ran = succeeds(*words, "--quantised-student", "1.2MB", "--student", "lora", "--dry-run")
+    assert "merge, quantise, evaluate" in ran.out and "final-1.2MB\n" in ran.out
     assert leaves_nothing(tmp_path / "out")
 
 

@@ -37,47 +37,48 @@ _TRIMMED: dict[str, tuple[str, tuple[str, ...]]] = {
     "prune": ("pruned", ("vocabulary",)),
     "cache": ("teacher_cache", ("vocabulary",)),
 }
-# With a size that a file shall have; another size is another file, and another comparison.
-_SIZED: dict[str, tuple[str, tuple[str, ...]]] = {
-    "convert": ("gguf/final-{target}.gguf", ("merge",)),
-    "evaluate": (
-        "evaluation-{target}/evaluation_results.csv",
-        ("prune", "distil", "merge", "convert"),
-    ),
-}
+# With a type or size that a file shall have; another one is another file, and another comparison.
+_FILES = {"quantise": "final-{kind}", "convert": "gguf/final-{kind}.gguf"}
 
 
-def links_in(folder: Path, target: str | None = None, *, trims: bool = False) -> dict[str, Link]:
-    """The stages of a combined run in `folder`, in their order; with `target`, what a size is
-    called in the name of a file, a GGUF of that size is one of them, and where it `trims` the cut
-    of the vocabulary is the first."""
-    stages = _STAGES
-    if target is not None:
-        stages = {name: stage for name, stage in _STAGES.items() if name not in _SIZED} | _SIZED
-    if trims:
-        output, reads = stages["evaluate"]
+def links_in(config: Config) -> dict[str, Link]:
+    """The stages of a combined run in their order. Where the settings trim, the cut of the
+    vocabulary is the first; where they name types or sizes of files, these are among the last."""
+    folder, stages = config.pruned_distilled.output_dir, dict(_STAGES)
+    output, reads = stages.pop("evaluate")
+    if config.pruning.trims:
         stages = _TRIMMED | {name: one for name, one in stages.items() if name not in _TRIMMED}
-        stages["evaluate"] = output, ("vocabulary", *reads)
-    return {
-        name: Link(folder / output.format(target=target), reads)
-        for name, (output, reads) in stages.items()
-    }
+        reads = ("vocabulary", *reads)
+    kinds = {"quantise": config.distillation.quantised_name, "convert": config.gguf.size_name}
+    kinds = {name: kind for name, kind in kinds.items() if kind is not None}
+    for name, kind in kinds.items():
+        stages[name] = _FILES[name].format(kind=kind), ("merge",)
+    compared = "-".join(["evaluation", *kinds.values()])
+    stages["evaluate"] = output.replace("evaluation", compared, 1), (*reads, *kinds)
+    return {name: Link(folder / output, reads) for name, (output, reads) in stages.items()}
+
+
+def checkpoints_in(folder: Path) -> tuple[Path, Path, Path]:
+    """Where LoRA, the distillation and the one into a file keep their checkpoints."""
+    names = ("checkpoints", "distilled_checkpoints", "quantised_checkpoints")
+    return tuple(folder / name for name in names)
 
 
 def outputs_of(links: Mapping[str, Link]) -> list[Path]:
-    """What each stage writes, a trim before them left out."""
-    return [link.output for name, link in links.items() if name != "vocabulary"]
+    """What each stage writes, a trim before them and a quantised student after them left out."""
+    return [link.output for name, link in links.items() if name not in ("vocabulary", "quantise")]
 
 
 def compared_in(links: Mapping[str, Link]) -> list[Path]:
     """The model folders that the last stage compares with the base."""
     reads = links["evaluate"].reads
-    return [links[name].output for name in reads if name != "convert"]
+    return [links[name].output for name in reads if name not in _FILES]
 
 
 def chosen_stages(config: Config) -> list[str]:
     """pruned_distilled.stages, less what the settings have no use for: `cache` without a cached
-    teacher, `vocabulary` where it is kept, `convert` where no size is given.
+    teacher, `vocabulary` where it is kept, `quantise` without a quantised student, `convert` where
+    no size is given.
 
     SettingsError for `sequence`, where the teacher's rows would take the place of the task's, for
     a vocabulary to be trimmed and nothing else to be cut, and for a flag of this run that names a
@@ -91,13 +92,6 @@ def chosen_stages(config: Config) -> list[str]:
             "name a folder or a .gguf file with that tokenizer as the teacher, or run "
             "knowledge_distillation.py --mode sequence by itself",
         )
-    if config.distillation.quantised_student is not None and "distil" in chosen:
-        raise SettingsError(
-            "distillation.quantised_student in the combined run",
-            "what LoRA learns and merging adds would be rounded away from what was trained",
-            "run it last: knowledge_distillation.py --quantised-student Q4_K_M --student-model "
-            "FINAL, with the combined run's final model",
-        )
     if config.pruning.trims and not config.pruning.cuts:
         raise SettingsError(
             "pruning.vocabulary: trim, and every ratio is 0",
@@ -107,6 +101,7 @@ def chosen_stages(config: Config) -> list[str]:
     needed = {
         "cache": mode == "cached",
         "vocabulary": config.pruning.trims,
+        "quantise": config.distillation.quantised_student is not None,
         "convert": config.gguf.size_name is not None,
     }
     useless = {stage for stage, is_needed in needed.items() if not is_needed}
@@ -122,6 +117,12 @@ def _refuse_useless(stages: Collection[str]) -> None:
             "pruned_distilled.stages: convert, and no size is given",
             "it writes the best file for a size",
             "add --target-size 900MB or --target-bits 4.5, or leave convert out of --stages",
+        )
+    if "quantise" in stages:
+        raise SettingsError(
+            "pruned_distilled.stages: quantise, and no quantised student is asked for",
+            "it distils the final model into a file of a type or size",
+            "add --quantised-student Q4_K_M, or leave quantise out of --stages",
         )
     if "vocabulary" in stages:
         raise SettingsError(
@@ -172,7 +173,7 @@ def stages_to_run(
 
 
 def _refuse(output: Path, config: Config) -> None:
-    if output.suffix:
+    if output.suffix in (".csv", ".gguf"):  # a folder may be called after a size, 1.2MB
         refuse_finished_files(output.with_name(f"{output.stem}_run.json"), config, [output])
     else:
         refuse_finished(output, config)

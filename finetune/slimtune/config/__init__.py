@@ -79,9 +79,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "train_pruned_distilled": ("pruned_distilled", "training", "model.base_model", *_COMPUTE)
     + _fields(Lora, "lora", without=("output_dir", "method"))
     + _fields(Pruning, "pruning", without=("model_path", "output_dir"))
-    + _fields(
-        Distillation, "distillation", without=("student_model", "output_dir", "quantised_student")
-    )
+    + _fields(Distillation, "distillation", without=("student_model", "output_dir"))
     + ("evaluation.test_data", "evaluation.max_rows", "evaluation.token_budget")
     + (
         "evaluation.extract",

@@ -21,7 +21,7 @@ from slimtune.config.fields import (
     choice,
     setting,
 )
-from slimtune.config.results import TypeOrSize
+from slimtune.config.results import TypeOrSize, short_size
 
 
 def _count(value: object) -> object:
@@ -45,7 +45,7 @@ def _with_list(language: object) -> object:
 
 Language = Annotated[_Listed, BeforeValidator(_with_list)]
 StageName = Literal[
-    "vocabulary", "prune", "cache", "distil", "lora", "merge", "convert", "evaluate"
+    "vocabulary", "prune", "cache", "distil", "lora", "merge", "quantise", "convert", "evaluate"
 ]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 
@@ -211,6 +211,12 @@ class Distillation(Section):
         "such as 2e-5 for all weights of 7B and 1e-5 for a quantised_student; it is printed.",
     )
 
+    @property
+    def quantised_name(self) -> str | None:
+        """What a file that is distilled into is called after its model's name."""
+        wanted = self.quantised_student
+        return short_size(wanted) if isinstance(wanted, int) else wanted
+
 
 class PrunedDistilled(Section):
     """Prune, distil and LoRA in one run, from the base model to a small fine-tuned one."""
@@ -218,12 +224,14 @@ class PrunedDistilled(Section):
     output_dir: Path = setting(
         Path("models/pruned_distilled"),
         "Folder for pruned, teacher_cache, distilled, lora_adapter, final, evaluation, card.md,\n"
-        "trimmed where the vocabulary is, and gguf and evaluation-SIZE where a size is given.",
+        "trimmed where the vocabulary is, gguf and evaluation-SIZE where a size is given, and\n"
+        "final-TYPE where distillation.quantised_student is.",
     )
     stages: list[StageName] = setting(
-        ["vocabulary", "prune", "cache", "distil", "lora", "merge", "convert", "evaluate"],
+        list(get_args(StageName)),
         "What to run, always in this order: vocabulary (where pruning.vocabulary is trim), prune\n"
-        "(with refit), cache (ask the teacher), distil, lora (on the task), merge, convert (to\n"
-        "GGUF, where gguf.target_size or target_bits is given), evaluate. What is left out must\n"
-        "be there from an earlier run.",
+        "(with refit), cache (ask the teacher), distil, lora (on the task), merge, quantise (into\n"
+        "the file that distillation.quantised_student names), convert (to GGUF, where\n"
+        "gguf.target_size or target_bits is given), evaluate. What is left out must be there from\n"
+        "an earlier run.",
     )

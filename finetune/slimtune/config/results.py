@@ -163,7 +163,7 @@ class Evaluation(Section):
         return self
 
 
-def _short(count: int) -> str:
+def short_size(count: int) -> str:
     """Bytes as a word for a file's name: 1.2GB, 1.55MB."""
     unit = next((u for u in ("GB", "MB", "kB") if count >= _UNITS[u]), "B")
     return f"{count / _UNITS[unit]:.6g}{unit}"
@@ -293,7 +293,7 @@ class Gguf(Section):
     def target(self) -> str | None:
         """What a file of a given size, bits or loss is called after its model's name."""
         if self.target_size is not None:
-            return _short(self.target_size)
+            return short_size(self.target_size)
         if self.target_bits is not None:
             return f"{self.target_bits:g}bpw"
         return None if self.max_loss is None else f"{self.max_loss:g}nats"

@@ -39,8 +39,8 @@ def settled(config: Config, student: str) -> Config:
     Divergences of a file are as small as what bfloat16 products add. Raises SettingsError for
     choices that do not go together, before anything is loaded.
     """
-    settings, wanted = config.distillation, config.distillation.quantised_student
-    _require_choices(settings, wanted)
+    settings = config.distillation
+    require_choices(config)
     if settings.alpha != Distillation().alpha:
         _log.warning("caution: distillation.alpha is not read: only the teacher counts")
     if settings.teacher_model == "auto":
@@ -164,7 +164,9 @@ def _samples(
     return train, validation
 
 
-def _require_choices(settings: Distillation, wanted: str | int) -> None:
+def require_choices(config: Config) -> None:
+    """SettingsError for what does not go together."""
+    settings, wanted = config.distillation, config.distillation.quantised_student
     asked = f"distillation.quantised_student: {wanted}"
     if isinstance(wanted, str) and quantization(wanted).default in PLAIN:
         raise SettingsError(

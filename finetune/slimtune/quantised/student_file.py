@@ -1,6 +1,7 @@
 """The file that a student is distilled into: checked from headers, decided, written, proven."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,7 +45,8 @@ def planned(config: Config, model: str, name: str) -> GgufPlan:
     plan = replace(plan, template=template, generation=config.generation)
     if sized:
         plan = allocation.smallest(replace(plan, quantization=_gguf(config).target))
-        _require_possible(plan, config, name)
+        with _in_words_of_this():
+            allocation.require_possible(plan, _gguf(config), name)
     if plan.needs_tool:
         raise ResourceError(
             f"distillation.quantised_student: {wanted} cannot be encoded on this machine",
@@ -74,10 +76,11 @@ def write_proven(
 ) -> dict[str, Any]:
     """FOLDER/NAME-TYPE.gguf of the `encoded` matrices, all else from the weights of `folder`.
 
-    The metrics of the run, with the proof against the teacher. Raises what `write_file` raises, and
-    QualityError for a file that is not what its teacher is, as far as its types allow.
+    The metrics of the run, with the proof against the model that was planned, unrounded: whoever
+    taught, a file of llama.cpp's as well. Raises what `write_file` raises, and QualityError for a
+    file that is not what that model is, as far as its types allow.
     """
-    file = folder / file_name(plan, name)
+    file, unrounded = folder / file_name(plan, name), as_source(plan.folder)
     plan = replace(plan, checkpoint=Checkpoint(folder), encoded=encoded)
     report = write_file({file: plan}, name=name)[0]
     told = {"file": file.name, "file_bytes": report.bytes, "file_types": report.types}
@@ -88,9 +91,8 @@ def write_proven(
         return told
     from slimtune.export.proof import proving
 
-    teacher = as_source(local_folder(config.distillation.teacher_model))
     reference = proving.affordable_reference(
-        teacher, plan.template, proof_rows(config, plan.template)
+        unrounded, plan.template, proof_rows(config, plan.template)
     )
     tolerance = allocation.tolerance(plan)
     proof = proving.prove(file, file, plan.quantization, reference, config, tolerance=tolerance)
@@ -98,7 +100,20 @@ def write_proven(
 
 
 def file_name(plan: GgufPlan, name: str) -> str:
-    return f"{name}-{plan.quantization}.gguf"
+    """NAME-TYPE.gguf, the type once where a folder is called after it."""
+    kind = plan.quantization
+    return f"{name.removesuffix(f'-{kind}')}-{kind}.gguf"
+
+
+def require_possible_when_cut(config: Config, base: str, name: str, parameters: int) -> None:
+    """What `planned` raises of a model that will be cut out of `base`; of its size a bound."""
+    if isinstance(config.distillation.quantised_student, str):
+        planned(config, base, name)
+        return
+    encoding = Encoding(find_encoder(config.gguf.ggml_library))
+    plan = preflight(local_folder(base), "F16", encoding=encoding)
+    with _in_words_of_this():
+        allocation.require_possible_when_cut(plan, _gguf(config), name, parameters)
 
 
 def _measured(plan: GgufPlan, samples: Sequence[Sample]) -> Importance:
@@ -114,10 +129,11 @@ def _measured(plan: GgufPlan, samples: Sequence[Sample]) -> Importance:
     return Importance(means, "distillation", None, 0, costs)
 
 
-def _require_possible(plan: GgufPlan, config: Config, name: str) -> None:
-    """`allocation.require_possible` in the words of this script's setting."""
+@contextmanager
+def _in_words_of_this() -> Iterator[None]:
+    """What is said of a conversion's size, in the words of this setting."""
     try:
-        allocation.require_possible(plan, _gguf(config), name)
+        yield
     except SettingsError as error:
         what = error.what.replace("gguf.target_size", "distillation.quantised_student")
         cure = error.cure.replace("--target-size", "--quantised-student")

@@ -98,6 +98,7 @@ def _cost(run: Mapping[str, Any]) -> list[str]:
     parameters = next((metrics[name] for name in _PARAMETERS if name in metrics), None)
     weights = [one["bytes"] for name, one in run["files"].items() if name.endswith(".safetensors")]
     taken = metrics["bytes"] if run["stage"] in _COUNTED else sum(weights)
+    taken = metrics.get("file_bytes", taken)  # a quantised student's folder has its weights as well
     loss = metrics.get("validation_loss_best")
     return [
         f"{run['seconds']:.0f}",
