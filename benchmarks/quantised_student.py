@@ -1,42 +1,55 @@
-"""What training through a file's types wins: beside llama.cpp's mixtures and today's encoder.
+"""What training through a file's types wins: the same file before and after, by llama.cpp.
 
-    python benchmarks/quantised_student.py                 # the sample model, Q4_K_S and Q4_K_M
-    python benchmarks/quantised_student.py --only Q4_K_M --students sized
+    python benchmarks/quantised_student.py                 # the sample model, the two with a bar
+    python benchmarks/quantised_student.py --all           # both kinds of types at both sizes
     python benchmarks/quantised_student.py --rows 2560 --text 1280         # 240 steps
 
-For the bytes of each mixture, in nats a token of KL divergence from the model in F32 over all
-tokens of rows that nobody read, by llama.cpp's logits of the written files: the mixture as it is;
-with an importance matrix; a file of the same bytes by sensitivity, whose columns make up for each
-other (`convert_to_gguf.py --target-size`); and both kinds of types trained through
-(`knowledge_distillation.py --quantised-student`): the mixture's own, and those by sensitivity.
-Every file is the product's own scripts' work. Rows and steps are few: the order of things is told.
+For the bytes of each mixture, in nats a token of KL divergence from the unrounded model (its 16
+bits in a file of 32) over all tokens of rows that nobody read, by llama.cpp's logits of the written
+files: llama.cpp's mixture as it is, and with an importance matrix; then the mixture's own types and
+those by sensitivity (`convert_to_gguf.py --target-size`), each before training, with columns that
+make up for each other, and after it (`knowledge_distillation.py --quantised-student`), which is
+also measured by torch on its own rows. CPU seconds are the whole script's; the first to ask the
+teacher waits for its answers as well. Rows and steps are few: the order of things is told.
 """
 
 import argparse
 import json
 import sys
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from measuring import FINETUNE, machine, measure, table
+from measuring import FINETUNE, Cost, machine, measure, table
 from size import run_side
 
 sys.path.insert(0, str(FINETUNE))
 MIXTURES = ("Q4_K_S", "Q4_K_M")
-STUDENTS = ("named", "sized")
-BARS = {("Q4_K_S", "named"): 0.0056, ("Q4_K_M", "sized"): 0.0039}
+BARS = {("Q4_K_S", "mixture"): 0.0056, ("Q4_K_M", "sensitivity"): 0.0039}
 _PASSAGES = "raw/sample_text.txt"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A student as the script makes it: its file, the metrics of its run, and what that cost."""
+
+    file: Path
+    metrics: dict[str, Any]
+    cost: Cost
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default=",".join(MIXTURES), help="mixtures, with commas")
-    parser.add_argument("--students", default=",".join(STUDENTS), help="kinds, with commas")
+    parser.add_argument("--all", action="store_true", help="those without a bar as well")
     parser.add_argument("--rows", type=int, default=640, help="training rows")
     parser.add_argument("--text", type=int, default=320, help="passages of the sample's text")
     parser.add_argument("--rate", default="auto", help="learning rate")
     parser.add_argument("--folder", type=Path, help="where to work; kept, for another run")
+    parser.add_argument("--begin", nargs=2, metavar=("FOLDER", "MIXTURE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.begin:
+        return begin(Path(options.begin[0]), options.begin[1])
     print(machine(("torch", "transformers", "gguf", "xllamacpp")))
     with tempfile.TemporaryDirectory() as temporary:
         show((options.folder or Path(temporary)) / "sample", options)
@@ -46,62 +59,85 @@ def show(folder: Path, options: argparse.Namespace) -> None:
     """The table, and what each training took."""
     folder.mkdir(parents=True, exist_ok=True)
     run_side("prepare", folder, folder, "sample")
-    built = run_side("build", folder, folder, options.only)["built"]
-    trained = {
-        (one["mixture"], kind): train(folder, one["mixture"], kind, options)
-        for one in built
-        for kind in options.students.split(",")
+    run_side("build", folder, folder, ",".join(MIXTURES))
+    trained = {}
+    for mixture in MIXTURES:
+        for types in ("mixture", "sensitivity"):
+            if options.all or (mixture, types) in BARS:
+                trained[mixture, types] = train(folder, mixture, types, options)
+    files = {
+        (mixture, types): (
+            *(f"{mixture}-plain.gguf", f"{mixture}-imatrix.gguf"),
+            f"{mixture}-ours.gguf" if types == "sensitivity" else begun(folder, mixture),
+            str(one.file.relative_to(folder)),
+        )
+        for (mixture, types), one in trained.items()
     }
-    names = [one[side] for one in built for side in ("plain", "imatrix", "ours")]
-    names += [str(file.relative_to(folder)) for file, _, _ in trained.values()]
-    told = run_side("divergences", folder, folder, json.dumps(names))
-    found = {name: f"{one['kl']:.5f}" for name, one in told["found"].items()}
+    names = sorted({name for some in files.values() for name in some})
+    found = run_side("divergences", folder, folder, json.dumps(names))["found"]
+    tokens = found.pop("tokens")
     rows = []
-    for one in built:
-        mixture, cells = one["mixture"], []
-        for kind in STUDENTS:
-            file, _, _ = trained.get((mixture, kind), (None, None, None))
-            bar = BARS.get((mixture, kind))
-            text = found[str(file.relative_to(folder))] if file else "–"
-            cells.append(f"{text} (bar {bar})" if bar else text)
-        most = (folder / one["plain"]).stat().st_size / 1e6
-        known = [found[one[side]] for side in ("plain", "imatrix", "ours")]
-        rows.append((f"{mixture}, {most:.3f} MB", *known, *cells))
-    headers = ("bytes of", "mixture", "importance", "by sensitivity", "mixture, trained")
-    headers += ("by sensitivity, trained",)
-    tokens = told["tokens"]
+    for (mixture, types), some in files.items():
+        megabytes = (folder / some[0]).stat().st_size / 1e6
+        kl = [f"{found[name]['kl']:.5f}" for name in some]
+        bar, cost = BARS.get((mixture, types), "–"), trained[mixture, types].cost
+        rows.append((f"{mixture}, {megabytes:.3f} MB", types, *kl, bar, cost.cpu))
+    headers = ("bytes of", "types by", "llama.cpp's file", "with importance", "before training")
+    headers += ("trained", "bar", "CPU s")
     table(f"sample: KL divergence in nats a token, over {tokens:,} tokens", headers, rows)
-    for (mixture, kind), (file, metrics, cost) in trained.items():
-        before, after = metrics["divergence_before"], metrics["divergence_after"]
+    for (mixture, types), one in trained.items():
+        first, last = (one.metrics[f"divergence_{when}"] for when in ("before", "after"))
         print(
-            f"  {mixture} {kind}: {file.stat().st_size:,} bytes, {metrics['steps']} steps, "
-            f"{cost:.0f} CPU s, {metrics['changed_bytes']:.2%} of the bytes changed; "
-            f"on rows kept aside {before:.5f} -> {after:.5f}"
+            f"  {mixture}, types by {types}: {one.file.stat().st_size:,} bytes, "
+            f"{one.metrics['steps']} steps, {one.metrics['changed_bytes']:.2%} of the bytes "
+            f"changed; by torch on rows kept aside {first:.5f} -> {last:.5f}"
         )
 
 
-def train(
-    folder: Path, mixture: str, kind: str, options: argparse.Namespace
-) -> tuple[Path, dict, float]:
-    """(file, metrics of its run, CPU seconds) of a student as the script makes it."""
+def begun(folder: Path, mixture: str) -> str:
+    """The name of a file of the mixture's types whose columns make up for each other."""
+    measure([sys.executable, __file__, "--begin", folder, mixture])
+    return f"{mixture}-begun.gguf"
+
+
+def begin(folder: Path, mixture: str) -> None:
+    """Write it, by the importance that the other files have: what its training begins as."""
+    from slimtune.export.budget import Allocation, Option
+    from slimtune.export.gguf_writer import write_file
+    from slimtune.export.imatrix import read_imatrix
+    from slimtune.export.plan import Encoding
+    from slimtune.export.preflight import preflight
+    from slimtune.export.quant_types import encoded_bytes
+
+    encoding = Encoding(importance=read_imatrix(folder / "imatrix.gguf"))
+    plan = preflight(folder / "model", mixture, encoding=encoding)
+    options = {}
+    for name in (name for name in plan.tensors if plan.is_matrix(name)):
+        kind = plan.choices[name].type
+        options[name] = Option(kind, encoded_bytes(plan.shape(name), kind), 0.0)
+    plan = replace(plan, allocation=Allocation(options))
+    write_file({folder / f"{mixture}-begun.gguf": plan}, threads=1, name="m")
+
+
+def train(folder: Path, mixture: str, types: str, options: argparse.Namespace) -> Trained:
+    """A student of the mixture's own types, or of those by sensitivity for its bytes."""
     rows = folder / f"first_{options.rows}.jsonl"
     lines = (folder / "rows" / "train_train.jsonl").read_text(encoding="utf-8").splitlines()
     rows.write_text("\n".join(lines[: options.rows]) + "\n", encoding="utf-8")
     size = (folder / f"{mixture}-plain.gguf").stat().st_size
-    wanted = mixture if kind == "named" else str(size)
-    final = folder / f"student-{mixture}-{kind}"
+    final = folder / f"student-{mixture}-{types}"
     cost = measure(
         [
             *(sys.executable, FINETUNE / "knowledge_distillation.py", "--overwrite"),
             *("--student-model", folder / "tuned" / "merged_model", "--device", "cpu"),
             *("--train-data", rows, "--text-data", folder / _PASSAGES),
             *("--text-passages", str(options.text), "--epochs", "1", "--output-dir", final),
-            *("--cache-dir", folder / "cache", "--quantised-student", wanted),
-            *("--learning-rate", options.rate),
+            *("--cache-dir", folder / "cache", "--learning-rate", options.rate),
+            *("--quantised-student", mixture if types == "mixture" else str(size)),
         ]
     )
     metrics = json.loads((final / "run.json").read_text(encoding="utf-8"))["metrics"]
-    return final / metrics["file"], metrics, cost.cpu
+    return Trained(final / metrics["file"], metrics, cost)
 
 
 if __name__ == "__main__":
