@@ -37,3 +37,15 @@ def test_the_memory_of_a_child_counts(measuring) -> None:
         child.communicate("\n")
     assert both - alone > 200e6
     assert tree.resident() < both - 190e6  # one that has ended weighs nothing
+
+
+def test_a_child_is_not_said_to_weigh_what_its_parent_did(measuring) -> None:
+    code = """
+import sys
+from measuring import measure
+held = bytearray(300_000_000)
+print(measure([sys.executable, "-c", "pass"]).megabytes)
+"""
+    words = [sys.executable, "-c", code]
+    ran = subprocess.run(words, cwd=ROOT / "benchmarks", capture_output=True, text=True, check=True)
+    assert 0 <= float(ran.stdout) < 150
