@@ -3,6 +3,7 @@
     python benchmarks/compression.py             # three seeds, medians
     python benchmarks/compression.py --small     # one seed
     python benchmarks/compression.py --only recovery   # what distillation wins back; or: cuts
+    python benchmarks/compression.py --only blocks     # of that, what layers learn by themselves
 
 stories260K, one shot: a quarter of FFN neurons and KV groups (-22 % parameters), one layer, zeros.
 Calibration is 256 windows that the model wrote itself; perplexity is over the last 30 % of the
@@ -44,7 +45,7 @@ class Zeros:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="one seed instead of three")
-    parser.add_argument("--only", choices=("cuts", "recovery"), help="one part of the two")
+    parser.add_argument("--only", choices=("cuts", "recovery", "blocks"), help="one part")
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)  # the side that is measured
     options = parser.parse_args()
     if options.seed is not None:
@@ -54,9 +55,12 @@ def main() -> None:
         sys.exit(f"{TEXT} is not here: this benchmark needs the shared data")
     print(machine())
     seeds = range(1 if options.small else 3)
-    for part in (sys.modules[__name__], recovery):
-        if options.only in (None, "recovery" if part is recovery else "cuts"):
-            command = [sys.executable, part.__file__, "--seed"]
+    parts = {"cuts": sys.modules[__name__], "recovery": recovery}
+    parts = {"blocks": recovery} if options.only == "blocks" else parts
+    for name, part in parts.items():
+        if options.only in (None, name):
+            some = ["--only", name] if name == "blocks" else []
+            command = [sys.executable, part.__file__, *some, "--seed"]
             runs = [measure([*command, str(seed)]).results for seed in seeds]
             medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
             part.show(medians, len(seeds))

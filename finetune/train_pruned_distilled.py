@@ -1,14 +1,13 @@
 """Prune, distil and fine-tune in one run: from the base model to a small model of your own.
 
     python finetune/train_pruned_distilled.py
-    python finetune/train_pruned_distilled.py --ffn-ratio 0.25 --epochs 3
     python finetune/train_pruned_distilled.py --resume        # after a stop: goes on at that stage
     python finetune/train_pruned_distilled.py --stages lora,merge,evaluate --overwrite
     python finetune/train_pruned_distilled.py --target-size 90MB --resume    # the best that fits
 
 reads   base model, teacher, prepared rows, plain text if named; with a size the unpruned fine-tune
-writes  OUTPUT_DIR/trimmed if asked for, /pruned, /teacher_cache, /distilled, /lora_adapter, /final:
-        the ready model, /evaluation, /card.md: what each stage brought; if asked /final-TYPE, /gguf
+writes  OUTPUT_DIR/pruned, /teacher_cache, /distilled, /lora_adapter, /final: the ready model,
+        /evaluation, /card.md; if asked for /trimmed, /recovered, /final-TYPE, /gguf
 """
 
 from slimtune.artifacts import combined_run, refuse_inputs, require
@@ -23,7 +22,7 @@ def main(config: Config) -> None:
     from slimtune.evaluation.merge_stage import write_merged
     from slimtune.export import sized
     from slimtune.models import served_decoding
-    from slimtune.pruning import prune
+    from slimtune.pruning import prune, recovery_stage
     from slimtune.quantised import last_stage
     from slimtune.training import auto_teacher, distillation, lora, pipeline, prechecks, timing
     from slimtune.training.dataset import dataset_of, read_after_trim
@@ -36,7 +35,7 @@ def main(config: Config) -> None:
     refuse_inputs([out], [base, teacher, config.distillation.text_data, *rows])
     links = combined_run.links_in(config)
     pruned, asked, distilled, adapter, final, *gguf, table = combined_run.outputs_of(links)
-    whole = links["vocabulary"].output if config.pruning.trims else base
+    whole, learns = combined_run.models_in(links, base)
     compared = evaluate.settings_for(config, combined_run.compared_in(links), table)
     chosen = evaluate.without_rows(combined_run.chosen_stages(config), compared)
     if "evaluate" in chosen:
@@ -55,7 +54,7 @@ def main(config: Config) -> None:
     text = distillation.passages_of(config)
     runs = {"adapter": pipeline.adapter(base).plan(config, dataset)}
     stages = ", ".join(todo) or "none: all have finished"
-    taught, tuned = student(config, str(pruned), text), pipeline.adapter(str(distilled))
+    taught, tuned = student(config, str(learns), text), pipeline.adapter(str(distilled))
     if config.options.dry_run:
         pipeline.require_resumable(config, taught, dataset, teaching)
         pipeline.require_resumable(config, tuned, dataset, tuning)
@@ -67,8 +66,9 @@ def main(config: Config) -> None:
     work = {
         "vocabulary": lambda: prune.trim_model(config, base, whole),
         "prune": lambda: prune.cut_model(config, str(whole), pruned),
+        "blocks": lambda: recovery_stage.recover_model(config, str(whole), pruned, learns),
         "cache": lambda: ask_teacher(config, str(whole), rows_of(whole), text, asked),
-        "distil": lambda: pipeline.train(config, taught, rows_of(pruned), distilled, teaching),
+        "distil": lambda: pipeline.train(config, taught, rows_of(learns), distilled, teaching),
         "lora": lambda: pipeline.train(config, tuned, rows_of(distilled), adapter, tuning),
         "merge": lambda: write_merged(combined_run.STAGE, distilled, adapter, final, config),
         "quantise": lambda: last_stage.distil(last, links, rounding),

@@ -226,6 +226,7 @@ SHORT = {
     "machine/disks.py": "one question, asked by whatever writes much",
     "masking.py": "what all that is said passes, errors too",
     "pruning/depth.py": "one of the four axes, a file each",
+    "pruning/recovery_stage.py": "a stage, apart from what its layers learn",
     "pruning/refit.py": "one formula",
     "report/markdown.py": "text from outside made inert, for every page and card",
     "settings/__main__.py": "the entry point of python -m slimtune.settings",

@@ -71,6 +71,7 @@ def test_with_prepared_rows_it_stays_nearer_to_the_model_than_by_chance(
         ["--kv-group-ratio", 0.5],
         ["--ffn-ratio", 0, "--layer-ratio", 0.5, "--calibration", "self"],
         ["--ffn-ratio", 0, "--hidden-ratio", 0.5],
+        ["--layer-ratio", 0.5, "--recover", "blocks", "--recovery-epochs", 1],
         ["--ffn-ratio", 0.6, "--criterion", "taylor"],
         ["--target-params", "100k", "--criterion", "magnitude"],
         ["--sparsity", 0.5],
@@ -178,6 +179,9 @@ def _bad_models(merged, folder) -> None:
         (3, ["--model-path", "quantised"], "quantised weights"),
         (3, ["--model-path", "nan"], "NaN or infinity"),
         (3, ["--model-path", "strange"], "model_type is 'gpt2'"),
+        (2, ["--recover", "blocks", "--sparsity", "0.5"], "pruning.recover: blocks"),
+        (2, ["--recover", "blocks", "--ffn-ratio", "0", "--vocabulary", "trim"], "nothing is cut"),
+        (2, ["--recover", "blocks", "--criterion", "random", "--calibration", "none"], "rows"),
         (2, ["--criterion", "taste"], "taste is no pruning.criterion"),
     ],
 )

@@ -371,7 +371,8 @@ def test_an_online_teacher_leaves_no_cache(settings, merged, tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def trimmed(settings, merged, tmp_path_factory) -> tuple[Path, Ran]:
-    """A run that begins with the vocabulary, under a full teacher; it was stopped before LoRA."""
+    """A run that begins with the vocabulary, and whose layers learn after the cut, under a full
+    teacher; it was stopped before LoRA."""
 
     def stop(*args, **kwargs) -> None:
         raise KeyboardInterrupt
@@ -380,6 +381,7 @@ def trimmed(settings, merged, tmp_path_factory) -> tuple[Path, Ran]:
     words = ("train_pruned_distilled", *settings, "--output-dir", out, "--vocabulary", "trim")
     words += ("--text-data", "null", "--cache-dir", out.parent / "cache")
     words += ("--epochs", 2, "--distillation-epochs", 1)
+    words += ("--recover", "blocks", "--recovery-epochs", 1)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(lora, "attach", stop)
         assert run(*words).code == 130
@@ -389,7 +391,7 @@ def trimmed(settings, merged, tmp_path_factory) -> tuple[Path, Ran]:
 
 def test_a_run_that_trims_goes_on_where_it_was_stopped(trimmed) -> None:
     out, ran = trimmed
-    for stage in ("vocabulary", "prune", "cache", "distil"):
+    for stage in ("vocabulary", "prune", "blocks", "cache", "distil"):
         assert f"{stage}: finished already" in ran.err
     assert "lora: starting" in ran.err and "evaluate: starting" in ran.err
     runs = records(out) | {"trimmed": json.loads((out / "trimmed/run.json").read_text())}
@@ -400,15 +402,37 @@ def test_a_run_that_trims_goes_on_where_it_was_stopped(trimmed) -> None:
     )
     rows = (out / "card.md").read_text(encoding="utf-8").splitlines()
     names = [line.split("|")[1].strip() for line in rows if line.startswith("|")]
-    stages = ["vocabulary", "prune", "cache", "distil", "lora", "merge", "evaluate"]
+    stages = ["vocabulary", "prune", "blocks", "cache", "distil", "lora", "merge", "evaluate"]
     assert names[2:] == ["base", *stages]
+
+
+def test_layers_learn_after_the_cut_and_the_student_is_what_they_became(trimmed) -> None:
+    out, _ = trimmed
+    runs = {
+        name: json.loads((out / name / "run.json").read_text())
+        for name in ("trimmed", "pruned", "recovered", "distilled")
+    }
+    taught = runs["recovered"]
+    read = [one["run_id"] for one in taught["inputs"]]
+    assert read == [runs["trimmed"]["run_id"], runs["pruned"]["run_id"]]
+    assert taught["run_id"] in {one["run_id"] for one in runs["distilled"]["inputs"]}
+    metrics, cut = taught["metrics"], runs["pruned"]["metrics"]
+    assert len(metrics["layer_errors"]) == 2 and "layer_errors" not in cut
+    assert all(after < before for before, after in metrics["layer_errors"])
+    assert metrics["perplexity_before"] == pytest.approx(cut["perplexity_before"])
+    assert runs["pruned"]["settings"]["pruning"]["refit"] is False
+    compared = json.loads((out / "evaluation" / "evaluation_results_metrics.json").read_text())
+    assert [Path(one["reference"]).name for one in compared["models"]][2:4] == [
+        "pruned",
+        "recovered",
+    ]
 
 
 def test_every_model_of_such_a_run_has_the_tokens_left(project, trimmed) -> None:
     out, _ = trimmed
     kept = json.loads((out / "trimmed/vocabulary_map.json").read_text())["kept"]
     assert len(kept) < AutoModelForCausalLM.from_pretrained(project / "base").config.vocab_size
-    for stage in ("trimmed", "pruned", "distilled", "final"):
+    for stage in ("trimmed", "pruned", "recovered", "distilled", "final"):
         model = AutoModelForCausalLM.from_pretrained(out / stage)
         assert model.get_output_embeddings().weight.shape[0] == len(kept), stage
         assert len(AutoTokenizer.from_pretrained(out / stage)) == len(kept), stage
@@ -429,6 +453,9 @@ def test_stages_of_a_run_that_trims(settings, trimmed, tmp_path) -> None:
     said = refused(3, "the stage prune reads it", *words, "prune", "--vocabulary", "trim")
     assert said[2].endswith("--stages vocabulary,prune")
     refused(2, "vocabulary, and it is kept", *words, "vocabulary,prune")
+    refused(2, "blocks, and no layer learns", *words, "prune,blocks")
+    said = refused(3, "the stage distil reads it", *words, "distil", "--recover", "blocks")
+    assert said[2].endswith("--stages blocks,distil")
     none = ("vocabulary,prune", "--vocabulary", "trim", "--ffn-ratio", 0)
     refused(2, "every ratio is 0", *words, *none)
     assert leaves_nothing(tmp_path)

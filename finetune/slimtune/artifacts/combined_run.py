@@ -43,12 +43,16 @@ _FILES = {"quantise": "final-{kind}", "convert": "gguf/final-{kind}.gguf"}
 
 def links_in(config: Config) -> dict[str, Link]:
     """The stages of a combined run in their order. Where the settings trim, the cut of the
-    vocabulary is the first; where they name types or sizes of files, these are among the last."""
+    vocabulary is the first, and where layers learn, that comes after the cut; where they name types
+    or sizes of files, these are among the last."""
     folder, stages = config.pruned_distilled.output_dir, dict(_STAGES)
     output, reads = stages.pop("evaluate")
     if config.pruning.trims:
         stages = _TRIMMED | {name: one for name, one in stages.items() if name not in _TRIMMED}
         reads = ("vocabulary", *reads)
+    if config.pruning.recovers:
+        stages, place = _with_blocks(stages), reads.index("prune") + 1
+        reads = (*reads[:place], "blocks", *reads[place:])
     kinds = {"quantise": config.distillation.quantised_name, "convert": config.gguf.size_name}
     kinds = {name: kind for name, kind in kinds.items() if kind is not None}
     for name, kind in kinds.items():
@@ -58,6 +62,16 @@ def links_in(config: Config) -> dict[str, Link]:
     return {name: Link(folder / output, reads) for name, (output, reads) in stages.items()}
 
 
+def _with_blocks(stages: Mapping[str, tuple[str, tuple[str, ...]]]) -> dict:
+    """The stages with `blocks` after the cut; what read the cut model reads the taught one."""
+    found = {}
+    for name, (output, reads) in stages.items():
+        found[name] = output, tuple("blocks" if one == "prune" else one for one in reads)
+        if name == "prune":
+            found["blocks"] = "recovered", ("prune",)
+    return found
+
+
 def checkpoints_in(folder: Path) -> tuple[Path, Path, Path]:
     """Where LoRA, the distillation and the one into a file keep their checkpoints."""
     names = ("checkpoints", "distilled_checkpoints", "quantised_checkpoints")
@@ -65,8 +79,15 @@ def checkpoints_in(folder: Path) -> tuple[Path, Path, Path]:
 
 
 def outputs_of(links: Mapping[str, Link]) -> list[Path]:
-    """What each stage writes, a trim before them and a quantised student after them left out."""
-    return [link.output for name, link in links.items() if name not in ("vocabulary", "quantise")]
+    """What each stage writes, those left out that only some settings have between them."""
+    optional = ("vocabulary", "blocks", "quantise")
+    return [link.output for name, link in links.items() if name not in optional]
+
+
+def models_in(links: Mapping[str, Link], base: str) -> tuple[Path | str, Path]:
+    """The model that is cut, and the one that is distilled."""
+    whole = links["vocabulary"].output if "vocabulary" in links else base
+    return whole, links["blocks" if "blocks" in links else "prune"].output
 
 
 def compared_in(links: Mapping[str, Link]) -> list[Path]:
@@ -77,8 +98,8 @@ def compared_in(links: Mapping[str, Link]) -> list[Path]:
 
 def chosen_stages(config: Config) -> list[str]:
     """pruned_distilled.stages, less what the settings have no use for: `cache` without a cached
-    teacher, `vocabulary` where it is kept, `quantise` without a quantised student, `convert` where
-    no size is given.
+    teacher, `vocabulary` where it is kept, `blocks` where layers do not learn, `quantise` without a
+    quantised student, `convert` where no size is given.
 
     SettingsError for `sequence`, where the teacher's rows would take the place of the task's, for
     a vocabulary to be trimmed and nothing else to be cut, and for a flag of this run that names a
@@ -101,6 +122,7 @@ def chosen_stages(config: Config) -> list[str]:
     needed = {
         "cache": mode == "cached",
         "vocabulary": config.pruning.trims,
+        "blocks": config.pruning.recovers,
         "quantise": config.distillation.quantised_student is not None,
         "convert": config.gguf.size_name is not None,
     }
@@ -123,6 +145,12 @@ def _refuse_useless(stages: Collection[str]) -> None:
             "pruned_distilled.stages: quantise, and no quantised student is asked for",
             "it distils the final model into a file of a type or size",
             "add --quantised-student Q4_K_M, or leave quantise out of --stages",
+        )
+    if "blocks" in stages:
+        raise SettingsError(
+            "pruned_distilled.stages: blocks, and no layer learns",
+            "it teaches each layer what the uncut one gave, and pruning.recover is none",
+            "add --recover blocks, or leave blocks out of --stages",
         )
     if "vocabulary" in stages:
         raise SettingsError(

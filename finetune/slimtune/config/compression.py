@@ -45,7 +45,16 @@ def _with_list(language: object) -> object:
 
 Language = Annotated[_Listed, BeforeValidator(_with_list)]
 StageName = Literal[
-    "vocabulary", "prune", "cache", "distil", "lora", "merge", "quantise", "convert", "evaluate"
+    "vocabulary",
+    "prune",
+    "blocks",
+    "cache",
+    "distil",
+    "lora",
+    "merge",
+    "quantise",
+    "convert",
+    "evaluate",
 ]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 
@@ -97,10 +106,21 @@ class Pruning(Section):
     criterion: Literal[names("criteria")] = choice(
         "activation", "What decides which units stay.", "criteria"
     )
-    refit: bool = setting(
-        True,
+    refit: bool | Auto = setting(
+        "auto",
         "true solves the layers behind a cut again, in closed form on the calibration rows: costs\n"
-        "seconds and wins back half of what was lost.",
+        "seconds and wins back half of what was lost. auto: true, but false with recover: blocks,\n"
+        "where the layers end closer without.",
+        bare="true",
+    )
+    recover: Literal["none", "blocks"] = setting(
+        "none",
+        "blocks: each layer then learns, in order, to give what the uncut one gave on the\n"
+        "calibration rows, one layer of each model in memory. Wins back much of what the cut\n"
+        "cost, and distillation afterwards more; takes as long as so many epochs of training.",
+    )
+    recovery_epochs: Epochs = setting(
+        4, "blocks: times through the calibration rows, for each layer."
     )
     calibration: Literal["auto", "self", "none"] = setting(
         "auto",
@@ -132,6 +152,11 @@ class Pruning(Section):
     def trims(self) -> bool:
         """Whether tokens go."""
         return self.vocabulary == "trim"
+
+    @property
+    def recovers(self) -> bool:
+        """Whether layers learn what the uncut ones gave."""
+        return self.recover == "blocks"
 
     @property
     def cuts(self) -> bool:
@@ -224,14 +249,14 @@ class PrunedDistilled(Section):
     output_dir: Path = setting(
         Path("models/pruned_distilled"),
         "Folder for pruned, teacher_cache, distilled, lora_adapter, final, evaluation, card.md,\n"
-        "trimmed where the vocabulary is, gguf and evaluation-SIZE where a size is given, and\n"
-        "final-TYPE where distillation.quantised_student is.",
+        "trimmed where the vocabulary is, recovered where layers learn, gguf and evaluation-SIZE\n"
+        "where a size is given, and final-TYPE where distillation.quantised_student is.",
     )
     stages: list[StageName] = setting(
         list(get_args(StageName)),
         "What to run, always in this order: vocabulary (where pruning.vocabulary is trim), prune\n"
-        "(with refit), cache (ask the teacher), distil, lora (on the task), merge, quantise (into\n"
-        "the file that distillation.quantised_student names), convert (to GGUF, where\n"
-        "gguf.target_size or target_bits is given), evaluate. What is left out must be there from\n"
-        "an earlier run.",
+        "(with refit), blocks (where pruning.recover is blocks), cache (ask the teacher), distil,\n"
+        "lora (on the task), merge, quantise (into the file that distillation.quantised_student\n"
+        "names), convert (to GGUF, where gguf.target_size or target_bits is given), evaluate.\n"
+        "What is left out must be there from an earlier run.",
     )

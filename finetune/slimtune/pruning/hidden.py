@@ -55,11 +55,12 @@ def cut_hidden(
     solve: bool,
     seed: int,
     scratch: Path,
-) -> float | None:
+) -> tuple[list[int], float | None]:
     """Writes the model with `shape.hidden` hidden channels. Without `batches` by norms alone.
 
-    Returns how far the folder, loaded back, is from the dense model with the other channels
-    silent; None where a model is too large to keep what was solved until then.
+    Returns the (old) numbers of those that stay, and how far the folder, loaded back, is from the
+    dense model with the other channels silent; None where a model is too large to keep what was
+    solved until then.
 
     Taylor knows no slope of a channel: activation's energies stand in for it.
     """
@@ -73,7 +74,7 @@ def cut_hidden(
     if batches is None:
         write_pruned(checkpoint, shape, keep, output)
         ids = few_ids(shape.vocabulary, seed=0)
-        return require_equal(output, ids, masked(source, keep, ids))
+        return kept.tolist(), require_equal(output, ids, masked(source, keep, ids))
     writer, meant, small = PrunedWriter(checkpoint, shape, layers, output), {}, provable(source)
     for layer, norms in _walk(checkpoint, batches, scratch, full=solve):
         replaced = {norm: _scaled(checkpoint, norm, energy[norm], kept) for norm in norms.gram}
@@ -85,9 +86,9 @@ def cut_hidden(
             meant |= replaced
     writer.close()
     if not small:
-        return None
+        return kept.tolist(), None
     ids = first_row(batches[0])
-    return require_equal(output, ids, masked(source, keep, ids, meant))
+    return kept.tolist(), require_equal(output, ids, masked(source, keep, ids, meant))
 
 
 def _readers_of(norm: str, layer: int | None, checkpoint: Checkpoint) -> list[str]:

@@ -1,10 +1,20 @@
 """What a pruning came to: sizes before and after, what is proven, and the card that says so."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
+from slimtune.artifacts import Stage
+from slimtune.artifacts.files import write_page
+from slimtune.config import Config
 from slimtune.console import size
+from slimtune.inference.stack import read_layers
+from slimtune.models.folders import local_folder
+from slimtune.models.model_shape import ModelShape
+from slimtune.models.served_decoding import write_generation_config
+from slimtune.models.weights import Checkpoint
+from slimtune.pruning.calibration import Calibration
 from slimtune.pruning.trim import Trimmed
-from slimtune.report.model_card import name_of
+from slimtune.report.model_card import name_of, write_derived_card
 
 CARD = "pruning_card.md"
 
@@ -23,6 +33,28 @@ class Sizes:
     kv_groups: int
     perplexity: float | None = None
     tokens_per_second: float | None = None
+
+
+def sizes_of(folder: Path, calibration: Calibration | None, scratch: Path) -> Sizes:
+    """The sizes of a model, with how it reads the rows kept back from `calibration`."""
+    checkpoint = Checkpoint(folder)
+    shape = ModelShape.of(checkpoint.config)
+    sizes = Sizes(
+        parameters=checkpoint.parameters,
+        bytes=checkpoint.bytes,
+        vocabulary=shape.vocabulary,
+        layers=shape.layers,
+        hidden=shape.hidden,
+        ffn=shape.ffn,
+        heads=shape.heads,
+        kv_groups=shape.kv_heads,
+    )
+    if calibration is None:
+        return sizes
+    reading = read_layers(folder, calibration.check, scratch)
+    return replace(
+        sizes, perplexity=reading.perplexity, tokens_per_second=reading.tokens_per_second
+    )
 
 
 @dataclass(frozen=True)
@@ -101,3 +133,13 @@ def metrics(report: PruneReport) -> dict:
     if report.trimmed:
         flat["trimmed"] = asdict(report.trimmed) | {"loss_difference": report.trimmed_loss}
     return flat | {"difference": max(differences) if differences else None}
+
+
+def write_report(stage: Stage, report: PruneReport, config: Config, model: str) -> None:
+    """What a stage that pruned `model` writes beside the weights: card, decoding, figures."""
+    write_page(stage.folder / CARD, card(report, model))
+    write_generation_config(stage.folder, config.generation)
+    stage.metrics.update(metrics(report))
+    sizes = {what: f"{old} -> {new}" for what, old, new in report.rows()}
+    tested, source = f"\n{measured(report)}\n", local_folder(model)
+    write_derived_card(stage.folder, model, "pruned", sizes, base_folder=source, measured=tested)

@@ -3,20 +3,19 @@
 import logging
 import math
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from slimtune.artifacts import run_of, stage_folder
-from slimtune.artifacts.files import write_page
 from slimtune.config import Config
 from slimtune.inference.stack import read_layers
 from slimtune.machine.process import large_blocks_returned
 from slimtune.models import memory
 from slimtune.models.folders import local_folder
 from slimtune.models.model_shape import ModelShape
-from slimtune.models.served_decoding import with_decoding_of, write_generation_config
+from slimtune.models.served_decoding import with_decoding_of
 from slimtune.models.weights import Checkpoint
 from slimtune.pruning.anatomy import prunable_shape
 from slimtune.pruning.calibration import (
@@ -30,13 +29,13 @@ from slimtune.pruning.calibration import (
 from slimtune.pruning.depth import drop_layers
 from slimtune.pruning.hidden import cut_hidden
 from slimtune.pruning.kept_tokens import kept_tokens
-from slimtune.pruning.outcome import CARD, PruneReport, Sizes, card, measured, metrics
+from slimtune.pruning.outcome import PruneReport, Sizes, sizes_of, write_report
+from slimtune.pruning.recovery import Kept, recover_blocks, require_recoverable
 from slimtune.pruning.sizes import Ratios, rounded, smaller, steps
 from slimtune.pruning.sparsity import sparsify
 from slimtune.pruning.trim import Trimmed, in_old_ids, trim_vocabulary
 from slimtune.pruning.width import cut_width
 from slimtune.pruning.writer import no_numbers, require_finite, smaller_config
-from slimtune.report.model_card import write_derived_card
 
 _log = logging.getLogger(__name__)
 
@@ -57,47 +56,53 @@ def prune_model(config: Config, model: str, final: Path) -> PruneReport:
         base, trimmed = _trimmed(config, source, target, stage.folder, kept)
         calibration = calibrate(base, config)
         seen = in_old_ids(calibration, kept)
-        before = _sizes(source, seen, scratch)
+        before = sizes_of(source, seen, scratch)
         if seen:
             require_sound(source, seen, before.perplexity, scratch)
         loss = _trimmed_loss(base, before, calibration, scratch) if trimmed else None
+        cut = scratch / "cut" if config.pruning.recovers else stage.folder
         try:
-            proven = _cut(config, base, target, stage.folder, calibration)
+            proven, units = _cut(config, base, target, cut, calibration)
+            if config.pruning.recovers:
+                read = calibration.batches
+                taught = recover_blocks(
+                    base, cut, stage.folder, read, config.pruning, scratch, units
+                )
+                stage.metrics.update(taught.metrics())
+                proven |= {"blocks": taught.difference}
         except (FloatingPointError, torch.linalg.LinAlgError) as error:
             raise no_numbers(model) from error
         if trimmed:
             proven = {"vocabulary": trimmed.difference} | proven
-        after = _sizes(stage.folder, calibration, scratch)
+        after = sizes_of(stage.folder, calibration, scratch)
         shutil.rmtree(scratch, ignore_errors=True)
         said = calibration.source if calibration else "none"
         report = PruneReport(before, after, said, proven, unmet, trimmed, loss)
-        write_page(stage.folder / CARD, card(report, model))
-        write_generation_config(stage.folder, config.generation)
-        stage.metrics.update(metrics(report))
-        sizes = {what: f"{old} -> {new}" for what, old, new in report.rows()}
-        write_derived_card(
-            stage.folder,
-            model,
-            "pruned",
-            sizes,
-            base_folder=source,
-            measured=f"\n{measured(report)}\n",
-        )
+        stage.metrics["kept"] = asdict(units)
+        write_report(stage, report, config, model)
     return report
 
 
 def trim_model(config: Config, model: str, final: Path) -> PruneReport:
     """`prune_model` with the cut of the vocabulary alone."""
     ratios = dict.fromkeys(("ffn_ratio", "kv_group_ratio", "layer_ratio", "hidden_ratio"), 0.0)
-    return prune_model(
-        _with(config, ratios | {"target_params": None, "sparsity": 0.0}), model, final
-    )
+    none = {"target_params": None, "sparsity": 0.0, "recover": "none"}
+    return prune_model(_with(config, ratios | none), model, final)
 
 
 def cut_model(config: Config, model: str, final: Path) -> PruneReport:
-    """`prune_model` with the other cuts, of a model that was trimmed where the settings say so."""
+    """`prune_model` with the other cuts alone, of a model that was trimmed where the settings say
+    so; what the layers have lost is for `recover_model` to win back."""
     trimmed = {"vocabulary": "keep", "vocabulary_text": None, "languages": []}
-    return prune_model(_with(config, trimmed if config.pruning.trims else {}), model, final)
+    changed = {"recover": "none", "refit": _refits(config)}
+    changed |= trimmed if config.pruning.trims else {}
+    return prune_model(_with(config, changed), model, final)
+
+
+def _refits(config: Config) -> bool:
+    """Whether a cut is refitted. auto: unless layers are to learn, which end closer without it."""
+    refit = config.pruning.refit
+    return not config.pruning.recovers if refit == "auto" else refit
 
 
 def _with(config: Config, changed: dict[str, object]) -> Config:
@@ -121,7 +126,7 @@ def plan_cuts(source: Path, config: Config, kept: list[int] | None) -> ModelShap
     shape, ratios = prunable_shape(checkpoint), _ratios(config)
     if kept:
         shape = replace(shape, vocabulary=len(kept))
-    source_of(config)
+    require_recoverable(config, source_of(config))
     if pruning.sparsity or (kept and ratios == Ratios()):
         return shape
     target = smaller(shape, ratios)
@@ -207,6 +212,7 @@ def _memory(shape: ModelShape, calibration: str | None, config: Config) -> str:
     layer = 4 * shape.linear_parameters // shape.layers
     needed = 450_000_000 + layer + 3 * 8 * shape.ffn**2
     needed += layer if config.pruning.criterion == "taylor" else 0
+    needed += 4 * layer if config.pruning.recovers else 0  # gradients, two moments, the start
     if calibration == "self":
         needed = max(needed, 500_000_000 + 4 * shape.parameters)
     said = f"about {memory.gigabytes(needed)}: one layer of {shape.layers} at a time"
@@ -217,18 +223,19 @@ def _memory(shape: ModelShape, calibration: str | None, config: Config) -> str:
 
 def _cut(
     config: Config, source: Path, target: ModelShape, output: Path, calibration: Calibration | None
-) -> dict[str, float | str]:
+) -> tuple[dict[str, float | str], Kept]:
     """The steps one after another, each a folder that the next one reads; the last is `output`.
 
-    Returns what is proven of each kind of cut; of several steps of a kind, the worst.
+    Returns what is proven of each kind of cut, of several steps of a kind the worst, and which
+    layers and hidden channels have stayed.
     """
     pruning, shape = config.pruning, prunable_shape(Checkpoint(source))
     batches = calibration.batches if calibration else None
     if pruning.sparsity:
         exact = sparsify(source, output, pruning, batches, output / "scratch")
-        return {"sparsity": exact}
+        return {"sparsity": exact}, Kept()
     common = {"criterion": pruning.criterion, "batches": batches, "seed": pruning.seed}
-    common |= {"solve": pruning.refit, "scratch": output / "scratch"}
+    common |= {"solve": _refits(config), "scratch": output / "scratch"}
     todo = []
     if target.layers != shape.layers:
         shape = replace(shape, layers=target.layers)
@@ -239,19 +246,22 @@ def _cut(
     way = steps(shape, target) if batches and shape != target else [target] * (shape != target)
     todo += [(cut_width, one, common) for one in way]
     proven: dict[str, float | str] = {}
+    kept: dict[str, list[int]] = {}
     for number, (step, one, options) in enumerate(todo, 1):
         last = number == len(todo)
         folder = output if last else output / "scratch" / f"step{number}"
         options = options | {"scratch": output / "scratch"}
         found = step(source, folder, one, **options)
-        difference = found[1] if step is drop_layers else found
-        _note(proven, _KINDS[step], difference)
+        if step in _AXES:
+            kept[_AXES[step]], found = found
+        _note(proven, _KINDS[step], found)
         if source.parent == output / "scratch":
             shutil.rmtree(source)
         source = folder
-    return proven
+    return proven, Kept(**kept)
 
 
+_AXES = {drop_layers: "layers", cut_hidden: "hidden"}
 _KINDS = {drop_layers: "depth", cut_hidden: "hidden", cut_width: "width"}
 _TOO_LARGE = "not proven: the solved weights of so large a model are not kept until the comparison"
 
@@ -262,24 +272,3 @@ def _note(proven: dict[str, float | str], kind: str, difference: float | None) -
         proven[kind] = _TOO_LARGE
     elif not isinstance(proven.get(kind), str):
         proven[kind] = max(difference, proven.get(kind, 0.0))
-
-
-def _sizes(folder: Path, calibration: Calibration | None, scratch: Path) -> Sizes:
-    checkpoint = Checkpoint(folder)
-    shape = ModelShape.of(checkpoint.config)
-    sizes = Sizes(
-        parameters=checkpoint.parameters,
-        bytes=checkpoint.bytes,
-        vocabulary=shape.vocabulary,
-        layers=shape.layers,
-        hidden=shape.hidden,
-        ffn=shape.ffn,
-        heads=shape.heads,
-        kv_groups=shape.kv_heads,
-    )
-    if calibration is None:
-        return sizes
-    reading = read_layers(folder, calibration.check, scratch)
-    return replace(
-        sizes, perplexity=reading.perplexity, tokens_per_second=reading.tokens_per_second
-    )

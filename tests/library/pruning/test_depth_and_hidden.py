@@ -88,8 +88,8 @@ def test_refit_and_calibration_help_where_every_channel_carries_something(tmp_pa
         name = f"{criterion}-{solve}"
         options = {"batches": batches, "solve": solve, "seed": 0, "scratch": tmp_path / "s"}
         out = tmp_path / name
-        found = cut_hidden(tmp_path / "model", out, left, criterion=criterion, **options)
-        assert found < 1e-4
+        _, difference = cut_hidden(tmp_path / "model", out, left, criterion=criterion, **options)
+        assert difference < 1e-4
         errors[name] = (loaded(out)(held).logits - model(held).logits).square().mean().item()
     assert errors["activation-True"] < errors["activation-False"]
 
@@ -112,8 +112,10 @@ def test_hidden_cuts_are_proven_in_every_family(tmp_path, family, solve):
     build(tmp_path / "model", family)
     left = shape(tmp_path / "model", hidden=0.5)
     options = {"criterion": "activation", "batches": words(), "solve": solve, "seed": 0}
-    found = cut_hidden(tmp_path / "model", tmp_path / "out", left, scratch=tmp_path, **options)
-    assert found < 1e-4
+    kept, difference = cut_hidden(
+        tmp_path / "model", tmp_path / "out", left, scratch=tmp_path, **options
+    )
+    assert kept == sorted(kept) and len(kept) == 32 and difference < 1e-4
 
 
 def damage(folder) -> None:
@@ -153,4 +155,5 @@ def test_a_model_too_large_to_keep_what_was_solved_is_not_proven(tmp_path, monke
     left = shape(tmp_path / "model", hidden=0.5)
     options = {"criterion": "magnitude", "solve": True, "seed": 0, "scratch": tmp_path / "s"}
     options["batches"] = words()
-    assert cut_hidden(tmp_path / "model", tmp_path / "out", left, **options) is None
+    _, difference = cut_hidden(tmp_path / "model", tmp_path / "out", left, **options)
+    assert difference is None
