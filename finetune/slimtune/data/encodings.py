@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from charset_normalizer import from_bytes
-
 from slimtune.errors import InputError, SettingsError
 
 _CHUNK = 1 << 20
@@ -163,6 +161,8 @@ def _likely(stream: BinaryIO) -> list[str]:
     charset-normalizer measures the mess (unusual neighbours, signs amid words) and how near the
     letters are to a language; a hundred of the commonest characters settle what it cannot.
     """
+    from charset_normalizer import from_bytes  # 2 MB, for files that are no UTF-8
+
     text = _high_lines(stream)
     found = [
         one for one in from_bytes(text, cp_isolation=list(_COMMON)) if _fits(stream, one.encoding)
