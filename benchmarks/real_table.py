@@ -25,8 +25,8 @@ Costs = Mapping[str, Mapping[str, float]]
 def show(folder: Path, names: Mapping[str, str], sizes: Sequence[str], costs: Costs) -> None:
     """Print both tables and the bars, and leave them in `folder`/tables.md.
 
-    `names` are what files of the merged and of the distilled model are called before a `-` and a
-    type or one of `sizes`, the larger first.
+    `names` are what files of the merged, the distilled and the trimmed model are called before a
+    `-` and a type or one of `sizes`: the larger and the smaller, and that of the trimmed model.
     """
     found = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     models = {one["label"]: one for one in found["models"]}
@@ -67,7 +67,7 @@ def when_pruning_pays(
     """At each size the whole model at fewer bits beside the pruned and distilled one at more."""
     head = ("", "at", "match %", "KL", "bits a weight", "MB", "read", "write", "memory MB")
     whole, cut = names["merged"], names["distilled"]
-    larger, smaller = sizes
+    larger, smaller, _ = sizes
     chosen = (
         ("(a) all weights, fewer bits", larger, whole),
         ("(b) pruned and distilled, more bits", larger, cut),
@@ -90,6 +90,11 @@ def bars(models: Mapping[str, Model], names: Mapping[str, str], sizes: Sequence[
     share = match["distilled"] / tuned if tuned else 0.0
     rows = [("pruned by", "20 % or more", f"{cut:.1%}", cut >= 0.2)]
     rows += [("distilled, of fine-tuned", "97 % or more", f"{share:.1%}", share >= 0.97)]
+    least = models[f"{names['trimmed']}-{sizes[-1]}"]
+    share = match[least["label"]] / tuned if tuned else 0.0
+    rows += [(f"{least['label']}, of fine-tuned", "97 % or more", f"{share:.1%}", share >= 0.97)]
+    weight = least["cost"]["bytes_on_disk"] / models["base"]["cost"]["bytes_on_disk"]
+    rows += [("its bytes, of the base", "20 % or less", f"{weight:.1%}", weight <= 0.2)]
     allowed = {f"{whole}-Q8_0": 0.5, f"{whole}-Q4_K_M": 2.0, f"{whole}-{sizes[0]}": 1.0}
     for label, points in allowed.items():
         lost = tuned - match[label]

@@ -115,12 +115,17 @@ def test_every_command_is_one_that_its_script_takes(real, scripts, tmp_path) -> 
     with (gguf / f"{real.NAMES['merged']}-Q4_K_M.gguf").open("wb") as file:
         file.truncate(103_456_789)
     assert real.sizes(tmp_path) == ["103.4MB", "77.5MB"]
+    merged = tmp_path / "models/finetuned/merged_model/model.safetensors"
+    merged.parent.mkdir(parents=True)
+    with merged.open("wb") as file:
+        file.truncate(269_062_664)
+    assert real.fifth(tmp_path) == "53.8MB"
     assert Gguf(target_size="103.4MB").target == "103.4MB"
     real.make_models(work, 2, 1)
     real.compare(work)
     names = [Path(words[1]).stem for words in scripts]
     assert names[:3] == ["prepare_data", "train_lora", "evaluate_model"]
-    assert names.count("convert_to_gguf") == 4 and names[-1] == "evaluate_model"
+    assert names.count("convert_to_gguf") == 5 and names[-1] == "evaluate_model"
     for words in scripts:
         config, _ = read_settings(Path(words[1]).stem, "", words[2:])
         assert config.model.system_prompt == real.INSTRUCTION
@@ -138,7 +143,7 @@ def model(label: str, match: float, size: float, parameters: int, apart: float |
 
 def test_the_tables_say_what_was_measured(real, table, capsys, tmp_path) -> None:
     whole, cut = real.NAMES["merged"], real.NAMES["distilled"]
-    sizes = ["103.4MB", "77.5MB"]
+    sizes = ["103.4MB", "77.5MB", "53.8MB"]
     models = [
         model("base", 0.0, 270, 134_515_008, None),
         model("fine-tuned", 72.0, 272, 135_000_000, 2.5),
@@ -148,8 +153,9 @@ def test_the_tables_say_what_was_measured(real, table, capsys, tmp_path) -> None
         model(f"{whole}-Q8_0", 72.2, 145, 134_515_008),
         model(f"{whole}-Q4_K_M", 69.5, 103.5, 134_515_008),
     ]
-    models += [model(f"{whole}-{size}", 71.5, 100, 134_515_008) for size in sizes]
-    models += [model(f"{cut}-{size}", 70.1, 100, 100_000_000, 0.0234) for size in sizes]
+    models += [model(f"{whole}-{size}", 71.5, 100, 134_515_008) for size in sizes[:2]]
+    models += [model(f"{cut}-{size}", 70.1, 100, 100_000_000, 0.0234) for size in sizes[:2]]
+    models += [model(f"{real.NAMES['trimmed']}-53.8MB", 69.9, 53.8, 81_000_000)]
     file = tmp_path / table.METRICS
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({"settings": {"rows": 500}, "models": models}), encoding="utf-8")
@@ -162,4 +168,4 @@ def test_the_tables_say_what_was_measured(real, table, capsys, tmp_path) -> None
     both = "| (c) both: pruned, distilled and fewer bits | 77.5MB | 70.1 (69.1–71.1) | 0.023 | 8.00"
     assert both in told
     met = re.findall(r"\| (\S+) \|$", told.split("Bars:")[1], re.M)
-    assert met == ["met", "---:", "yes", "yes", "yes", "no", "yes"]
+    assert met == ["met", "---:", "yes", "yes", "yes", "yes", "yes", "no", "yes"]
