@@ -7,7 +7,6 @@ imports, caches or leftovers count for the other, and prints one `table`.
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import threading
@@ -18,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "finetune"))
+
+from slimtune.machine.process import peak_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 FINETUNE = ROOT / "finetune"
@@ -81,7 +84,7 @@ def measure(
     scale = 1 if sys.platform == "darwin" else 1024
     # A child starts with its parent's mark: 361 MB of a benchmark that had loaded torch were said
     # of a conversion that took 140.
-    high, own = (one.ru_maxrss * scale for one in (usage, resource.getrusage(resource.RUSAGE_SELF)))
+    high, own = usage.ru_maxrss * scale, peak_memory()
     cost = Cost(
         wall=wall,
         cpu=usage.ru_utime + usage.ru_stime,

@@ -12,7 +12,7 @@ those of this process and of llama.cpp's, until the student begins to learn, and
 
 import argparse
 import json
-import resource
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -129,8 +129,8 @@ def learning_begins() -> Iterator[list[float]]:
 
 def cpu_seconds() -> float:
     """Of this process and of those that it has waited for."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def compared(folder: Path, models: list[str]) -> dict[str, tuple[float, float]]:

@@ -45,11 +45,11 @@ class Curve:
         return [(int(e["step"]), e["loss"]) for e in self.history if "loss" in e]
 
     def before_and_after(self) -> tuple[float, float] | None:
-        """Cross entropy in nats a token before the first step and of what is kept: the best
-        validation after it. Where none chooses, of the first logged step and of the last few; None
-        where one step is all there is.
+        """Cross entropy in nats a token before the first step, and at the best validation after
+        it, also where that has too few rows to choose by. Without one, of the first logged step and
+        of the last few; None where one step is all there is.
         """
-        judged = [e for e in self.history if "eval_loss" in e and self.chooses]
+        judged = [e for e in self.history if "eval_loss" in e]
         if len(judged) > 1:
             start, *later = judged
             best = min(later, key=lambda entry: entry["eval_loss"])

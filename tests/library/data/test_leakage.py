@@ -66,7 +66,7 @@ def test_few_rows_give_the_test_its_floor_and_say_so(tmp_path):
     assert writing.closing_numbers(chosen.numbers, "train", 512)["test"].startswith("5 (")
 
 
-@pytest.mark.parametrize(("rows", "told"), [(1, True), (9, True), (10, False)])
+@pytest.mark.parametrize(("rows", "told"), [(1, True), (19, True), (20, False)])
 def test_a_small_validation_says_that_it_cannot_choose(tmp_path, rows, told):
     few = Output(saved(tmp_path, faq(["{}？"])), validation_rows=rows, test_rows=5)
     said = writing.closing_numbers(few.numbers, "train", 512)["validation"]

@@ -157,7 +157,7 @@ def test_a_server_is_a_column_of_table_csv_and_report(words, asked, server, tmp_
     answers = [row["messages"][-1]["content"] for row in asked]
     assert [row[f"{label} answer"].removeprefix("'") for row in table] == answers
     assert {row[f"{label} reference nats"] for row in table} == {"–"}
-    assert label in ran.out and "asked through its server" in ran.err
+    assert label in ran.out and "通过它的服务器提问" in ran.err
     for body, row in zip(server.asked, asked, strict=True):
         assert body["messages"] == row["messages"][:-1]
         assert (body["temperature"], body["max_tokens"]) == (0, 12)
