@@ -6,7 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import jobs_of_a_rank
@@ -25,10 +26,15 @@ def write_jobs(folder: Path, jobs: Sequence[list[object]]) -> None:
     (folder / "jobs.json").write_text(json.dumps(lines), encoding="utf-8")
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+@contextmanager
+def free_port() -> Iterator[int]:
+    """A port that nobody else is given meanwhile: a bound socket that does not listen holds it, and
+    the ranks' store may bind it beside that, since both of them allow reuse.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 def launched(launch: str, *jobs: list[object], folder: Path) -> None:
@@ -37,16 +43,16 @@ def launched(launch: str, *jobs: list[object], folder: Path) -> None:
     """
     write_jobs(folder, jobs)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    command += [LAUNCH / f"{launch}.yaml", "--main_process_port", str(free_port()), JOBS, folder]
-    with (folder / "launch.err").open("w") as words:
-        process = subprocess.Popen(command, stdout=words, stderr=words)
-    try:
-        code = process.wait(timeout=600)
-    except BaseException:
-        for rank in psutil.Process(process.pid).children(recursive=True):
-            rank.kill()
-        process.wait()
-        raise
+    command += [LAUNCH / f"{launch}.yaml", "--main_process_port"]
+    with free_port() as port, (folder / "launch.err").open("w") as words:
+        process = subprocess.Popen([*command, str(port), JOBS, folder], stdout=words, stderr=words)
+        try:
+            code = process.wait(timeout=600)
+        except BaseException:
+            for rank in psutil.Process(process.pid).children(recursive=True):
+                rank.kill()
+            process.wait()
+            raise
     assert code == 0, everything_said(folder)
 
 
@@ -56,25 +62,25 @@ def forked(launch: str, *jobs: list[object], folder: Path, killed: bool = False)
     the other is ended then, as the launcher does it.
     """
     write_jobs(folder, jobs)
-    environment = environment_of(launch)
-    ranks = [jobs_of_a_rank.fork(folder, rank, environment) for rank in (0, 1)]
-    try:
-        first = os.waitstatus_to_exitcode(os.waitpid(ranks.pop(0), 0)[1])
-        assert first == (-signal.SIGKILL if killed else 0), everything_said(folder)
-    except BaseException:
-        killed = True
-        raise
-    finally:
-        for rank in ranks:
-            if killed:
-                os.kill(rank, signal.SIGKILL)
-            os.waitpid(rank, 0)
+    with free_port() as port:
+        environment = environment_of(launch, port)
+        ranks = [jobs_of_a_rank.fork(folder, rank, environment) for rank in (0, 1)]
+        try:
+            first = os.waitstatus_to_exitcode(os.waitpid(ranks.pop(0), 0)[1])
+            assert first == (-signal.SIGKILL if killed else 0), everything_said(folder)
+        except BaseException:
+            killed = True
+            raise
+        finally:
+            for rank in ranks:
+                if killed:
+                    os.kill(rank, signal.SIGKILL)
+                os.waitpid(rank, 0)
     assert killed or not (folder / "failed").exists(), everything_said(folder)
 
 
-def environment_of(launch: str) -> dict[str, str]:
+def environment_of(launch: str, port: int) -> dict[str, str]:
     """What `accelerate launch` and torchrun tell two processes, without their ranks."""
-    port = free_port()
     file = str(LAUNCH / f"{launch}.yaml")
     words = ["--config_file", file, "--main_process_port", str(port), str(JOBS)]
     arguments = launch_command_parser().parse_args(words)

@@ -16,7 +16,6 @@ from slimtune.export.modelfile import LAST_WITH_ADAPTER, modelfile
 from slimtune.export.plan import GgufPlan
 from slimtune.export.proof import trained_in
 from slimtune.inference.server_address import Server
-from slimtune.inference.server_client import ServerClient
 from slimtune.models.ollama_store import PREFIX, require_name
 from slimtune.models.tokenizer_files import special_tokens
 
@@ -66,6 +65,8 @@ def _as_written(file: Path, config: Config) -> bool:
 
 
 def _require_ollama(config: Config) -> None:
+    from slimtune.inference.server_client import ServerClient  # and an HTTP client
+
     if shutil.which("ollama") is None:
         raise ResourceError(
             "gguf.ollama_create: there is no ollama on PATH",
