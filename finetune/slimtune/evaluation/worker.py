@@ -10,6 +10,7 @@ from functools import partial
 
 from transformers.utils import logging as transformers_logging
 
+from slimtune.evaluation import drafts
 from slimtune.evaluation.examination import Paper
 from slimtune.evaluation.fairness import require_same_cut
 from slimtune.inference import guessing
@@ -73,11 +74,14 @@ def _ask(
     started = time.perf_counter()
     cut, examples, asked = _encoded(engine, job)
     require_same_cut(candidate.label, asked, job.first or asked)
-    _log.info("%s: answering %d prompts", candidate.label, len(cut))
-    generations = kept.complete(Generation, partial(engine.generate, cut, job.decoding))
     _log.info("%s: scoring the reference answers", candidate.label)
     plan = _plan(engine, examples, asked, job, kept)
     losses = kept.complete(AnswerLoss, partial(_losses, engine, examples, plan))
+    told = drafts.told(engine, cut, examples, losses, job.decoding)
+    _log.info("%s: %s", candidate.label, _to_answer(len(cut), len(told)))
+    generations = kept.complete(
+        Generation, partial(drafts.answers, engine, cut, told, job.decoding)
+    )
     reading, writing = engine.speed(max(cut, key=len))
     parameters, size = _footprint(candidate)
     cost = Cost(
@@ -91,6 +95,12 @@ def _ask(
     )
     worse = _guessing(engine, losses, job.max_length)
     return Outcome(candidate, generations, losses, asked, cost, worse, plan.keep)
+
+
+def _to_answer(prompts: int, told: int) -> str:
+    if not told:
+        return f"answering {prompts} prompts"
+    return f"its own answer is the reference in {told} of {prompts} rows; answering the others"
 
 
 def _examine(engine: Engine, candidate: Candidate, job: Job, asked: Asked) -> Examined | None:

@@ -207,8 +207,9 @@ class AnswerLoss:
     """Σ −ln p over the supervised tokens of one row (nats), how many they are, and how many of them
     were the model's first choice.
 
-    Over the `compared` tokens of them: Σ KL divergence to the original (nats), and how many first
-    choices were the original's.
+    `margin` is the least lead of the first choice over the second at those tokens (nats), 0 where
+    one of them is another. Over the `compared` tokens of them: Σ KL divergence to the original
+    (nats), and how many first choices were the original's.
     """
 
     nats: float
@@ -217,13 +218,15 @@ class AnswerLoss:
     divergence: float = 0.0
     agreed: int = 0
     compared: int = 0
+    margin: float = 0.0
 
 
 @dataclass(frozen=True)
 class TokenLosses:
     """−ln p of each supervised token given all before it (nats), and whether it is likeliest.
 
-    Where the row was compared with an original's: the KL divergence to it at each token (nats), and
+    `margins`: by how much it leads the next likeliest (nats), 0 where it is not likeliest. Where
+    the row was compared with an original's: the KL divergence to it at each token (nats), and
     whether both have the same first choice.
     """
 
@@ -231,6 +234,7 @@ class TokenLosses:
     hits: list[bool]
     divergences: list[float] = field(default_factory=list)
     agreements: list[bool] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
 
     @property
     def total(self) -> AnswerLoss:
@@ -241,6 +245,7 @@ class TokenLosses:
             math.fsum(self.divergences),
             sum(self.agreements),
             len(self.divergences),
+            min(self.margins, default=0.0),
         )
 
 

@@ -77,6 +77,14 @@ class Engine(Protocol):
         distributions: Plans | None = None,
     ) -> Iterator[tuple[int, AnswerLoss]]: ...
 
+    def ends(self) -> frozenset[int]:
+        """The ids that end an answer."""
+        ...
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of an answer, as `generate` gives it."""
+        ...
+
     def stream(self, prompt: list[int], decoding: Decoding) -> Iterator[str]: ...
 
     def speed(self, prompt: list[int]) -> Speed: ...
@@ -123,6 +131,12 @@ class TransformersEngine:
             distributions=distributions,
         )
         return ((row, losses.total) for row, losses in found)
+
+    def ends(self) -> frozenset[int]:
+        return frozenset(generation.end_tokens(self.model, self.tokenizer))
+
+    def text(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def stream(self, prompt: list[int], decoding: Decoding) -> Iterator[str]:
         return generation.stream(self.model, self.tokenizer, prompt, decoding)
@@ -175,8 +189,15 @@ class LlamaCppEngine:
         """llama.cpp writes broken UTF-8 otherwise than transformers does."""
         if isinstance(self.tokenizer, GgufTokenizer):
             return answer
-        text = self.tokenizer.decode(answer.ids, skip_special_tokens=True)
-        return replace(answer, text=text.strip())
+        return replace(answer, text=self.text(answer.ids))
+
+    def ends(self) -> frozenset[int]:
+        return frozenset(self.model.ends())
+
+    def text(self, ids: Sequence[int]) -> str:
+        if isinstance(self.tokenizer, GgufTokenizer):
+            return self.model.texts(ids)[-1].strip() if ids else ""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def losses(
         self,
@@ -257,4 +278,6 @@ def _supervised(labels: Sequence[int]) -> list[int]:
 def _at(places: Sequence[int], losses: TokenLosses) -> TokenLosses:
     """Without the tokens between two answers, which llama.cpp scores as well."""
     nats = [losses.nats[place] for place in places]
-    return replace(losses, nats=nats, hits=[losses.hits[place] for place in places])
+    hits = [losses.hits[place] for place in places]
+    margins = [losses.margins[place] for place in places]
+    return replace(losses, nats=nats, hits=hits, margins=margins)

@@ -9,7 +9,7 @@ import ctypes
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -19,8 +19,9 @@ from slimtune.errors import InputError, ResourceError
 from slimtune.inference.answers import Generation, Speed, TokenLosses
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.llama_vocabulary import LlamaVocabulary
+from slimtune.inference.row_scores import RowScores
 from slimtune.inference.sampling import Chooser
-from slimtune.inference.top_choices import Plan, RowSeen
+from slimtune.inference.top_choices import Plan
 
 Prompt = Sequence[int]
 Entry = tuple[int, int, int, bool]  # slot, position, token, whether its logits are wanted
@@ -136,19 +137,14 @@ class LlamaContext(LlamaVocabulary):
             for position, token in enumerate(ids[shared:-1], shared):
                 entries.append((slot, position, token, position + 1 >= len(prompt)))
             targets += ids[shared + 1 :]
-        found = [TokenLosses([], []) for _ in pairs]
-        seen = [plan and plan.open() for plan in plans]
+        found = [RowScores(plan) for plan in plans]
         for start in range(0, len(entries), self.room):
             part = entries[start : start + self.room]
             self._decode(part)
             for row, (slot, _, _, wanted) in enumerate(part):
                 if wanted:
-                    logs = _log_probabilities(self._logits(row))
-                    _put_beside(seen[slot], len(found[slot].nats), logs)
-                    token = targets[start + row]
-                    found[slot].nats.append(-float(logs[token]))
-                    found[slot].hits.append(int(logs.argmax()) == token)
-        return [_closed(*one) for one in zip(found, seen, strict=True)]
+                    found[slot].add(self._logits(row), targets[start + row])
+        return [one.closed() for one in found]
 
     def margins(self, prompt: Prompt, answer: Prompt, at_once: int = 0) -> list[float]:
         """Nats between first and second choice at each step of an answer, and after its last.
@@ -286,23 +282,3 @@ class LlamaContext(LlamaVocabulary):
 def _text(answer: _Answer) -> str:
     """The whole text; half a UTF-8 character at its end becomes U+FFFD."""
     return answer.text + answer.decoder.decode(b"", final=True)
-
-
-def _log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """ln p of every token, in nats."""
-    wide = logits.astype(np.float64)
-    top = wide.max()
-    return wide - (top + np.log(np.exp(wide - top).sum()))
-
-
-def _put_beside(seen: RowSeen | None, place: int, logs: np.ndarray) -> None:
-    """What is expected at a place of the answer, if it is a supervised one."""
-    if seen is not None and place in seen.plan.places:
-        seen.add(logs)
-
-
-def _closed(losses: TokenLosses, seen: RowSeen | None) -> TokenLosses:
-    if seen is None:
-        return losses
-    seen.close()
-    return replace(losses, divergences=seen.divergences, agreements=seen.agreements)

@@ -53,6 +53,10 @@ class LlamaCpp(LlamaChild):
         """The text up to each token, with U+FFFD where bytes are no character, or not yet."""
         return self._ask("texts", ids)
 
+    def ends(self) -> list[int]:
+        """The tokens that end an answer."""
+        return self._ask("ends")
+
     def generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Generation]:
         """Answers to prompts given as ids, in the order of the prompts."""
         answers = dict(self.answers(prompts, decoding))
@@ -134,6 +138,7 @@ def _once(method: Callable[..., object]) -> Verb:
 
 _VERBS: dict[str, Verb] = {
     "tokenize": _once(LlamaContext.tokenize),
+    "ends": _once(LlamaContext.ends),
     "texts": _once(LlamaContext.texts),
     "speed": _once(LlamaContext.speed),
     "margins": _once(LlamaContext.margins),

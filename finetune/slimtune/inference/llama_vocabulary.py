@@ -50,6 +50,11 @@ class LlamaVocabulary:
         size = self.lib.llama_token_to_piece(self.vocabulary, token, buffer, len(buffer), 0, False)
         return buffer.raw[: max(size, 0)]
 
+    def ends(self) -> list[int]:
+        """The tokens that end an answer."""
+        is_end = self.lib.llama_vocab_is_eog
+        return [token for token in range(self.size) if is_end(self.vocabulary, token)]
+
     def texts(self, ids: Sequence[int]) -> list[str]:
         """The text up to each token, with U+FFFD where bytes are no character, or not yet."""
         pieces = [self.piece(token) for token in ids]

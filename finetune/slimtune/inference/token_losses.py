@@ -81,12 +81,14 @@ def batch_losses(
     logs = F.log_softmax(logits.float(), -1)
     losses = F.nll_loss(logs, wanted, reduction="none")
     hits = logits.argmax(-1) == wanted
+    first_choice, second_choice = logs.topk(2).values.unbind(-1)
+    margins = (first_choice - second_choice) * hits
     counts = where.sum(1).tolist()  # the mask went through row by row, so rows lie in a piece each
-    pieces = (one.split(counts) for one in (losses, hits, logs))
+    pieces = (one.split(counts) for one in (losses, hits, margins, logs))
     rows = zip(*pieces, plans or [None] * len(examples), strict=True)
     return [
-        TokenLosses(nats.tolist(), hit.tolist(), *_beside(seen, plan))
-        for nats, hit, seen, plan in rows
+        TokenLosses(nats.tolist(), hit.tolist(), *_beside(seen, plan), margins=leads.tolist())
+        for nats, hit, leads, seen, plan in rows
     ]
 
 
