@@ -125,9 +125,20 @@ def test_corpus_scores_are_sacrebleus_with_any_number_of_references(metric):
 
 def test_a_draw_of_a_corpus_is_the_score_of_the_drawn_rows():
     found = corpus(CHRF(), PREDICTIONS, REFERENCES, resamples=3, seed=9)
-    rows = next(bootstrap._draws(len(PREDICTIONS), 1, 9))
+    ((rows,),) = bootstrap._draws(len(PREDICTIONS), 1, 9)
     drawn = corpus(CHRF(), [PREDICTIONS[r] for r in rows], [REFERENCES[r] for r in rows])
     assert found.draws[0] == pytest.approx(drawn.score)
+
+
+@pytest.mark.parametrize("block", [1, 100, 1000])
+def test_draws_are_the_same_in_any_blocks(block, monkeypatch):
+    values = np.random.default_rng(3).normal(50, 20, 37)
+    whole = mean(values, resamples=50)
+    monkeypatch.setattr(bootstrap, "_BLOCK", block)
+    assert np.array_equal(mean(values, resamples=50).draws, whole.draws)
+    random_ = np.random.default_rng(bootstrap.SEED)  # and those of one after another
+    alone = [values[random_.integers(37, size=37)].mean() for _ in range(50)]
+    assert whole.draws == pytest.approx(alone)
 
 
 def test_a_hopeless_model_has_a_finite_perplexity():
