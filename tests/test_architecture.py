@@ -229,6 +229,7 @@ SHORT = {
     "pruning/recovery_stage.py": "a stage, apart from what its layers learn",
     "pruning/refit.py": "one formula",
     "report/markdown.py": "text from outside made inert, for every page and card",
+    "settings/foreign_flags.py": "the reader of one data file",
     "settings/__main__.py": "the entry point of python -m slimtune.settings",
     "wrapping.py": "one question, asked by help, chat and whatever is said on a terminal",
     "unpacking/vocabulary_check.py": "the question that decides, apart from what is asked about",

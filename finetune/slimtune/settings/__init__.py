@@ -27,7 +27,8 @@ from slimtune.settings.flags import (
     section_fields,
     typed_settings,
 )
-from slimtune.settings.foreign_flags import ours
+from slimtune.settings.foreign_files import in_sections, setting_meant
+from slimtune.settings.foreign_flags import instead
 from slimtune.settings.refused_values import expected
 from slimtune.settings.yaml_file import Given, Mistake, SettingPath, WrittenSettings, read_yaml
 
@@ -54,8 +55,11 @@ def read_settings(script: str, doc: str, arguments: Sequence[str]) -> tuple[Conf
     """
     options, flags = read_flags(script, doc, arguments)
     file = _config_file(options.config)
-    written = read_yaml(file, fields_alone()) if file else WrittenSettings()
-    mistakes = [*written.mistakes, *_unknown_names(written), *flags.mistakes]
+    written = WrittenSettings()
+    if file:
+        written = read_yaml(file, fields_alone(), Config.model_fields)
+    flat = [in_sections(written.flat, script)] if written.flat else []
+    mistakes = [*written.mistakes, *flat, *_unknown_names(written, script), *flags.mistakes]
     given = _merge(written, flags)
     config, wrong_values = _validate(given, script)
     if mistakes or wrong_values:
@@ -85,29 +89,34 @@ def _config_file(named: str | None) -> Path | None:
     return None
 
 
-def _unknown_names(written: WrittenSettings) -> list[Mistake]:
+def _unknown_names(written: WrittenSettings, script: str) -> list[Mistake]:
     mistakes = []
     for section, fields in written.sections.items():
         if section not in Config.model_fields:
+            near = _nearly(section, Config.model_fields)
             mistakes.append(
-                _unknown(written.lines[section], section, section, "section", Config.model_fields)
+                Mistake(f"{written.lines[section]}: {section}", "there is no such section", near)
             )
             continue
-        known = section_fields(section)
         for name, given in fields.items():
-            if name not in known:
-                full = f"{section}.{name}"
-                mistakes.append(_unknown(given.where, name, full, "setting", known))
+            if name not in section_fields(section):
+                what = f"{given.where}: {section}.{name}"
+                cure = _instead(name, section, script)
+                mistakes.append(Mistake(what, "there is no such setting", cure))
     return mistakes
 
 
-def _unknown(where: str, name: str, shown: str, kind: str, known: Any) -> Mistake:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    cure = f"did you mean `{near[0]}`?" if near else f"it has: {', '.join(known)}"
-    meant = [one for one in ours(name) if not one.startswith("--")]
+def _instead(name: str, section: str, script: str) -> str:
+    """Another tool's name, one of another section, what is done in its place, or a near one."""
+    meant = setting_meant(name, script, section)
     if meant:
-        cure = f"it is called `{meant[-1]}` here"
-    return Mistake(f"{where}: {shown}", f"there is no such {kind}", cure)
+        return f"it is called `{'.'.join(meant)}` here"
+    return instead(name, str) or _nearly(name, section_fields(section))
+
+
+def _nearly(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean `{near[0]}`?" if near else f"it has: {', '.join(known)}"
 
 
 def _merge(*sources: WrittenSettings) -> dict[SettingPath, Given]:

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from slimtune.config import SCRIPTS, Config
 from slimtune.errors import SettingsError
-from slimtune.settings.foreign_flags import ours
+from slimtune.settings.foreign_flags import instead, our_value, ours
 from slimtune.settings.languages import (
     OPTIONS,
     TITLES,
@@ -103,6 +103,7 @@ def read_flags(
 ) -> tuple[argparse.Namespace, WrittenSettings]:
     """The options of this run and the settings given as flags; unknown flags are mistakes."""
     flags = flags_of(script)
+    arguments = [_dashed(word, flags) for word in arguments]
     parser = _parser(script, doc, flags, asked_language(arguments))
     options, unknown = parser.parse_known_args(arguments)
     written = WrittenSettings(mistakes=list(_unknown(unknown, script, flags)))
@@ -113,6 +114,14 @@ def read_flags(
             given = Given(value, f"--{flag}", Path.cwd())
             written.sections.setdefault(section, {})[name] = given
     return options, written
+
+
+def _dashed(word: str, flags: dict[str, SettingPath]) -> str:
+    """A flag of ours with the underscores that others write: `--lora_alpha` is `--lora-alpha`."""
+    name, equals, value = word.partition("=")
+    dashed = name.replace("_", "-")
+    ours = dashed.startswith("--") and (dashed[2:] in flags or dashed[2:] in OPTIONS)
+    return f"{dashed}{equals}{value}" if ours else word
 
 
 def typed_settings(options: argparse.Namespace) -> dict[str, str]:
@@ -131,30 +140,47 @@ def _value(text: str, field: FieldInfo) -> Any:
 
 
 def _unknown(words: Sequence[str], script: str, flags: dict[str, SettingPath]) -> Iterator[Mistake]:
-    for word in words:
+    for place, word in enumerate(words):
         if word.startswith("-"):
-            flag = word.lstrip("-").partition("=")[0]
+            flag, equals, value = word.lstrip("-").partition("=")
+            following = words[place + 1 : place + 2]
+            if not equals and following and not following[0].startswith("-"):
+                value = following[0]
             why = "this script has no such setting"
-            yield Mistake(f"--{flag}: unknown flag", why, _instead(flag, script, flags))
-        elif not words[max(0, words.index(word) - 1)].startswith("-"):
+            cure = _instead(flag, value or "true", script, flags)
+            yield Mistake(f"--{flag}: unknown flag", why, cure)
+        elif not words[max(0, place - 1)].startswith("-"):
             yield Mistake(f"{word}: unexpected word", "every value needs its flag", "see --help")
 
 
-def _instead(flag: str, script: str, flags: dict[str, SettingPath]) -> str:
-    """Another tool's name for it, a name written nearly so, or the script that has it."""
+def _instead(flag: str, value: str, script: str, flags: dict[str, SettingPath]) -> str:
+    """Another tool's name for it, what is done in its place, the script that has it, or a name
+    written nearly so."""
     names = {".".join(path): name for name, path in flags.items()}
+    written = our_value(flag, value)
+    more = f" {written}" if written else ""
+    verb = "it is" if written else "it is called"
     meant = [one if one.startswith("--") else f"--{names.get(one, '')}" for one in ours(flag)]
     known = next((one for one in meant if one != "--"), None)
     if known:
-        return f"it is called {known} here"
-    others = {other: flags_of(other) for other in SCRIPTS if other != script}
-    for other, theirs in others.items():
+        return f"{verb} {known}{more} here"
+    said = instead(flag, lambda one: f"--{names[one]}" if one in names else f"{one} in config.yaml")
+    if said:
+        return said
+    for other in sorted(SCRIPTS, key=lambda one: not _whole_sections(one, ours(flag))):
+        theirs = flags_of(other)
         paths = {".".join(path): name for name, path in theirs.items()}
-        name = flag if flag in theirs else next(filter(None, map(paths.get, ours(flag))), None)
+        dashed = flag.replace("_", "-")
+        name = dashed if dashed in theirs else next(filter(None, map(paths.get, ours(flag))), None)
         if name:
-            return f"it is --{name} of {other}.py"
+            return f"it is --{name}{more} of {other}.py"
     near = difflib.get_close_matches(flag.replace("_", "-"), [*OPTIONS, *flags], n=1)
     return f"did you mean --{near[0]}?" if near else "see --help for all flags"
+
+
+def _whole_sections(script: str, settings: Sequence[str]) -> bool:
+    """Whether a script is the one that a setting is for, and does not show it for another's."""
+    return any(one.partition(".")[0] in SCRIPTS[script] for one in settings)
 
 
 _LONGEST_CHOICES = 56  # characters of --help's first column, in a terminal of 80

@@ -6,7 +6,7 @@ somebody else's project: a file holds plain values and nothing that builds, repe
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -44,6 +44,7 @@ class WrittenSettings:
     """Everything found in one source: {section: {field: Given}} and the mistakes met on the way."""
 
     sections: dict[str, dict[str, Given]] = field(default_factory=dict)
+    flat: dict[str, Given] = field(default_factory=dict)  # what stands in no section
     lines: dict[str, str] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
 
@@ -113,10 +114,13 @@ def scalar(text: str) -> Any:
     return loader.construct_object(yaml.ScalarNode(tag, text), deep=True)
 
 
-def read_yaml(file: Path, alone: Mapping[str, str] = MappingProxyType({})) -> WrittenSettings:
+def read_yaml(
+    file: Path, alone: Mapping[str, str] = MappingProxyType({}), sections: Collection[str] = ()
+) -> WrittenSettings:
     """The settings of a config.yaml; raises SettingsError where it is no YAML at all.
 
     `alone` names, for some sections, the field that a single word in the section's place is for.
+    With `sections`, values of other names are those that stand in no section.
     """
     root = _composed(file)
     written = WrittenSettings()
@@ -126,6 +130,11 @@ def read_yaml(file: Path, alone: Mapping[str, str] = MappingProxyType({})) -> Wr
         if section in alone and isinstance(body, yaml.ScalarNode) and body.value:
             value = _Yaml12("").construct_object(body, deep=True)
             written.sections[section] = {alone[section]: Given(value, where, folder)}
+            continue
+        if sections and section not in sections and not isinstance(body, yaml.MappingNode):
+            written.flat[section] = Given(
+                _Yaml12("").construct_object(body, deep=True), where, folder
+            )
             continue
         written.sections[section] = {
             name: Given(_Yaml12("").construct_object(node, deep=True), place, folder)
