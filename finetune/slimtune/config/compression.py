@@ -86,6 +86,7 @@ class Pruning(Section):
             None,
             "Parameters to arrive at (5e9, 5B, 500M) in place of ffn_ratio and kv_group_ratio:\n"
             "neurons and KV groups are cut by equal shares until the count comes closest.",
+            examples=["500M"],
         )
     )
     vocabulary: Literal["keep", "trim"] = setting(
@@ -202,6 +203,7 @@ class Distillation(Section):
         "A type of GGUF (Q4_K_M) or the file's size (1.2GB): the student learns through its\n"
         "rounding to be what it was before, and the file is written into output_dir. All weights\n"
         "learn; the teacher is the student itself unless named, and counts alone (alpha 1).",
+        examples=["Q4_K_M"],
     )
     cache_dir: Path = setting(
         Path("models/teacher_cache"),

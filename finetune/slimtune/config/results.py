@@ -57,6 +57,7 @@ class GenerationSection(Section):
         "Seed of what is drawn; each row draws for itself, whatever is asked beside it. null: 0.\n"
         "A number goes into a Modelfile as well: Ollama then draws alike for every question, and\n"
         "answers the same one the same way each time.",
+        examples=[7],
     )
 
     @property
@@ -172,9 +173,15 @@ def short_size(count: int) -> str:
 Quantization = Literal[names("gguf_types")]
 
 
+_TYPES = {name.lower(): name for name in names("gguf_types")}
+
+
 def _several(value: Any) -> Any:
-    """One type may be written as a word, several as a list or with commas."""
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    """One type may be written as a word, several as a list or with commas; q4_k_m is Q4_K_M."""
+    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(parts, list):
+        return parts
+    return [_TYPES.get(one.lower(), one) if isinstance(one, str) else one for one in parts]
 
 
 Quantizations = Annotated[list[Quantization], BeforeValidator(_several), Field(min_length=1)]
@@ -200,12 +207,15 @@ Size = Annotated[_Positive | None, BeforeValidator(_bytes)]
 
 def _type_or_bytes(value: Any) -> Any:
     """The name of a type as it is, a size in bytes."""
-    if value in names("gguf_types"):
-        return value
+    if isinstance(value, str) and value.lower() in _TYPES:
+        return _TYPES[value.lower()]
     try:
         return _bytes(value)
     except ValueError:
-        raise ValueError("a type is written as Q4_K_M, a size as 1.2GB or 900MB") from None
+        types = ", ".join(names("gguf_types"))
+        raise ValueError(
+            f"a size is written as 1.2GB or 900MB, and the types are {types}"
+        ) from None
 
 
 TypeOrSize = Annotated[Quantization | _Positive | None, BeforeValidator(_type_or_bytes)]
@@ -239,14 +249,16 @@ class Gguf(Section):
         "Bytes that the file may have (1.2GB, 900MB), in place of quantization: each matrix gets\n"
         "the type that loses least for the room, by what errors cost on training rows. What the\n"
         "whole loses is told beforehand. null: no such limit.",
+        examples=["1.2GB"],
     )
     target_bits: Annotated[float, Field(gt=0, le=32)] | None = setting(
-        None, "The same, as bits a weight in the mean of all tensors (4.5)."
+        None, "The same, as bits a weight in the mean of all tensors (4.5).", examples=[4.5]
     )
     max_loss: Annotated[float, Field(gt=0)] | None = setting(
         None,
         "The smallest file that loses no more than this, in nats of KL divergence from the model\n"
         "a token, in place of quantization: 0.01 is hardly seen, 0.1 is.",
+        examples=[0.01],
     )
     imatrix: Literal["auto"] | Path | None = setting(
         None,

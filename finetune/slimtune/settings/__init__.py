@@ -158,7 +158,8 @@ def _mistake(error: Any, given: dict[SettingPath, Given], script: str) -> Mistak
     name, one = str(rest[0]), given[section, str(rest[0])]
     flag = next((f for f, path in flags_of(script).items() if path == (section, name)), None)
     what = f"{one.where}: {_as_written(one.value)} is no {section}.{name}"
-    example = _as_written(section_fields(section)[name].default)
+    field = section_fields(section)[name]
+    example = _as_written(field.examples[0] if field.examples else field.default)
     place = f"--{flag} {example}" if one.where.startswith("--") else f"{name}: {example}"
     return Mistake(what, why, f"for example {place}")
 

@@ -5,7 +5,7 @@ import pytest
 from slimtune.config import Config
 from slimtune.errors import SettingsError
 from slimtune.settings import read_settings
-from slimtune.settings.flags import section_fields
+from slimtune.settings.flags import flags_of, section_fields
 
 FIELDS = [(section, name) for section in Config.model_fields for name in section_fields(section)]
 WRONG = ("{a: 1}", "[]", "-1", ".5", "1e99", "true", "null", "no such word!", "[[1]]")
@@ -63,3 +63,35 @@ def test_no_sentence_of_pydantics_reaches_the_user(section: str, tmp_path) -> No
 def test_a_name_that_is_none_is_told_what_a_name_is(tmp_path) -> None:
     said = refused(tmp_path, "{}", "prepare_data", "--output-name", "my rows")
     assert "a name of letters, digits, dots, dashes and underscores" in said
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "value", "why", "cure"),
+    [
+        ("knowledge_distillation", "quantised-student", "Q9", "the types are F32, F16", "Q4_K_M"),
+        ("convert_to_gguf", "target-size", "small", "a size is written as 1.2GB", "1.2GB"),
+        ("convert_to_gguf", "target-bits", "99", "a number of at most 32", "4.5"),
+        ("convert_to_gguf", "max-loss", "0", "a number above 0", "0.01"),
+        ("model_pruning", "target-params", "-1", "a number above 0", "500M"),
+        ("evaluate_model", "generation-seed", "x", "a whole number", "7"),
+    ],
+)
+def test_the_example_of_a_setting_that_is_null_is_a_value(
+    script: str, flag: str, value: str, why: str, cure: str, tmp_path
+) -> None:
+    """It was null, which is what to write where the setting is not wanted at all."""
+    flag = flag if flag in flags_of(script) else flag.partition("-")[2]
+    said = refused(tmp_path, "{}", script, f"--{flag}", value)
+    assert why in said and said.endswith(f"for example --{flag} {cure}")
+    assert refused(tmp_path, "{}", script, f"--{flag}", cure) is None
+
+
+def test_types_may_be_written_small(tmp_path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("gguf: {quantization: [q8_0]}\n", encoding="utf-8")
+    config, _ = read_settings("convert_to_gguf", "", ["--config", str(file)])
+    assert config.gguf.quantization == ["Q8_0"]
+    config, _ = read_settings("convert_to_gguf", "", ["--quantization", "q4_k_m,bf16"])
+    assert config.gguf.quantization == ["Q4_K_M", "BF16"]
+    config, _ = read_settings("knowledge_distillation", "", ["--quantised-student", "q4_k_m"])
+    assert config.distillation.quantised_student == "Q4_K_M"
