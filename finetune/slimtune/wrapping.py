@@ -8,9 +8,11 @@ from rich.cells import cell_len, chop_cells
 # Characters between which a line may break, and the signs that stay with their neighbour: no line
 # starts with a comma or ends with an opening bracket.
 _WIDE = "\u2e80-\u2fdf\u3003-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uff60\U00020000-\U0003ffff"
-_CLOSING = "，。、；：？！）》」』】〉〕％…”’"
-_OPENING = "（《「『【〈〔"
-_WORD = rf"[{_OPENING}]*(?:(?![{_OPENING}{_CLOSING}])[{_WIDE}]|(?:(?![{_WIDE}{_CLOSING}])\S)+)"
+_CLOSING = "，。、；：？！）》」』】〉〕〗］｝％…”’"
+_OPENING = "（《「『【〈〔〖［｛“‘"
+_NARROW = r",.;:?!)\]}%"  # what closes behind a Chinese character where no wide sign is typed
+_WIDE_WORD = rf"(?![{_OPENING}{_CLOSING}])[{_WIDE}][{_NARROW}]*"
+_WORD = rf"[{_OPENING}]*(?:{_WIDE_WORD}|(?:(?![{_WIDE}{_OPENING}{_CLOSING}])\S)+)"
 _PARTS = re.compile(rf"\n|[^\S\n]+|{_WORD}[{_CLOSING}]*|\S")
 # No cell is counted for them, and a terminal moves its cursor.
 _TAB = "    "
@@ -36,6 +38,14 @@ def wrap(text: str, width: int, *, whole_words: bool = False) -> Iterator[str]:
         if part.isspace() and not line:
             continue  # no line starts with the space it was broken at
         cut = cell_len(part) > width and not whole_words
-        *full, line = chop_cells(line + part, width) if cut else [line + part]
+        *full, line = _cut(line + part, width) if cut else [line + part]
         yield from full
     yield line.rstrip()
+
+
+def _cut(text: str, width: int) -> list[str]:
+    """A word in pieces of a line's width: what may not begin a line takes a character along."""
+    *full, last = chop_cells(text, width)
+    if full and last[0] in _CLOSING and len(full[-1]) > 1:
+        full[-1], last = full[-1][:-1], full[-1][-1] + last
+    return [*full, last]

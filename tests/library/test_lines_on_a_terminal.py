@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 from rich.cells import cell_len
 from terminals import said
 
 from slimtune.console import fitted
+from slimtune.wrapping import wrap
 
 SAYS = """
 import logging, sys
@@ -54,3 +56,19 @@ def test_in_a_pipe_a_line_stays_a_line(tmp_path) -> None:
         assert fitted(text, file) == text
     assert said("print('a')", columns=None) == ["a"]
     assert Path(tmp_path / "log").read_text() == ""
+
+
+@pytest.mark.parametrize("width", range(8, 22))
+@pytest.mark.parametrize(
+    "text",
+    [
+        "模型说“你好”，然后停下；再说（一次）。就这样！",
+        "aaaaaaaaaaaaaaaaaaaaa，bbbbbbbbbbbbbbbbbbbb。ccccccc：ddddddd",
+        "中文,有时.用半角!标点:像这样)也行%好?是的;对",
+    ],
+)
+def test_no_line_begins_with_what_closes_or_ends_with_what_opens(text: str, width: int) -> None:
+    lines = list(wrap(text, width))
+    assert "".join(lines) == text and max(map(cell_len, lines)) <= width
+    assert not [line for line in lines if line[0] in "，。、；：？！）”’,.!:)%?;"]
+    assert not [line for line in lines if line[-1] in "（“‘"]
