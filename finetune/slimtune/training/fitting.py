@@ -13,11 +13,19 @@ from typing import Any
 
 import torch
 from transformers import PrinterCallback, TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 
 from slimtune.artifacts.records import command
 from slimtune.config import Training
-from slimtune.console import decoration, first_process, processes, to_paste
+from slimtune.console import (
+    decoration,
+    first_process,
+    near,
+    note,
+    processes,
+    quoted,
+    to_paste,
+)
 from slimtune.models.loading import require_bitsandbytes
 from slimtune.training import callbacks, checkpoints, prefixes, sharding
 from slimtune.training.batches import Sample
@@ -199,7 +207,7 @@ def _watch(
     """Everything that looks on while the trainer works."""
     trainer.remove_callback(PrinterCallback)
     if settings.report_to != "none":
-        _report_to(trainer, settings.report_to)
+        _report_to(trainer, settings.report_to, folder)
     if stops_early:
         trainer.add_callback(callbacks.EarlyStopping(settings.early_stopping_patience))
     shown = ProgressShown(lambda: trainer.tokens * processes())
@@ -209,10 +217,17 @@ def _watch(
     return shown
 
 
-def _report_to(trainer: SlimTrainer, name: str) -> None:
+def _report_to(trainer: SlimTrainer, name: str, folder: Path) -> None:
     with decoration(f"training.report_to: {name}"):
-        (reporter,) = get_reporting_integration_callbacks([name])
-        trainer.add_callback(Reporting(name, reporter()))
+        (made,) = get_reporting_integration_callbacks([name])
+        reporter = made()
+        if isinstance(reporter, TensorBoardCallback) and reporter.logging_dir is None:
+            # Its own place is among the checkpoints, which go when the result is there.
+            curves = folder.parent / "runs"
+            reporter.logging_dir = str(curves / time.strftime("%Y-%m-%d_%H-%M-%S"))
+            if first_process():
+                note(f"curves: tensorboard --logdir {quoted(near(curves))}")
+        trainer.add_callback(Reporting(name, reporter))
 
 
 # What transformers calls them where its name is another one. Fused: an update is one kernel.

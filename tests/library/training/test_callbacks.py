@@ -13,8 +13,9 @@ import pytest
 from rich.cells import cell_len
 from running import refused, succeeds
 from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import integration_utils
 
-from slimtune.training import callbacks
+from slimtune.training import callbacks, prechecks
 from slimtune.training.callbacks import ProgressShown
 
 RICHS_CLOCK = "rich.console.monotonic"
@@ -95,6 +96,23 @@ def test_tensorboard_gets_the_losses(settings, rows, tmp_path, monkeypatch) -> N
     words = ("--report-to", "tensorboard", "--epochs", 1, "--output-dir", tmp_path / "out")
     succeeds("train_lora", *settings, *words)
     assert list((tmp_path / "board").rglob("events.out.tfevents.*"))
+
+
+def test_curves_for_tensorboard_outlive_the_checkpoints(
+    settings, rows, tmp_path, monkeypatch
+) -> None:
+    """They lay among these, and were removed with them when the result was there."""
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    shown = Mock()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", Mock(SummaryWriter=shown))
+    monkeypatch.setattr(prechecks, "is_installed", lambda name: True)
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
+    words = ("--report-to", "tensorboard", "--epochs", 1, "--output-dir", tmp_path / "out")
+    said = succeeds("train_lora", *settings, *words).err
+    folder = Path(shown.call_args.kwargs["log_dir"])
+    assert folder.parent == tmp_path / "out" / "runs"
+    assert f"tensorboard --logdir {tmp_path / 'out' / 'runs'}" in said
+    assert any(call.args[0] == "train/loss" for call in shown().add_scalar.call_args_list)
 
 
 def test_in_a_file_it_is_a_line_every_tenth_at_most(tmp_path: Path, caplog) -> None:
