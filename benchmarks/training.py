@@ -3,6 +3,8 @@
     python benchmarks/training.py                     # both sizes, ours and the padded Trainer
     python benchmarks/training.py --small             # the small size only
     python benchmarks/training.py --model FOLDER      # a model of yours, such as SmolLM2-135M
+    python benchmarks/training.py --model FOLDER --task ../shared/data/banking77/train.csv \\
+        --columns question=text,answer=category       # rows that begin alike, in batches of 16
     python benchmarks/training.py --trl-python TRL/bin/python --llamafactory-python LF/bin/python
 
 The same rows, the same model (random but for --model), batches of 4 rows, r = 8 on all linear
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from measuring import FINETUNE, ROOT, SHARED_DATA, Cost, machine, measure, table
+from real_model import INSTRUCTION
 
 sys.path.insert(0, str(FINETUNE))
 SIDES = Path(__file__).with_name("training_sides.py")
@@ -61,6 +64,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="the small size only")
     parser.add_argument("--model", type=Path, help="this model's folder in place of random ones")
+    parser.add_argument("--task", type=Path, help="a file to prepare; needs --model")
+    parser.add_argument("--columns", help="of the task, as in prepare_data.py")
+    parser.add_argument("--system-prompt", default=INSTRUCTION)
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sides", default=",".join(TITLES))
@@ -68,12 +74,15 @@ def main() -> None:
         parser.add_argument(f"--{peer}-python", default=os.environ.get(f"{peer.upper()}_PYTHON"))
     options = parser.parse_args()
     pythons = dict.fromkeys(("trl", "trl_plain"), options.trl_python)
-    pythons["llamafactory"] = options.llamafactory_python
+    pythons["llamafactory"] = None if options.task else options.llamafactory_python
     print(machine())
     sizes = [options.model] if options.model else SIZES[:1] if options.small else SIZES
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            tokens = prepare(size, options.rows, Path(folder))
+            if options.task:
+                tokens = prepare_task(options, Path(folder))
+            else:
+                tokens = prepare(size, options.rows, Path(folder))
             costs = {
                 side: _run(side, Path(folder), pythons, options.threads)
                 for side in options.sides.split(",")
@@ -155,6 +164,28 @@ def prepare(size: Size | Path, count: int, folder: Path) -> int:
     else:
         _write_model(size, tokenizer, folder / "model")
     return sum(len(row["input_ids"]) for row in rows)
+
+
+def prepare_task(options: argparse.Namespace, folder: Path) -> int:
+    """Rows of a task, prepared as prepare_data.py does and in the model's own prompt template:
+    rows.json. Returns their tokens."""
+    from slimtune import prompts
+    from slimtune.data.rows import read_rows
+    from slimtune.models import tokenizers
+
+    command = [sys.executable, FINETUNE / "prepare_data.py", "--input", options.task]
+    command += ["--output-dir", folder / "task", "--system-prompt", options.system_prompt]
+    measure(command + (["--columns", options.columns] if options.columns else []))
+    tokenizer = tokenizers.load_tokenizer(options.model)
+    template = prompts.template_of("auto", tokenizer)
+    rows = [row["messages"] for row in read_rows(folder / "task" / "train_train.jsonl")]
+    drawn = [rows[number * len(rows) // options.rows] for number in range(options.rows)]
+    encoded = [prompts.encode(tokenizer, row, template) for row in drawn]
+    kept = [{name: row[name] for name in ("input_ids", "labels")} for row in encoded]
+    (folder / "rows.json").write_text(json.dumps(kept), encoding="utf-8")
+    (folder / "batch.json").write_text("16", encoding="utf-8")
+    (folder / "model").symlink_to(options.model.resolve())
+    return sum(len(row["input_ids"]) for row in kept)
 
 
 def _canonical(text: dict[str, str]) -> str:

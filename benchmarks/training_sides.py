@@ -18,7 +18,6 @@ BATCH = 4
 RANK, ALPHA = 8, 16
 LEARNING_RATE = 1e-3
 ARGUMENTS = {
-    "per_device_train_batch_size": BATCH,
     "num_train_epochs": 1,
     "learning_rate": LEARNING_RATE,
     "lr_scheduler_type": "constant",
@@ -50,7 +49,7 @@ def ours(folder: Path, dtype: str = "float32") -> None:
     base = loading.load_model(folder / "model", compute)
     model = lora.attach(base, Lora(rank=RANK, alpha=ALPHA), seed=0)
     samples = [Sample(row["input_ids"], row["labels"], i) for i, row in enumerate(_rows(folder))]
-    arguments = TrainingArguments(output_dir=str(folder / "ours"), **ARGUMENTS)
+    arguments = TrainingArguments(output_dir=str(folder / "ours"), **_arguments(folder))
     _timed(SlimTrainer(model=model, args=arguments, train_dataset=samples))
 
 
@@ -63,7 +62,7 @@ def padded(folder: Path) -> None:
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     tokenizer = _tokenizer(folder)
-    arguments = TrainingArguments(output_dir=str(folder / "padded"), **ARGUMENTS)
+    arguments = TrainingArguments(output_dir=str(folder / "padded"), **_arguments(folder))
     collate = partial(DataCollatorForSeq2Seq(tokenizer), return_tensors="pt")
     trainer = Trainer(_adapted(folder), arguments, collate, train_dataset=_padded_rows(folder))
     _timed(trainer)
@@ -74,7 +73,7 @@ def trl(folder: Path, **options: Any) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    arguments = ARGUMENTS | {"remove_unused_columns": True}
+    arguments = _arguments(folder) | {"remove_unused_columns": True}
     config = SFTConfig(
         output_dir=str(folder / "trl"),
         padding_free=True,
@@ -131,6 +130,13 @@ def llamafactory(folder: Path) -> None:
             "report_to": "none",
         }
     )
+
+
+def _arguments(folder: Path) -> dict[str, Any]:
+    """Those of all sides; rows of a task come in batches of their own size."""
+    told = folder / "batch.json"
+    size = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else BATCH
+    return ARGUMENTS | {"per_device_train_batch_size": size}
 
 
 def _adapted(folder: Path) -> Any:
