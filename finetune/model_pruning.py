@@ -17,14 +17,17 @@ from slimtune.settings.commands import next_command
 
 def main(config: Config) -> None:
     from slimtune.data.learned_rows import with_rows_of
-    from slimtune.pruning.prune import estimate_pruning, prune_model
-    from slimtune.pruning.sparsity import NOTICE
 
     model, final = config.pruning.model_path, config.pruning.output_dir
     config = with_rows_of(config, model)
     refuse_inputs([final], [model, config.training.train_data])
     refuse_finished(final, config)
     require(model)
+
+    # Five seconds of torch, which what stands above is told without.
+    from slimtune.pruning.prune import estimate_pruning, prune_model
+    from slimtune.pruning.sparsity import NOTICE
+
     if config.options.dry_run:
         would_write(final, estimates=estimate_pruning(model, config))
         return

@@ -19,17 +19,19 @@ from slimtune.settings.commands import next_command
 
 
 def main(config: Config) -> None:
-    from slimtune.models.served_decoding import settled
-    from slimtune.training import lora, pipeline, prechecks
-    from slimtune.training.dataset import dataset_of
-    from slimtune.training.timing import dry_run
-
     base, whole = config.model.base_model, config.lora.method == "full"
     final = config.lora.output_dir / ("full_model" if whole else "lora_adapter")
     checkpoints = config.lora.output_dir / "checkpoints"
     rows = [config.training.train_data, config.training.val_data, config.training.replay_data]
     refuse_inputs([final, checkpoints], [base, *rows])
     refuse_finished(final, config)
+
+    # Five seconds of torch, which what stands above is told without.
+    from slimtune.models.served_decoding import settled
+    from slimtune.training import lora, pipeline, prechecks
+    from slimtune.training.dataset import dataset_of
+    from slimtune.training.timing import dry_run
+
     prechecks.precheck(config, checkpoints)
     lora.require_choices(config)
     require(base)

@@ -181,6 +181,19 @@ def test_mistakes_in_the_settings_are_answered_without_torch(tmp_path: Path) -> 
     assert not set(re.findall(r"\| +(\w+)", done.stderr)) & HEAVY
 
 
+@pytest.mark.parametrize(
+    ("script", "output"), [("train_lora", "lora_adapter"), ("model_pruning", "")]
+)
+def test_output_in_the_way_is_told_without_torch(script: str, output: str, tmp_path: Path) -> None:
+    (tmp_path / output).mkdir(exist_ok=True)
+    (tmp_path / output / "mine.txt").write_text("x")
+    command = [sys.executable, "-X", "importtime", str(FINETUNE / f"{script}.py")]
+    command += ["--output-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and "holds files that no stage of SlimTune wrote" in done.stderr
+    assert not set(re.findall(r"\| +(\w+)", done.stderr)) & HEAVY
+
+
 SOURCE = "\n".join(file.read_text(encoding="utf-8") for file in FILES)
 # Names under which code holds a section, besides the section's own.
 ALIASES = {"training": "settings", "lora": "settings", "distillation": "settings"}

@@ -253,7 +253,7 @@ def _finished(path: Path, run: dict[str, Any], config: Config) -> SettingsError:
         f"{near(path)}: exists already ({run['stage']}, {run['started']})",
         (resumed if config.options.resume else "")
         + "finished output is never overwritten silently",
-        "go on with the next script, or add --overwrite to make it again",
+        "go on with the next script, name another output to keep both, or add --overwrite",
     )
 
 
