@@ -144,6 +144,16 @@ def write_project(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
+def taught_llama(tmp_path_factory, once) -> Path:
+    """The folder of a Llama that has learned a page by heart (taught_llama.py), to be read only."""
+    from taught_llama import write_taught_llama
+
+    folder = shared_folder(tmp_path_factory) / "taught"
+    once("taught", lambda: write_taught_llama(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def settings(project) -> tuple[str, Path]:
     """`--config FILE`, the words that make a script run in the project."""
     return "--config", project / "config.yaml"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from running import refused, run, succeeds
 from safetensors.numpy import load_file
-from taught_llama import PAGE, write_taught_llama
+from taught_llama import PAGE
 from tiny_folders import write_tiny_llama
 
 from slimtune.config import Config
@@ -18,10 +18,10 @@ from slimtune.training.callbacks import ProgressShown
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
+def world(taught_llama, tmp_path_factory) -> Path:
     """A model that has learned a page by heart, and rows of that page."""
     folder = tmp_path_factory.mktemp("quantised")
-    write_taught_llama(folder / "model")
+    shutil.copytree(taught_llama, folder / "model")
     lines = PAGE.splitlines()
     rows = [
         {

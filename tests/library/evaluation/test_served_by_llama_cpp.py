@@ -1,9 +1,9 @@
 """llama.cpp's own server in the comparison: what it answers is what its file does, right or not."""
 
+import shutil
 from pathlib import Path
 
 import pytest
-from taught_llama import write_taught_llama
 
 from slimtune import prompts
 from slimtune.config import Config, Evaluation, GenerationSection
@@ -24,8 +24,8 @@ QUESTIONS = ["Once upon a time there was", "从前有一座小房子，", "A cat
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = write_taught_llama(tmp_path_factory.mktemp("llama") / "base")
+def folder(taught_llama, tmp_path_factory) -> Path:
+    folder = shutil.copytree(taught_llama, tmp_path_factory.mktemp("llama") / "base")
     (folder / "chat_template.jinja").write_text(prompts.template("llama2"), encoding="utf-8")
     return folder
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from taught_llama import write_taught_llama
 from tiny_folders import write_tiny_llama
 
 from slimtune.export.imatrix import Importance, Sensitivity
@@ -25,12 +24,6 @@ def narrow(tmp_path_factory) -> Path:
     return write_tiny_llama(
         tmp_path_factory.mktemp("narrow"), hidden=64, intermediate_size=72, tie_word_embeddings=True
     )
-
-
-@pytest.fixture(scope="session")
-def taught(tmp_path_factory) -> Path:
-    """Sure of what it says: no last digit decides."""
-    return write_taught_llama(tmp_path_factory.mktemp("taught"))
 
 
 @pytest.fixture(scope="session")

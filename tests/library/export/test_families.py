@@ -7,7 +7,7 @@ import pytest
 import torch
 from originals import DATA, originals
 from running import succeeds
-from taught_llama import PAGE, write_taught_llama
+from taught_llama import PAGE
 from tiny_folders import TEXT
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -46,13 +46,13 @@ SPLIT = (
 
 
 @pytest.fixture(scope="module", params=["taught", *originals("stories260K", "stories260K")])
-def trained(request, tmp_path_factory) -> tuple[Path, str]:
+def trained(request, taught_llama) -> tuple[Path, str]:
     """A model that is sure of what it says, and a text that it has not quite expected."""
     if request.param == "stories260K":
         story = (DATA / "text" / "tinystories.txt").read_text(encoding="utf-8")
         return DATA / request.param, story[:800]
     halves = PAGE[len(PAGE) // 2 :], PAGE[: len(PAGE) // 2]
-    return write_taught_llama(tmp_path_factory.mktemp("taught")), "".join(halves)
+    return taught_llama, "".join(halves)
 
 
 def compare(folder: Path, text: str, file: Path, kind: str) -> None:

@@ -37,7 +37,7 @@ def server(monkeypatch):
 
 
 @pytest.fixture
-def words(taught, tmp_path, monkeypatch) -> list[object]:
+def words(taught_llama, tmp_path, monkeypatch) -> list[object]:
     """Nine rows, of which eight are asked: a question, two turns, and seven more questions."""
     work = tmp_path / "work"
     work.mkdir()
@@ -50,7 +50,7 @@ def words(taught, tmp_path, monkeypatch) -> list[object]:
         for asked in ([CAT], TURNS, *more)
     ]
     (work / "rows.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    words = ["--config", "config.yaml", "--model-path", taught, "--output-dir", "out"]
+    words = ["--config", "config.yaml", "--model-path", taught_llama, "--output-dir", "out"]
     return [*words, "--test-data", "rows.jsonl", "--system-prompt", "Be brief.", "--ollama-create"]
 
 
@@ -87,9 +87,9 @@ def test_the_files_are_called_after_the_last_part_of_a_name(words, created, tmp_
     assert ran.out.endswith("next:  ollama run me/tiny:v1.2\n")
 
 
-def test_an_adapter_is_created_with_its_base(words, created, tmp_path, taught) -> None:
+def test_an_adapter_is_created_with_its_base(words, created, tmp_path, taught_llama) -> None:
     """--ollama-create had no effect there; a base alone would answer otherwise."""
-    model = AutoModelForCausalLM.from_pretrained(taught, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(taught_llama, dtype=torch.float32)
     torch.manual_seed(4)
     lora = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj"], init_lora_weights=False)
     get_peft_model(model, lora).save_pretrained("adapter")

@@ -65,11 +65,11 @@ def conversations(count: int) -> list[list[dict[str, str]]]:
 
 
 @pytest.fixture(scope="module")
-def folders(taught, tmp_path_factory) -> dict[str, Path]:
+def folders(taught_llama, tmp_path_factory) -> dict[str, Path]:
     """One model with each of the templates."""
     root = tmp_path_factory.mktemp("served")
     for name, template in TEMPLATES.items():
-        shutil.copytree(taught, root / name)
+        shutil.copytree(taught_llama, root / name)
         (root / name / "chat_template.jinja").write_text(template, encoding="utf-8")
     return {name: root / name for name in TEMPLATES}
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from originals import DATA, originals
-from taught_llama import write_taught_llama
 
 from slimtune import sample
 from slimtune.config import Lora, ModelSection, Training
@@ -26,9 +25,9 @@ STORIES = pytest.param("stories260K", marks=pytest.mark.long)
 
 
 @pytest.fixture(params=["taught", *originals("stories260K", STORIES)])
-def model_and_rows(request, tmp_path) -> tuple[Path, list[dict[str, str]]]:
+def model_and_rows(request, taught_llama) -> tuple[Path, list[dict[str, str]]]:
     if request.param == "taught":
-        return write_taught_llama(tmp_path / "taught"), sample.rows(seed=5, count=200)
+        return taught_llama, sample.rows(seed=5, count=200)
     return DATA / request.param, json.loads(ALPACA.read_text(encoding="utf-8"))
 
 
