@@ -39,8 +39,9 @@ class Compute:
     arXiv:2305.14314), in 8 (int8, LLM.int8() arXiv:2208.07339) or as they are (none). `attention`
     is the name of an implementation, None for transformers' own. With `shares` above 1 so many
     processes hold a part of every weight each (FSDP2, arXiv:2304.11277). A model that learns whole
-    keeps float32 weights whatever they are multiplied in. What the settings left to the hardware is
-    told apart, because the reasons differ.
+    keeps float32 weights whatever they are multiplied in; one that is `streamed` leaves its weights
+    in their files (models.streamed). What the settings left to the hardware is told apart, because
+    the reasons differ.
     """
 
     device: torch.device
@@ -49,6 +50,7 @@ class Compute:
     attention: str | None = None
     shares: int = 1
     learns_whole: bool = False
+    streamed: bool = False
     automatic_device: bool = False
     automatic_dtype: bool = False
 

@@ -117,6 +117,13 @@ def read_tensor(info: TensorInfo, start: int = 0, stop: int | None = None) -> "t
     return data.reshape(stop - start, *info.shape[1:])
 
 
+def read_into(info: TensorInfo, target: "torch.Tensor") -> None:
+    """A whole tensor into `target`, contiguous, on the CPU and of the same type; from any thread."""
+    import torch
+
+    _read_into(memoryview(target.reshape(-1).view(torch.uint8).numpy()), info, 0)
+
+
 def read_bytes(info: TensorInfo, start: int = 0, stop: int | None = None) -> np.ndarray:
     """The same rows as they lie in the file: uint8, one dimension."""
     first, last = _span(info, start, stop)

@@ -31,6 +31,7 @@ from slimtune.models.adapters import Adapter
 from slimtune.models.compute import KEPT, Compute
 from slimtune.models.family import FAMILIES
 from slimtune.models.folders import local_folder
+from slimtune.models.streamed import open_streamed
 from slimtune.models.weights import Checkpoint, not_finite, require_layers
 from slimtune.packages import pip_line
 from slimtune.settings.flags import less_memory, named
@@ -58,7 +59,7 @@ def load_model(
     Without `compute` it is the hardware's choice. Adapter and weights are checked against each
     other before anything is loaded. Where weights are shared out the processes load together: each
     reads and holds a part of every weight, and they lend them to each other layer by layer; an
-    adapter is whole in each.
+    adapter is whole in each. The weights of one that is streamed stay in their files.
     Raises InputError (not a model, weights that do not fit its config or hold NaN, adapter of
     another base) and ResourceError (no GPU, no bitsandbytes, out of memory, Hub out of reach).
     """
@@ -74,6 +75,20 @@ def load_model(
     where, _, why = compute.explain().partition(": ")
     _log.info("%s: %s%s", near(folder), where, "" if why in _explained else f": {why}")
     _explained.add(why)
+    model = open_streamed(checkpoint, compute) if compute.streamed else _in_memory(folder, compute)
+    if compute.mixed and model.config.model_type in FAMILIES:
+        (mixed.learn if compute.learns_whole else mixed.prepare)(model)
+    if adapter is None:
+        return _with_whole_rows(model)
+    # With bitsandbytes: two seconds that a plain model need not pay.
+    from slimtune.models.attaching import attach
+
+    adapted = attach(model, lora)
+    _require_finite(adapter, adapted, of_adapter=True)
+    return _with_whole_rows(adapted)
+
+
+def _in_memory(folder: Path, compute: Compute) -> PreTrainedModel:
     options = {"dtype": compute.weights, **_placed(compute)}
     if compute.attention is not None:
         options["attn_implementation"] = compute.attention
@@ -85,16 +100,7 @@ def load_model(
         _leave_unpacked(model)
     if compute.shares == 1:
         _require_finite(folder, model)
-    if compute.mixed and model.config.model_type in FAMILIES:
-        (mixed.learn if compute.learns_whole else mixed.prepare)(model)
-    if adapter is None:
-        return _with_whole_rows(model)
-    # With bitsandbytes: two seconds that a plain model need not pay.
-    from slimtune.models.attaching import attach
-
-    adapted = attach(model, lora)
-    _require_finite(adapter, adapted, of_adapter=True)
-    return _with_whole_rows(adapted)
+    return model
 
 
 def _with_whole_rows(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel | PeftModel":
