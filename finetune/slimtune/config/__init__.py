@@ -72,7 +72,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     + (_LANGUAGE,),
     "knowledge_distillation": ("distillation", *_COMPUTE, *_SERVED)
     + _fields(Lora, "lora", without=("output_dir", "method"))
-    + _fields(Training, "training", without=("epochs", "learning_rate"))
+    + _fields(Training, "training", without=("epochs", "learning_rate", "stream_base"))
     + (_LANGUAGE,),
     "train_lora": ("lora", "training", "model.base_model", *_COMPUTE, "model.quantization")
     + (*_SERVED, _LANGUAGE),

@@ -200,6 +200,14 @@ class Training(Section):
         "step would not fit without.",
         bare="true",
     )
+    stream_base: bool | Auto = setting(
+        "auto",
+        "true leaves the base's weights in their files and reads its layers one after another,\n"
+        "there and back: memory for two of them, the same losses to the bit. Every batch reads\n"
+        "the model twice, so large batches pay. auto: only where the model would not fit\n"
+        "otherwise.",
+        bare="true",
+    )
     time_steps: Count = setting(
         0,
         "With --dry-run: steps to run and time, for an estimate of the whole run's duration. That\n"

@@ -118,7 +118,7 @@ def read_tensor(info: TensorInfo, start: int = 0, stop: int | None = None) -> "t
 
 
 def read_into(info: TensorInfo, target: "torch.Tensor") -> None:
-    """A whole tensor into `target`, contiguous, on the CPU and of the same type; from any thread."""
+    """A whole tensor into `target`: contiguous, on the CPU, of the same type; from any thread."""
     import torch
 
     _read_into(memoryview(target.reshape(-1).view(torch.uint8).numpy()), info, 0)

@@ -114,7 +114,8 @@ class Recipe:
 
     `trained` are the parameters of the adapter (and of modules trained whole); None: all weights
     are trained, and are float32 whatever they are multiplied in. `dropout` is the adapter's.
-    `optimizer` is a name of OPTIMIZERS; `device` cpu or cuda.
+    `optimizer` is a name of OPTIMIZERS; `device` cpu or cuda. `streamed`: frozen layers come from
+    their files one after another, and each keeps nothing but what goes in.
     """
 
     trained: int | None = None
@@ -124,6 +125,7 @@ class Recipe:
     activation_checkpointing: bool = False
     optimizer: str = "adamw_torch"
     device: str = "cpu"
+    streamed: bool = False
 
 
 def training(config: dict, recipe: Recipe, tokens: int) -> MemoryEstimate:
@@ -138,17 +140,20 @@ def training(config: dict, recipe: Recipe, tokens: int) -> MemoryEstimate:
     mixed = recipe.device == "cpu" and recipe.itemsize == 2 and plain
     kept_in = recipe.itemsize if plain and not whole else 4
     weights = weight_bytes(shape, kept_in, recipe.quantization)
+    if recipe.streamed:
+        weights = streamed_bytes(shape, kept_in) + tokens * shape.hidden * kept_in
     trained = shape.parameters if recipe.trained is None else recipe.trained
     stage: Workload = "mixed" if mixed else "full" if whole else "lora"
     itemsize = 2 if mixed else kept_in
     layer = activation_bytes(shape, stage, itemsize, recipe.dropout)
     kept = shape.layers * layer
-    if recipe.activation_checkpointing:
+    if recipe.activation_checkpointing or recipe.streamed:
         kept = shape.layers * shape.hidden * (4 if mixed else itemsize) + layer
     kept += shape.hidden * itemsize  # the last norm
     chunk = min(tokens, _LOGIT_ROWS[recipe.device]) * shape.vocabulary * 4
     moments = round(OPTIMIZERS[recipe.optimizer] * trained)
-    holes = round(_HOLES[recipe.device] * tokens * kept)
+    # The blocks of a streamed run go back to the system: it leaves no holes.
+    holes = 0 if recipe.streamed else round(_HOLES[recipe.device] * tokens * kept)
     return MemoryEstimate(
         weights=weights,
         adapter=0 if recipe.trained is None else 4 * trained,
@@ -159,6 +164,11 @@ def training(config: dict, recipe: Recipe, tokens: int) -> MemoryEstimate:
         heap=max(0, holes - 4 * trained - moments),
         runtime=_TRAINING[recipe.device],
     )
+
+
+def streamed_bytes(shape: ModelShape, itemsize: int) -> int:
+    """The room of models.read_ahead: two layers, or the output layer where that is larger."""
+    return max(2 * shape.layer_parameters, shape.vocabulary * shape.hidden) * itemsize
 
 
 def weight_bytes(shape: ModelShape, itemsize: int, quantization: str) -> int:

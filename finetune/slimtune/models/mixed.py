@@ -8,7 +8,8 @@ loss, adapters, their gradients and moments are float32. Each function below say
 the backward pass: little is, and in bfloat16, because that is most of what training holds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -107,8 +108,28 @@ def _fed_forward(mlp: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     return mlp.down_proj(_Gated.apply(mlp.gate_proj(hidden), mlp.up_proj(hidden)))
 
 
+@contextmanager
+def result_unread(module: nn.Module) -> Iterator[None]:
+    """Within, nobody reads what `module` gives: an adapted one gives zeros, and keeps what its
+    backward pass needs. A layer that is computed once more for that ends in such a product, a
+    quarter of what it multiplies."""
+    usual = vars(module).get("forward")
+    if not isinstance(usual, partial) or usual.func is not _adapted:
+        yield
+        return
+    module.forward = partial(usual, unread=True)
+    try:
+        yield
+    finally:
+        module.forward = usual
+
+
 def _adapted(
-    module: "LoraLinear", usual: Callable[..., torch.Tensor], inputs: torch.Tensor
+    module: "LoraLinear",
+    usual: Callable[..., torch.Tensor],
+    inputs: torch.Tensor,
+    *,
+    unread: bool = False,
 ) -> torch.Tensor:
     # Weights that are made float32 for a while, as to prove a merge, are peft's matter.
     if module.disable_adapters or module.merged or not is_mixed(module.base_layer.weight):
@@ -117,7 +138,7 @@ def _adapted(
     inputs = inputs.to(HALF)
     low = F.linear(module.lora_dropout[name](inputs), module.lora_A[name].weight.to(HALF))
     up = (module.lora_B[name].weight * module.scaling[name]).to(HALF)
-    return _Sum.apply(inputs, module.base_layer.weight, module.base_layer.bias, low, up)
+    return _Sum.apply(inputs, module.base_layer.weight, module.base_layer.bias, low, up, unread)
 
 
 class _Norm(torch.autograd.Function):
@@ -195,8 +216,11 @@ class _Sum(torch.autograd.Function):
         bias: torch.Tensor | None,
         low: torch.Tensor,
         up: torch.Tensor,
+        unread: bool,
     ) -> torch.Tensor:
         ctx.save_for_backward(weight, low, up)
+        if unread:
+            return x.new_zeros(*x.shape[:-1], len(weight))
         total = (low.flatten(0, -2) @ up.T).addmm_(x.flatten(0, -2), weight.T)
         if bias is not None:
             total.add_(bias)
@@ -206,4 +230,4 @@ class _Sum(torch.autograd.Function):
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple:
         weight, low, up = ctx.saved_tensors
         to_up = (low.flatten(0, -2).T @ upstream.flatten(0, -2)).T
-        return upstream @ weight, None, None, upstream @ up, to_up
+        return upstream @ weight, None, None, upstream @ up, to_up, None

@@ -83,11 +83,15 @@ class ModelShape:
         return self.layers * sum(out * into for out, into in self.linears.values())
 
     @property
+    def layer_parameters(self) -> int:
+        """Every number of one decoder layer."""
+        return sum(math.prod(size) for size in self._layer().values())
+
+    @property
     def parameters(self) -> int:
         """Every number that is stored: a layer's, times layers, and those outside of all layers."""
-        layer = sum(math.prod(size) for size in self._layer().values())
         outside = sum(math.prod(self._size(part)) for part in self._outside())
-        return self.layers * layer + outside
+        return self.layers * self.layer_parameters + outside
 
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:

@@ -3,15 +3,14 @@
     forward:   open layer i, y = f(x); kept are x and the state of the random numbers
     backward:  open layer i, y = f(x) again with a graph, gradients of x and of the adapters
 
-transformers' own modules, computed as those of a model in memory are, bit for bit: `read_ahead` puts
-each layer's weights into its parameters for as long as it computes. The rows of the embedding are
-looked up in the file, and the output layer comes like a layer. What is trained stays in memory.
+transformers' own modules, computed as those of a model in memory are, bit for bit: `read_ahead`
+puts each layer's weights into its parameters for as long as it computes. The rows of the embedding
+are looked up in the file, and the output layer comes like a layer. What is trained stays in memory.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from slimtune.errors import InputError
 from slimtune.machine.process import return_large_blocks
+from slimtune.models import mixed
 from slimtune.models.compute import Compute
 from slimtune.models.family import place
 from slimtune.models.headers import TensorInfo, read_tensor
@@ -147,7 +147,7 @@ def _streamed(
         reader.open(index, then=index + 1)
         return run(hidden)
     trained = [one for one in layer.parameters() if one.requires_grad]
-    return _Layer.apply(hidden, run, reader, index, *trained)
+    return _Layer.apply(hidden, run, layer, reader, index, *trained)
 
 
 class _Layer(torch.autograd.Function):
@@ -158,12 +158,13 @@ class _Layer(torch.autograd.Function):
         ctx: Any,
         hidden: torch.Tensor,
         run: Callable[[torch.Tensor], torch.Tensor],
+        layer: nn.Module,
         reader: ReadAhead,
         index: int,
         *trained: torch.Tensor,
     ) -> torch.Tensor:
         ctx.save_for_backward(hidden, *trained)
-        ctx.run, ctx.reader, ctx.index = run, reader, index
+        ctx.run, ctx.layer, ctx.reader, ctx.index = run, layer, reader, index
         ctx.conditions = _Conditions(hidden.device)
         reader.open(index, then=index + 1)
         return run(hidden)
@@ -173,12 +174,13 @@ class _Layer(torch.autograd.Function):
         hidden, *trained = ctx.saved_tensors
         ctx.reader.open(ctx.index, then=max(0, ctx.index - 1))
         inputs = hidden.detach().requires_grad_(ctx.needs_input_grad[0])
-        with torch.enable_grad(), ctx.conditions.again():
+        last = ctx.layer.mlp.down_proj  # all that is done with what it gives is to add it
+        with torch.enable_grad(), ctx.conditions.again(), mixed.result_unread(last):
             output = ctx.run(inputs)
         wanted = [one for one in (inputs, *trained) if one.requires_grad]
         found = iter(torch.autograd.grad(output, wanted, upstream, allow_unused=True))
         first = next(found) if inputs.requires_grad else None
-        return first, None, None, None, *found
+        return first, None, None, None, None, *found
 
 
 class _Conditions:

@@ -26,10 +26,10 @@ NAME = "slimtune_per_sample"
 _FLASH = "flash_attention_2"
 
 
-def training_compute(model: ComputeSettings) -> Compute:
+def training_compute(model: ComputeSettings, *, streamed: bool = False) -> Compute:
     """What the settings of a model come to where it trains: with attention for rows of samples, and
-    its weights shared out where the launcher says so."""
-    compute = Compute.of(model)
+    its weights shared out where the launcher says so, or left in their files."""
+    compute = replace(Compute.of(model), streamed=streamed)
     implementation = register(compute.device.type, compute.dtype)
     return replace(compute, attention=implementation, shares=sharding.weight_parts())
 

@@ -20,7 +20,7 @@ from slimtune.console import processes
 from slimtune.errors import ResourceError
 from slimtune.models import memory
 from slimtune.settings.flags import named, shown
-from slimtune.training import sharding
+from slimtune.training import sharding, streaming
 from slimtune.training.estimates import Run, largest_batch
 from slimtune.training.fitting import steps_per_epoch
 from slimtune.training.rates import is_far, usual_rate
@@ -40,7 +40,8 @@ def settled(
     that, takes one.
     """
     config = _as_recorded(config, run, recorded or {})
-    config, run = _within_memory(_with_rate(config, run), run)
+    config, run = streaming.settled(_with_rate(config, run), run, available_for(run))
+    config, run = _within_memory(config, run)
     config = _with_epochs(config, run)
     _tell_few_updates(config, run)
     return config, run
@@ -158,6 +159,8 @@ def available_for(run: Run) -> int:
 def _does_not_fit(run: Run, free: str) -> ResourceError:
     ways = [f"add {flag}" for flag in shown("model.quantization")]
     ways += [f"lower {named('training.max_length')}", "take a smaller model"]
+    if run.streams and not run.recipe.streamed:
+        ways.insert(0, f"set {named('training.stream_base')} to auto")
     if run.through_a_file:
         ways.append("let the encoder alone make the file with convert_to_gguf.py --target-size")
     return ResourceError(

@@ -7,6 +7,7 @@ that can come up is the longest rows together.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from slimtune.config import Config
@@ -15,7 +16,7 @@ from slimtune.models import memory
 from slimtune.models.compute import Compute
 from slimtune.models.folders import local_folder
 from slimtune.models.weights import EMBEDDING, Checkpoint
-from slimtune.training import sharding
+from slimtune.training import sharding, streamable
 from slimtune.training.attention import training_compute
 from slimtune.training.batches import Sample, encode_text
 from slimtune.training.dataset import Dataset
@@ -38,6 +39,12 @@ class Run:
     shares: int = 1  # processes that hold the weights together
     section: str = "training"  # of the settings: whose learning rate and epochs it takes
     through_a_file: bool = False  # multiplies with what a quantised file would hold
+    base: Path | None = None  # the folder of the weights that may be streamed; None: they may not
+
+    @property
+    def streams(self) -> bool:
+        """Whether the layers may come from their files one after another."""
+        return self.base is not None
 
     def needs(self, rows: int) -> memory.MemoryEstimate:
         """Peak memory with `rows` rows a step: with the longest ones."""
@@ -85,7 +92,9 @@ def adapter_run(config: Config, base: str, samples: Sequence[Sample]) -> Run:
             if f".{tensor}".rsplit(".", 1)[0].endswith(f".{name}")
         )
     quantization = config.model.quantization
-    return _run(config, checkpoint, samples, trained, quantization, lora.dropout)
+    run = _run(config, checkpoint, samples, trained, quantization, lora.dropout)
+    streams = streamable.possible(config, checkpoint.config)
+    return replace(run, base=checkpoint.folder) if streams else run
 
 
 def whole_run(config: Config, model: str, samples: Sequence[Sample]) -> Run:
@@ -104,7 +113,7 @@ def student_run(config: Config, student: str, dataset: Dataset, text: Sequence[s
         run = adapter_run(plain, student, samples)
     else:
         run = whole_run(config, student, samples)
-    run = replace(run, section="distillation")
+    run = replace(run, section="distillation", base=None)
     if settings.quantised_student is not None:
         held = _OF_A_FILE * memory.ModelShape.of(run.shapes).parameters
         run = replace(run, through_a_file=True, extra=held)

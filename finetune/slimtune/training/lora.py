@@ -13,7 +13,7 @@ from slimtune.config import Config, Lora
 from slimtune.errors import QualityError, SettingsError
 from slimtune.models import loading, mixed
 from slimtune.models.compute import Compute
-from slimtune.training import initialisation, sharding
+from slimtune.training import initialisation, sharding, streamable
 from slimtune.training.effect import NoEffect
 from slimtune.training.initialisation import Start
 
@@ -81,6 +81,7 @@ def require_choices(config: Config) -> None:
             "use --use-quantization nf4, or leave out one of the two",
         )
     initialisation.require_sensible(config.lora, quantized)
+    streamable.require_possible(config)
 
 
 def _require_whole(model: PreTrainedModel, saved: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from slimtune.config import Config
 from slimtune.config.training import LEAST_TO_CHOOSE
 from slimtune.console import decoration, first_process
 from slimtune.models import loading, tokenizers
+from slimtune.models.compute import Compute
 from slimtune.models.folders import local_folder
 from slimtune.models.origin import FINGERPRINT, fingerprint
 from slimtune.models.served_decoding import write_generation_config
@@ -201,11 +202,15 @@ def whole(base: str) -> Method:
 
 
 def _load_adapted(base: str, config: Config) -> Learner:
-    compute = training_compute(config.model)
+    compute = _compute(config)
     loaded = loading.load_model(base, compute)
     seed, quantized = config.training.seed, compute.quantized
     model = lora.attach(loaded, config.lora, seed=seed, quantized=quantized)
     return Learner(model, initialisation.start_of(model, config.lora))
+
+
+def _compute(config: Config) -> Compute:
+    return training_compute(config.model, streamed=config.training.stream_base is True)
 
 
 def _rows_with_two_rates(config: Config, dataset: Dataset) -> Lesson:
@@ -224,7 +229,7 @@ def _save_adapter(
     trained = lora.next_token_log_probabilities(learner.model, probe) if exact else None
 
     def prove() -> Figures:
-        compute = replace(training_compute(config.model), attention=None)  # as who loads it will
+        compute = replace(_compute(config), attention=None)  # as who loads it will
         moved = lora.require_effect(folder, base, probe, trained, compute)
         known = fingerprint(Checkpoint(local_folder(base)))
         return {"adapter_moves_log_probability": moved} | ({FINGERPRINT: known} if known else {})

@@ -32,6 +32,7 @@ _FREE = {
     "training.replay_data",
     "training.report_to",
     "training.activation_checkpointing",
+    "training.stream_base",
     "training.max_truncated_share",
     "training.time_steps",
     "distillation.student_model",

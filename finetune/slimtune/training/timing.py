@@ -8,8 +8,8 @@ from pathlib import Path
 from transformers import PrinterCallback, TrainerCallback
 
 from slimtune.config import Config
-from slimtune.models import loading
-from slimtune.training import automatic, estimates, lora
+from slimtune.models import loading, memory
+from slimtune.training import automatic, estimates, lora, streaming
 from slimtune.training.attention import training_compute
 from slimtune.training.batches import Sample
 from slimtune.training.fitting import training_arguments
@@ -39,13 +39,18 @@ def dry_run(
 ) -> dict[str, str]:
     """The lines of --dry-run about a run; with `time_steps` they have its duration among them."""
     config, run = automatic.settled(config, run)
+    rows, available = config.training.rows, memory.available_memory(run.recipe.device)
     found = estimates.estimate_lines(config, run)
+    found |= streaming.dry_lines(run, rows, available)
     if not config.training.time_steps:
         return found
     speed = tokens_per_second(config, model, run, samples)
     seconds = sum(run.lengths) * getattr(config, run.section).epochs / speed
     took = f"after {config.training.time_steps} timed steps"
-    return found | {"time": f"about {_spoken(seconds)} of training, {speed:,.0f} tokens/s {took}"}
+    found["time"] = f"about {_spoken(seconds)} of training, {speed:,.0f} tokens/s {took}"
+    if run.recipe.streamed:
+        found["disk"] = streaming.verdict(run, rows, speed)
+    return found
 
 
 def dry_runs(
@@ -61,7 +66,8 @@ def tokens_per_second(
 ) -> float:
     """Loads `model` and trains it for `time_steps` steps more than the first one."""
     settings = config.training
-    compute = training_compute(config.model).keeping(run.recipe.quantization)
+    compute = training_compute(config.model, streamed=run.recipe.streamed)
+    compute = compute.keeping(run.recipe.quantization)
     if run.recipe.trained is None:
         learner = loading.load_model(model, compute.learning_whole()).float()
     else:

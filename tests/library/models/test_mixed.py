@@ -209,3 +209,27 @@ def test_a_loaded_model_computes_so_and_keeps_its_numbers(tmp_path, monkeypatch)
     loaded.resize_token_embeddings(61, mean_resizing=False)  # for an adapter with words of its own
     written = loaded.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
     assert written.shape == (1, 16)
+
+
+def test_a_result_that_nobody_reads_is_not_multiplied_and_its_gradients_are_the_same():
+    model = adapted("llama", half=True, options={"lora_dropout": 0.5})
+    layer = model.get_base_model().model.layers[0].mlp.down_proj
+
+    def gradients():
+        inputs = torch.ones(1, 3, layer.in_features, dtype=torch.bfloat16, requires_grad=True)
+        torch.manual_seed(5)
+        output = layer(inputs)
+        return output, torch.autograd.grad(output.float().sum(), [inputs, *_trained(layer)])
+
+    read, expected = gradients()
+    with mixed.result_unread(layer):
+        unread, found = gradients()
+    assert read.any() and not unread.any() and unread.shape == read.shape
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert torch.equal(gradients()[0], read)
+    with mixed.result_unread(model):  # nothing of ours: left alone
+        assert "forward" not in vars(model)
+
+
+def _trained(module):
+    return [one for one in module.parameters() if one.requires_grad]
