@@ -134,7 +134,7 @@ def _chosen(settings: Training, run: Run, dry: bool) -> dict[str, Any]:
         return {"activation_checkpointing": checkpointing}
     most = largest_batch(run, available)
     if not most and not dry:
-        raise _does_not_fit(run, free)
+        raise _does_not_fit(run, available)
     rows = AUTO_ROWS
     while rows > max(1, most) and most < len(run.lengths):
         rows //= 2
@@ -156,15 +156,15 @@ def available_for(run: Run) -> int:
     return memory.available_memory(run.recipe.device) // sharing
 
 
-def _does_not_fit(run: Run, free: str) -> ResourceError:
+def _does_not_fit(run: Run, available: int) -> ResourceError:
     ways = [f"add {flag}" for flag in shown("model.quantization")]
     ways += [f"lower {named('training.max_length')}", "take a smaller model"]
-    if run.streams and not run.recipe.streamed:
+    if not run.recipe.streamed and streaming.would_fit(run, available):
         ways.insert(0, f"set {named('training.stream_base')} to auto")
     if run.through_a_file:
         ways.append("let the encoder alone make the file with convert_to_gguf.py --target-size")
     return ResourceError(
-        f"training.batch_size auto: not even one row fits into {free}",
+        f"training.batch_size auto: not even one row fits into {memory.gigabytes(available)}",
         f"it would take about {run.needs(1)}",
         f"{', '.join(ways)}, or try it all the same: {named('training.batch_size')} 1",
     )

@@ -31,7 +31,7 @@ def settled(config: Config, run: Run, available: int) -> tuple[Config, Run]:
     if asked == "auto":
         held = _with(run, activation_checkpointing=True).needs(1)
         on = on and not memory.fits(held, available)
-        on = on and memory.fits(_with(run, streamed=True).needs(1), available)
+        on = on and would_fit(run, available)
     if on:
         run = _with(run, streamed=True)
         why = "as set" if asked is True else _why(held, available)
@@ -41,6 +41,11 @@ def settled(config: Config, run: Run, available: int) -> tuple[Config, Run]:
         chosen["activation_checkpointing"] = False  # each streamed layer is checkpointed by itself
     training = config.training.model_copy(update=chosen)
     return config.model_copy(update={"training": training}), run
+
+
+def would_fit(run: Run, available: int) -> bool:
+    """Whether one row of a run that may stream fits into `available` bytes if it does."""
+    return run.streams and memory.fits(_with(run, streamed=True).needs(1), available)
 
 
 def _why(held: memory.MemoryEstimate, available: int) -> str:
@@ -73,7 +78,7 @@ def dry_lines(run: Run, rows: int, available: int) -> dict[str, str]:
     model does not fit without."""
     if run.recipe.streamed:
         return {"streaming": _price(run, rows)}
-    if not run.streams or memory.fits(run.needs(rows), available):
+    if memory.fits(run.needs(rows), available) or not would_fit(run, available):
         return {}
     streamed = _with(run, streamed=True)
     needed = memory.fit_verdict(streamed.needs(rows), available)

@@ -74,7 +74,7 @@ def test_the_batch_keeps_the_update(base, monkeypatch, said, fitting, rows) -> N
     found = automatic.settled(config, run)[0].training
     assert (found.batch_size, found.batch_size * found.gradient_accumulation_steps) == (rows, 48)
     chosen = {"batch_size", "gradient_accumulation_steps", "activation_checkpointing"}
-    chosen |= {"learning_rate", "epochs"}
+    chosen |= {"learning_rate", "epochs", "stream_base"}
     assert found.model_dump(exclude=chosen) == config.training.model_dump(exclude=chosen)
     assert found.activation_checkpointing is False
     assert f"{rows} row{'s' * (rows > 1)} a step" in said.text
@@ -142,7 +142,9 @@ def test_a_dry_run_shows_what_does_not_fit(base, monkeypatch) -> None:
 
 def test_what_is_given_stays(base) -> None:
     config, run = run_with(
-        base, batch_size=5, activation_checkpointing=True, learning_rate=3e-3, epochs=3
+        base,
+        **{"batch_size": 5, "learning_rate": 3e-3, "epochs": 3},
+        **{"activation_checkpointing": True, "stream_base": False},
     )
     assert automatic.settled(config, run) == (config, run)
 

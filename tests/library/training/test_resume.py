@@ -96,6 +96,16 @@ def test_products_in_bfloat16_go_on_to_the_same_bits(words, tmp_path) -> None:
     assert same(tmp_path / "killed", tmp_path / "whole")
 
 
+def test_a_streamed_run_goes_on_to_the_bits_of_one_in_memory(words, whole, said, tmp_path) -> None:
+    def in_step_6(trainer: object, *_: object, **__: object) -> bool:
+        return trainer.state.global_step == 5
+
+    killed(STEP, in_step_6, *words, "--stream-base", "--output-dir", tmp_path)
+    succeeds(*words, "--stream-base", "--output-dir", tmp_path, "--resume")
+    assert "stream base: on, as set" in said.text
+    assert same(tmp_path, whole)
+
+
 def test_killed_between_two_saves(words, whole, tmp_path) -> None:
     def in_step_6(trainer: object, *_: object, **__: object) -> bool:
         return trainer.state.global_step == 5

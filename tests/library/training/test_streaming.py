@@ -9,7 +9,7 @@ import torch
 from tiny_models import FAMILIES, SHAPE, tiny_samples
 
 from slimtune.config import Config, Lora, ModelSection, Options, Training
-from slimtune.errors import InputError, SettingsError
+from slimtune.errors import InputError, ResourceError, SettingsError
 from slimtune.models import loading, memory
 from slimtune.models.compute import Compute
 from slimtune.models.streamed import reader_of
@@ -221,7 +221,14 @@ def test_a_dry_run_offers_streaming_where_the_model_does_not_fit(base, small, mo
     config, run = settled(base, free, monkeypatch, dry=True, stream_base=False)
     rows = config.training.rows
     (line,) = streaming.dry_lines(run, rows, math.ceil(free)).items()
-    assert "stream_base" in line[0] and "fits" in line[1] and "every batch reads" in line[1]
+    assert "stream_base" in line[0] and "available: fits" in line[1]
+    assert "every batch reads" in line[1]
+    with pytest.raises(ResourceError) as raised:
+        settled(base, free, monkeypatch, stream_base=False)
+    assert "stream_base" in raised.value.cure
+    with pytest.raises(ResourceError) as raised:
+        settled(base, 1000, monkeypatch)
+    assert "stream_base" not in raised.value.cure
     config, run = settled(base, free, monkeypatch, dry=True)
     found = timing.dry_run(config, base, run, ROWS)
     assert "every batch reads" in found["streaming"] and "fits" in found["memory"]
