@@ -19,6 +19,7 @@ from slimtune.config.fields import ELSEWHERE
 from slimtune.console import near, processes, size
 from slimtune.models import loading, memory, tokenizers
 from slimtune.models.compute import Compute, choose_device
+from slimtune.models.family import FAMILIES
 from slimtune.models.folders import local_folder, weights_identity
 from slimtune.models.gguf_header import is_gguf
 from slimtune.models.vocabulary_map import ids_digest
@@ -116,21 +117,50 @@ def cache_folder(config: Config, samples: Sequence[Sample], ids: list[int] | Non
     )
 
 
-def load_teacher(config: Config) -> PreTrainedModel:
-    """The teacher, ready for padding-free batches."""
+def load_teacher(config: Config, ids: list[int] | None = None) -> PreTrainedModel:
+    """The teacher, ready for padding-free batches; its layers come from their files one after
+    another where it does not fit otherwise. `ids`: it is to speak of these tokens alone."""
     settings = config.distillation
+    streamed = _streams(config, ids)
+    if streamed:
+        _log.info("teacher: %s", streamed)
     # Whole in every process: its decoder is asked without its head, and FSDP wants one root.
     compute = replace(
-        training_compute(config.model), quantization=settings.teacher_quantization, shares=1
+        training_compute(config.model, streamed=bool(streamed)),
+        quantization=settings.teacher_quantization,
+        shares=1,
     )
     return loading.load_model(settings.teacher_model, compute)
+
+
+def _streams(config: Config, ids: list[int] | None) -> str:
+    """Why the teacher leaves its layers in their files; empty where it does not.
+
+    One that is rounded is held whole, and one of which only some tokens count is cut in memory.
+    """
+    shapes = Checkpoint(local_folder(config.distillation.teacher_model)).config
+    rounded = config.distillation.teacher_quantization != "none"
+    if rounded or ids is not None or processes() > 1 or shapes.get("model_type") not in FAMILIES:
+        return ""
+    compute = Compute.of(config.model).on(shapes)
+    available = memory.available_memory(compute.device.type)
+    whole = _memory(config)
+    room = memory.streamed_bytes(memory.ModelShape.of(shapes), compute.dtype.itemsize)
+    streamed = replace(whole, weights=room)
+    if memory.fits(whole, available) or not memory.fits(streamed, available):
+        return ""
+    return (
+        f"{memory.gigabytes(whole.total)} do not fit into {memory.gigabytes(available)}; its "
+        "layers are read from their files one after another, in about "
+        f"{memory.gigabytes(streamed.total)}"
+    )
 
 
 def _sound_teacher(
     config: Config, samples: Sequence[Sample], student: str, ids: list[int] | None
 ) -> PreTrainedModel:
     """The teacher, once it has shown on some of the samples that it can say anything at all."""
-    teacher, name = load_teacher(config), config.distillation.teacher_model
+    teacher, name = load_teacher(config, ids), config.distillation.teacher_model
     if ids is not None:
         _log.info("teacher: asked of the %d tokens that the student has", len(ids))
         speak_as_student(teacher, ids)
@@ -151,6 +181,9 @@ def estimate_teacher(config: Config, samples: Sequence[Sample], student: str) ->
     if settings.mode == "online":
         return {"teacher": "in memory beside the student; its weights are counted there"}
     found = {"teacher": f"about {needed}, alone and before the student"}
+    if not is_gguf(settings.teacher_model) and settings.mode == "cached":
+        streamed = _streams(config, ids_in_teacher(settings.teacher_model, student))
+        found |= {"teacher's layers": streamed} if streamed else {}
     if settings.mode == "cached":
         vocabulary = Checkpoint(local_folder(student)).config["vocab_size"]
         taken = teacher_cache.cache_bytes(samples, settings.top_k, vocabulary)

@@ -8,12 +8,21 @@ import pytest
 import torch
 from tiny_models import FAMILIES, SHAPE, tiny_samples
 
-from slimtune.config import Config, Lora, ModelSection, Options, Training
+from slimtune.config import Config, Distillation, Lora, ModelSection, Options, Training
 from slimtune.errors import InputError, ResourceError, SettingsError
 from slimtune.models import loading, memory
 from slimtune.models.compute import Compute
 from slimtune.models.streamed import reader_of
-from slimtune.training import automatic, callbacks, estimates, lora, streaming, timing
+from slimtune.training import (
+    automatic,
+    callbacks,
+    estimates,
+    lora,
+    streaming,
+    teacher_cache,
+    teachers,
+    timing,
+)
 from slimtune.training.attention import register
 from slimtune.training.fitting import training_arguments
 from slimtune.training.trainer import SlimTrainer
@@ -267,6 +276,26 @@ def test_several_processes_do_not_stream(monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SettingsError, match="more than one process"):
         lora.require_choices(Config(training=Training(stream_base=True)))
+
+
+def test_a_teacher_that_does_not_fit_says_the_same_layer_by_layer(
+    base, small, tmp_path, monkeypatch, caplog
+) -> None:
+    caplog.set_level("INFO", logger="slimtune")
+    settings = Distillation(teacher_model=base, student_model=base)
+    config = Config(distillation=settings, model=ModelSection(device="cpu", dtype="bfloat16"))
+    monkeypatch.setattr(memory, "_RUNTIME", 0)
+    monkeypatch.setattr(teacher_cache, "TOKENS_PER_BATCH", 20)
+    said = {}
+    for name, free in (("whole", 1 << 40), ("streamed", teachers._memory(config).total)):
+        monkeypatch.setattr(memory, "available_memory", lambda device, free=free: free)
+        teacher = teachers.load_teacher(config)
+        assert (reader_of(teacher) is not None) is (name == "streamed")
+        said[name] = teacher_cache.ask_model(teacher, ROWS, 8, 1.0)[0]
+    assert "one after another" in caplog.text
+    assert torch.equal(said["whole"].ids, said["streamed"].ids)
+    assert torch.equal(said["whole"].log_probabilities, said["streamed"].log_probabilities)
+    assert reader_of(teachers.load_teacher(config, [0, 1, 2])) is None
 
 
 def test_a_student_is_not_streamed(base) -> None:
