@@ -179,6 +179,19 @@ def test_what_a_config_describes_and_no_file_holds(tmp_path) -> None:
         adapted(folder, "float32", streamed=True)
 
 
+@pytest.mark.parametrize(
+    "name", ["model.layers.3.mlp.up_proj.weight", "lm_head.weight", "model.norm.weight"]
+)
+def test_a_weight_that_is_not_a_number_is_named(tmp_path, name) -> None:
+    folder = write(tmp_path / "base")
+    info = loading.Checkpoint(folder).tensors[name]
+    with info.file.open("r+b") as file:
+        file.seek(info.offset + 2)
+        file.write(b"\xff\xff")
+    with pytest.raises(InputError, match=f"{name} holds NaN or infinity"):
+        adapted(folder, "bfloat16", streamed=True)(input_ids=torch.tensor([[5, 6, 7]]))
+
+
 def settled(
     base: str,
     free: float,
