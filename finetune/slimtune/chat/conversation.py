@@ -99,20 +99,20 @@ def talk(chat: Chat, source: TextIO) -> None:
     Raises what loading the first model raises; errors after that are shown, and the talk goes on.
     """
     chat.engine(chat.speakers[0])
-    chat.say("/help lists the commands.\n")
+    chat.tell("/help lists the commands.")
     while True:
         try:
             chat.say("> ")
             line = source.readline()
         except KeyboardInterrupt:
-            chat.say("\n(/exit leaves)\n")
+            chat.tell("\n(/exit leaves)")
             continue
         if not line or line.strip().lower() in _LEAVE:
             return
         try:
             _take(chat, line.strip())
         except (SlimTuneError, OSError) as error:
-            chat.say(f"{error}\n")
+            chat.tell(str(error))
 
 
 def _take(chat: Chat, line: str) -> None:
@@ -121,7 +121,7 @@ def _take(chat: Chat, line: str) -> None:
     if word in COMMANDS:
         COMMANDS[word].run(chat, rest.strip())
     elif word.startswith("/") and word[1:].isalpha():
-        chat.say(f"{word}: no such command; /help lists them\n")
+        chat.tell(f"{word}: no such command; /help lists them")
     elif line:
         chat.ask(line)
 
@@ -129,21 +129,21 @@ def _take(chat: Chat, line: str) -> None:
 def reset(chat: Chat, _: str) -> None:
     for history in chat.histories.values():
         history.clear()
-    chat.say("conversation forgotten\n")
+    chat.tell("conversation forgotten")
 
 
 def system(chat: Chat, text: str) -> None:
     chat.system = text
     for history in chat.histories.values():
         history.clear()
-    chat.say("system message set\n" if text else "no system message\n")
+    chat.tell("system message set" if text else "no system message")
 
 
 def undo(chat: Chat, _: str) -> None:
     taken = [history[-2]["content"] for history in chat.histories.values() if history]
     for history in chat.histories.values():
         del history[-2:]
-    chat.say(f"taken back: {taken[0]}\n" if taken else "nothing to take back\n")
+    chat.tell(f"taken back: {taken[0]}" if taken else "nothing to take back")
 
 
 def set_decoding(chat: Chat, words: str) -> None:
@@ -165,7 +165,7 @@ def set_decoding(chat: Chat, words: str) -> None:
         changed = getattr(Decoding.of(settings), name)
         chat.decoding = replace(chat.decoding, **{name: changed})
     told = ", ".join(f"{name} {value:g}" for name, value in _sampling(chat.decoding).items())
-    chat.say(f"{told}{_NO_DRAW if chat.decoding.greedy else ''}\n")
+    chat.tell(f"{told}{_NO_DRAW if chat.decoding.greedy else ''}")
 
 
 _NO_DRAW = "; at temperature 0 the likeliest token is taken, whatever top_k, top_p and min_p are"
@@ -175,38 +175,38 @@ def save_chat(chat: Chat, name: str) -> None:
     """One line of JSON a speaker, in the `messages` format."""
     spoken = {label: chat.conversation(label) for label in chat.speakers if chat.histories[label]}
     if not name or not spoken:
-        chat.say("/save FILE, once something was said\n")
+        chat.tell("/save FILE, once something was said")
         return
     file = Path(name).expanduser()
     with file.open("a", encoding="utf-8") as handle:
         for label, messages in spoken.items():
             row = {"model": label, "messages": messages}
             handle.write(json.dumps(row, ensure_ascii=False) + "\n")
-    chat.say(f"added to {file}\n")
+    chat.tell(f"added to {file}")
 
 
 def model(chat: Chat, name: str) -> None:
     if not name:
         now = " and ".join(chat.speakers)
-        chat.say(f"there are {', '.join(chat.partners)}; you are talking to {now}\n")
+        chat.tell(f"there are {', '.join(chat.partners)}; you are talking to {now}")
         return
     _require_partner(chat, name)
     chat.let(name)
-    chat.say(f"talking to {name}\n")
+    chat.tell(f"talking to {name}")
 
 
 def both(chat: Chat, name: str) -> None:
     speaker = chat.speakers[0]
     others = [label for label in chat.partners if label != speaker]
     if not others:
-        chat.say("there is only one model; start with --models to have more\n")
+        chat.tell("there is only one model; start with --models to have more")
         return
     _require_partner(chat, name or others[0])
     if (name or others[0]) == speaker:
-        chat.say(f"you are talking to {name} already; name another\n")
+        chat.tell(f"you are talking to {name} already; name another")
         return
     chat.let(speaker, name or others[0])
-    chat.say(f"talking to {' and '.join(chat.speakers)}; /model NAME goes back to one\n")
+    chat.tell(f"talking to {' and '.join(chat.speakers)}; /model NAME goes back to one")
 
 
 def _require_partner(chat: Chat, name: str) -> None:

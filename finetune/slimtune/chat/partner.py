@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from slimtune.chat.side_by_side import SideBySide
+from slimtune.console import fitted
 from slimtune.data.turns import without_special_tokens
 from slimtune.errors import SlimTuneError
 from slimtune.inference.decoding import Decoding
@@ -112,6 +113,10 @@ class Chat:
     def say(self, text: str) -> None:
         self.output.write(text)
         self.output.flush()
+
+    def tell(self, text: str) -> None:
+        """Words of ours, in lines of the terminal's width; answers are not, they grow."""
+        self.say(f"{fitted(text, self.output)}\n")
 
     def _hear(self, stream: Iterator[str]) -> list[str]:
         answer = ""
