@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import NoneType
@@ -165,6 +166,7 @@ def now() -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
+@cache
 def _versions() -> dict[str, str]:
     installed = {}
     for package in _PACKAGES:

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -104,7 +105,7 @@ def read_flags(
     """The options of this run and the settings given as flags; unknown flags are mistakes."""
     flags = flags_of(script)
     arguments = [_dashed(word, flags) for word in arguments]
-    parser = _parser(script, doc, flags, asked_language(arguments))
+    parser = _parser(script, doc, asked_language(arguments))
     options, unknown = parser.parse_known_args(arguments)
     written = WrittenSettings(mistakes=list(_unknown(unknown, script, flags)))
     for flag, (section, name) in flags.items():
@@ -200,7 +201,8 @@ class _ChineseHelp(argparse.RawDescriptionHelpFormatter):
         return lines(text, width)
 
 
-def _parser(script: str, doc: str, flags: dict[str, SettingPath], language: str) -> _Parser:
+@cache
+def _parser(script: str, doc: str, language: str) -> _Parser:
     titles, chinese = TITLES[language], language == "zh"
     usage = f"python finetune/{script}.py [--flag value ...]"
     about = of_script(script, doc, language)
@@ -213,7 +215,7 @@ def _parser(script: str, doc: str, flags: dict[str, SettingPath], language: str)
         formatter_class=_ChineseHelp if chinese else argparse.RawDescriptionHelpFormatter,
     )
     groups: dict[str, Any] = {}
-    for flag, (section, name) in flags.items():
+    for flag, (section, name) in flags_of(script).items():
         if section not in groups:
             groups[section] = parser.add_argument_group(titles["section"].format(section))
         field = section_fields(section)[name]
