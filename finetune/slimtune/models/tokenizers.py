@@ -111,9 +111,9 @@ def from_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
         )
     folder = model_file.parent
     config = read_model_json(folder / TOKENIZER_CONFIG, optional=True)
-    _require_same_pieces(folder, proto)
+    listed = _added_to_same_pieces(folder, proto)
     backend = sentencepiece_bpe.build(proto)
-    _add_tokens(backend, folder, config)
+    _add_tokens(backend, folder, config, listed)
     spec = proto.trainer_spec
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -178,20 +178,22 @@ def _folder(folder_or_id: str) -> Path:
     return download(folder_or_id, _COMPANIONS)
 
 
-def _require_same_pieces(folder: Path, proto: ModelProto) -> None:
-    """InputError where `tokenizer.json` beside the model numbers its pieces otherwise.
+def _added_to_same_pieces(folder: Path, proto: ModelProto) -> list[dict]:
+    """The `added_tokens` of the `tokenizer.json` beside the model.
 
-    Extended vocabularies often come with the tokenizer.model of the model they grew from.
+    InputError where it numbers the model's pieces otherwise: extended vocabularies often come with
+    the tokenizer.model of the model they grew from.
     """
     content = read_model_json(folder / JSON_FILE, optional=True)
+    tokens = content.get("added_tokens", [])
     listed = content.get("model", {}).get("vocab")
     if not isinstance(listed, dict):
-        return
+        return tokens
     pieces = {piece.piece: index for index, piece in enumerate(proto.pieces)}
-    added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    added = {token["content"]: token["id"] for token in tokens}
     listed = listed | {name: index for name, index in added.items() if name in pieces}
     if listed == pieces:
-        return
+        return tokens
     odd = next(name for name in {**pieces, **listed} if pieces.get(name) != listed.get(name))
     raise InputError(
         f"{folder}: {SENTENCEPIECE_FILE} and {JSON_FILE} are of two vocabularies",
@@ -201,13 +203,12 @@ def _require_same_pieces(folder: Path, proto: ModelProto) -> None:
     )
 
 
-def _add_tokens(backend: Tokenizer, folder: Path, config: dict) -> None:
+def _add_tokens(backend: Tokenizer, folder: Path, config: dict, listed: list[dict]) -> None:
     """Tokens added after the SentencePiece pieces keep their ids, or the folder is refused."""
     added: dict[int, dict] = {
         index: {"content": name}
         for name, index in read_model_json(folder / _ADDED_FILE, optional=True).items()
     }
-    listed = read_model_json(folder / JSON_FILE, optional=True).get("added_tokens", [])
     added |= {token["id"]: token for token in listed}
     added |= {int(i): token for i, token in config.get("added_tokens_decoder", {}).items()}
     for index in sorted(index for index in added if index >= backend.get_vocab_size()):
