@@ -1,10 +1,9 @@
 """Settings told in Chinese: each has its words, and every line fits a terminal."""
 
 import ast
+import importlib
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -70,12 +69,13 @@ _REMARK = re.compile(r" +(# .*)")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_in_chinese_fits_eighty_columns(script: str) -> None:
-    command = [sys.executable, str(PROJECT / f"finetune/{script}.py"), "--language", "zh", "-h"]
-    environment = {"COLUMNS": "80", "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(command, capture_output=True, env=environment)
-    shown = done.stdout.decode("utf-8")
-    assert done.returncode == 0, done.stderr
+def test_help_in_chinese_fits_eighty_columns(script: str, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    doc = importlib.import_module(script).__doc__
+    with pytest.raises(SystemExit) as ended:
+        read_settings(script, doc, ["--language", "zh", "-h"])
+    shown = capsys.readouterr().out
+    assert not ended.value.code
     assert shown.startswith("用法：") and "本次运行" in shown and "usage:" not in shown
     about = shown.partition("\n\n读取")[0]
     assert f"python finetune/{script}.py\n" in about and " # " not in about
