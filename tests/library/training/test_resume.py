@@ -121,9 +121,22 @@ def test_killed_between_two_saves(words, whole, tmp_path) -> None:
 
 
 @pytest.fixture
-def stopped(words, tmp_path, monkeypatch, signals_as_in_a_terminal) -> Path:
-    """The folder of a run that was asked to stop in step 5, between two saves."""
+def stopped(stopped_once, words, tmp_path, monkeypatch, signals_as_in_a_terminal) -> Path:
+    """The folder of a run that was asked to stop in step 5, between two saves.
 
+    It stopped in the first test that asks for one; others get a copy, for a folder may move.
+    """
+    if not stopped_once.exists():
+        ask_to_stop(words, stopped_once, monkeypatch)
+    return Path(shutil.copytree(stopped_once, tmp_path, dirs_exist_ok=True))
+
+
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("stopped") / "made"
+
+
+def ask_to_stop(words: tuple, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(trainer: object, *_: object, **__: object) -> object:
         if trainer.state.global_step == 4:
             signal.raise_signal(signal.SIGINT)
@@ -134,10 +147,9 @@ def stopped(words, tmp_path, monkeypatch, signals_as_in_a_terminal) -> Path:
     step = SlimTrainer.training_step
     with monkeypatch.context() as patched:
         patched.setattr(SlimTrainer, "training_step", ask)
-        ran = run(*words, "--output-dir", tmp_path)
+        ran = run(*words, "--output-dir", folder)
     assert ran.code == 130, ran.err
     assert "step 5 of" in ran.err and "--resume" in ran.err.splitlines()[-1]
-    return tmp_path
 
 
 def test_ctrl_c_finishes_the_step_saves_and_can_go_on(words, whole, stopped) -> None:
