@@ -331,7 +331,7 @@ def test_a_size_is_weighed_before_the_first_stage(settings, merged, tmp_path) ->
 def test_the_last_stage_distils_into_the_file_that_is_named(settings, small, tmp_path) -> None:
     out = shutil.copytree(small, tmp_path / "out")
     words = ("train_pruned_distilled", *settings, "--output-dir", out, "--resume")
-    words += ("--cache-dir", tmp_path / "cache", "--quantised-student", "Q4_K_M")
+    words += ("--cache-dir", tmp_path / "cache", "--quantised-student", "Q4_K_M", "--max-rows", 2)
     with compared_here():
         ran = succeeds(*words)
     assert all(f"{stage}: finished already" in ran.err for stage in ("prune", "lora", "merge"))
@@ -381,7 +381,7 @@ def trimmed(settings, merged, tmp_path_factory) -> tuple[Path, Ran]:
     words = ("train_pruned_distilled", *settings, "--output-dir", out, "--vocabulary", "trim")
     words += ("--text-data", "null", "--cache-dir", out.parent / "cache")
     words += ("--epochs", 2, "--distillation-epochs", 1)
-    words += ("--recover", "blocks", "--recovery-epochs", 1)
+    words += ("--recover", "blocks", "--recovery-epochs", 1, "--max-rows", 2)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(lora, "attach", stop)
         assert run(*words).code == 130
