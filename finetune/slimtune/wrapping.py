@@ -27,7 +27,7 @@ def wrap(text: str, width: int, *, whole_words: bool = False) -> Iterator[str]:
     is to be copied must.
     """
     line = ""
-    for part in _PARTS.findall(_UNSEEN.sub("", text.replace("\t", _TAB))):
+    for part in parts_of(text):
         if part == "\n":
             yield line.rstrip()
             line = ""
@@ -41,6 +41,11 @@ def wrap(text: str, width: int, *, whole_words: bool = False) -> Iterator[str]:
         *full, line = _cut(line + part, width) if cut else [line + part]
         yield from full
     yield line.rstrip()
+
+
+def parts_of(text: str) -> list[str]:
+    """Words with what closes behind them, blanks and line ends, as they stand on a terminal."""
+    return _PARTS.findall(_UNSEEN.sub("", text.replace("\t", _TAB)))
 
 
 def _cut(text: str, width: int) -> list[str]:

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
 
+from slimtune.chat.growing import Growing
 from slimtune.chat.side_by_side import SideBySide
-from slimtune.console import fitted
+from slimtune.console import fitted, terminal_width
 from slimtune.data.turns import without_special_tokens
 from slimtune.errors import SlimTuneError
 from slimtune.inference.decoding import Decoding
@@ -115,22 +116,19 @@ class Chat:
         self.output.flush()
 
     def tell(self, text: str) -> None:
-        """Words of ours, in lines of the terminal's width; answers are not, they grow."""
+        """Words of ours, in lines of the terminal's width."""
         self.say(f"{fitted(text, self.output)}\n")
 
     def _hear(self, stream: Iterator[str]) -> list[str]:
-        answer = ""
+        answer = Growing(terminal_width(self.output))
         with _presses_of_ctrl_c() as presses:
             for piece in stream:
                 if presses:
-                    self.say(" (stopped)")
                     break
-                piece = piece if answer else piece.lstrip()
-                answer += piece
-                self.say(piece)
+                self.say(answer.add(piece if answer.text else piece.lstrip()))
         stream.close()
-        self.say("\n")
-        return [answer]
+        self.say(answer.end() + (" (stopped)\n" if presses else "\n"))
+        return [answer.text]
 
     def _hear_both(self, streams: Sequence[Iterator[str]]) -> list[str]:
         columns = SideBySide(self.speakers, min(shutil.get_terminal_size((100, 24)).columns, 160))
