@@ -108,6 +108,9 @@ def _handlers() -> list[object]:
 
 def _left_out() -> set[str]:
     """Packages that can no longer be imported: leave_out_unused is for the one run of a process."""
+    # No pair is made of ten thousand modules, twice a test: that took 2 ms of each.
+    if not [module for module in list(sys.modules.values()) if module is None]:
+        return set()
     return {name for name, module in list(sys.modules.items()) if module is None}
 
 
