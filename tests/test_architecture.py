@@ -239,6 +239,7 @@ def test_remote_code_pickles_and_shells_are_never_used() -> None:
 # none.
 SHORT = {
     "__init__.py": "what is told before anything else can be imported",
+    "chat/growing.py": "what a terminal shows, apart from the talk",
     "chat/side_by_side.py": "what a terminal shows, apart from the talk",
     "config/chinese.py": "the reader of one data file",
     "config/fields.py": "what every section is made of; sections and Config both import it",
@@ -246,6 +247,7 @@ SHORT = {
     "data/mixing.py": "one formula",
     "evaluation/answer_room.py": "one setting's auto, without torch",
     "export/proof/__init__.py": "read before the work, without torch",
+    "inference/row_scores.py": "what llama.cpp's child scores by, apart from its batches",
     "machine/disks.py": "one question, asked by whatever writes much",
     "masking.py": "what all that is said passes, errors too",
     "pruning/depth.py": "one of the four axes, a file each",

@@ -131,7 +131,7 @@ def test_a_size_is_kept_and_a_dry_run_tells_it(world, tmp_path) -> None:
         (("--student", "lora"), "convert_to_gguf.py --target-size"),
         (("--mode", "sequence"), "--mode cached"),
         (("--quantised-student", "F16"), "nothing is rounded in it"),
-        (("--quantised-student", "Q4_K_X"), "a type is written as Q4_K_M"),
+        (("--quantised-student", "Q4_K_X"), "for example --quantised-student Q4_K_M"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(world, tmp_path, more, said) -> None:
