@@ -32,7 +32,7 @@ from slimtune.models.compute import KEPT, Compute
 from slimtune.models.family import FAMILIES
 from slimtune.models.folders import local_folder
 from slimtune.models.streamed import open_streamed
-from slimtune.models.weights import Checkpoint, not_finite, require_layers
+from slimtune.models.weights import Checkpoint, all_finite, not_finite, require_layers
 from slimtune.packages import pip_line
 from slimtune.settings.flags import less_memory, named
 
@@ -116,17 +116,11 @@ def _with_whole_rows(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel |
 
 def _require_finite(folder: Path, model: nn.Module, *, of_adapter: bool = False) -> None:
     """InputError by the name of the first weight with NaN or infinity; of an adapter's own alone
-    where the base has been looked at.
-
-    A sum is one pass without a copy (135 M parameters on two cores: 0.02 s in float32, 0.3 s in
-    bfloat16); one that overflows is no proof yet.
-    """
+    where the base has been looked at."""
     for name, weight in model.named_parameters():
         if not weight.is_floating_point() or (of_adapter and not _OF_ADAPTER.search(name)):
             continue
-        if weight.detach().sum(dtype=torch.float32).isfinite():
-            continue
-        if not all(rows.isfinite().all() for rows in weight.detach().split(4096)):
+        if not all_finite(weight.detach()):
             raise not_finite(folder, name)
 
 

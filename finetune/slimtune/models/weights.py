@@ -48,6 +48,7 @@ TOKENIZER_FILES = (
 )
 
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+_LOOKED_AT = 1 << 20  # values together, where NaN and infinity are looked for
 CHUNK_BYTES = 4 << 20
 FULL_PRECISION = ("F32", "F16", "BF16", "F64")
 
@@ -218,6 +219,19 @@ def require_layers(folder: Path, config: dict, tensors: Iterable[str]) -> None:
             "one of the two belongs to another model",
             "copy config.json and the weights again, both from the original model",
         )
+
+
+def all_finite(weight: "torch.Tensor") -> bool:
+    """Whether no value is NaN or infinite, some at a time.
+
+    A sum in float32 is one pass (135 M parameters on two cores: 0.02 s in float32, 0.3 s in
+    bfloat16), but of bfloat16 it makes a copy, which of TinyLlama's output layer were 262 MB; one
+    that overflows is no proof yet.
+    """
+    import torch  # whoever has a weight has it
+
+    parts = weight.reshape(-1).split(_LOOKED_AT)
+    return all(one.sum(dtype=torch.float32).isfinite() or one.isfinite().all() for one in parts)
 
 
 def not_finite(folder: Path, name: str) -> InputError:
