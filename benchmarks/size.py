@@ -31,7 +31,7 @@ from measuring import FINETUNE, SHARED_DATA, machine, measure, report, table
 sys.path.insert(0, str(FINETUNE))
 MIXTURES = ("Q4_K_M", "Q4_0", "Q5_K_M")
 MODELS = ("sample", "stories260K", "smollm2")
-CALIBRATION, HELD = 10_000, 3_000  # tokens
+CALIBRATION, KEPT_BACK, HELD = 10_000, 5_000, 3_000  # tokens
 LONGEST = 192
 MEMORY = {"sensitivity pass, 4 × 256 tokens": 1500, "conversion with a target of 5 bits": 120}
 _SYSTEM = "Name the intent of this message to a bank, as one label."
@@ -138,17 +138,20 @@ def prepare(folder: Path, smollm2: Path, name: str) -> None:
 
         model.symlink_to(MODEL)
         rows = held_out()  # neither half was read by anybody
-        calibration, held = rows[::2], rows[1::2]
+        calibration, kept_back, held = rows[::2], rows[1::4], rows[3::4]
     elif name == "sample":
         model.symlink_to(_fine_tuned_sample(folder))
         calibration = _encoded(model, folder / "rows" / "train_train.jsonl")
+        kept_back = _encoded(model, folder / "rows" / "train_validation.jsonl")
         held = _encoded(model, folder / "rows" / "train_test.jsonl")
     else:
         _dither(smollm2, model)
         data = SHARED_DATA / "banking77"
         calibration = _banking(model, data / "train.csv")
+        kept_back = _banking(model, data / "train.csv", begin=1)
         held = _banking(model, data / "test.csv")
     parts = {"calibration": _first(calibration, CALIBRATION), "held": _first(held, HELD)}
+    parts["kept back"] = _first(kept_back, KEPT_BACK)
     (folder / "ids.json").write_text(json.dumps(parts), encoding="utf-8")
 
 
@@ -165,11 +168,17 @@ def build(folder: Path, _: Path, mixtures: str) -> None:
     model, threads = folder / "model", 1
     plan = preflight(model, "F32")
     write_file({folder / "reference.gguf": plan}, threads=threads, name="m")
-    rows = json.loads((folder / "ids.json").read_text(encoding="utf-8"))["calibration"]
+    rows = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
+    batches, kept_back = (batches_of(rows[part], 1024) for part in ("calibration", "kept back"))
     if not (folder / "imatrix.gguf").is_file():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             found = importance.observe(
-                as_source(model), plan, batches_of(rows, 1024), Path(scratch), sensitive=True
+                as_source(model),
+                plan,
+                batches,
+                Path(scratch),
+                sensitive=True,
+                kept_back=kept_back,
             )
         sums, counts, costs = found
         write_imatrix(folder / "imatrix.gguf", sums, counts, "ids.json", LONGEST, costs)
@@ -279,8 +288,8 @@ def _encoded(model: Path, file: Path) -> list[list[int]]:
     return [prompts.encode(tokenizer, row, template, LONGEST)["input_ids"] for row in rows]
 
 
-def _banking(model: Path, file: Path) -> list[list[int]]:
-    """The first rows of Banking77 as conversations, every tenth: the file is sorted by intent."""
+def _banking(model: Path, file: Path, begin: int = 0) -> list[list[int]]:
+    """240 rows of Banking77 as conversations, evenly: the file is sorted by intent."""
     import csv
 
     from slimtune import prompts
@@ -292,7 +301,7 @@ def _banking(model: Path, file: Path) -> list[list[int]]:
         rows = list(csv.DictReader(stream))
     step = max(1, len(rows) // 240)
     encoded = []
-    for row in rows[::step]:
+    for row in rows[begin::step]:
         said = zip(
             ("system", "user", "assistant"), (_SYSTEM, row["text"], row["category"]), strict=True
         )

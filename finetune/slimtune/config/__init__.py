@@ -98,6 +98,6 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
         "training.max_length",
     ),
     "convert_to_gguf": ("gguf", "model.prompt_template", "model.system_prompt")
-    + ("training.max_length", "training.train_data", "evaluation.test_data", "generation")
-    + (_LANGUAGE,),
+    + ("training.max_length", "training.train_data", "training.val_data")
+    + ("evaluation.test_data", "generation", _LANGUAGE),
 }

@@ -267,7 +267,9 @@ class Gguf(Section):
         "none, but auto where a size, bits or loss is given.",
     )
     imatrix_rows: Positive = setting(
-        128, "Training rows that imatrix auto measures; more take longer and change little."
+        128,
+        "Training rows that imatrix auto measures; more take longer and change little. For a\n"
+        "size, bits or loss half as many validation rows as well: by them the loss is told.",
     )
     through_f16: bool = setting(
         False,

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from slimtune.config import Training
 from slimtune.console import near
 from slimtune.data import blocks, sources
 from slimtune.data.columns import NUMBERED, found_in, renamed, suggestion
@@ -96,6 +97,11 @@ def beside(train_data: Path, split: str) -> Path | None:
     """The file of another split that prepare_data wrote beside `train_data`, None without one."""
     file = train_data.with_name(train_data.name.replace("_train.jsonl", f"_{split}.jsonl"))
     return file if file != train_data and file.is_file() and file.stat().st_size else None
+
+
+def validation_file(training: Training) -> Path | None:
+    """The rows for the validation loss: those that are named, or those beside the training rows."""
+    return training.val_data or beside(training.train_data, "validation")
 
 
 def canonical(

@@ -12,6 +12,7 @@ from slimtune.artifacts import Stage, stage_files
 from slimtune.artifacts.model_names import automatic_name
 from slimtune.config import Config
 from slimtune.console import size
+from slimtune.data.rows import validation_file
 from slimtune.errors import SlimTuneError
 from slimtune.export import allocation, preflight
 from slimtune.export.ggml import find_encoder
@@ -65,6 +66,7 @@ def written_with(file: Path, config: Config) -> list[Path]:
 def read_by(config: Config) -> list[Path | str | None]:
     """What a conversion reads, by name."""
     gguf, rows = config.gguf, [config.training.train_data, config.evaluation.test_data]
+    rows.append(validation_file(config.training))
     importance = gguf.imatrix if isinstance(gguf.imatrix, Path) else None
     return [gguf.model_path, gguf.lora_model, importance, *rows]
 

@@ -16,7 +16,7 @@ import torch
 from slimtune import prompts
 from slimtune.config import Config
 from slimtune.console import near
-from slimtune.data.rows import read_rows
+from slimtune.data.rows import read_rows, validation_file
 from slimtune.errors import SettingsError
 from slimtune.export.go_template import chosen
 from slimtune.export.imatrix import Feedback, Importance, Sensitivity, read_imatrix, write_imatrix
@@ -41,19 +41,30 @@ def measure_importance(
 ) -> Importance:
     """Measures `imatrix_rows` training rows and keeps the sums in `output`, a GGUF.
 
-    `sensitive` measures what errors cost as well: backwards after forwards, three times the work.
-    What flows between the layers lies beside `output` meanwhile. Raises SettingsError where there
-    are no rows.
+    `sensitive` measures what errors cost as well: backwards after forwards, three times the work,
+    and half as many validation rows. What flows between the layers lies beside `output` meanwhile.
+    Raises SettingsError where there are no rows.
     """
     require_rows(config)
     file, count = config.training.train_data, config.gguf.imatrix_rows
     longest = within_positions(config, source.folder).training.max_length
-    batches = batches_of(_encoded(source, config, count, longest), _BATCH_TOKENS)
+    rows, kept_back = _encoded(source, config, file, count, longest), []
+    if not rows:
+        raise SettingsError(
+            f"{near(file)}: no row fits into {longest} tokens",
+            "importance is measured on training rows",
+            "raise training.max_length, or name other rows with --train-data",
+        )
+    if sensitive:
+        rows, kept_back = _kept_back(source, config, rows, longest)
+    batches = [batches_of(part, _BATCH_TOKENS) for part in (rows, kept_back)]
     what = "importance and sensitivity" if sensitive else "importance"
-    tokens = sum(batch.tokens for batch in batches)
+    tokens = sum(batch.tokens for part in batches for batch in part)
     _log.info("measuring %s on %d tokens of %s", what, tokens, near(file))
     with TemporaryDirectory(dir=output.parent) as scratch:
-        sums, counts, costs = observe(source, plan, batches, Path(scratch), sensitive=sensitive)
+        sums, counts, costs = observe(
+            source, plan, batches[0], Path(scratch), sensitive=sensitive, kept_back=batches[1]
+        )
     write_imatrix(output, sums, counts, file.name, longest, costs)
     return read_imatrix(output)
 
@@ -66,12 +77,16 @@ def observe(
     scratch: Path,
     *,
     sensitive: bool = False,
+    kept_back: Sequence[TokenBatch] = (),
 ) -> tuple[dict[str, np.ndarray], dict[str, int], dict[str, Sensitivity]]:
-    """(sums of squares, tokens, sensitivity) by GGUF name, rows in the order of the file."""
+    """(sums of squares, tokens, sensitivity) by GGUF name, rows in the order of the file.
+
+    `kept_back` are further batches of a sensitive one: see `fisher_sums`.
+    """
     stack = _stack(source)
     costs = {}
     if sensitive:
-        squares, fisher, made_up = fisher_sums(stack, batches, scratch, _SEED)
+        squares, fisher, made_up = fisher_sums(stack, batches, scratch, _SEED, kept_back)
         costs = {
             _name(plan, name): _as_in_file(plan, name, *fisher[name][:3], made_up.get(name))
             for name in fisher
@@ -79,23 +94,30 @@ def observe(
     else:
         squares = squares_of_inputs(stack, batches, [Stream(scratch, "hidden")])
     sums = {_name(plan, name): total.float().numpy() for name, total in squares.items()}
-    tokens = sum(batch.tokens for batch in batches)
+    tokens = sum(batch.tokens for batch in [*batches, *kept_back])
     return sums, dict.fromkeys(sums, tokens), costs
 
 
-def _encoded(source: ModelSource, config: Config, count: int, longest: int) -> list[list[int]]:
+def _kept_back(
+    source: ModelSource, config: Config, rows: list[list[int]], longest: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """(rows to measure on, rows to tell the loss by): half as many validation rows, as they are
+    like no training row; every fourth row where there are none."""
+    file = validation_file(config.training)
+    others = _encoded(source, config, file, (len(rows) + 1) // 2, longest) if file else []
+    if others:
+        return rows, others
+    return [row for n, row in enumerate(rows) if n % 4 != 3], rows[3::4]
+
+
+def _encoded(
+    source: ModelSource, config: Config, file: Path, count: int, longest: int
+) -> list[list[int]]:
     tokenizer = tokenizers.load_tokenizer(source.folder)
     template = chosen(source.folder, config.model.prompt_template)
-    rows = [row["messages"] for row in read_rows(config.training.train_data)[:count]]
+    rows = [row["messages"] for row in read_rows(file)[:count]]
     encoded = [prompts.encode(tokenizer, row, template, longest) for row in rows]
-    found = [row["input_ids"] for row in encoded if row]
-    if not found:
-        raise SettingsError(
-            f"{near(config.training.train_data)}: no row fits into {longest} tokens",
-            "importance is measured on training rows",
-            "raise training.max_length, or name other rows with --train-data",
-        )
-    return found
+    return [row["input_ids"] for row in encoded if row]
 
 
 def _stack(source: ModelSource) -> Stack:

@@ -16,13 +16,14 @@ or for 256 where the type has blocks of 256. With R what rounding adds to X, tha
 
 How columns make up for each other's errors (`feedback`) is decided by the second moments of what
 enters, each token weighed by the square of its gradient: Σ_t |G_t|² X_tᵀ X_t; of an embedding,
-where a token's row is what leaves it, Σ_t G_tᵀ G_t.
+where a token's row is what leaves it, Σ_t G_tᵀ G_t. What it then costs is told by other text.
 
 The model goes forwards and backwards layer by layer (`inference.stack`): in memory are one layer or
 the output matrix, and one batch. Forwards it gives the sums of squares of an importance matrix.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,11 @@ BLOCKS = (32, 256)  # values that share a scale where activations are rounded
 
 Packed = tuple[np.ndarray, np.ndarray]  # `feedback.packed`
 
-# Over each row and over each column of F, float64; of rounding, for each of BLOCKS; moments.
+# Over each row and over each column of F, float64; of rounding, for each of BLOCKS; moments, of the
+# text that columns make up by and of that which was kept back.
 Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-_Take = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
+# The number of a batch, the name of a matrix, and what the batch adds to its sums.
+_Take = Callable[[int, str, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
 def squares_of_inputs(
@@ -64,28 +67,38 @@ def squares_of_inputs(
 
 
 def fisher_sums(
-    stack: Stack, batches: Sequence[TokenBatch], folder: Path, seed: int
+    stack: Stack,
+    batches: Sequence[TokenBatch],
+    folder: Path,
+    seed: int,
+    kept_back: Sequence[TokenBatch] = (),
 ) -> tuple[dict[str, torch.Tensor], dict[str, Sums], dict[str, Packed]]:
     """(`squares_of_inputs`, sums for one token of every matrix, how its columns make up).
 
     Embedding and output matrix are among the latter; one that is both has the sum of the two. The
-    last token of a row is asked as well: its label is drawn, not read. `seed` draws the labels.
+    last token of a row is asked as well: its label is drawn, not read. `seed` draws the labels. How
+    columns make up is decided without the batches `kept_back`; what it leaves is measured there.
     """
+    decided, batches = len(batches), [*batches, *kept_back]
     streams = [Stream(folder, f"into-{index}") for index in range(stack.layers + 1)]
     squares = squares_of_inputs(stack, batches, streams)
     found: dict[str, Sums] = {}
     made_up: dict[str, Packed] = {}
 
-    def add(name: str, *sums: torch.Tensor) -> None:
-        before = found.get(name, (0, 0, 0, 0))
-        found[name] = tuple(one + more.double() for one, more in zip(before, sums, strict=True))
+    def add(number: int, name: str, *sums: torch.Tensor) -> None:
+        *sums, squares = sums
+        before = found.get(name, (0, 0, 0, squares.new_zeros(2, *squares.shape).double()))
+        before[3][int(number >= decided)] += squares
+        added = (one + more.double() for one, more in zip(before, sums, strict=False))
+        found[name] = (*added, before[3])
 
     _through_the_head(stack, batches, streams[-1], add, torch.Generator().manual_seed(seed))
     for index in reversed(range(stack.layers)):
         _backwards(stack, index, len(batches), streams[index], streams[index + 1], add)
         made_up |= _made_up(found, f"model.layers.{index}.")
     for number, batch in enumerate(batches):
-        _into_the_embedding(batch, streams[0].read(number), stack.tensors[EMBEDDING].shape, add)
+        shape = stack.tensors[EMBEDDING].shape
+        _into_the_embedding(batch, streams[0].read(number), shape, partial(add, number))
     tokens = sum(batch.tokens for batch in batches)
     made_up |= _made_up(found, "")
     return (
@@ -100,7 +113,7 @@ def _made_up(found: dict[str, Sums], prefix: str) -> dict[str, Packed]:
     names = [name for name in found if name.startswith(prefix) and found[name][3].numel()]
     packed = {}
     for name in names:
-        packed[name] = feedback.packed(feedback.triangles(found[name][3].numpy()))
+        packed[name] = feedback.packed(feedback.triangles(*found[name][3].numpy()))
         found[name] = (*found[name][:3], torch.empty(0))
     return packed
 
@@ -136,7 +149,7 @@ def _backwards(
     for number in range(batches):
         hidden = into.read(number).requires_grad_()
         hooks = [
-            module.register_forward_hook(_gradient_to(add, name))
+            module.register_forward_hook(_gradient_to(partial(add, number, name)))
             for name, module in _matrices(layer, index)
         ]
         stack.run(layer, hidden).backward(out.read(number))
@@ -206,7 +219,7 @@ def _squares_to(
     return watch
 
 
-def _gradient_to(add: _Take, name: str) -> Callable[..., None]:
+def _gradient_to(add: Callable[..., None]) -> Callable[..., None]:
     """A forward hook that gives `add` the sums of a matrix when its gradient comes."""
 
     def watch(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
@@ -215,7 +228,7 @@ def _gradient_to(add: _Take, name: str) -> Callable[..., None]:
         def take(gradient: torch.Tensor) -> None:
             rounding = rounding_costs(entered, gradient @ module.weight)
             squares = moments(entered, gradient.square().sum(-1))
-            add(name, *outer_sums(entered, gradient), rounding, squares)
+            add(*outer_sums(entered, gradient), rounding, squares)
 
         output.register_hook(take)
 
@@ -248,7 +261,7 @@ def _through_the_head(
             entered, back = normed.detach()[None], gradient @ head
             rounding = rounding_costs(entered, back[None])
             squares = moments(entered, gradient.square().sum(-1))
-            add(name, *outer_sums(entered, gradient[None]), rounding, squares)
+            add(number, name, *outer_sums(entered, gradient[None]), rounding, squares)
             normed.backward(back)
             hidden[row, :length] = states.grad
             hidden[row, length:] = 0
@@ -264,7 +277,10 @@ def _drawn_gradient(logits: torch.Tensor, generator: torch.Generator) -> torch.T
 
 
 def _into_the_embedding(
-    batch: TokenBatch, gradients: torch.Tensor, shape: tuple[int, int], add: _Take
+    batch: TokenBatch,
+    gradients: torch.Tensor,
+    shape: tuple[int, int],
+    add: Callable[..., None],
 ) -> None:
     """The embedding's share: a token's gradient goes into the row of its id."""
     for ids, real, gradient in zip(batch.ids, batch.real, gradients, strict=True):

@@ -6,7 +6,8 @@ and what the 8 bits cost to which llama.cpp rounds what enters W.
 Rows are drawn in proportion to rows_i, evenly along their running sum, so the loss is half the mean
 over the sample of Σ_j columns_j (W − Q(W))²_ij: of an embedding, the tokens that occur. All types
 are tried on the same rows, by the encoder that will write them and with its weights for columns.
-Where columns will make up for those before them (`feedback`), columns_j is what is left to it.
+Where columns will make up for those before them (`feedback`), columns_j is what is left to it, and
+the square is more by what moving a value adds to its error.
 
 A model that was unpacked from a file and trained since lies near the grid of that file's type:
 rounding to it errs little, by the old measure, and takes the training back (SmolLM2 from Q4_1, with
@@ -32,6 +33,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from slimtune.export.budget import Option
+from slimtune.export.feedback import MOVED
 from slimtune.export.gguf_writer import encode, padded
 from slimtune.export.imatrix import Sensitivity
 from slimtune.export.plan import GgufPlan
@@ -129,7 +131,7 @@ def _options(plan: GgufPlan, name: str, kinds: Iterable[Type]) -> tuple[list[Opt
                 errors = plan.encoding.encoder.decode(encoded, kind, values.shape) - values
                 if kind not in PLAIN:
                     found[kind] = errors[:_FEWEST].flatten()  # a copy: the others may go
-                left = columns if kind in PLAIN else _left(plan, name, columns)
+                left = columns if kind in PLAIN else _left(plan, name, columns, kind)
                 loss = scale * _weighed(errors**2, left, times) + _rounding(plan, name, kind)
         if math.isfinite(loss):
             options.append(Option(kind, padded(encoded_bytes(shape, kind)), loss))
@@ -170,11 +172,12 @@ def _weights(plan: GgufPlan, name: str) -> tuple[np.ndarray, np.ndarray]:
     return cost.rows.astype(np.float64), cost.columns.astype(np.float64)
 
 
-def _left(plan: GgufPlan, name: str, columns: np.ndarray) -> np.ndarray:
+def _left(plan: GgufPlan, name: str, columns: np.ndarray, kind: Type) -> np.ndarray:
     """Weights of columns in a type that the writer makes with feedback; named types are without."""
     if plan.allocation is None or not predicts(plan):
         return columns
-    return plan.encoding.importance.sensitivity[name].left.astype(np.float64)
+    cost = plan.encoding.importance.sensitivity[name]
+    return columns if cost.feedback is None else cost.left.astype(np.float64) * MOVED[kind]
 
 
 def _drawn(weights: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from slimtune import prompts
 from slimtune.config import Config, Training
 from slimtune.console import near
-from slimtune.data.rows import CanonicalRow, beside, read_rows, shared_system
+from slimtune.data.rows import CanonicalRow, read_rows, shared_system, validation_file
 from slimtune.errors import InputError, SettingsError
 from slimtune.models import tokenizers
 from slimtune.models.folders import local_folder
@@ -86,19 +86,19 @@ def read_dataset(
     _require_padding(tokenizer)
     prompts.tell_choice(template_name, tokenizer, modelfile=modelfile)
     tokenizer.chat_template = prompts.template_of(template_name, tokenizer)
-    validation_file = settings.val_data or beside(settings.train_data, "validation")
+    held = validation_file(settings)
     learned = read_rows(settings.train_data)
     train = _encode(settings.train_data, learned, tokenizer, settings).samples
     replay = replaying.replay_file(settings, tokenizer)
     more = replaying.replayed(replay, len(train), tokenizer, settings) if replay else []
     validation: list[Sample] = []
-    if validation_file:
-        rows = read_rows(validation_file)
-        validation = _encode(validation_file, rows, tokenizer, settings).samples
+    if held:
+        rows = read_rows(held)
+        validation = _encode(held, rows, tokenizer, settings).samples
     if not validation:
         _log.info("no validation rows: the last step is kept, not the best")
     _show(train[:_SHOWN_ROWS], tokenizer)
-    files = [settings.train_data, *([validation_file] if validation_file else [])]
+    files = [settings.train_data, *([held] if held else [])]
     system = shared_system(learned)
     return Dataset(tokenizer, [*train, *more], validation, files, system, replay, len(more))
 

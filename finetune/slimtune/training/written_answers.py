@@ -19,7 +19,7 @@ from slimtune.artifacts import Stage, require, run_of, sha256, stage_folder
 from slimtune.config import Config
 from slimtune.config.fields import ELSEWHERE
 from slimtune.console import near
-from slimtune.data.rows import CanonicalRow, beside, read_rows
+from slimtune.data.rows import CanonicalRow, read_rows, validation_file
 from slimtune.data.turns import without_special_tokens
 from slimtune.errors import InputError
 from slimtune.inference.answers import Candidate, Generation, Question
@@ -61,7 +61,7 @@ def folder_of(config: Config) -> Path:
 
 def _files(config: Config) -> dict[str, Path]:
     train = config.training.train_data
-    validation = config.training.val_data or beside(train, "validation")
+    validation = validation_file(config.training)
     return {"train": train} | ({"validation": validation} if validation else {})
 
 

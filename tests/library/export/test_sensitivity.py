@@ -7,6 +7,7 @@ import torch
 from tiny_folders import write_tiny_llama
 from transformers import AutoModelForCausalLM
 
+from slimtune.config import Config
 from slimtune.errors import InputError
 from slimtune.export import feedback, importance, sensitivity
 from slimtune.export.imatrix import (
@@ -100,6 +101,64 @@ def test_every_matrix_that_can_be_quantised_has_its_feedback(narrow, tmp_path, k
         assert kept.shape == cost.columns.shape and (kept > 0).all() and (kept <= 1).all()
         assert kept.min() < 0.9  # a layer of a small model and a few words: columns are alike
         assert (cost.left <= cost.columns).all()
+
+
+def test_rows_kept_back_are_measured_and_not_made_up_by(narrow, tmp_path, known_labels):
+    """The sums are those of all rows, the corrections those of the first."""
+    plan, source, others = preflight(narrow, "F32"), as_source(narrow), [[1, 40, 41, 42, 9, 200]]
+
+    def observed(rows, kept_back=()):
+        batches, others = batches_of(rows), batches_of(kept_back)
+        found = importance.observe(
+            source, plan, batches, tmp_path, sensitive=True, kept_back=others
+        )
+        return found
+
+    sums, counts, costs = observed(ROWS, others)
+    of_all, of_first = observed([*ROWS, *others]), observed(ROWS)
+    assert counts == of_all[1] and sums.keys() == of_all[0].keys()
+    for name, total in sums.items():
+        assert total == pytest.approx(of_all[0][name], rel=1e-4)
+    for name, cost in costs.items():
+        assert cost.rows == pytest.approx(of_all[2][name].rows, rel=1e-3, abs=1e-9)
+        if cost.feedback is None:
+            continue
+        before = of_first[2][name].feedback
+        assert squares_of(cost.feedback) == pytest.approx(squares_of(before), abs=2e-3)
+        times = cost.feedback.kept / before.kept
+        assert times == pytest.approx(np.full_like(times, times[0]), rel=1e-3)  # one square
+        assert times[0] > 1.05  # a few words say little of others
+
+
+@pytest.mark.parametrize("validation", [6, 0], ids=["validation rows", "none"])
+def test_the_loss_is_told_by_rows_that_nothing_was_made_from(
+    narrow, tmp_path, monkeypatch, validation
+):
+    """By half as many validation rows; where there are none, by every fourth of the others."""
+    train, others = tmp_path / "a_train.jsonl", tmp_path / "a_validation.jsonl"
+    rows = {train: [[1, 3 + n] for n in range(8)], others: [[2, 3 + n] for n in range(validation)]}
+    for file, found in rows.items():
+        file.write_text("{}\n" * len(found), encoding="utf-8")
+    monkeypatch.setattr(importance, "_encoded", lambda _, __, file, count, ___: rows[file][:count])
+    seen, usual = [], importance.fisher_sums
+
+    def watched(stack, batches, folder, seed, kept_back):
+        seen.extend(
+            [row for one in part for row in one.ids.tolist()] for part in (batches, kept_back)
+        )
+        return usual(stack, batches, folder, seed, kept_back)
+
+    monkeypatch.setattr(importance, "fisher_sums", watched)
+    training = Config().training.model_copy(update={"train_data": train})
+    config = Config().model_copy(update={"training": training})
+    output = tmp_path / "i.gguf"
+    importance.measure_importance(
+        as_source(narrow), preflight(narrow, "F32"), output, config, sensitive=True
+    )
+    if validation:
+        assert seen == [rows[train], rows[others][:4]]
+    else:
+        assert seen == [[one for one in rows[train] if one[1] not in (6, 10)], [[1, 6], [1, 10]]]
 
 
 def test_labels_are_drawn_from_the_model(narrow_untied):
