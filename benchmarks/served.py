@@ -161,7 +161,7 @@ def plain(answer: str) -> str:
 def right(found: Sequence[str], asked: Sequence[dict[str, Any]]) -> int:
     """How many answers match a reference of their row."""
     from slimtune.evaluation.measures import exact_match
-    from slimtune.inference.answers import Question
+    from slimtune.inference.questions import Question
 
     questions = map(Question.of, asked)
     pairs = zip(found, questions, strict=True)

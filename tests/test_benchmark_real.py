@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from slimtune.config.results import Gguf
+from slimtune.config.gguf import Gguf
 from slimtune.settings import read_settings
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

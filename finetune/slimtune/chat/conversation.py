@@ -21,9 +21,9 @@ from slimtune.console import note
 from slimtune.errors import SettingsError, SlimTuneError
 from slimtune.evaluation import candidates
 from slimtune.evaluation.fairness import template_of
-from slimtune.inference.answers import Candidate
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.engines import Engine, open_engine
+from slimtune.inference.questions import Candidate
 from slimtune.inference.server_address import Server
 from slimtune.inference.server_client import AT_ONCE, ServerClient
 from slimtune.settings.foreign_flags import ours

@@ -13,8 +13,9 @@ from pydantic import PrivateAttr
 
 from slimtune.config.compression import Distillation, PrunedDistilled, Pruning
 from slimtune.config.data import Data, SampleSection
+from slimtune.config.evaluation import Evaluation, GenerationSection
 from slimtune.config.fields import Section
-from slimtune.config.results import Evaluation, GenerationSection, Gguf
+from slimtune.config.gguf import Gguf
 from slimtune.config.training import Lora, ModelSection, Training
 
 

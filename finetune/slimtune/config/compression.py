@@ -21,7 +21,7 @@ from slimtune.config.fields import (
     choice,
     setting,
 )
-from slimtune.config.results import TypeOrSize, short_size
+from slimtune.config.gguf import TypeOrSize, short_size
 
 
 def _count(value: object) -> object:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from slimtune.config import Config
-from slimtune.inference.answers import Question
+from slimtune.inference.questions import Question
 
 _log = logging.getLogger("slimtune")
 

@@ -16,8 +16,8 @@ from slimtune.console import near, note
 from slimtune.data.rows import beside, read_rows
 from slimtune.errors import InputError, SettingsError
 from slimtune.evaluation.measures import PATTERNS
-from slimtune.inference.answers import Candidate
 from slimtune.inference.gguf_tokenizer import tokens_of
+from slimtune.inference.questions import Candidate
 from slimtune.inference.served_models import served_candidate
 from slimtune.models.adapters import Adapter
 from slimtune.models.folders import is_hub_id, local_folder

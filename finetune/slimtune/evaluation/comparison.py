@@ -33,8 +33,9 @@ from slimtune.evaluation.forgetting import forgotten
 from slimtune.evaluation.origins import Origin, originals_first, origins_of
 from slimtune.evaluation.scoring import measure, row_scores, signatures
 from slimtune.evaluation.served import ask_server
-from slimtune.inference.answers import Candidate, Exam, Job, Original, Outcome, Question
+from slimtune.inference.answers import Outcome
 from slimtune.inference.decoding import Decoding
+from slimtune.inference.questions import Candidate, Exam, Job, Original, Question
 from slimtune.machine.process import ctrl_c_comes, ctrl_c_waits
 from slimtune.machine.refusals import refusal_of
 from slimtune.settings.flags import less_memory

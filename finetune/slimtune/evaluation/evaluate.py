@@ -25,7 +25,7 @@ from slimtune.evaluation import candidates, comparison, outputs
 from slimtune.evaluation.answer_room import with_answer_room
 from slimtune.evaluation.following import step_after
 from slimtune.evaluation.forgetting import require_within
-from slimtune.inference.answers import Candidate
+from slimtune.inference.questions import Candidate
 from slimtune.models.positions import within_positions
 from slimtune.report.forgotten import closing_lines
 from slimtune.report.page import render_page

@@ -19,17 +19,10 @@ from slimtune.config import Evaluation
 from slimtune.data.general_sets import GeneralSet, Item, general_set, set_name
 from slimtune.evaluation.bootstrap import wilson
 from slimtune.evaluation.measures import exact_match, extract, normalise
-from slimtune.inference.answers import (
-    AnswerLoss,
-    Candidate,
-    Exam,
-    Examined,
-    Generation,
-    Job,
-    Question,
-)
+from slimtune.inference.answers import AnswerLoss, Examined, Generation
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.kept_answers import Predictions
+from slimtune.inference.questions import Candidate, Exam, Job, Question
 
 _log = logging.getLogger(__name__)
 

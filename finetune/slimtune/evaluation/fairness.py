@@ -12,7 +12,7 @@ from slimtune.artifacts import run_of, sha256
 from slimtune.data.learned_rows import Learned
 from slimtune.data.similarity import keys_of
 from slimtune.errors import InputError, SettingsError
-from slimtune.inference.answers import Asked, Candidate, Question
+from slimtune.inference.questions import Asked, Candidate, Question
 from slimtune.models.adapters import Adapter
 from slimtune.models.folders import weight_files
 from slimtune.models.gguf_header import read_gguf

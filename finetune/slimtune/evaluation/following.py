@@ -6,7 +6,7 @@ from pathlib import Path
 
 from slimtune.artifacts import ancestors, run_of
 from slimtune.config import Config
-from slimtune.inference.answers import Candidate
+from slimtune.inference.questions import Candidate
 from slimtune.settings.commands import next_command, unless_set
 
 # What is said of a comparison's rows and files, and of no other use of the same models.

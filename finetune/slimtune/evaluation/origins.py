@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from slimtune.artifacts import run_of
-from slimtune.inference.answers import Candidate
+from slimtune.inference.questions import Candidate
 
 _LEARNING = "train_lora"  # adapters and whole models
 _ADAPTER_FILE = "adapter_config.json"

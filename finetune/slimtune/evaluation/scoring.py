@@ -12,7 +12,8 @@ from typing import Any
 from slimtune.evaluation import bootstrap, measures
 from slimtune.evaluation.bootstrap import Estimate, Verdict
 from slimtune.evaluation.origins import Origin
-from slimtune.inference.answers import Outcome, Question
+from slimtune.inference.answers import Outcome
+from slimtune.inference.questions import Question
 from slimtune.packages import is_installed
 from slimtune.report.measure_table import MEASURES, names_of, names_over
 

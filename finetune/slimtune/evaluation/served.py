@@ -14,8 +14,9 @@ from functools import partial
 
 from slimtune.evaluation.examination import Paper
 from slimtune.evaluation.fairness import require_same_cut
-from slimtune.inference.answers import Asked, Candidate, Cost, Generation, Job, Outcome
+from slimtune.inference.answers import Cost, Generation, Outcome
 from slimtune.inference.kept_answers import Predictions, RowNumbers
+from slimtune.inference.questions import Asked, Candidate, Job
 from slimtune.inference.served_models import listed_entry, replies
 from slimtune.inference.server_address import Server
 from slimtune.inference.server_client import ServerClient

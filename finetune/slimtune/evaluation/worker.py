@@ -14,19 +14,11 @@ from slimtune.evaluation import drafts
 from slimtune.evaluation.examination import Paper
 from slimtune.evaluation.fairness import require_same_cut
 from slimtune.inference import guessing
-from slimtune.inference.answers import (
-    AnswerLoss,
-    Asked,
-    Candidate,
-    Cost,
-    Examined,
-    Generation,
-    Job,
-    Outcome,
-)
+from slimtune.inference.answers import AnswerLoss, Cost, Examined, Generation, Outcome
 from slimtune.inference.distributions import Distributions, sample_of
 from slimtune.inference.engines import Engine, Rows, open_engine
 from slimtune.inference.kept_answers import Predictions, files_of
+from slimtune.inference.questions import Asked, Candidate, Job
 from slimtune.machine.process import peak_memory
 from slimtune.models import loading, tokenizers
 from slimtune.models.adapters import Adapter

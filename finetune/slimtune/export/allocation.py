@@ -9,7 +9,7 @@ import logging
 import math
 from dataclasses import dataclass, replace
 
-from slimtune.config.results import Gguf
+from slimtune.config.gguf import Gguf
 from slimtune.console import size
 from slimtune.errors import SettingsError
 from slimtune.export.budget import Allocation, Choices, Frontier, Option, total_bytes, total_loss

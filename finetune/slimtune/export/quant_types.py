@@ -98,11 +98,11 @@ def quantization(name: str) -> QuantType:
     return QUANTIZATIONS[name]
 
 
-def candidates(columns: int, library: bool, extra: Iterable[Type] = ()) -> list[Type]:
+def candidates(columns: int, library: bool) -> list[Type]:
     """The types for rows of `columns` values; some need ggml's `library`."""
     return [
         kind
-        for kind in dict.fromkeys([*CANDIDATES, *extra])
+        for kind in CANDIDATES
         if columns % gguf.GGML_QUANT_SIZES[kind][0] == 0 and (library or kind in _BY_NUMPY)
     ]
 

@@ -57,14 +57,14 @@ _ONE_BIT_MORE |= {Type.Q4_K: Type.Q5_K, Type.Q5_K: Type.Q6_K}
 Products = dict[tuple[Type, Type], float]  # of two types' errors, by the squares of the weights
 
 
-def type_losses(plan: GgufPlan, extra: Iterable[Type] = ()) -> dict[str, list[Option]]:
-    """The options of every matrix of the plan; `extra` are types to weigh besides the candidates.
+def type_losses(plan: GgufPlan) -> dict[str, list[Option]]:
+    """The options of every matrix of the plan.
 
     A type that cannot hold the values is left out.
     """
     names = [name for name in plan.tensors if plan.is_matrix(name)]
     encoder = plan.encoding.encoder
-    kinds = {name: candidates(plan.shape(name)[1], encoder.k_quants, extra) for name in names}
+    kinds = {name: candidates(plan.shape(name)[1], encoder.k_quants) for name in names}
     for kind in {kind for found in kinds.values() for kind in found}:
         encoder.prepare(kind)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:

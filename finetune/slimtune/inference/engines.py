@@ -17,21 +17,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from slimtune.console import tenth_done
 from slimtune.inference import generation
-from slimtune.inference.answers import (
-    ANSWERED,
-    SCORED,
-    TOKEN_BUDGET,
-    AnswerLoss,
-    Candidate,
-    Generation,
-    Speed,
-    TokenLosses,
-)
+from slimtune.inference.answers import ANSWERED, SCORED, AnswerLoss, Generation, Speed, TokenLosses
 from slimtune.inference.batching import SHORTEST_SHARED, shared_beginning, unfinished
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.distributions import Distributions
 from slimtune.inference.gguf_tokenizer import GgufTokenizer
 from slimtune.inference.llama_cpp import LlamaCpp
+from slimtune.inference.questions import TOKEN_BUDGET, Candidate
 from slimtune.inference.token_losses import token_losses
 from slimtune.inference.top_choices import Plans
 from slimtune.models import loading, tokenizers

@@ -11,18 +11,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from slimtune.inference.answers import (
-    AnswerLoss,
-    Asked,
-    Candidate,
-    Cost,
-    Generation,
-    Job,
-    Outcome,
-    Question,
-    in_order,
-)
+from slimtune.inference.answers import AnswerLoss, Cost, Generation, Outcome, in_order
 from slimtune.inference.distributions import Distributions, kept_rows
+from slimtune.inference.questions import Asked, Candidate, Job, Question
 from slimtune.models.adapters import ADAPTER_WEIGHTS
 from slimtune.models.folders import local_folder, weight_files
 

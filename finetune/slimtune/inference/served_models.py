@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 from slimtune.console import note, tenth_done
 from slimtune.errors import InputError, SettingsError
-from slimtune.inference.answers import ANSWERED, Candidate, Question
+from slimtune.inference.answers import ANSWERED
 from slimtune.inference.decoding import Decoding
+from slimtune.inference.questions import Candidate, Question
 from slimtune.inference.server_address import Server
 from slimtune.inference.server_client import AT_ONCE, Reply, ServerClient
 from slimtune.inference.server_replies import Listed

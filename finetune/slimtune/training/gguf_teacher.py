@@ -20,8 +20,9 @@ from slimtune.config import Config
 from slimtune.console import near, size
 from slimtune.errors import InputError
 from slimtune.inference import guessing
-from slimtune.inference.answers import AnswerLoss, Candidate
+from slimtune.inference.answers import AnswerLoss
 from slimtune.inference.engines import Engine, open_engine
+from slimtune.inference.questions import Candidate
 from slimtune.inference.top_choices import CHOICE_BYTES, TopChoices
 from slimtune.machine.disks import require_space
 from slimtune.models.folders import file_sum

@@ -16,9 +16,10 @@ from slimtune.artifacts import run_of
 from slimtune.artifacts.files import json_or_none, write_json
 from slimtune.console import near
 from slimtune.errors import InputError
-from slimtune.inference.answers import Candidate, Generation, Question
+from slimtune.inference.answers import Generation
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.kept_answers import RowNumbers
+from slimtune.inference.questions import Candidate, Question
 from slimtune.inference.served_models import listed_entry, replies, served_candidate
 from slimtune.inference.server_address import Server
 from slimtune.inference.server_client import ServerClient

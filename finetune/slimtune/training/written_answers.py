@@ -22,10 +22,11 @@ from slimtune.console import near
 from slimtune.data.rows import CanonicalRow, read_rows, validation_file
 from slimtune.data.turns import without_special_tokens
 from slimtune.errors import InputError
-from slimtune.inference.answers import Candidate, Generation, Question
+from slimtune.inference.answers import Generation
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.engines import open_engine
 from slimtune.inference.kept_answers import Predictions, RowNumbers
+from slimtune.inference.questions import Candidate, Question
 from slimtune.models.folders import weights_identity
 from slimtune.models.gguf_header import is_gguf
 from slimtune.prompts import encode_prompt

@@ -6,7 +6,7 @@ import pytest
 
 from slimtune.config import Config, GenerationSection, Training
 from slimtune.evaluation.answer_room import most_tokens, with_answer_room
-from slimtune.inference.answers import Question
+from slimtune.inference.questions import Question
 from slimtune.models.tokenizers import load_tokenizer
 
 LLAMA2 = Path(__file__).resolve().parents[4] / "shared/data/llama2-tokenizer"

@@ -35,7 +35,7 @@ from slimtune.evaluation.outputs import (
     write_metrics,
 )
 from slimtune.inference import generation
-from slimtune.inference.answers import Candidate
+from slimtune.inference.questions import Candidate
 from slimtune.models import loading
 from slimtune.report.measure_table import names_of, names_over
 from slimtune.report.page import render_page

@@ -15,9 +15,10 @@ from slimtune.config import Config, GenerationSection, Training
 from slimtune.evaluation import drafts
 from slimtune.evaluation.comparison import compare
 from slimtune.inference import generation
-from slimtune.inference.answers import AnswerLoss, Candidate, Generation, Outcome, TokenLosses
+from slimtune.inference.answers import AnswerLoss, Generation, Outcome, TokenLosses
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.engines import LlamaCppEngine, TransformersEngine
+from slimtune.inference.questions import Candidate
 from slimtune.prompts import IGNORED
 
 END, LONG = 2, Decoding(max_new_tokens=4)

@@ -15,15 +15,8 @@ from slimtune.evaluation import worker
 from slimtune.evaluation.comparison import compare
 from slimtune.evaluation.examination import EACH, exam_of, is_right, spoken
 from slimtune.evaluation.forgetting import forgotten, require_within
-from slimtune.inference.answers import (
-    AnswerLoss,
-    Asked,
-    Candidate,
-    Cost,
-    Examined,
-    Generation,
-    Outcome,
-)
+from slimtune.inference.answers import AnswerLoss, Cost, Examined, Generation, Outcome
+from slimtune.inference.questions import Asked, Candidate
 from slimtune.report.forgotten import closing_lines, section
 from slimtune.report.words import LANGUAGES
 

@@ -14,15 +14,8 @@ from slimtune.evaluation import measures
 from slimtune.evaluation.comparison import Comparison
 from slimtune.evaluation.outputs import comparison_table, metrics_of, write_answers_csv
 from slimtune.evaluation.scoring import measure, row_scores, signatures
-from slimtune.inference.answers import (
-    AnswerLoss,
-    Asked,
-    Candidate,
-    Cost,
-    Generation,
-    Outcome,
-    Question,
-)
+from slimtune.inference.answers import AnswerLoss, Cost, Generation, Outcome
+from slimtune.inference.questions import Asked, Candidate, Question
 from slimtune.report.measure_table import MEASURES, names_of, read_table, value_of
 from slimtune.report.page import render_page
 from slimtune.report.training_report import Found, render_report

@@ -7,7 +7,7 @@ import pytest
 from slimtune.artifacts import stage_files, stage_folder
 from slimtune.config import Config, Options
 from slimtune.evaluation.origins import Origin, originals_first, origins_of
-from slimtune.inference.answers import Candidate
+from slimtune.inference.questions import Candidate
 
 FILES = {"train_lora": "adapter_config.json"}
 

@@ -8,15 +8,8 @@ import pytest
 
 from slimtune.evaluation.origins import Origin
 from slimtune.evaluation.scoring import measure, row_scores, signatures
-from slimtune.inference.answers import (
-    AnswerLoss,
-    Asked,
-    Candidate,
-    Cost,
-    Generation,
-    Outcome,
-    Question,
-)
+from slimtune.inference.answers import AnswerLoss, Cost, Generation, Outcome
+from slimtune.inference.questions import Asked, Candidate, Question
 from slimtune.report.measure_table import names_of, names_over
 
 QUESTIONS = [

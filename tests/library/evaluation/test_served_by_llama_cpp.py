@@ -10,9 +10,9 @@ from slimtune.config import Config, Evaluation, GenerationSection
 from slimtune.errors import InputError, ResourceError
 from slimtune.evaluation.comparison import Comparison, compare
 from slimtune.export.gguf_writer import write_gguf
-from slimtune.inference.answers import Candidate
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.llama_server import LlamaServer
+from slimtune.inference.questions import Candidate
 from slimtune.inference.served_models import served_candidate
 from slimtune.inference.server_address import API_KEY, Server
 from slimtune.inference.server_client import ServerClient

@@ -33,11 +33,12 @@ from slimtune.export.proof.serving import (
     compare,
     require_served,
 )
-from slimtune.inference.answers import Candidate, Generation
+from slimtune.inference.answers import Generation
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.engines import open_engine
 from slimtune.inference.llama_cpp import LlamaCpp
 from slimtune.inference.llama_server import LlamaServer
+from slimtune.inference.questions import Candidate
 from slimtune.inference.server_client import Reply
 
 NAMES = ("temp", "top_k", "top_p", "min_p")

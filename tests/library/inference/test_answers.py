@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from slimtune.inference.answers import AnswerLoss, Question, TokenLosses
+from slimtune.inference.answers import AnswerLoss, TokenLosses
 from slimtune.inference.decoding import Decoding
 from slimtune.inference.generation import generate_batch
 from slimtune.inference.kept_answers import Predictions
+from slimtune.inference.questions import Question
 from slimtune.inference.token_losses import batch_losses
 
 

@@ -125,7 +125,7 @@ def test_other_settings_and_overwrite_ask_again(
 def test_weights_that_changed_are_asked_again(tmp_path):
     from tiny_folders import write_tiny_llama
 
-    from slimtune.inference.answers import Candidate, Job, Question
+    from slimtune.inference.questions import Candidate, Job, Question
 
     folder = write_tiny_llama(tmp_path / "base", hidden=64)
     question = Question("r", ({"role": "user", "content": "?"},), ("!",))
