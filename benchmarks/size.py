@@ -138,9 +138,9 @@ def prepare(folder: Path, smollm2: Path, name: str) -> None:
 
         model.symlink_to(MODEL)
         rows = held_out()  # neither half was read by anybody
-        calibration, kept_back, held = rows[::2], rows[1::4], rows[3::4]
+        calibration, kept_back, held = rows[::2], rows[::2][::-1], rows[1::2]
     elif name == "sample":
-        model.symlink_to(_fine_tuned_sample(folder))
+        model.symlink_to(fine_tuned_sample(folder))
         calibration = _encoded(model, folder / "rows" / "train_train.jsonl")
         kept_back = _encoded(model, folder / "rows" / "train_validation.jsonl")
         held = _encoded(model, folder / "rows" / "train_test.jsonl")
@@ -310,7 +310,7 @@ def _banking(model: Path, file: Path, begin: int = 0) -> list[list[int]]:
     return encoded
 
 
-def _fine_tuned_sample(folder: Path) -> Path:
+def fine_tuned_sample(folder: Path) -> Path:
     """The sample model after the scripts' own fine-tuning, merged; what is there is kept."""
     merged = folder / "tuned" / "merged_model"
     if merged.is_dir():

@@ -94,7 +94,7 @@ def observe(
     else:
         squares = squares_of_inputs(stack, batches, [Stream(scratch, "hidden")])
     sums = {_name(plan, name): total.float().numpy() for name, total in squares.items()}
-    tokens = sum(batch.tokens for batch in [*batches, *kept_back])
+    tokens = sum(batch.tokens for batch in batches)
     return sums, dict.fromkeys(sums, tokens), costs
 
 

@@ -49,12 +49,15 @@ _Take = Callable[[int, str, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tens
 
 
 def squares_of_inputs(
-    stack: Stack, batches: Sequence[TokenBatch], streams: Sequence[Stream]
+    stack: Stack,
+    batches: Sequence[TokenBatch],
+    streams: Sequence[Stream],
+    counted: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Hugging Face name of each matrix of the layers -> Σ_t x_t² of what enters it, float64.
 
     `streams` get what enters each layer, the last what leaves the last one; a single one serves
-    where nobody needs them afterwards.
+    where nobody needs them afterwards. Of the batches the first `counted` are summed, or all.
     """
     into = [streams[min(index, len(streams) - 1)] for index in range(stack.layers + 1)]
     sums: dict[str, torch.Tensor] = {}
@@ -62,7 +65,7 @@ def squares_of_inputs(
         for number, batch in enumerate(batches):
             into[0].write(number, stack.embed(batch.ids))
         for index in range(stack.layers):
-            _forwards(stack, index, batches, into[index], into[index + 1], sums)
+            _forwards(stack, index, batches, into[index], into[index + 1], sums, counted)
     return sums
 
 
@@ -76,44 +79,53 @@ def fisher_sums(
     """(`squares_of_inputs`, sums for one token of every matrix, how its columns make up).
 
     Embedding and output matrix are among the latter; one that is both has the sum of the two. The
-    last token of a row is asked as well: its label is drawn, not read. `seed` draws the labels. How
-    columns make up is decided without the batches `kept_back`; what it leaves is measured there.
+    last token of a row is asked as well: its label is drawn, not read. `seed` draws the labels. The
+    batches `kept_back` are in no sum; there is measured what is left where columns make up.
     """
     decided, batches = len(batches), [*batches, *kept_back]
     streams = [Stream(folder, f"into-{index}") for index in range(stack.layers + 1)]
-    squares = squares_of_inputs(stack, batches, streams)
+    squares = squares_of_inputs(stack, batches, streams, decided)
     found: dict[str, Sums] = {}
     made_up: dict[str, Packed] = {}
+    times: list[float] = []
 
     def add(number: int, name: str, *sums: torch.Tensor) -> None:
         *sums, squares = sums
         before = found.get(name, (0, 0, 0, squares.new_zeros(2, *squares.shape).double()))
         before[3][int(number >= decided)] += squares
-        added = (one + more.double() for one, more in zip(before, sums, strict=False))
-        found[name] = (*added, before[3])
+        added = [one + more.double() for one, more in zip(before, sums, strict=False)]
+        found[name] = (*(added if number < decided else before[:3]), before[3])
 
     _through_the_head(stack, batches, streams[-1], add, torch.Generator().manual_seed(seed))
     for index in reversed(range(stack.layers)):
         _backwards(stack, index, len(batches), streams[index], streams[index + 1], add)
-        made_up |= _made_up(found, f"model.layers.{index}.")
+        made_up |= _made_up(found, f"model.layers.{index}.", times)
     for number, batch in enumerate(batches):
         shape = stack.tensors[EMBEDDING].shape
         _into_the_embedding(batch, streams[0].read(number), shape, partial(add, number))
-    tokens = sum(batch.tokens for batch in batches)
-    made_up |= _made_up(found, "")
+    tokens = sum(batch.tokens for batch in batches[:decided])
+    made_up |= _made_up(found, "", times)
+    # One for all: that of a matrix is known to a tenth or two, and would choose types by chance.
+    scale = np.float32(np.mean(times)) if times else 1
     return (
         squares,
         {name: tuple(one.clamp(min=0) / tokens for one in sums) for name, sums in found.items()},
-        made_up,
+        {name: (kept * scale, pairs) for name, (kept, pairs) in made_up.items()},
     )
 
 
-def _made_up(found: dict[str, Sums], prefix: str) -> dict[str, Packed]:
-    """`feedback.packed` of the matrices of a prefix, whose moments are then gone from `found`."""
+def _made_up(found: dict[str, Sums], prefix: str, times: list[float]) -> dict[str, Packed]:
+    """`feedback.packed` of the matrices of a prefix, whose moments are then gone from `found`.
+
+    `times` gets the `feedback.times_kept` of each.
+    """
     names = [name for name in found if name.startswith(prefix) and found[name][3].numel()]
     packed = {}
     for name in names:
-        packed[name] = feedback.packed(feedback.triangles(*found[name][3].numpy()))
+        moments, others = found[name][3].numpy()
+        triangles = feedback.triangles(moments)
+        packed[name] = feedback.packed(triangles)
+        times.append(feedback.times_kept(triangles, others))
         found[name] = (*found[name][:3], torch.empty(0))
     return packed
 
@@ -125,6 +137,7 @@ def _forwards(
     into: Stream,
     out: Stream,
     sums: dict[str, torch.Tensor],
+    counted: int | None,
 ) -> None:
     """One layer over all batches; it is gone from memory before the next is read."""
     layer = stack.layer(index)
@@ -132,6 +145,7 @@ def _forwards(
         hooks = [
             module.register_forward_pre_hook(_squares_to(sums, name, batch.real))
             for name, module in _matrices(layer, index)
+            if counted is None or number < counted
         ]
         hidden = stack.run(layer, into.read(number))
         for hook in hooks:

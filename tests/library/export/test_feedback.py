@@ -37,14 +37,14 @@ def test_it_costs_less_and_as_much_as_the_shares_say(world, kind):
     rows, moments = world
     encoder = find_encoder()
     encoder.prepare(kind)
-    triangles = feedback.triangles(moments, moments)
+    triangles = feedback.triangles(moments)
     weights = kept(triangles, moments)
     plain = encoder.decode(encoder.encode(rows, kind, weights), kind, rows.shape)
     encoded = feedback.encode(encoder, rows, kind, triangles.astype(np.float32), weights)
     found = encoder.decode(encoded, kind, rows.shape)
     assert cost(found - rows, moments) < 0.75 * cost(plain - rows, moments)
     expected = float(((plain - rows).astype(np.float64) ** 2 @ weights).sum())
-    told = expected * feedback.MOVED[kind]
+    told = expected * feedback.MOVED[kind] * feedback.times_kept(triangles, moments)
     assert cost(found - rows, moments) == pytest.approx(told, rel=0.1)
 
 
@@ -97,30 +97,24 @@ def test_what_is_told_is_what_other_text_loses(tokens):
 
     rows, encoder, kind = dice.normal(size=(64, 256)).astype(np.float32), find_encoder(), Type.Q4_0
     moments, others, true = read(tokens), read(3000), read(100_000)
-    triangles = feedback.triangles(moments, others)
+    triangles = feedback.triangles(moments)
     weights = kept(triangles, true)
     plain = encoder.decode(encoder.encode(rows, kind, weights), kind, rows.shape)
     encoded = feedback.encode(encoder, rows, kind, triangles.astype(np.float32), weights)
     lost = cost(encoder.decode(encoded, kind, rows.shape) - rows, true)
     told = ((plain - rows).astype(np.float64) ** 2 @ weights).sum() * feedback.MOVED[kind]
-    assert told == pytest.approx(lost, rel=0.1)
-    alone = kept(feedback.triangles(moments), true)
-    off = ((plain - rows).astype(np.float64) ** 2 @ alone).sum() * feedback.MOVED[kind] / lost
-    assert abs(off - 1) > 0.2  # the added diagonal alone does not know
+    assert told * feedback.times_kept(triangles, others) == pytest.approx(lost, rel=0.1)
+    assert abs(told / lost - 1) > 0.2  # the added diagonal alone does not know
 
 
-def test_text_that_was_kept_back_changes_what_is_told_and_no_code(world):
+def test_other_text_says_how_much_more_an_error_costs_there(world):
     _, moments = world
-    others = moments[::-1]
-    alone, told = feedback.triangles(moments), feedback.triangles(moments, others)
-    above = np.triu(np.ones((256, 256), bool), 1)
-    assert (alone[:, above] == told[:, above]).all()
-    making_up = np.where(above, alone, np.eye(256))
-    cost = np.einsum("pij,pjk,pik->p", making_up, others, making_up)
-    shares = told.diagonal(axis1=1, axis2=2) * others.diagonal(axis1=1, axis2=2)
-    assert shares.sum(1) == pytest.approx(cost)
-    same = feedback.triangles(moments, np.zeros_like(others))
-    assert (same == alone).all()  # no such text: as the added diagonal says
+    triangles, others = feedback.triangles(moments), moments[::-1]
+    making_up = np.triu(triangles, 1) + np.eye(256)
+    cost = np.einsum("pij,pjk,pik->", making_up, others, making_up)
+    said = triangles.diagonal(axis1=1, axis2=2) * others.diagonal(axis1=1, axis2=2)
+    assert feedback.times_kept(triangles, others) == pytest.approx(cost / said.sum())
+    assert feedback.times_kept(triangles, np.zeros_like(others)) == 1  # there is no such text
 
 
 def test_rows_and_blocks_do_not_touch_each_other(world):
