@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from slimtune.artifacts import lineage, refuse_finished, require, stage_files, stage_folder
 from slimtune.config import Config, Options
@@ -32,6 +34,15 @@ def test_a_finished_folder_has_its_record(tmp_path: Path) -> None:
     assert run["files"]["model.bin"]["bytes"] == 7
     assert not (tmp_path / "pruned.partial").exists()
     require(tmp_path / "pruned")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no owner's bits")
+def test_whoever_may_read_the_folder_may_read_all_its_files(tmp_path: Path) -> None:
+    """safetensors writes for the owner alone: Ollama's user could not import what was trained."""
+    with stage_folder("model_pruning", tmp_path / "pruned", config()) as stage:
+        save_file({"a": torch.ones(2)}, stage.folder / "model.safetensors")
+    modes = {one.name: one.stat().st_mode & 0o777 for one in (tmp_path / "pruned").iterdir()}
+    assert modes["model.safetensors"] == modes["run.json"]
 
 
 def test_the_card_may_be_edited_and_nothing_else(tmp_path: Path) -> None:
