@@ -162,8 +162,8 @@ def sha256(file: Path) -> str:
 def seal(folder: Path, *, without: str) -> Sealed:
     """Every file under `folder` but `without` (the manifest's own name), flushed to the disk.
 
-    They can then be read by whoever may read the folder: safetensors 0.8 writes for the owner alone,
-    and a server that is another user could not load what was trained.
+    They can then be read by whoever may read the folder: safetensors 0.8 writes for the owner
+    alone, and a server that is another user could not load what was trained.
     """
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != without]
     usual = folder.stat().st_mode & 0o666
