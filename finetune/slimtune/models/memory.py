@@ -25,7 +25,7 @@ Workload = Literal["stream", "inference", "lora", "mixed", "full"]
 _ACTIVATIONS: dict[tuple[str, int], dict[Axis, int]] = {
     ("lora", 4): {"hidden": 16, "query": 8, "kv": 8, "ffn": 16},
     ("lora", 2): {"hidden": 28, "query": 8, "kv": 4, "ffn": 10},
-    ("mixed", 2): {"hidden": 8, "query": 8, "ffn": 6},
+    ("mixed", 2): {"hidden": 8, "query": 4, "kv": 4, "ffn": 6},
     ("full", 4): {"hidden": 24, "query": 8, "kv": 8, "ffn": 16},
     ("full", 2): {"hidden": 16, "query": 4, "kv": 4, "ffn": 8},
 }

@@ -92,14 +92,13 @@ def per_sample_attention(
             "the fused kernel that trains here computes neither, and would be wrong in silence",
             f"choose a base of the {families_in_words('or')} family",
         )
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     pieces = list(lengths) if lengths is not None else [query.shape[2]]
+    whole = sliding_window is None or _longest(pieces) <= sliding_window
+    if is_mixed(query) and whole and not dropout:
+        return _Widened.apply(query, key, value, pieces, scaling), None
     if is_mixed(query):
-        if not dropout and (sliding_window is None or _longest(pieces) <= sliding_window):
-            return _Widened.apply(query, key, value, pieces, scaling), None
         query, key, value = (part.float() for part in (query, key, value))
+    key, value = (_for_each(query, part) for part in (key, value))
     parts = iter(zip(*(part.split(_sizes(pieces), 2) for part in (query, key, value)), strict=True))
     outputs = []
     for piece in pieces:
@@ -120,11 +119,18 @@ def _longest(pieces: Sequence[Piece]) -> int:
     return max(one if isinstance(one, int) else one[0] + max(one[1:]) for one in pieces)
 
 
+def _for_each(query: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """Keys or values once for each head of the queries, of which several may look at one."""
+    groups = query.shape[1] // part.shape[1]
+    return part.repeat_interleave(groups, dim=1) if groups > 1 else part
+
+
 class _Widened(torch.autograd.Function):
     """Attention within each sample in float32, of bfloat16 and to bfloat16, on a CPU.
 
-    The kernel's backward pass takes four times as long in bfloat16. Kept are the inputs and what
-    comes out, in bfloat16, and a number for each query.
+    The kernel's backward pass takes four times as long in bfloat16. Kept are the inputs, keys and
+    values as few as they are, and what comes out, in bfloat16, and a number for each query. One
+    sample after another: several in one call, with blanks, leave the cache and take as long.
     """
 
     @staticmethod
@@ -138,9 +144,10 @@ class _Widened(torch.autograd.Function):
     ) -> torch.Tensor:
         output = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
         sums = []
-        for own, seen in _places(pieces):
-            q, k, v = query[:, :, own], *(_at(part, seen) for part in (key, value))
-            found, logs = _KERNEL(q.float(), k, v, 0.0, **_mask(q, k), scale=scale)
+        for own, seen, mask in _places(pieces):
+            q = query[:, :, own].float()
+            k, v = (_for_each(query, _at(part, seen)) for part in (key, value))
+            found, logs = _KERNEL(q, k, v, 0.0, **mask, scale=scale)
             output[:, own] = found.transpose(1, 2)
             sums.append(logs)
         ctx.save_for_backward(query, key, value, output, *sums)
@@ -150,50 +157,47 @@ class _Widened(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple:
         query, key, value, output, *sums = ctx.saved_tensors
+        to_query = torch.empty_like(query)
         # What many samples say to a beginning that they share is added up: not in bfloat16.
-        gradients = [torch.zeros_like(one, dtype=torch.float32) for one in (query, key, value)]
+        to_both = [torch.zeros_like(one, dtype=torch.float32) for one in (key, value)]
         above, out = (one.transpose(1, 2) for one in (upstream, output))
-        for (own, seen), logs in zip(_places(ctx.pieces), sums, strict=True):
+        for (own, seen, mask), logs in zip(_places(ctx.pieces), sums, strict=True):
             given, q, came = (one[:, :, own].float() for one in (above, query, out))
-            k, v = (_at(part, seen) for part in (key, value))
-            found = _GRADIENT(given, q, k, v, came, logs, 0.0, **_mask(q, k), scale=ctx.scale)
-            gradients[0][:, :, own] = found[0]
-            for whole, part in zip(gradients[1:], found[1:], strict=True):
-                sizes = [place.stop - place.start for place in seen]
+            k, v = (_for_each(query, _at(part, seen)) for part in (key, value))
+            found = _GRADIENT(given, q, k, v, came, logs, 0.0, **mask, scale=ctx.scale)
+            to_query[:, :, own] = found[0]
+            sizes = [place.stop - place.start for place in seen]
+            for whole, part in zip(to_both, found[1:], strict=True):
+                part = part.unflatten(1, (whole.shape[1], -1)).sum(2)
                 for place, one in zip(seen, part.split(sizes, 2), strict=True):
                     whole[:, :, place] += one
-        return *(one.to(query.dtype) for one in gradients), None, None
+        return to_query, *(one.to(query.dtype) for one in to_both), None, None
 
 
 _KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _GRADIENT = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
-def _places(pieces: Sequence[Piece]) -> Iterator[tuple[slice, list[slice]]]:
-    """Of each part of the row its place, and the places of the keys that it sees."""
+def _places(pieces: Sequence[Piece]) -> Iterator[tuple[slice, list[slice], dict[str, Any]]]:
+    """Of each part of the row its place, the places of the keys that it sees, and the kernel's
+    arguments for queries at the end of the keys."""
     start = 0
     for piece in pieces:
         first, *rests = piece if isinstance(piece, tuple) else (piece,)
         beginning = slice(start, start + first)
-        yield beginning, [beginning]
+        yield beginning, [beginning], {"is_causal": True}
         start += first
+        longest = max(rests, default=0)
+        hidden = torch.full((longest, first + longest), -torch.inf).triu(first + 1)
         for rest in rests:
             own = slice(start, start + rest)
-            yield own, [beginning, own]
+            mask = {"is_causal": False, "attn_mask": hidden[:rest, : first + rest]}
+            yield own, [beginning, own], mask
             start += rest
 
 
 def _at(part: torch.Tensor, places: Sequence[slice]) -> torch.Tensor:
     return torch.cat([part[:, :, place] for place in places], dim=2).float()
-
-
-def _mask(query: torch.Tensor, key: torch.Tensor) -> dict[str, Any]:
-    """The kernel's arguments for queries at the end of the keys."""
-    before = key.shape[2] - query.shape[2]
-    if not before:
-        return {"is_causal": True}
-    hidden = torch.full((query.shape[2], key.shape[2]), -torch.inf).triu(before + 1)
-    return {"is_causal": False, "attn_mask": hidden}
 
 
 def _causal(

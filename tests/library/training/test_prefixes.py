@@ -117,12 +117,14 @@ def test_a_model_with_dropout_draws_for_each_row() -> None:
     assert prefixes.draws(model)
 
 
-def test_in_bfloat16_a_beginning_gets_the_gradient_of_all_its_rows() -> None:
-    """Against float32, within what bfloat16 rounds: attention alone, rows on one beginning."""
+@pytest.mark.parametrize("heads", [4, 2, 1])
+def test_in_bfloat16_a_beginning_gets_the_gradient_of_all_its_rows(heads: int) -> None:
+    """Against float32, within what bfloat16 rounds: attention alone, rows on one beginning, keys
+    and values with as many heads as the queries or fewer."""
     torch.manual_seed(2)
     pieces = [(12, 3, 5, 4), 7]
     tokens = 12 + 3 + 5 + 4 + 7
-    parts = [torch.randn(1, 4, tokens, 8).bfloat16() for _ in range(3)]
+    parts = [torch.randn(1, n, tokens, 8).bfloat16() for n in (4, heads, heads)]
     wanted = torch.randn(1, tokens, 4, 8)
     found = []
     for kind in (torch.float32, torch.bfloat16):
