@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from running import imported_by
 
@@ -16,6 +17,7 @@ from slimtune.machine.process import (
     ctrl_c_comes,
     ctrl_c_waits,
     forget_peak,
+    give_back_freed,
     large_blocks_returned,
     leave_out_unused,
     peak_memory,
@@ -25,6 +27,7 @@ from slimtune.machine.process import (
 from slimtune.machine.tricks import SWITCH, Nested
 
 ADAPTER = ("--epochs", 1, "--lora-r", 2)
+FINETUNE = Path(process.__file__).parents[2]
 
 
 def with_settings(section: str, **settings: str) -> Config:
@@ -124,6 +127,38 @@ def test_malloc_is_left_alone_when_the_trick_is_off(thresholds, monkeypatch) -> 
     assert not thresholds
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_what_was_freed_between_blocks_in_use_goes_back(monkeypatch) -> None:
+    """200 MB in pieces of 64 KB, below any threshold of malloc's, every second one freed."""
+    pieces = [bytes([n % 251 + 1]) * (1 << 16) for n in range(3200)]
+    kept = pieces[::2]
+    del pieces
+    monkeypatch.setenv(SWITCH, "malloc")
+    give_back_freed()
+    before = _resident()
+    monkeypatch.delenv(SWITCH)
+    give_back_freed()
+    assert before - _resident() > 50e6 and len(kept) == 1600
+
+
+def _resident() -> int:
+    return psutil.Process().memory_info().rss
+
+
+def test_onednn_is_told_to_keep_few_products_before_torch_comes() -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    code = f"""import os, sys
+from slimtune import script
+script._run = lambda *_: print(os.environ["{name}"], "torch" in sys.modules)
+script.run(None, "")"""
+    for own, expected in ({}, "64"), ({name: "5"}, "5"):
+        environment = {key: value for key, value in os.environ.items() if key != name}
+        environment |= {"PYTHONPATH": str(FINETUNE)} | own
+        command = [sys.executable, "-c", code]
+        told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert told.stdout.split() == [expected, "False"]
+
+
 def _no_library(name: str) -> object:
     raise OSError(name)
 
@@ -133,6 +168,7 @@ def test_another_c_library_is_left_alone(load, thresholds, monkeypatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", load)
     with large_blocks_returned():
         pass
+    give_back_freed()
     assert not thresholds
 
 
