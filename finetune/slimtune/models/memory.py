@@ -152,8 +152,7 @@ def training(config: dict, recipe: Recipe, tokens: int) -> MemoryEstimate:
     kept += shape.hidden * itemsize  # the last norm
     chunk = min(tokens, _LOGIT_ROWS[recipe.device]) * shape.vocabulary * 4
     moments = round(OPTIMIZERS[recipe.optimizer] * trained)
-    # The blocks of a streamed run go back to the system: it leaves no holes.
-    holes = 0 if recipe.streamed else round(_HOLES[recipe.device] * tokens * kept)
+    holes = round(_HOLES[recipe.device] * tokens * kept)
     return MemoryEstimate(
         weights=weights,
         adapter=0 if recipe.trained is None else 4 * trained,
@@ -167,7 +166,8 @@ def training(config: dict, recipe: Recipe, tokens: int) -> MemoryEstimate:
 
 
 def streamed_bytes(shape: ModelShape, itemsize: int) -> int:
-    """The room of models.read_ahead: two layers, or the output layer where that is larger."""
+    """The room of models.read_ahead: two layers, or the output layer where that is larger. Of parts
+    that are used where they lie in the system's cache half of it is not this process's."""
     return max(2 * shape.layer_parameters, shape.vocabulary * shape.hidden) * itemsize
 
 

@@ -3,8 +3,9 @@
     room = max(2 * largest layer, output layer)
 
 A part is a decoder layer, or the output layer. While one computes, a thread reads the next into the
-other half of the room, which is all the memory that the weights of a model of any depth take. Read,
-not mapped: mapped pages would count as resident, or not, by luck.
+other half of the room, which is all the memory that the weights of a model of any depth take. Parts
+that can be used where they lie in the system's cache (`mapped`) are read ahead into that instead:
+then the room is the cache's, and the open part is all of it that counts as this process's.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from slimtune.models import mapped
 from slimtune.models.headers import TensorInfo, read_into, read_tensor
 from slimtune.models.weights import CHUNK_BYTES, all_finite, not_finite
 
@@ -43,7 +45,12 @@ class ReadAhead:
         self._sizes = [_room(part) for part in self._parts]
         self._half = max(self._sizes[:-1])
         self._copied = _Copied(device, kept) if device.type == "cuda" else None
-        self._room = torch.empty(room_of(self._sizes), dtype=torch.uint8, device=device)
+        weights = ((info, one.dtype) for part in self._parts for _, info, one in part)
+        self._mapped = mapped.can_be(weights, device)
+        self._size = room_of(self._sizes)
+        self._room = torch.empty(
+            0 if self._mapped else self._size, dtype=torch.uint8, device=device
+        )
         self._held: dict[int, int] = {}  # which parts are in the room, and where each begins
         self._sound: set[int] = set()
         self._open: int | None = None
@@ -100,7 +107,7 @@ class ReadAhead:
         size = self._sizes[index]
         stays = self._span(beside) if beside is not None else range(0)
         for start in (0, self._half):
-            if start + size <= len(self._room) and not _meet(range(start, start + size), stays):
+            if start + size <= self._size and not _meet(range(start, start + size), stays):
                 mine = range(start, start + size)
                 left = [other for other in self._held if not _meet(self._span(other), mine)]
                 self._held = {other: self._held[other] for other in left} | {index: start}
@@ -121,11 +128,19 @@ class ReadAhead:
     def _fill(self, index: int, room: torch.Tensor) -> None:
         part = self._parts[index]
         self.bytes_read += sum(info.nbytes for _, info, _ in part)
+        if self._mapped:
+            for _, info, _ in part:
+                mapped.ask_for(info)
+            return
         for (_, info, _), view in zip(part, _views_in(part, room), strict=True):
             _read_as(view, info)
 
     def _views(self, index: int) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
-        part, room = self._parts[index], self._room[self._held[index] :]
+        part = self._parts[index]
+        if self._mapped:
+            yield from ((parameter, mapped.at(info)) for _, info, parameter in part)
+            return
+        room = self._room[self._held[index] :]
         for (_, _, parameter), view in zip(part, _views_in(part, room), strict=True):
             yield parameter, view
 

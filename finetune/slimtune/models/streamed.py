@@ -18,11 +18,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from slimtune.errors import InputError
-from slimtune.machine.process import return_large_blocks
+from slimtune.machine.process import return_free_blocks
 from slimtune.models import mixed
 from slimtune.models.compute import Compute
 from slimtune.models.family import place
 from slimtune.models.headers import TensorInfo, read_tensor
+from slimtune.models.kept import Places
 from slimtune.models.memory import available_memory
 from slimtune.models.read_ahead import Part, ReadAhead, placeholder
 from slimtune.models.weights import EMBEDDING, OUTPUT, Checkpoint, not_finite
@@ -36,7 +37,6 @@ def open_streamed(checkpoint: Checkpoint, compute: Compute) -> PreTrainedModel:
     Raises InputError where the files lack a weight of its config, or hold one of another shape; for
     NaN and infinity when the weight is first read.
     """
-    return_large_blocks()  # else what a step frees and takes leaves holes as large as a layer
     config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
     options = {"attn_implementation": compute.attention} if compute.attention else {}
     with torch.device("meta"):
@@ -49,8 +49,9 @@ def open_streamed(checkpoint: Checkpoint, compute: Compute) -> PreTrainedModel:
     kept = int(_KEPT * available_memory()) if compute.device.type == "cuda" else 0
     layers = [parts[i] for i in range(len(decoder.layers))]
     reader = ReadAhead(checkpoint.folder, layers, parts[None], compute.device, kept)
+    places = Places()
     for index, layer in enumerate(decoder.layers):
-        layer.forward = partial(_streamed, layer, layer.forward, reader, index)
+        layer.forward = partial(_streamed, layer, layer.forward, reader, places, index)
     decoder.register_forward_hook(partial(_open_output, reader))
     embedding = model.get_input_embeddings()
     embedding.forward = partial(_looked_up, embedding, checkpoint, _embedding_of(checkpoint))
@@ -129,7 +130,9 @@ def _looked_up(
 
 
 def _open_output(reader: ReadAhead, *_: object) -> None:
-    """After the last layer: the output layer, and then the layer that comes next."""
+    """After the last layer: the output layer, and then the layer that comes next. What the layers
+    computed with goes back first: with the logits, the output layer needs as much."""
+    return_free_blocks()
     reader.open(reader.output, then=reader.output - 1 if torch.is_grad_enabled() else 0)
 
 
@@ -137,6 +140,7 @@ def _streamed(
     layer: nn.Module,
     usual: Callable[..., torch.Tensor],
     reader: ReadAhead,
+    places: Places,
     index: int,
     hidden: torch.Tensor,
     **given: Any,
@@ -147,7 +151,7 @@ def _streamed(
         reader.open(index, then=index + 1)
         return run(hidden)
     trained = [one for one in layer.parameters() if one.requires_grad]
-    return _Layer.apply(hidden, run, layer, reader, index, *trained)
+    return _Layer.apply(hidden, run, layer, reader, places, index, *trained)
 
 
 class _Layer(torch.autograd.Function):
@@ -160,10 +164,12 @@ class _Layer(torch.autograd.Function):
         run: Callable[[torch.Tensor], torch.Tensor],
         layer: nn.Module,
         reader: ReadAhead,
+        places: Places,
         index: int,
         *trained: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.save_for_backward(hidden, *trained)
+        ctx.save_for_backward(*trained)
+        ctx.kept = places.keep(hidden)
         ctx.run, ctx.layer, ctx.reader, ctx.index = run, layer, reader, index
         ctx.conditions = _Conditions(hidden.device)
         reader.open(index, then=index + 1)
@@ -171,16 +177,17 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple:
-        hidden, *trained = ctx.saved_tensors
+        trained = ctx.saved_tensors
         ctx.reader.open(ctx.index, then=max(0, ctx.index - 1))
-        inputs = hidden.detach().requires_grad_(ctx.needs_input_grad[0])
+        inputs = ctx.kept.data.detach().requires_grad_(ctx.needs_input_grad[0])
         last = ctx.layer.mlp.down_proj  # all that is done with what it gives is to add it
         with torch.enable_grad(), ctx.conditions.again(), mixed.result_unread(last):
             output = ctx.run(inputs)
         wanted = [one for one in (inputs, *trained) if one.requires_grad]
         found = iter(torch.autograd.grad(output, wanted, upstream, allow_unused=True))
         first = next(found) if inputs.requires_grad else None
-        return first, None, None, None, None, *found
+        ctx.kept.give_back()
+        return first, None, None, None, None, None, *found
 
 
 class _Conditions:

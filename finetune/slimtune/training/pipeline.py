@@ -21,7 +21,7 @@ from slimtune.artifacts import stage_folder
 from slimtune.config import Config
 from slimtune.config.training import LEAST_TO_CHOOSE
 from slimtune.console import decoration, first_process
-from slimtune.machine.process import give_back_freed
+from slimtune.machine.process import return_free_blocks
 from slimtune.models import loading, tokenizers
 from slimtune.models.compute import Compute
 from slimtune.models.folders import local_folder
@@ -140,7 +140,7 @@ def train(
             prove = method.save(config, learner, dataset, stage.folder)
             del learner
             gc.collect()  # the second model must not need memory beside the first
-            give_back_freed()
+            return_free_blocks()
             proven = prove()
         learns = local_folder(next(iter(method.models.values())))
         write_generation_config(stage.folder, config.generation, learns)

@@ -17,10 +17,10 @@ from slimtune.machine.process import (
     ctrl_c_comes,
     ctrl_c_waits,
     forget_peak,
-    give_back_freed,
     large_blocks_returned,
     leave_out_unused,
     peak_memory,
+    return_free_blocks,
     return_large_blocks,
     unused_packages,
 )
@@ -134,10 +134,10 @@ def test_what_was_freed_between_blocks_in_use_goes_back(monkeypatch) -> None:
     kept = pieces[::2]
     del pieces
     monkeypatch.setenv(SWITCH, "malloc")
-    give_back_freed()
+    return_free_blocks()
     before = _resident()
     monkeypatch.delenv(SWITCH)
-    give_back_freed()
+    return_free_blocks()
     assert before - _resident() > 50e6 and len(kept) == 1600
 
 
@@ -168,7 +168,7 @@ def test_another_c_library_is_left_alone(load, thresholds, monkeypatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", load)
     with large_blocks_returned():
         pass
-    give_back_freed()
+    return_free_blocks()
     assert not thresholds
 
 

@@ -10,7 +10,7 @@ from tiny_models import FAMILIES, SHAPE, tiny_samples
 
 from slimtune.config import Config, Distillation, Lora, ModelSection, Options, Training
 from slimtune.errors import InputError, ResourceError, SettingsError
-from slimtune.models import loading, memory
+from slimtune.models import loading, mapped, memory
 from slimtune.models.compute import Compute
 from slimtune.models.streamed import reader_of
 from slimtune.training import (
@@ -98,6 +98,37 @@ def test_losses_and_adapters_are_those_of_a_base_in_memory(tmp_path, family, dty
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16])
 def test_weights_of_another_type_are_converted(tmp_path, kind) -> None:
     require_same(write(tmp_path / "base", dtype=kind), tmp_path, "bfloat16")
+
+
+def test_read_or_used_where_it_lies(base, tmp_path, monkeypatch) -> None:
+    """Other systems than Linux read what is mapped there."""
+    where = trained(adapted(Path(base), "bfloat16", streamed=True), tmp_path)
+    monkeypatch.setattr(mapped, "can_be", lambda *_: False)
+    read = trained(adapted(Path(base), "bfloat16", streamed=True), tmp_path)
+    assert read[0] == where[0]
+    assert all(torch.equal(read[1][name], one) for name, one in where[1].items())
+
+
+def test_batches_of_any_length_follow_one_another(base) -> None:
+    """What is kept for the backward pass goes where an earlier batch kept it, larger or smaller;
+    also where that one's backward pass has yet to come, or never does."""
+    held, streamed = (adapted(Path(base), "bfloat16", streamed=one) for one in (False, True))
+    found = []
+    for model in (held, streamed):
+        torch.manual_seed(0)
+        model.train()
+        losses = [_loss(model, length) for length in (3, 9, 4)]
+        _loss(model, 7)
+        losses[2].backward()
+        (losses[0] + losses[1]).backward()
+        _loss(model, 12).backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    assert all(torch.equal(found[1][name], one) for name, one in found[0].items())
+
+
+def _loss(model: torch.nn.Module, length: int) -> torch.Tensor:
+    ids = torch.arange(5, 5 + length)[None]
+    return model.get_base_model().model(input_ids=ids, use_cache=False).last_hidden_state.sum()
 
 
 @pytest.mark.parametrize(
