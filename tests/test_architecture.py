@@ -250,6 +250,7 @@ SHORT = {
     "inference/row_scores.py": "what llama.cpp's child scores by, apart from its batches",
     "machine/disks.py": "one question, asked by whatever writes much",
     "masking.py": "what all that is said passes, errors too",
+    "models/kept.py": "memory for a batch, apart from the layers that it is kept for",
     "pruning/depth.py": "one of the four axes, a file each",
     "pruning/recovery_stage.py": "a stage, apart from what its layers learn",
     "pruning/refit.py": "one formula",
