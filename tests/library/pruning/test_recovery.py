@@ -7,6 +7,7 @@ import torch
 from tiny_cuts import build, loaded, words
 
 from slimtune.config.compression import Pruning
+from slimtune.inference import layer_lessons
 from slimtune.models.weights import Checkpoint
 from slimtune.pruning import recovery
 from slimtune.pruning.anatomy import prunable_shape
@@ -21,7 +22,7 @@ SETTINGS = Pruning(recovery_epochs=6)
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch) -> None:
-    monkeypatch.setattr(recovery, "_STEP_TOKENS", 100)
+    monkeypatch.setattr(layer_lessons, "STEP_TOKENS", 100)
 
 
 def cut(folder, axis: str) -> Kept:
