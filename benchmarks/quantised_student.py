@@ -8,9 +8,10 @@ For the bytes of each mixture, in nats a token of KL divergence from the unround
 bits in a file of 32) over all tokens of rows that nobody read, by llama.cpp's logits of the written
 files: llama.cpp's mixture as it is, and with an importance matrix; then the mixture's own types and
 those by sensitivity (`convert_to_gguf.py --target-size`), each before training, with columns that
-make up for each other, and after it (`knowledge_distillation.py --quantised-student`), which is
-also measured by torch on its own rows. CPU seconds are the whole script's; the first to ask the
-teacher waits for its answers as well. Rows and steps are few: the order of things is told.
+make up for each other, and after it (`knowledge_distillation.py --quantised-student`): all weights
+together, and one layer after another (`--student layers`), both also measured by torch on rows kept
+aside. CPU seconds and peak memory are the whole script's; the first to ask the teacher waits for
+its answers as well. Rows and steps are few: the order of things is told.
 """
 
 import argparse
@@ -27,6 +28,9 @@ from size import run_side
 sys.path.insert(0, str(FINETUNE))
 MIXTURES = ("Q4_K_S", "Q4_K_M")
 BARS = {("Q4_K_S", "mixture"): 0.0056, ("Q4_K_M", "sensitivity"): 0.0039}
+STUDENTS = {"full": "whole", "layers": "layer by layer"}
+EPOCHS = {"full": "1", "layers": "2"}  # 58 steps, and 46 updates of each layer
+COSTS = ("bytes", "updates", "bytes changed", "before, by torch", "after", "CPU s", "MB")
 _PASSAGES = "raw/sample_text.txt"
 
 
@@ -64,14 +68,16 @@ def show(folder: Path, options: argparse.Namespace) -> None:
     for mixture in MIXTURES:
         for types in ("mixture", "sensitivity"):
             if options.all or (mixture, types) in BARS:
-                trained[mixture, types] = train(folder, mixture, types, options)
+                trained[mixture, types] = {
+                    student: train(folder, mixture, types, student, options) for student in STUDENTS
+                }
     files = {
         (mixture, types): (
             *(f"{mixture}-plain.gguf", f"{mixture}-imatrix.gguf"),
             f"{mixture}-ours.gguf" if types == "sensitivity" else begun(folder, mixture),
-            str(one.file.relative_to(folder)),
+            *(str(one.file.relative_to(folder)) for one in both.values()),
         )
-        for (mixture, types), one in trained.items()
+        for (mixture, types), both in trained.items()
     }
     names = sorted({name for some in files.values() for name in some})
     found = run_side("divergences", folder, folder, json.dumps(names))["found"]
@@ -80,18 +86,26 @@ def show(folder: Path, options: argparse.Namespace) -> None:
     for (mixture, types), some in files.items():
         megabytes = (folder / some[0]).stat().st_size / 1e6
         kl = [f"{found[name]['kl']:.5f}" for name in some]
-        bar, cost = BARS.get((mixture, types), "–"), trained[mixture, types].cost
-        rows.append((f"{mixture}, {megabytes:.3f} MB", types, *kl, bar, cost.cpu))
+        rows.append((f"{mixture}, {megabytes:.3f} MB", types, *kl, BARS.get((mixture, types), "–")))
     headers = ("bytes of", "types by", "llama.cpp's file", "with importance", "before training")
-    headers += ("trained", "bar", "CPU s")
+    headers += ("trained whole", "layer by layer", "bar")
     table(f"sample: KL divergence in nats a token, over {tokens:,} tokens", headers, rows)
-    for (mixture, types), one in trained.items():
-        first, last = (one.metrics[f"divergence_{when}"] for when in ("before", "after"))
-        print(
-            f"  {mixture}, types by {types}: {one.file.stat().st_size:,} bytes, "
-            f"{one.metrics['steps']} steps, {one.metrics['changed_bytes']:.2%} of the bytes "
-            f"changed; by torch on rows kept aside {first:.5f} -> {last:.5f}"
-        )
+    table("what each training took", ("", *COSTS), costs(trained))
+
+
+def costs(trained: dict[tuple[str, str], dict[str, Trained]]) -> list[tuple]:
+    """A row under COSTS for each training."""
+    rows = []
+    for (mixture, types), both in trained.items():
+        for student, one in both.items():
+            told, cost = one.metrics, one.cost
+            updates = told["steps"] if student == "full" else told["updates_of_a_layer"]
+            divergences = (f"{told[f'divergence_{when}']:.5f}" for when in ("before", "after"))
+            changed = f"{told['changed_bytes']:.2%}"
+            name = f"{mixture}, types by {types}, {STUDENTS[student]}"
+            size = f"{one.file.stat().st_size:,}"
+            rows.append((name, size, updates, changed, *divergences, cost.cpu, cost.megabytes))
+    return rows
 
 
 def begun(folder: Path, mixture: str) -> str:
@@ -119,19 +133,22 @@ def begin(folder: Path, mixture: str) -> None:
     write_file({folder / f"{mixture}-begun.gguf": plan}, threads=1, name="m")
 
 
-def train(folder: Path, mixture: str, types: str, options: argparse.Namespace) -> Trained:
+def train(
+    folder: Path, mixture: str, types: str, student: str, options: argparse.Namespace
+) -> Trained:
     """A student of the mixture's own types, or of those by sensitivity for its bytes."""
     rows = folder / f"first_{options.rows}.jsonl"
     lines = (folder / "rows" / "train_train.jsonl").read_text(encoding="utf-8").splitlines()
     rows.write_text("\n".join(lines[: options.rows]) + "\n", encoding="utf-8")
     size = (folder / f"{mixture}-plain.gguf").stat().st_size
-    final = folder / f"student-{mixture}-{types}"
+    final = folder / f"student-{mixture}-{types}-{student}"
     cost = measure(
         [
             *(sys.executable, FINETUNE / "knowledge_distillation.py", "--overwrite"),
             *("--student-model", folder / "tuned" / "merged_model", "--device", "cpu"),
             *("--train-data", rows, "--text-data", folder / _PASSAGES),
-            *("--text-passages", str(options.text), "--epochs", "1", "--output-dir", final),
+            *("--text-passages", str(options.text), "--epochs", EPOCHS[student]),
+            *("--output-dir", final, "--student", student),
             *("--cache-dir", folder / "cache", "--learning-rate", options.rate),
             *("--quantised-student", mixture if types == "mixture" else str(size)),
         ]

@@ -7,6 +7,8 @@
     python finetune/knowledge_distillation.py --mode sequence        # a teacher of another family
     python finetune/knowledge_distillation.py --quantised-student Q4_K_M \\
         --student-model models/finetuned/merged_model
+    python finetune/knowledge_distillation.py --quantised-student Q4_K_M --student layers \\
+        --student-model models/finetuned/merged_model
     python finetune/knowledge_distillation.py --teacher-model model-Q8_0.gguf    # or ollama:NAME
 
 reads   teacher (a folder, a GGUF file, or a server that is asked), student, prepared rows, plain
@@ -23,11 +25,12 @@ from slimtune.console import would_write, wrote
 def main(config: Config) -> None:
     from slimtune.evaluation.following import comparison_command
     from slimtune.models.served_decoding import settled
+    from slimtune.quantised import layer_stage
     from slimtune.quantised import student as quantised
     from slimtune.training import distillation_stage, prechecks, teachers, written_answers
     from slimtune.training.auto_teacher import with_teacher
     from slimtune.training.dataset import dataset_of
-    from slimtune.training.distillation import passages_of, perplexities, require_teachable
+    from slimtune.training.distillation import passages_of, require_teachable
     from slimtune.training.pipeline import require_resumable, train
 
     student, final = config.distillation.student_model, config.distillation.output_dir
@@ -50,8 +53,12 @@ def main(config: Config) -> None:
     if through_a_file:
         quantised.require_possible(config, student)
     text, stage = passages_of(config), quantised if through_a_file else distillation_stage
+    by_layers = config.distillation.student == "layers"
     if config.options.dry_run:
-        if config.distillation.mode != "sequence":  # whose rows the teacher has yet to write
+        if by_layers:
+            stage = layer_stage
+            layer_stage.require_resumable(config, student, dataset, checkpoints)
+        elif config.distillation.mode != "sequence":  # whose rows the teacher has yet to write
             method = stage.student(config, student, text)
             require_resumable(config, method, dataset, checkpoints)
         plan = stage.plan_distillation(config, student, dataset, text)
@@ -62,15 +69,14 @@ def main(config: Config) -> None:
         with teachers.first_process_first(config):
             config = written_answers.answered(config)
         dataset = dataset_of(config, student)
-    method = stage.student(config, student, text)
-    curve, _ = train(config, method, dataset, final, checkpoints)
-    numbers = {"loss": curve.summary(), "speed": curve.speed()}
-    if through_a_file:
-        made = [final, quantised.file_of(config, student)]
-        numbers |= quantised.figures(config, student, curve)
+    if by_layers:
+        numbers = layer_stage.distil(config, student, dataset, text, checkpoints)
     else:
-        made = [final]
-        numbers |= {"perplexity": " -> ".join(map(str, perplexities(curve).values()))}
+        method = stage.student(config, student, text)
+        curve, _ = train(config, method, dataset, final, checkpoints)
+        numbers = {"loss": curve.summary(), "speed": curve.speed()}
+        numbers |= stage.figures(config, student, curve)
+    made = [final, quantised.file_of(config, student)] if through_a_file else [final]
     wrote(*made, numbers=numbers, next=comparison_command(config, student, student, made[-1]))
 
 

@@ -7,36 +7,16 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from quantised_students import stored, write_world
 from running import refused, run, succeeds
-from safetensors.numpy import load_file
-from taught_llama import PAGE
 from tiny_folders import write_tiny_llama
 
-from slimtune.config import Config
-from slimtune.quantised.student_file import planned
 from slimtune.training.callbacks import ProgressShown
 
 
 @pytest.fixture(scope="module")
 def world(taught_llama, tmp_path_factory) -> Path:
-    """A model that has learned a page by heart, and rows of that page."""
-    folder = tmp_path_factory.mktemp("quantised")
-    shutil.copytree(taught_llama, folder / "model")
-    lines = PAGE.splitlines()
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": line[:20]},
-                {"role": "assistant", "content": line[20:60]},
-            ]
-        }
-        for line in lines * 4
-    ]
-    for name, some in (("train", rows[:20]), ("validation", rows[-6:])):
-        text = "".join(json.dumps(row) + "\n" for row in some)
-        (folder / f"rows_{name}.jsonl").write_text(text, encoding="utf-8")
-    (folder / "page.txt").write_text("\n".join(lines), encoding="utf-8")
-    return folder
+    return write_world(taught_llama, tmp_path_factory.mktemp("quantised"))
 
 
 def words_for(world: Path, out: Path, wanted: str = "Q4_K_M") -> list[object]:
@@ -56,25 +36,6 @@ def trained(world) -> Path:
     assert "small-Q4_K_M.gguf" in ran.out and "divergence: " in ran.out
     assert "fallbacks: " in ran.out and "blk.*.ffn_down.weight (" in ran.out
     return world / "small"
-
-
-def stored(folder: Path, file: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """GGUF name -> (what the file decodes to, the weights of the folder, in the file's order)."""
-    weights = load_file(folder / "model.safetensors")
-    plan = planned(quantised("Q4_K_M"), str(folder), "small")
-    found = {}
-    for tensor in gguf.GGUFReader(file).tensors:
-        decoded = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        own = weights[plan.source[tensor.name]]
-        if tensor.name.endswith(("attn_q.weight", "attn_k.weight")):  # 8 values a head
-            own = own.reshape(-1, 2, 4, own.shape[1]).swapaxes(1, 2).reshape(own.shape)
-        found[tensor.name] = decoded.reshape(own.shape), own
-    return found
-
-
-def quantised(wanted: str | int) -> Config:
-    settings = Config().distillation.model_copy(update={"quantised_student": wanted})
-    return Config().model_copy(update={"distillation": settings})
 
 
 def test_what_is_written_decodes_to_exactly_what_training_multiplied_with(trained) -> None:
@@ -128,7 +89,7 @@ def test_a_size_is_kept_and_a_dry_run_tells_it(world, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--student", "lora"), "convert_to_gguf.py --target-size"),
+        (("--student", "lora"), "--student layers"),
         (("--mode", "sequence"), "--mode cached"),
         (("--quantised-student", "F16"), "nothing is rounded in it"),
         (("--quantised-student", "Q4_K_X"), "for example --quantised-student Q4_K_M"),

@@ -193,10 +193,11 @@ class Distillation(Section):
     answer_tokens: Positive = setting(
         256, "sequence: longest answer that the teacher writes; one that is not done is left out."
     )
-    student: Literal["full", "lora"] = setting(
+    student: Literal["full", "lora", "layers"] = setting(
         "full",
-        "What of the student learns: full (all weights: wins back most) or lora (adapters, merged\n"
-        "at the end: a third of the memory).",
+        "What of the student learns: full (all weights: wins back most), lora (adapters, merged\n"
+        "at the end: a third of the memory), or layers (of a quantised_student alone: one layer\n"
+        "after another, of any size of model, to give what it gave before; it has no teacher).",
     )
     quantised_student: TypeOrSize = setting(
         None,
@@ -235,7 +236,8 @@ class Distillation(Section):
     learning_rate: Rate | Auto = setting(
         "auto",
         "Step size of the student. auto: what is usual for its size and for what of it learns,\n"
-        "such as 2e-5 for all weights of 7B and 1e-5 for a quantised_student; it is printed.",
+        "such as 2e-5 for all weights of 7B and 1e-5 for a quantised_student (of its\n"
+        "layers by their width); it is printed.",
     )
 
     @property

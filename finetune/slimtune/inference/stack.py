@@ -127,6 +127,10 @@ class Stack:
         for start, rows in self._rows(EMBEDDING if self.tied else OUTPUT):
             yield start, rows.float()
 
+    def head_rows(self, start: int, stop: int) -> torch.Tensor:
+        """Some rows of the output layer in float32."""
+        return self._read(EMBEDDING if self.tied else OUTPUT, start, stop).float()
+
     def _rows(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
         for start, stop in _pieces(self.tensors[name]):
             yield start, self._read(name, start, stop)
@@ -196,6 +200,32 @@ def losses(stack: Stack, hidden: torch.Tensor, batch: TokenBatch) -> torch.Tenso
             inside = (ids >= 0) & (ids < len(rows))
             chosen[part][inside] = logits[inside.nonzero()[:, 0], ids[inside]]
     return sums - chosen
+
+
+def divergences(meant: Stack, found: Stack, states: Sequence[torch.Tensor]) -> torch.Tensor:
+    """KL(p || q) of each token in nats, (tokens,), from what leaves the last layers of both.
+
+    KL = Σ p (a - b) - logsumexp a + logsumexp b, with logits a of `meant` and b of `found`, the
+    sums over the vocabulary taken a few rows of both output matrices at a time. `states` (2,
+    tokens, hidden).
+    """
+    ours, theirs = meant.norm()(states[0]), found.norm()(states[1])
+    tokens = len(ours)
+    sums = torch.full((2, tokens), -torch.inf, dtype=torch.float64)
+    weighed = torch.zeros(tokens, dtype=torch.float64)
+    for start, rows in found.head():
+        own = meant.head_rows(start, start + len(rows))
+        for begin in range(0, tokens, _TOKENS):
+            part = slice(begin, begin + _TOKENS)
+            a, b = ours[part] @ own.T, theirs[part] @ rows.T
+            before = sums[0, part].clone()
+            for which, logits in enumerate((a, b)):
+                more = logits.logsumexp(dim=1).double()
+                sums[which, part] = torch.logaddexp(sums[which, part], more)
+            chances = (a - sums[0, part, None]).exp()
+            weighed[part] *= (before - sums[0, part]).exp()
+            weighed[part] += (chances * (a - b)).sum(1)
+    return weighed - sums[0] + sums[1]
 
 
 @dataclass(frozen=True)

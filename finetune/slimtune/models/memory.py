@@ -54,6 +54,9 @@ _TRAINING = {"cpu": 430_000_000, "cuda": 600_000_000}
 # With bfloat16 products three runs took 7 to 11 % less than this says, 0.96 to 1.58 GB.
 _TRANSIENT = {"cpu": 1.35, "cuda": 1.1}
 _HOLES = {"cpu": 0.85, "cuda": 0.0}
+# Of a layer that learns through the types of a file, for each parameter: its own weights, those it
+# began with, those it is rounded to, their codes, bytes now and before, and the ends of the scales.
+_OF_A_LAYER = 15
 _STREAMING = 350_000_000  # merge and pruning at 1.1 B parameters: measured 301 and 342 MB
 
 
@@ -163,6 +166,30 @@ def training(config: dict, recipe: Recipe, tokens: int) -> MemoryEstimate:
         heap=max(0, holes - 4 * trained - moments),
         runtime=_TRAINING[recipe.device],
     )
+
+
+def layer_by_layer(config: dict, tokens: int, longest: int) -> MemoryEstimate:
+    """Peak memory of layers that learn one after another through the types of a file, float32.
+
+    That of one layer with `tokens` tokens a step, or, where it is larger, of the search for what
+    errors cost: the output matrix, and the logits of a row of `longest` tokens.
+    """
+    shape = ModelShape.of(config)
+    layer = shape.layer_parameters
+    kept = activation_bytes(shape, "full", 4, 0.0)
+    learning = MemoryEstimate(
+        weights=_OF_A_LAYER * layer,
+        gradients=4 * layer,
+        optimizer=8 * layer,
+        activations=round(_TRANSIENT["cpu"] * max(tokens, longest) * kept),
+        runtime=_TRAINING["cpu"],
+    )
+    search = MemoryEstimate(
+        weights=4 * shape.vocabulary * shape.hidden,
+        logits=_LOGITS_ALIVE * 4 * longest * shape.vocabulary,
+        runtime=_TRAINING["cpu"],
+    )
+    return max(learning, search, key=lambda one: one.total)
 
 
 def streamed_bytes(shape: ModelShape, itemsize: int) -> int:

@@ -12,7 +12,7 @@ from slimtune.artifacts.combined_run import Link
 from slimtune.artifacts.records import run_of
 from slimtune.config import Config, Distillation
 from slimtune.export import preflight, sized
-from slimtune.quantised import student
+from slimtune.quantised import layer_stage, student
 from slimtune.quantised.student_file import require_possible_when_cut
 from slimtune.training import pipeline
 from slimtune.training.dataset import dataset_of
@@ -24,7 +24,11 @@ _OWN = ("teacher_model", "teacher_quantization", "student", "alpha", "learning_r
 
 def parted(config: Config) -> tuple[Config, Config]:
     """The settings of all stages before, which learn unrounded, and those of this one."""
-    unrounded = config.distillation.model_copy(update={"quantised_student": None})
+    settings = config.distillation
+    given: dict[str, object] = {"quantised_student": None}
+    if _by_layers(config):
+        given["student"] = Distillation().student
+    unrounded = settings.model_copy(update=given)
     return config.model_copy(update={"distillation": unrounded}), _own(config)
 
 
@@ -47,6 +51,10 @@ def distil(config: Config, links: Mapping[str, Link], checkpoints: Path) -> None
     given = {"student_model": str(final), "output_dir": output}
     settings = config.distillation.model_copy(update=given)
     config = student.settled(config.model_copy(update={"distillation": settings}), str(final))
+    if _by_layers(config):
+        dataset, text = dataset_of(config, str(final)), passages_of(config)
+        layer_stage.distil(config, str(final), dataset, text, checkpoints)
+        return
     method = student.student(config, str(final), passages_of(config))
     pipeline.train(config, method, dataset_of(config, str(final)), output, checkpoints)
 
@@ -63,5 +71,14 @@ def _own(config: Config) -> Config:
     given: dict[str, object] = {name: getattr(usual, name) for name in _OWN}
     if config.distillation.mode == "sequence":
         given["mode"] = usual.mode
+    if _by_layers(config):
+        given["student"] = config.distillation.student
+        given |= {name: getattr(usual, name) for name in layer_stage.UNREAD}
     settings = config.distillation.model_copy(update=given)
     return config.model_copy(update={"distillation": settings})
+
+
+def _by_layers(config: Config) -> bool:
+    """Whether the layers of that student learn one after another; those of the first do not."""
+    settings = config.distillation
+    return settings.student == "layers" and settings.quantised_student is not None

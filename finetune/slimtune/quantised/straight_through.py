@@ -40,23 +40,30 @@ class _Matrix(NamedTuple):
 class QuantisedWeights:
     """Q(W) of every matrix of a plan whose importance has been measured.
 
-    `targets` are what W begins as; `install` hands them over and lets them go.
+    `targets` are what W begins as; `install` hands them over and lets them go. With `part` it is
+    that of one module, such as "model.layers.3.": only its matrices are there, by its own names.
     """
 
-    def __init__(self, plan: GgufPlan) -> None:
+    def __init__(self, plan: GgufPlan, part: str = "") -> None:
         self._plan = plan
         self._matrices: dict[str, _Matrix] = {}  # by the name of the parameter
         self._halves: dict[str, Type] = {}
         self.targets: dict[str, np.ndarray] = {}
         for name, choice in plan.choices.items():
             source = plan.source.get(name)
-            if source is None or choice.type == Type.F32:
+            if source is None or choice.type == Type.F32 or not source.startswith(part):
                 continue
+            own = source.removeprefix(part)
             plan.encoding.encoder.prepare(choice.type)
             if choice.type in PLAIN:
-                self._halves[source] = choice.type
+                self._halves[own] = choice.type
             else:
-                self._matrices[source], self.targets[source] = _begun(plan, name, choice.type)
+                self._matrices[own], self.targets[own] = _begun(plan, name, choice.type)
+
+    @property
+    def matrices(self) -> set[str]:
+        """The parameters that `encoded` has the bytes of."""
+        return set(self._matrices)
 
     def install(self, model: nn.Module) -> None:
         """The model's weights become what they are to begin with."""
@@ -116,15 +123,29 @@ class QuantisedTrainer(DistillationTrainer):
             return super().evaluate(*args, **kwargs)
 
 
+def begun(plan: GgufPlan, name: str, kind: Type, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(bytes, targets) of some rows of a matrix in the file's order: `encode_with_targets` by what
+    has been measured of it."""
+    cost = plan.encoding.importance.cost_of(name, plan.shape(name))
+    squares = squares_of(cost.feedback)
+    return feedback.encode_with_targets(
+        plan.encoding.encoder, rows, kind, squares, cost.column_weights
+    )
+
+
+def decoded(plan: GgufPlan, name: str, encoded: np.ndarray) -> np.ndarray:
+    """What the (rows, bytes) of a matrix stand for, its rows in the model's order."""
+    kind, shape = plan.choices[name].type, (len(encoded), plan.shape(name)[1])
+    values = plan.encoding.encoder.decode(encoded, kind, shape)
+    return _as_in_model(values, row_order(plan.architecture, name))
+
+
 def _begun(plan: GgufPlan, name: str, kind: Type) -> tuple[_Matrix, np.ndarray]:
     """A matrix with its scales chosen, and what its values begin as, in the model's order."""
-    encoder, order = plan.encoding.encoder, row_order(plan.architecture, name)
+    order = row_order(plan.architecture, name)
     rows = _as_in_file(plan.checkpoint.read_float32(plan.source[name]), order)
-    cost = plan.encoding.importance.cost_of(name, rows.shape)
-    squares = squares_of(cost.feedback)
-    found = feedback.encode_with_targets(encoder, rows, kind, squares, cost.column_weights)
-    encoded, targets = found
-    held = HeldScales(encoder, encoded, kind, rows.shape)
+    encoded, targets = begun(plan, name, kind, rows)
+    held = HeldScales(plan.encoding.encoder, encoded, kind, rows.shape)
     return _Matrix(name, held, order), _as_in_model(targets, order)
 
 

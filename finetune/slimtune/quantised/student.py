@@ -5,6 +5,7 @@ token, prompt and answer alike, the file is to say what its model said.
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,8 +18,10 @@ from slimtune.errors import SettingsError
 from slimtune.export import preflight
 from slimtune.export.plan import GgufPlan
 from slimtune.export.quant_types import PLAIN, quantization
-from slimtune.models import loading
+from slimtune.inference.layer_lessons import STEP_TOKENS
+from slimtune.models import loading, memory
 from slimtune.models.folders import local_folder
+from slimtune.models.weights import Checkpoint
 from slimtune.quantised.straight_through import QuantisedTrainer, QuantisedWeights
 from slimtune.quantised.student_file import decided, file_name, planned, write_proven
 from slimtune.training import distillation, distillation_stage, estimates, pipeline, teachers
@@ -43,6 +46,7 @@ def settled(config: Config, student: str) -> Config:
     require_choices(config)
     if settings.alpha != Distillation().alpha:
         _log.warning("caution: distillation.alpha is not read: only the teacher counts")
+    _require_own_teacher(settings, student)
     if settings.teacher_model == "auto":
         _log.info("teacher auto: %s, the student before it is quantised", near(student))
         settings = settings.model_copy(update={"teacher_model": student})
@@ -69,13 +73,21 @@ def plan_distillation(
     config: Config, model: str, dataset: Dataset, text: Sequence[str]
 ) -> dict[str, Any]:
     """The lines of --dry-run: teacher, student and the file."""
-    train, validation = _samples(config, dataset, text)
+    train, validation = samples_of(config, dataset, text)
     run = estimates.student_run(config, model, dataset, text)
     plan = planned(config, model, config.distillation.output_dir.name)
     most = config.distillation.quantised_student if plan.allocation else plan.bytes
     lines = {"text passages": len(text), "file": f"{plan.quantization}, {size(most)}"}
-    lines |= _types_of(plan) | teachers.estimate_teacher(config, [*train, *validation], model)
+    lines["layer by layer"] = f"about {layers_memory(model, train)} with --student layers"
+    lines |= types_of(plan) | teachers.estimate_teacher(config, [*train, *validation], model)
     return lines | dry_run(config, model, run, dataset.train)
+
+
+def layers_memory(model: str, samples: Sequence[Sample]) -> memory.MemoryEstimate:
+    """What it would take to teach the layers one after another."""
+    lengths = [len(one.input_ids) for one in samples]
+    tokens, longest = min(STEP_TOKENS, sum(lengths)), max(lengths, default=0)
+    return memory.layer_by_layer(Checkpoint(local_folder(model)).config, tokens, longest)
 
 
 class _Run:
@@ -88,7 +100,7 @@ class _Run:
 
     def lesson(self, config: Config, dataset: Dataset) -> pipeline.Lesson:
         distillation.require_teachable(config, self._model)
-        train, validation = _samples(config, dataset, self._text)
+        train, validation = samples_of(config, dataset, self._text)
         options = distillation.fit_options(config, self._model, [*train, *validation])
         taught = config.distillation.model_copy(update={"alpha": 1.0})
         options |= {"trainer_class": QuantisedTrainer, "distillation": taught}
@@ -140,10 +152,10 @@ def divergences(curve: Curve) -> dict[str, float]:
 def figures(config: Config, model: str, curve: Curve) -> dict[str, str]:
     """The script's last lines about the file: its divergences, and types that fell back."""
     plan = planned(config, model, config.distillation.output_dir.name)
-    return {"divergence": " -> ".join(map(str, divergences(curve).values()))} | _types_of(plan)
+    return {"divergence": " -> ".join(map(str, divergences(curve).values()))} | types_of(plan)
 
 
-def _types_of(plan: GgufPlan) -> dict[str, str]:
+def types_of(plan: GgufPlan) -> dict[str, str]:
     """Those of a named type; those of a size are decided by what errors cost."""
     known = preflight.preflight_lines(plan) if plan.allocation is None else {}
     return {what: known[what] for what in ("types", "fallbacks") if what in known}
@@ -155,13 +167,26 @@ def file_of(config: Config, model: str) -> Path:
     return final / file_name(planned(config, model, final.name), final.name)
 
 
-def _samples(
+def samples_of(
     config: Config, dataset: Dataset, text: Sequence[str]
 ) -> tuple[list[Sample], list[Sample]]:
     """`distillation.samples_of` with every token learned, that of a prompt as well."""
     groups = distillation.samples_of(config, dataset, text)
     train, validation = ([replace(one, labels=one.input_ids) for one in group] for group in groups)
     return train, validation
+
+
+def _require_own_teacher(settings: Distillation, student: str) -> None:
+    """SettingsError for a teacher other than the student of one that learns layer by layer."""
+    teacher = settings.teacher_model
+    if settings.student != "layers" or teacher == "auto":
+        return
+    if os.path.realpath(teacher) != os.path.realpath(student):
+        raise SettingsError(
+            f"distillation.teacher_model: {teacher} for a student that learns layer by layer",
+            "each layer learns to give what it gave itself before it was rounded",
+            "use --teacher-model auto, or --student full, which can follow another model",
+        )
 
 
 def require_choices(config: Config) -> None:
@@ -178,7 +203,7 @@ def require_choices(config: Config) -> None:
         raise SettingsError(
             f"{asked} of a student that learns by adapters",
             "an adapter moves whole matrices at once, and rounding takes most of it back",
-            "use --student full; a model too large for that: convert_to_gguf.py --target-size",
+            "use --student full, or --student layers for a model too large for that",
         )
     if settings.mode == "sequence":
         raise SettingsError(

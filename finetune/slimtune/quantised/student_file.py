@@ -62,9 +62,18 @@ def planned(config: Config, model: str, name: str) -> GgufPlan:
     return plan
 
 
-def decided(config: Config, plan: GgufPlan, samples: Sequence[Sample], name: str) -> GgufPlan:
-    """The plan with its importance measured on some of the samples, and a type for every matrix."""
-    found = _measured(plan, samples)
+def decided(
+    config: Config,
+    plan: GgufPlan,
+    samples: Sequence[Sample],
+    name: str,
+    scratch: Path | None = None,
+) -> GgufPlan:
+    """The plan with its importance measured on some of the samples, and a type for every matrix.
+
+    What flows through the model lies in `scratch` meanwhile, or among the system's own.
+    """
+    found = _measured(plan, samples, scratch)
     plan = replace(plan, encoding=replace(plan.encoding, importance=found))
     if plan.allocation is None:
         return plan
@@ -116,11 +125,11 @@ def require_possible_when_cut(config: Config, base: str, name: str, parameters: 
         allocation.require_possible_when_cut(plan, _gguf(config), name, parameters)
 
 
-def _measured(plan: GgufPlan, samples: Sequence[Sample]) -> Importance:
+def _measured(plan: GgufPlan, samples: Sequence[Sample], folder: Path | None) -> Importance:
     step = max(1, len(samples) // _MEASURED)
     rows = [sample.input_ids for sample in samples[::step][:_MEASURED]]
     batches = batches_of(rows, _BATCH_TOKENS)
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory(dir=folder) as scratch:
         found = importance.observe(
             as_source(plan.folder), plan, batches, Path(scratch), sensitive=True
         )

@@ -162,6 +162,7 @@ def _does_not_fit(run: Run, available: int) -> ResourceError:
     if not run.recipe.streamed and streaming.would_fit(run, available):
         ways.insert(0, f"set {named('training.stream_base')} to auto")
     if run.through_a_file:
+        ways.insert(0, "let its layers learn one after another with --student layers")
         ways.append("let the encoder alone make the file with convert_to_gguf.py --target-size")
     return ResourceError(
         f"training.batch_size auto: not even one row fits into {memory.gigabytes(available)}",

@@ -66,7 +66,7 @@ def new_checkpoint(
     if first_process():
         (partial / _PICKLED_ARGUMENTS).unlink(missing_ok=True)
         state.save_to_json(str(partial / STATE))
-        _seal(partial, final, {"step": state.global_step, "finished": finished})
+        seal_as(partial, final, {"step": state.global_step, "finished": finished})
         _remove_others(folder, {final.name, checkpoint_of(folder, state.best_global_step).name})
     wait()
 
@@ -91,7 +91,8 @@ def load_weights(model: PreTrainedModel | PeftModel, checkpoint: Path) -> None:
         model.load_state_dict(load_file(file), strict=False)
 
 
-def _seal(partial: Path, final: Path, facts: dict[str, Any]) -> None:
+def seal_as(partial: Path, final: Path, facts: dict[str, Any]) -> None:
+    """Give a written folder its name: whole, on the disk, with a manifest of `facts`."""
     files = seal(partial, without=CHECKPOINT_MANIFEST)
     write_json(partial / CHECKPOINT_MANIFEST, facts | {"files": files})
     flush(partial)
@@ -123,7 +124,7 @@ def to_resume(folder: Path, conditions: Mapping[str, str]) -> Path | None:
     for checkpoint in reversed(checkpoints):
         fault = _fault(checkpoint)
         if fault is None:
-            _require_same(folder, conditions)
+            require_same(folder, conditions)
             _log.info("resuming from %s", near(checkpoint))
             return checkpoint
         _log.warning("%s: not whole (%s), passed over", near(checkpoint), fault)
@@ -250,7 +251,8 @@ def conditions_of(folder: Path) -> dict[str, str]:
     return {name: value for name, value in read.items() if isinstance(value, str)}
 
 
-def _require_same(folder: Path, conditions: Mapping[str, str]) -> None:
+def require_same(folder: Path, conditions: Mapping[str, str]) -> None:
+    """SettingsError naming every condition that is not what the run in `folder` was begun under."""
     before = conditions_of(folder)
     names = [name for name in {**before, **conditions} if before.get(name) != conditions.get(name)]
     if names:

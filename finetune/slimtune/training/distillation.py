@@ -17,7 +17,7 @@ import torch
 from slimtune.artifacts.files import text_lines
 from slimtune.config import Config, Distillation
 from slimtune.config.fields import ELSEWHERE
-from slimtune.errors import QualityError
+from slimtune.errors import QualityError, SettingsError
 from slimtune.models.folders import local_folder
 from slimtune.models.gguf_header import is_gguf
 from slimtune.models.weights import Checkpoint
@@ -76,7 +76,9 @@ def numbered_samples(*groups: Sequence[Sample]) -> list[list[Sample]]:
 def require_teachable(config: Config, student: str) -> None:
     """InputError unless the teacher is a whole model, with the student's vocabulary or more where
     the two are compared token by token, and the student one that can learn; SettingsError for
-    choices that a shared out student does not allow."""
+    choices that a shared out student does not allow, and for layers that learn one by one where
+    nothing is rounded."""
+    _require_rounded(config.distillation)
     sharding.require_supported(config, whole=config.distillation.student == "full")
     teacher = config.distillation.teacher_model
     if not (teacher.startswith(ELSEWHERE) or is_gguf(teacher)):  # `teacher_places` looked at those
@@ -85,10 +87,19 @@ def require_teachable(config: Config, student: str) -> None:
             ids_in_teacher(teacher, student)
     learner = Checkpoint(local_folder(student))
     learner.require_full_precision("train a student")
-    if "sparsity" in learner.config and config.distillation.student == "full":
+    if "sparsity" in learner.config and config.distillation.student != "lora":
         _log.warning(
             "caution: the student's zeros come back to life when all weights learn; --student lora "
             "keeps them"
+        )
+
+
+def _require_rounded(settings: Distillation) -> None:
+    if settings.student == "layers" and settings.quantised_student is None:
+        raise SettingsError(
+            "distillation.student: layers of a student that is not quantised",
+            "a layer learns to give through the types of a file what it gave without",
+            "add --quantised-student Q4_K_M, or use --student full or --student lora",
         )
 
 

@@ -83,6 +83,11 @@ def plan_distillation(
     return {"text passages": len(text)} | asked | dry_run(config, student, run, dataset.train)
 
 
+def figures(config: Config, student: str, curve: Curve) -> dict[str, str]:
+    """The script's last line about a student."""
+    return {"perplexity": " -> ".join(map(str, distillation.perplexities(curve).values()))}
+
+
 def _lesson(model: str, text: Sequence[str], config: Config, dataset: Dataset) -> pipeline.Lesson:
     distillation.require_teachable(config, model)
     train, validation = distillation.samples_of(config, dataset, text)

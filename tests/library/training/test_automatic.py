@@ -129,6 +129,7 @@ def test_no_row_that_fits_is_an_error(base, monkeypatch) -> None:
     with pytest.raises(ResourceError) as raised:
         automatic.settled(config, replace(run, through_a_file=True))
     assert "convert_to_gguf.py --target-size" in raised.value.cure
+    assert "--student layers" in raised.value.cure
 
 
 def test_a_dry_run_shows_what_does_not_fit(base, monkeypatch) -> None:
