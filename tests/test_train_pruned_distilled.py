@@ -351,6 +351,17 @@ def test_the_last_stage_distils_into_the_file_that_is_named(settings, small, tmp
     assert "none: all have finished" in succeeds(*words).out
 
 
+def test_the_layers_of_that_file_may_learn_one_after_another(settings, small, tmp_path) -> None:
+    out = shutil.copytree(small, tmp_path / "out")
+    words = ("train_pruned_distilled", *settings, "--output-dir", out, "--stages", "quantise")
+    words += ("--quantised-student", "Q4_K_M", "--student", "layers")
+    succeeds(*words)
+    run = json.loads((out / "final-Q4_K_M" / "run.json").read_text(encoding="utf-8"))
+    assert all(after <= before for before, after in run["metrics"]["layer_errors"])
+    assert run["settings"]["distillation"]["teacher_model"] == str(out / "final")
+    assert (out / "final-Q4_K_M" / "final-Q4_K_M.gguf").is_file()
+
+
 def test_a_file_that_cannot_be_is_refused_before_the_first_stage(settings, merged, tmp_path):
     words = ("train_pruned_distilled", *settings, "--output-dir", tmp_path / "out")
     refused(2, "nothing is rounded in it", *words, "--quantised-student", "F16")
