@@ -29,7 +29,7 @@ sys.path.insert(0, str(FINETUNE))
 MIXTURES = ("Q4_K_S", "Q4_K_M")
 BARS = {("Q4_K_S", "mixture"): 0.0056, ("Q4_K_M", "sensitivity"): 0.0039}
 STUDENTS = {"full": "whole", "layers": "layer by layer"}
-EPOCHS = {"full": "1", "layers": "2"}  # 58 steps, and 46 updates of each layer
+EPOCHS = {"full": "1", "layers": "2"}  # 58 steps, and 56 updates of each layer
 COSTS = ("bytes", "updates", "bytes changed", "before, by torch", "after", "CPU s", "MB")
 _PASSAGES = "raw/sample_text.txt"
 
