@@ -69,7 +69,7 @@ def partials(*where: object) -> list[str]:
 
 
 # The weights of a checkpoint are written; what is called next makes it whole.
-SAVE = "slimtune.training.checkpoints._seal"
+SAVE = "slimtune.training.checkpoints.seal_as"
 STEP = "slimtune.training.trainer.SlimTrainer.training_step"
 
 
