@@ -1,6 +1,7 @@
 """llama.cpp's server in a child process: who reaches it, what it is asked, each way it can fail."""
 
 import os
+import signal
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -91,11 +92,13 @@ def test_nothing_of_it_is_left(greedy):
 def test_a_server_that_dies_or_answers_late_is_told(greedy):
     with LlamaServer(greedy, **ROOM) as server:
         server.patience = 0.2  # only now: a busy machine may take longer to load
-        os.kill(server.process, 19)  # SIGSTOP
+        os.kill(server.process, signal.SIGSTOP)
+        # Until all its threads stand still: on a busy machine one of them answered after the kill.
+        os.waitid(os.P_PID, server.process, os.WSTOPPED | os.WNOWAIT)
         with pytest.raises(ResourceError, match="gave no answer") as caught:
             server.chat(ASKED, SHORT)
         assert "silent for 0 s" in caught.value.why
-        os.kill(server.process, 9)
+        os.kill(server.process, signal.SIGKILL)
         server._child.wait()
         with pytest.raises(ResourceError, match="killed"):
             server.chat(ASKED, SHORT)
