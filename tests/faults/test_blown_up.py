@@ -69,6 +69,21 @@ def test_a_student_is_judged_by_its_cross_entropy() -> None:
         require_learned(curve(2.0, 3.0, part="ce"), VOCABULARY, "distillation", 1e-3, 1e-3)
 
 
+@pytest.mark.parametrize(("labels", "lost"), [((0.111, 0.113), False), ((2.0, 3.5), True)])
+def test_a_student_that_came_closer_to_its_teacher_may_lose_a_little(labels, lost) -> None:
+    """Its layers had been taught already: the run ended with 5 after an hour, and kept nothing."""
+    judged = [
+        {"step": step, "eval_loss": loss, "eval_ce": ce}
+        for step, (loss, ce) in enumerate(zip((0.0812, 0.076), labels, strict=True))
+    ]
+    found = Curve([{"step": 0, "loss": 0.08}, *judged], 1.0, 1, 2)
+    if lost:
+        with pytest.raises(BlownUp):
+            require_learned(found, VOCABULARY, "distillation", 1e-4, 1e-4)
+    else:
+        require_learned(found, VOCABULARY, "distillation", 1e-4, 1e-4)
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_rate_of_a_million_ends_with_5(method, settings, rows, tmp_path) -> None:
     """The adapter's loss is ln V: it was saved, untrained; whole weights meet NaN on their way."""

@@ -60,6 +60,13 @@ class Curve:
         last = steps[-min(_LAST_STEPS, len(steps) // 2) :]
         return steps[0], sum(last) / len(last)
 
+    @property
+    def gained(self) -> bool:
+        """Whether the loss that was learned by, a student's divergence in it, fell on validation
+        rows."""
+        (_, start), *later = self.validation or [(0, 0.0)]
+        return any(loss < start for _, loss in later)
+
     def metrics(self) -> dict[str, Any]:
         """The numbers for run.json: losses per token, speed in tokens per second."""
         validation = [loss for _, loss in self.validation]
