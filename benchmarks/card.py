@@ -27,7 +27,8 @@ BYTES, MATCH = 0.20, 0.97  # the bars: of the 16-bit bytes, of the fine-tuned mo
 ROWS, TEST_ROWS = 1500, 500
 CUTS = {
     "sample": "--ffn-ratio 0.25 --distillation-epochs 3 --learning-rate 2e-4",
-    "SmolLM2": "--vocabulary trim --languages en --ffn-ratio 0.2 --distillation-epochs 1",
+    "SmolLM2": "--vocabulary trim --languages en --ffn-ratio 0.2 --distillation-epochs 1 "
+    "--distillation-learning-rate 3e-5 --learning-rate 2e-4",
 }
 
 

@@ -59,7 +59,7 @@ def measure_importance(
         rows, kept_back = _kept_back(source, config, rows, longest)
     batches = [batches_of(part, _BATCH_TOKENS) for part in (rows, kept_back)]
     what = "importance and sensitivity" if sensitive else "importance"
-    tokens = sum(batch.tokens for part in batches for batch in part)
+    tokens = sum(batch.tokens for batch in batches[0])
     _log.info("measuring %s on %d tokens of %s", what, tokens, near(file))
     with TemporaryDirectory(dir=output.parent) as scratch:
         sums, counts, costs = observe(

@@ -15,24 +15,25 @@ import torch
 
 
 class Places:
-    """As many as were ever needed at once, each as large as the largest that it held."""
+    """As many as were ever needed at once of a type, each as large as the largest that it held."""
 
     def __init__(self) -> None:
-        self._free: list[torch.Tensor] = []
+        self._free: dict[torch.dtype, list[torch.Tensor]] = {}
 
     def keep(self, one: torch.Tensor) -> "Kept":
         """A copy, to be read until it is given back; on a GPU the tensor itself."""
         if one.device.type != "cpu":
             return Kept(one, None, self)
-        room = self._free.pop() if self._free else None
+        free = self._free.setdefault(one.dtype, [])
+        room = free.pop() if free else None
         if room is None or len(room) < one.nbytes:
             room = torch.frombuffer(mmap.mmap(-1, max(1, one.nbytes)), dtype=torch.uint8)
         data = room[: one.nbytes].view(one.dtype).view(one.shape)
         return Kept(data.copy_(one), room, self)
 
-    def take_back(self, room: torch.Tensor) -> None:
-        """What was kept in `room` may be overwritten."""
-        self._free.append(room)
+    def take_back(self, room: torch.Tensor, dtype: torch.dtype) -> None:
+        """What was kept in `room` may be overwritten by what is of that type."""
+        self._free[dtype].append(room)
 
 
 class Kept:
@@ -50,7 +51,6 @@ class Kept:
         return self._data
 
     def give_back(self) -> None:
-        self._data = None
         if self._room is not None:
-            self._places.take_back(self._room)
-            self._room = None
+            self._places.take_back(self._room, self._data.dtype)
+        self._data = self._room = None

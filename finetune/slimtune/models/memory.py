@@ -151,7 +151,8 @@ def training(config: dict, recipe: Recipe, tokens: int) -> MemoryEstimate:
     layer = activation_bytes(shape, stage, itemsize, recipe.dropout)
     kept = shape.layers * layer
     if recipe.activation_checkpointing or recipe.streamed:
-        kept = shape.layers * shape.hidden * (4 if mixed else itemsize) + layer
+        product = 2 if mixed and recipe.streamed else 0  # of the attention's output layer
+        kept = shape.layers * shape.hidden * ((4 if mixed else itemsize) + product) + layer
     kept += shape.hidden * itemsize  # the last norm
     chunk = min(tokens, _LOGIT_ROWS[recipe.device]) * shape.vocabulary * 4
     moments = round(OPTIMIZERS[recipe.optimizer] * trained)

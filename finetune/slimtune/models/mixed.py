@@ -9,7 +9,7 @@ the backward pass: little is, and in bfloat16, because that is most of what trai
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -113,11 +113,31 @@ def result_unread(module: nn.Module) -> Iterator[None]:
     """Within, nobody reads what `module` gives: an adapted one gives zeros, and keeps what its
     backward pass needs. A layer that is computed once more for that ends in such a product, a
     quarter of what it multiplies."""
+    with _instead(module, unread=True):
+        yield
+
+
+@contextmanager
+def result_known(module: nn.Module, result: torch.Tensor | None) -> Iterator[None]:
+    """Within, an adapted `module` gives a copy of `result` in place of its product, where there is
+    one, and keeps what its backward pass needs."""
+    with _instead(module, known=result) if result is not None else nullcontext():
+        yield
+
+
+def gives_sums(module: nn.Module) -> bool:
+    """Whether `module` is an adapted one whose result may be known or unread."""
     usual = vars(module).get("forward")
-    if not isinstance(usual, partial) or usual.func is not _adapted:
+    return isinstance(usual, partial) and usual.func is _adapted
+
+
+@contextmanager
+def _instead(module: nn.Module, **given: Any) -> Iterator[None]:
+    if not gives_sums(module):
         yield
         return
-    module.forward = partial(usual, unread=True)
+    usual = module.forward
+    module.forward = partial(usual, **given)
     try:
         yield
     finally:
@@ -130,6 +150,7 @@ def _adapted(
     inputs: torch.Tensor,
     *,
     unread: bool = False,
+    known: torch.Tensor | None = None,
 ) -> torch.Tensor:
     # Weights that are made float32 for a while, as to prove a merge, are peft's matter.
     if module.disable_adapters or module.merged or not is_mixed(module.base_layer.weight):
@@ -138,7 +159,8 @@ def _adapted(
     inputs = inputs.to(HALF)
     low = F.linear(module.lora_dropout[name](inputs), module.lora_A[name].weight.to(HALF))
     up = (module.lora_B[name].weight * module.scaling[name]).to(HALF)
-    return _Sum.apply(inputs, module.base_layer.weight, module.base_layer.bias, low, up, unread)
+    weight, bias = module.base_layer.weight, module.base_layer.bias
+    return _Sum.apply(inputs, weight, bias, low, up, unread, known)
 
 
 class _Norm(torch.autograd.Function):
@@ -217,10 +239,13 @@ class _Sum(torch.autograd.Function):
         low: torch.Tensor,
         up: torch.Tensor,
         unread: bool,
+        known: torch.Tensor | None,
     ) -> torch.Tensor:
         ctx.save_for_backward(weight, low, up)
         if unread:
             return x.new_zeros(*x.shape[:-1], len(weight))
+        if known is not None:
+            return known.clone()
         total = (low.flatten(0, -2) @ up.T).addmm_(x.flatten(0, -2), weight.T)
         if bias is not None:
             total.add_(bias)
@@ -230,4 +255,4 @@ class _Sum(torch.autograd.Function):
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple:
         weight, low, up = ctx.saved_tensors
         to_up = (low.flatten(0, -2).T @ upstream.flatten(0, -2)).T
-        return upstream @ weight, None, None, upstream @ up, to_up, None
+        return upstream @ weight, None, None, upstream @ up, to_up, None, None

@@ -23,7 +23,7 @@ from slimtune.models import mixed
 from slimtune.models.compute import Compute
 from slimtune.models.family import place
 from slimtune.models.headers import TensorInfo, read_tensor
-from slimtune.models.kept import Places
+from slimtune.models.kept import Kept, Places
 from slimtune.models.memory import available_memory
 from slimtune.models.read_ahead import Part, ReadAhead, placeholder
 from slimtune.models.weights import EMBEDDING, OUTPUT, Checkpoint, not_finite
@@ -155,7 +155,8 @@ def _streamed(
 
 
 class _Layer(torch.autograd.Function):
-    """y = f(x) whose weights are read anew for the backward pass; keeps x and what f drew by."""
+    """y = f(x) whose weights are read anew for the backward pass; keeps x, what f drew by, and the
+    product of its attention's output layer where it is in bfloat16."""
 
     @staticmethod
     def forward(
@@ -173,7 +174,8 @@ class _Layer(torch.autograd.Function):
         ctx.run, ctx.layer, ctx.reader, ctx.index = run, layer, reader, index
         ctx.conditions = _Conditions(hidden.device)
         reader.open(index, then=index + 1)
-        return run(hidden)
+        with _keeping(layer.self_attn.o_proj, places) as ctx.products:
+            return run(hidden)
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple:
@@ -181,13 +183,31 @@ class _Layer(torch.autograd.Function):
         ctx.reader.open(ctx.index, then=max(0, ctx.index - 1))
         inputs = ctx.kept.data.detach().requires_grad_(ctx.needs_input_grad[0])
         last = ctx.layer.mlp.down_proj  # all that is done with what it gives is to add it
-        with torch.enable_grad(), ctx.conditions.again(), mixed.result_unread(last):
+        product = ctx.products[0].data if ctx.products else None
+        known = mixed.result_known(ctx.layer.self_attn.o_proj, product)
+        with torch.enable_grad(), ctx.conditions.again(), mixed.result_unread(last), known:
             output = ctx.run(inputs)
         wanted = [one for one in (inputs, *trained) if one.requires_grad]
         found = iter(torch.autograd.grad(output, wanted, upstream, allow_unused=True))
         first = next(found) if inputs.requires_grad else None
-        ctx.kept.give_back()
+        for one in (ctx.kept, *ctx.products):
+            one.give_back()
         return first, None, None, None, None, None, *found
+
+
+@contextmanager
+def _keeping(module: nn.Module, places: Places) -> Iterator[list[Kept]]:
+    """Within, what an adapted `module` gives is kept, a tenth of what a layer multiplies; of any
+    other nothing is."""
+    kept: list[Kept] = []
+    if not mixed.gives_sums(module):
+        yield kept
+        return
+    hook = module.register_forward_hook(lambda _, __, output: kept.append(places.keep(output)))
+    try:
+        yield kept
+    finally:
+        hook.remove()
 
 
 class _Conditions:

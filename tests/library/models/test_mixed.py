@@ -227,6 +227,12 @@ def test_a_result_that_nobody_reads_is_not_multiplied_and_its_gradients_are_the_
     assert read.any() and not unread.any() and unread.shape == read.shape
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     assert torch.equal(gradients()[0], read)
+    with mixed.result_known(layer, read.detach()):
+        again, found = gradients()
+    assert torch.equal(again, read)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    with mixed.result_known(layer, torch.full_like(read, 3)):
+        assert gradients()[0].eq(3).all()  # it is what is given
     with mixed.result_unread(model):  # nothing of ours: left alone
         assert "forward" not in vars(model)
 

@@ -10,7 +10,7 @@ from tiny_models import FAMILIES, SHAPE, tiny_samples
 
 from slimtune.config import Config, Distillation, Lora, ModelSection, Options, Training
 from slimtune.errors import InputError, ResourceError, SettingsError
-from slimtune.models import loading, mapped, memory
+from slimtune.models import loading, mapped, memory, mixed
 from slimtune.models.compute import Compute
 from slimtune.models.streamed import reader_of
 from slimtune.training import (
@@ -93,6 +93,21 @@ def require_same(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_and_adapters_are_those_of_a_base_in_memory(tmp_path, family, dtype) -> None:
     require_same(write(tmp_path / "base", family), tmp_path, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_product_that_was_kept_is_not_multiplied_again(base, tmp_path, monkeypatch, dtype):
+    """That of each attention's output layer, in bfloat16: float32 layers are peft's own."""
+    known, usual = [], mixed.result_known
+
+    def watched(module, result):
+        known.append(result)
+        return usual(module, result)
+
+    monkeypatch.setattr(mixed, "result_known", watched)
+    trained(adapted(base, dtype, streamed=True), tmp_path)
+    assert len(known) >= 2 * LAYERS and len(known) % LAYERS == 0
+    assert all((one is None) == (dtype == "float32") for one in known)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16])
