@@ -118,7 +118,7 @@ class Recipe:
     `trained` are the parameters of the adapter (and of modules trained whole); None: all weights
     are trained, and are float32 whatever they are multiplied in. `dropout` is the adapter's.
     `optimizer` is a name of OPTIMIZERS; `device` cpu or cuda. `streamed`: frozen layers come from
-    their files one after another, and each keeps nothing but what goes in.
+    their files one after another, and each keeps what goes in, and one product.
     """
 
     trained: int | None = None
