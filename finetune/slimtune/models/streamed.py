@@ -1,6 +1,6 @@
 """A model whose frozen weights stay in their files: layers come one after another, both ways.
 
-    forward:   open layer i, y = f(x); kept are x and the state of the random numbers
+    forward:   open layer i, y = f(x); kept are x, the state of the random numbers, one product
     backward:  open layer i, y = f(x) again with a graph, gradients of x and of the adapters
 
 transformers' own modules, computed as those of a model in memory are, bit for bit: `read_ahead`
